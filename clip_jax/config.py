@@ -1,0 +1,164 @@
+"""What a CLIP model is, in numbers: frozen dataclasses, to JSON and back."""
+
+import dataclasses
+import json
+from typing import Any, Literal, get_args
+
+Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The text transformer (Radford et al. 2021, section 2.4)."""
+
+    width: int
+    num_layers: int
+    num_heads: int
+    context_length: int = 77
+    vocab_size: int = 49408
+
+    def __post_init__(self):
+        _check_positive(self)
+        _check_heads(self.width, self.num_heads)
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """A Vision Transformer over square images of `image_size` pixels a side."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    num_layers: int
+    num_heads: int
+
+    def __post_init__(self):
+        _check_positive(self)
+        _check_heads(self.width, self.num_heads)
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size must be a multiple of patch_size. "
+                f"Got {self.image_size} and {self.patch_size}."
+            )
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of an image; the sequence has one token more, the class token."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig:
+    """A ModifiedResNet: three-convolution stem, anti-aliased strides, attention pooling."""
+
+    image_size: int
+    width: int
+    stage_depths: tuple[int, int, int, int]
+    num_heads: int
+
+    def __post_init__(self):
+        _check_positive(self)
+        if len(self.stage_depths) != 4 or min(self.stage_depths) < 1:
+            raise ValueError(
+                f"stage_depths must be four positive numbers. Got {self.stage_depths}."
+            )
+        if self.width % 2:
+            raise ValueError(f"width must be even: the stem starts at half. Got {self.width}.")
+        _check_heads(self.num_features, self.num_heads)
+        if self.image_size % 32:
+            raise ValueError(f"image_size must be a multiple of 32. Got {self.image_size}.")
+
+    @property
+    def num_features(self) -> int:
+        """Channels that reach the attention pool."""
+        return 32 * self.width
+
+    @property
+    def num_positions(self) -> int:
+        """Positions that reach the attention pool, without the mean token."""
+        return (self.image_size // 32) ** 2
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPConfig:
+    """Two towers and the space of `embed_dim` dimensions in which they meet.
+
+    `activation` is the transformers' GELU: `quick_gelu` in every OpenAI model; exact `gelu` or
+    `gelu_tanh` in others. It can't be read off the weights, so it is stored with them.
+    """
+
+    embed_dim: int
+    vision: ViTConfig | ResNetConfig
+    text: TextConfig
+    activation: Activation = "quick_gelu"
+
+    def __post_init__(self):
+        _check_positive(self)
+        if self.activation not in get_args(Activation):
+            raise ValueError(
+                f"activation must be one of {', '.join(get_args(Activation))}. "
+                f"Got {self.activation!r}."
+            )
+
+    def to_json(self) -> str:
+        """The configuration as a JSON document, the `config.json` of the native format."""
+        document = dataclasses.asdict(self)
+        kind = "vit" if isinstance(self.vision, ViTConfig) else "resnet"
+        document["vision"] = {"type": kind, **document["vision"]}
+        return json.dumps(document, indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "CLIPConfig":
+        """Reads what `to_json` wrote.
+
+        Raises:
+            ValueError: if the text is not JSON, or a field is missing, unknown or out of range.
+        """
+        try:
+            document = json.loads(text)
+        except ValueError as error:
+            raise ValueError(f"the configuration is not JSON: {error}") from None
+        vision = _fields(document, "vision")
+        kinds = {"vit": ViTConfig, "resnet": ResNetConfig}
+        kind = vision.pop("type", None)
+        if kind not in kinds:
+            raise ValueError(f"vision.type must be one of {', '.join(kinds)}. Got {kind!r}.")
+        if isinstance(vision.get("stage_depths"), list):
+            vision["stage_depths"] = tuple(vision["stage_depths"])
+        towers = {
+            "vision": _build(kinds[kind], vision),
+            "text": _build(TextConfig, _fields(document, "text")),
+        }
+        return _build(cls, {**document, **towers})
+
+
+def _fields(document: Any, name: str) -> dict[str, Any]:
+    fields = document.get(name) if isinstance(document, dict) else None
+    if not isinstance(fields, dict):
+        raise ValueError(f"the configuration must have an object {name!r}.")
+    return dict(fields)
+
+
+def _build(cls: type, fields: dict[str, Any]) -> Any:
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    required = {name for name, field in known.items() if field.default is dataclasses.MISSING}
+    problems = [f"- {name}: missing" for name in sorted(required - fields.keys())]
+    problems += [f"+ {name}: unknown" for name in sorted(fields.keys() - known.keys())]
+    if problems:
+        raise ValueError(f"{cls.__name__} does not fit: " + "; ".join(problems))
+    return cls(**fields)
+
+
+def _check_positive(config: Any) -> None:
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        values = value if isinstance(value, tuple) else (value,)
+        if field.type in (int, tuple[int, int, int, int]) and any(
+            isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values
+        ):
+            raise ValueError(f"{field.name} must be positive and whole. Got {value!r}.")
+
+
+def _check_heads(width: int, num_heads: int) -> None:
+    if width % num_heads:
+        raise ValueError(f"num_heads must divide the width. Got {num_heads} and {width}.")

@@ -1,0 +1,192 @@
+"""CLIP: two towers that meet in one space (Radford et al. 2021, section 2)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
+from jaxtyping import Array, Float
+
+from clip_jax.config import CLIPConfig, ViTConfig
+from clip_jax.nn.layers import Tap, ignore, parameter
+from clip_jax.nn.pixels import normalize_pixels
+from clip_jax.nn.resnet import ModifiedResNet
+from clip_jax.nn.text import TextTower
+from clip_jax.nn.vit import VisionTransformer
+
+
+class CLIP(TextTower):
+    """A CLIP model with either vision tower.
+
+    It is a pytree, so it can be an argument of `jax.jit`, `jax.grad` and `jax.vmap`. Its methods
+    are compiled: called on arrays they run as one program, called inside somebody's own `jit` or
+    `grad` they become part of that one.
+
+    Attributes:
+        config: what was built.
+        dtype: the dtype in which the towers compute; parameters stay float32. LayerNorm,
+            BatchNorm and softmax are float32 in any case.
+        precision: of matrix products and convolutions, a name that `jax.default_matmul_precision`
+            takes. "highest" is true float32 everywhere; "default" admits TF32 on GPUs and one
+            bfloat16 pass on TPUs.
+    """
+
+    def __init__(
+        self,
+        config: CLIPConfig,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        precision: str = "highest",
+        rngs: nnx.Rngs | None = None,
+    ):
+        """Builds a model with fresh parameters, initialised as published.
+
+        Args:
+            config: the architecture.
+            dtype: in which the towers compute: float32, bfloat16 or (not on CPU) float16.
+            precision: of matrix products, for `jax.default_matmul_precision`.
+            rngs: where the parameters come from. Without it the model is abstract: it holds
+                shapes, to be filled by `clip_jax.nn.set_parameters`.
+        """
+        super().__init__(config.text, config.embed_dim, config.activation, rngs=rngs)
+        self.config = config
+        self.dtype = np.dtype(dtype)
+        self.precision = precision
+        self.use_running_average = True  # switched, like every BatchNorm's, by train() and eval()
+        if isinstance(config.vision, ViTConfig):
+            self.visual = VisionTransformer(
+                config.vision, config.embed_dim, config.activation, rngs=rngs
+            )
+        else:
+            self.visual = ModifiedResNet(config.vision, config.embed_dim, rngs=rngs)
+        self.logit_scale = parameter(rngs, jax.nn.initializers.constant(math.log(1 / 0.07)))
+
+    def encode_image(self, images: ArrayLike) -> Float[Array, "b d"]:
+        """Embeds images; not normalised.
+
+        In training (`model.train()`) a ResNet normalises by the batch's statistics and updates
+        its running ones.
+
+        Args:
+            images: (b, n, n, 3) with n the model's image size: uint8 pixels, or floats already
+                normalised by `preprocess`.
+
+        Returns:
+            (b, d) embeddings in the model's dtype.
+
+        Raises:
+            ValueError: if the shape or the dtype is another.
+        """
+        features, statistics = _encode_image(self, self._checked_images(images))
+        nnx.update(self, statistics)
+        return features
+
+    def encode_text(self, tokens: ArrayLike) -> Float[Array, "b d"]:
+        """Embeds token ids; not normalised.
+
+        Columns after the last end token of the batch change nothing, so fewer than the context's
+        77 give the same embeddings sooner.
+
+        Args:
+            tokens: (b, l) integers, l at most the context length, as `clip_jax.tokenize` makes
+                them. A row's embedding is taken at the first occurrence of its largest id.
+
+        Returns:
+            (b, d) embeddings in the model's dtype.
+
+        Raises:
+            ValueError: if the shape, the dtype or (where it can be seen) an id is out of range.
+        """
+        return _encode_text(self, self._checked_tokens(tokens))
+
+    def __call__(
+        self, images: ArrayLike, tokens: ArrayLike
+    ) -> tuple[Float[Array, "i t"], Float[Array, "t i"]]:
+        """Scaled cosine similarities, `(logits_per_image, logits_per_text)`.
+
+        Args:
+            images: (i, n, n, 3), as for `encode_image`.
+            tokens: (t, l), as for `encode_text`.
+
+        Returns:
+            (i, t) float32 logits and their transpose.
+        """
+        images, tokens = self._checked_images(images), self._checked_tokens(tokens)
+        logits, statistics = _logits(self, images, tokens)
+        nnx.update(self, statistics)
+        return logits, logits.T
+
+    def image_features(self, images: Array, tap: Tap = ignore) -> Float[Array, "b d"]:
+        """What `encode_image` compiles; `tap` sees every hidden state as it is computed."""
+        if images.dtype == jnp.uint8:
+            images = normalize_pixels(images)
+        return self.visual(images.astype(self.dtype), tap)
+
+    def _checked_images(self, images: ArrayLike) -> ArrayLike:
+        shape, dtype = np.shape(images), jnp.result_type(images)
+        n = self.config.vision.image_size
+        if len(shape) != 4 or shape[1:] != (n, n, 3):
+            hint = ""
+            if len(shape) == 4 and shape[1] == 3:
+                hint = " That is NCHW, PyTorch's order: give images.transpose(0, 2, 3, 1)."
+            elif len(shape) == 3:
+                hint = " One image needs a batch axis too: give images[None]."
+            raise ValueError(f"images must have shape (batch, {n}, {n}, 3). Got {shape}.{hint}")
+        if dtype != jnp.uint8 and not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(f"images must be uint8 pixels or normalised floats. Got {dtype}.")
+        return images
+
+    def _checked_tokens(self, tokens: ArrayLike) -> ArrayLike:
+        shape, dtype = np.shape(tokens), jnp.result_type(tokens)
+        text = self.config.text
+        if len(shape) != 2 or not 1 <= shape[1] <= text.context_length:
+            raise ValueError(
+                f"tokens must have shape (batch, length) with length 1 to {text.context_length}. "
+                f"Got {shape}."
+            )
+        if not jnp.issubdtype(dtype, jnp.integer):
+            raise ValueError(f"tokens must be integers. Got {dtype}.")
+        # On the host a look is cheap; on a device an id out of range would be clamped in silence.
+        if isinstance(tokens, np.ndarray) and tokens.size:
+            low, high = tokens.min(), tokens.max()
+            if low < 0 or high >= text.vocab_size:
+                raise ValueError(
+                    f"token ids must lie in 0..{text.vocab_size - 1}. Got {low}..{high}."
+                )
+        return tokens
+
+
+def normalize(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
+    """Each row divided by its L2 norm, in float32."""
+    x = x.astype(jnp.float32)
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def _new_statistics(model: CLIP) -> nnx.State:
+    """The BatchNorm statistics of a forward pass in training; nothing in evaluation."""
+    if model.use_running_average:
+        return nnx.State({})
+    return nnx.state(model, nnx.BatchStat)
+
+
+@jax.jit
+def _encode_image(model: CLIP, images: Array) -> tuple[Array, nnx.State]:
+    with jax.default_matmul_precision(model.precision):
+        return model.image_features(images), _new_statistics(model)
+
+
+@jax.jit
+def _encode_text(model: CLIP, tokens: Array) -> Array:
+    with jax.default_matmul_precision(model.precision):
+        return model.text_features(tokens, model.dtype)
+
+
+@jax.jit
+def _logits(model: CLIP, images: Array, tokens: Array) -> tuple[Array, nnx.State]:
+    with jax.default_matmul_precision(model.precision):
+        image = normalize(model.image_features(images))
+        text = normalize(model.text_features(tokens, model.dtype))
+        logits = jnp.exp(model.logit_scale[...]) * image @ text.T
+    return logits, _new_statistics(model)

@@ -1,0 +1,77 @@
+"""The text tower: a causal transformer, pooled at the end-of-text token."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from clip_jax.config import Activation, TextConfig
+from clip_jax.nn.layers import (
+    LayerNorm,
+    Tap,
+    Transformer,
+    ignore,
+    normal,
+    parameter,
+    text_block_init,
+)
+
+
+class TokenEmbedding(nnx.Module):
+    """A table with one row for each id."""
+
+    def __init__(self, vocab_size: int, width: int, *, rngs: nnx.Rngs | None):
+        self.embedding = parameter(rngs, normal(0.02), vocab_size, width)
+
+    def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l w"]:
+        return self.embedding[...][tokens]
+
+
+class TextTower(nnx.Module):
+    """Token ids to embeddings.
+
+    Its arrays lie at the root of an official checkpoint, beside `visual` and `logit_scale`;
+    therefore `CLIP` is a text tower instead of having one.
+    """
+
+    def __init__(
+        self,
+        config: TextConfig,
+        embed_dim: int,
+        activation: Activation,
+        *,
+        rngs: nnx.Rngs | None,
+    ):
+        width = config.width
+        self.token_embedding = TokenEmbedding(config.vocab_size, width, rngs=rngs)
+        self.positional_embedding = parameter(rngs, normal(0.01), config.context_length, width)
+        self.transformer = Transformer(
+            width,
+            config.num_layers,
+            config.num_heads,
+            activation,
+            init=text_block_init(width, config.num_layers),
+            rngs=rngs,
+        )
+        self.ln_final = LayerNorm(width, rngs=rngs)
+        self.text_projection = parameter(rngs, normal(width**-0.5), width, embed_dim)
+
+    def text_features(
+        self, tokens: Int[Array, "b l"], dtype: jnp.dtype, tap: Tap = ignore
+    ) -> Float[Array, "b d"]:
+        """The embeddings of `tokens`, computed in `dtype`; any length up to the context's."""
+        length = tokens.shape[1]
+        x = self.token_embedding(tokens).astype(dtype)  # b l w
+        x = x + self.positional_embedding[...][:length].astype(dtype)
+        # Causal, and no padding mask: id 0 is an ordinary token ("!"), and what stands after the
+        # end token can't be seen from it.
+        x = self.transformer(x, causal_mask(length), tap)
+        x = self.ln_final(x)
+        tap("ln_final", x)
+        # The end-of-text token has the largest id of the vocabulary.
+        x = jnp.take_along_axis(x, tokens.argmax(1)[:, None, None], axis=1)[:, 0]  # b w
+        return x @ self.text_projection[...].astype(dtype)
+
+
+def causal_mask(length: int) -> Bool[Array, "l l"]:
+    """True where a position (row) sees another (column): itself and all before it."""
+    return jnp.tril(jnp.ones((length, length), bool))

@@ -1,0 +1,132 @@
+"""A model's parameters as the public tree: nested dicts of string keys to arrays.
+
+The keys are the official checkpoint's names, cut at the dots; the leaves have Flax's names
+(`kernel`, `bias`, `scale`, `embedding`, `mean`, `var`) and JAX's layouts.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import ArrayLike, DTypeLike
+
+from clip_jax.config import CLIPConfig
+from clip_jax.nn.clip import CLIP
+
+Tree = Mapping[str, Any]
+
+_ALIGNMENT = 64  # of memory that XLA computes on in place
+
+
+def variables(model: CLIP) -> dict[str, nnx.Variable]:
+    """Every parameter and statistic of `model` by its path, such as `visual/conv1/kernel`."""
+    flat = nnx.to_flat_state(nnx.state(model))
+    return {"/".join(map(str, path)): variable for path, variable in flat}
+
+
+def parameter_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every array of the tree by its path; computes nothing."""
+    return {path: variable.shape for path, variable in variables(CLIP(config)).items()}
+
+
+def parameters(model: CLIP) -> dict[str, Any]:
+    """The model's arrays as the public tree; the arrays are shared, not copied."""
+    return nest({path: variable[...] for path, variable in variables(model).items()})
+
+
+def set_parameters(model: CLIP, tree: Tree) -> None:
+    """Fills `model` with the arrays of a public tree, as they are.
+
+    Raises:
+        ValueError: if arrays are missing, unexpected or misshapen; lists them all, and leaves the
+            model as it was.
+    """
+    targets, arrays = variables(model), flatten(tree)
+    if problems := misfits({path: v.shape for path, v in targets.items()}, arrays):
+        heading = f"{len(problems)} parameters do not fit the model:"
+        raise ValueError("\n".join([heading, *problems]))
+    for path, variable in targets.items():
+        variable.set_value(arrays[path])
+
+
+def from_parameters(
+    config: CLIPConfig,
+    tree: Tree,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    precision: str = "highest",
+) -> CLIP:
+    """A model with the parameters of a public tree, cast to float32.
+
+    Args:
+        config: the architecture the tree belongs to.
+        tree: nested dicts of NumPy or JAX arrays, in any float dtype.
+        dtype: in which the towers compute.
+        precision: of matrix products, for `jax.default_matmul_precision`.
+
+    Raises:
+        ValueError: lists every array that is missing, unexpected or misshapen.
+    """
+    model = CLIP(config, dtype=dtype, precision=precision)
+    set_parameters(model, tree)
+    for variable in variables(model).values():
+        variable.set_value(_float32(variable.get_value()))
+    return model
+
+
+def float32_copy(array: ArrayLike) -> np.ndarray:
+    """A C-contiguous float32 copy in memory that a CPU device can adopt instead of copying it."""
+    shape = np.shape(array)
+    size = 4 * math.prod(shape)
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    begin = -memory.ctypes.data % _ALIGNMENT
+    copy = memory[begin : begin + size].view(np.float32).reshape(shape)
+    np.copyto(copy, np.asarray(array))
+    return copy
+
+
+def _float32(array: ArrayLike) -> jax.Array:
+    if isinstance(array, jax.Array):
+        return array.astype(jnp.float32)
+    return jax.device_put(float32_copy(array))
+
+
+def misfits(shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Any]) -> list[str]:
+    """What keeps arrays from filling these shapes: missing (-), unexpected (+), misshapen (!)."""
+    problems = [f"- {path}: missing" for path in shapes if path not in arrays]
+    problems += [f"+ {path}: unexpected" for path in arrays if path not in shapes]
+    problems += [
+        f"! {path}: expected shape {tuple(shape)}. Got {np.shape(arrays[path])}"
+        for path, shape in shapes.items()
+        if path in arrays and np.shape(arrays[path]) != tuple(shape)
+    ]
+    return problems
+
+
+def flatten(tree: Tree) -> dict[str, Any]:
+    """Paths to arrays, from nested dicts; the inverse of `nest`."""
+    return dict(_walk(tree, ""))
+
+
+def nest(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts, from paths to arrays."""
+    root: dict[str, Any] = {}
+    for path, array in arrays.items():
+        *parents, leaf = path.split("/")
+        node = root
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[leaf] = array
+    return root
+
+
+def _walk(tree: Tree, prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _walk(value, f"{prefix}{key}/")
+        else:
+            yield prefix + key, value

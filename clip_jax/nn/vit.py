@@ -1,0 +1,74 @@
+"""The Vision Transformer (Dosovitskiy et al. 2020), as CLIP uses it."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from clip_jax.config import Activation, ViTConfig
+from clip_jax.nn.layers import (
+    LayerNorm,
+    Tap,
+    Transformer,
+    ignore,
+    normal,
+    parameter,
+    uniform_fan_in,
+    vision_block_init,
+)
+
+
+class PatchEmbedding(nnx.Module):
+    """A convolution whose kernel is its stride: every patch times one matrix, no bias."""
+
+    def __init__(self, patch_size: int, width: int, *, rngs: nnx.Rngs | None):
+        fan_in = 3 * patch_size**2
+        self.kernel = parameter(rngs, uniform_fan_in(fan_in), patch_size, patch_size, 3, width)
+
+    def __call__(self, images: Float[Array, "b n n 3"]) -> Float[Array, "b p w"]:
+        p, width = self.kernel.shape[0], self.kernel.shape[-1]
+        b, n = images.shape[0], images.shape[1] // p
+        patches = images.reshape(b, n, p, n, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        patches = patches.reshape(b, n * n, p * p * 3)
+        return patches @ self.kernel[...].reshape(-1, width).astype(images.dtype)
+
+
+class VisionTransformer(nnx.Module):
+    """Images to embeddings; the class token's row is the image's."""
+
+    def __init__(
+        self,
+        config: ViTConfig,
+        embed_dim: int,
+        activation: Activation,
+        *,
+        rngs: nnx.Rngs | None,
+    ):
+        width = config.width
+        init = normal(width**-0.5)
+        self.conv1 = PatchEmbedding(config.patch_size, width, rngs=rngs)
+        self.class_embedding = parameter(rngs, init, width)
+        self.positional_embedding = parameter(rngs, init, config.num_patches + 1, width)
+        self.ln_pre = LayerNorm(width, rngs=rngs)
+        self.transformer = Transformer(
+            width,
+            config.num_layers,
+            config.num_heads,
+            activation,
+            init=vision_block_init(width),
+            rngs=rngs,
+        )
+        self.ln_post = LayerNorm(width, rngs=rngs)
+        self.proj = parameter(rngs, init, width, embed_dim)
+
+    def __call__(self, images: Float[Array, "b n n 3"], tap: Tap = ignore) -> Float[Array, "b d"]:
+        x = self.conv1(images)  # b p w
+        tap("conv1", x)
+        token = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), x[:, :1].shape)
+        x = jnp.concatenate([token, x], axis=1)  # b p+1 w
+        x = x + self.positional_embedding[...].astype(x.dtype)
+        x = self.ln_pre(x)
+        tap("ln_pre", x)
+        x = self.transformer(x, tap=tap)
+        x = self.ln_post(x[:, 0])  # b w
+        tap("ln_post", x)
+        return x @ self.proj[...].astype(x.dtype)

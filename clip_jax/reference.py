@@ -1,0 +1,74 @@
+"""The PyTorch reference package, put on its feet; `clip-jax parity` and the tests compare with it.
+
+It is PyPI's `clip-anytorch`, run as a black box, and it does not import as it comes on a machine
+without CUDA and with current setuptools. Nothing else in this package needs PyTorch.
+"""
+
+import contextlib
+import importlib
+import sys
+import warnings
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+INSTALL = "pip install torch==2.13.0 torchvision==0.28.0 clip-anytorch"
+
+_kept_alive: list[Any] = []  # torch drops operators when the Library that defined them is collected
+
+
+def import_reference() -> ModuleType:
+    """The reference's `clip` module; its `torch` is in `sys.modules` from then on.
+
+    Raises:
+        ModuleNotFoundError: PyTorch, torchvision or the reference is missing; says how to install
+            them.
+    """
+    with quiet():
+        try:
+            importlib.import_module("torch")
+            _import_torchvision()
+            with _pkg_resources():
+                return importlib.import_module("clip")
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"the PyTorch reference is not installed (no module {error.name}): {INSTALL}",
+                name=error.name,
+            ) from None
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Ignores warnings: PyTorch deprecates parts of itself that the reference uses."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _import_torchvision() -> None:
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:
+        # PyPI's torchvision is built for CUDA and can't load its operators beside a CPU torch, yet
+        # it registers shapes for these two on import: they have to exist, not to work.
+        library = importlib.import_module("torch").library.Library("torchvision", "DEF")
+        for name in ("nms", "qnms"):
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        _kept_alive.append(library)
+        importlib.import_module("torchvision")
+
+
+@contextlib.contextmanager
+def _pkg_resources() -> Iterator[None]:
+    # The reference takes `packaging` from pkg_resources, which setuptools no longer has.
+    stand_in = ModuleType("pkg_resources")
+    importlib.import_module("packaging.version")
+    stand_in.__dict__["packaging"] = importlib.import_module("packaging")
+    installed = sys.modules.get("pkg_resources")
+    sys.modules["pkg_resources"] = stand_in
+    try:
+        yield
+    finally:
+        del sys.modules["pkg_resources"]
+        if installed is not None:
+            sys.modules["pkg_resources"] = installed

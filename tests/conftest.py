@@ -1,0 +1,16 @@
+"""What every test runs under: several devices, and shapes checked as the code runs."""
+
+import os
+
+# Before jax is imported: sharding is tested everywhere, without an accelerator.
+os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from jaxtyping import install_import_hook  # noqa: E402
+
+# The layers' signatures say their shapes; here they are executed. The public entry points are not
+# hooked: they have errors of their own, which are tested.
+install_import_hook(
+    [f"clip_jax.nn.{name}" for name in ("layers", "vit", "resnet", "text", "pixels")],
+    "beartype.beartype",
+)
