@@ -1,0 +1,258 @@
+"""Text to token ids: CLIP's byte-level BPE, equal to the reference's on any Unicode text.
+
+The merge table `data/bpe_merges.npy` is OpenAI's (MIT, `data/LICENSE-bpe`): uint16 (48894, 2), row
+r the ids of the pair that merges at rank r into id 512 + r. It was made from lines 2 to 48,895 of
+`bpe_simple_vocab_16e6.txt.gz` (SHA-256 924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a)
+in the PyPI package clip-anytorch 2.6.0; `tests/test_tokenizer.py` makes it anew and compares.
+"""  # noqa: E501
+
+import functools
+import heapq
+import html
+import operator
+import re
+from array import array
+from collections.abc import Iterable
+from importlib import resources
+from itertools import chain, islice, pairwise
+
+import numpy as np
+from jaxtyping import Int32, UInt16
+
+START, END = 49406, 49407
+_LITERALS = {"<|startoftext|>": START, "<|endoftext|>": END}
+
+# Ids 0..255 stand for these bytes, in this order; ids 256..511 for the same at the end of a word.
+_PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_BYTES = bytes(_PRINTABLE + [b for b in range(256) if b not in _PRINTABLE])
+_BYTE_TO_ID = bytes(_BYTES.index(byte) for byte in range(256))  # for bytes.translate
+_END_OF_WORD = 256
+
+# On text free of these, all that ftfy and html.unescape do is straighten curly quotes; skipping
+# them saves four fifths of the work. "&" may begin an entity, ftfy deletes vertical tabs, and of
+# characters beyond ASCII those are listed that it never takes for mojibake, whatever stands beside,
+# except for quotes next to accented letters. A test goes through all their triples.
+_MAY_NEED_REPAIR = re.compile(
+    r"[^\t\n\f\r -~à-öø-ÿ–—‘’“”]|&(?! )|[à-öø-ÿ][‘“”]|[‘“”][à-öø-ÿ]"
+).search
+
+# The literals are matched whatever their case, and after case folding: "'ſ" is a suffix as "'s" is.
+_PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+
+
+def tokenize(
+    texts: str | Iterable[str], context_length: int = 77, truncate: bool = False
+) -> Int32[np.ndarray, "b l"]:
+    """Turn texts into rows of token ids: start, the text's ids, end, then zeros.
+
+    Args:
+        texts: one text or any number of them (a list, tuple, 1-D array of strings, ...).
+        context_length: the length of a row, at least 2.
+        truncate: cut texts that are too long, keeping the end token; otherwise they are an error.
+
+    Returns:
+        One row a text, also for a single string; no rows for an empty list.
+
+    Raises:
+        ValueError: a text has too many tokens, or `context_length` is below 2.
+        TypeError: something is not a string.
+
+    Example:
+        >>> tokenize("a diagram", context_length=6)
+        array([[49406,   320, 22697, 49407,     0,     0]], dtype=int32)
+    """
+    context_length = operator.index(context_length)
+    if context_length < 2:
+        raise ValueError(
+            f"context_length must be at least 2, for the start and end tokens; got {context_length}"
+        )
+    room = context_length - 2
+    flat = array("i")  # 4 bytes an id, however many texts there are
+    lengths = array("q")
+    for position, text in enumerate(_as_strings(texts)):
+        if not isinstance(text, str):
+            raise TypeError(f"texts[{position}] must be a string, got {_describe(text)}")
+        ids = _ids(text)
+        row = [START, *(islice(ids, room) if truncate else ids), END]
+        if len(row) > context_length:
+            raise ValueError(
+                f"{_shortened(text)} has {len(row)} tokens with its start and end, more than the "
+                f"context length of {context_length}; pass truncate=True to cut it"
+            )
+        flat.extend(row)
+        lengths.append(len(row))
+    tokens = np.zeros((len(lengths), context_length), np.int32)
+    tokens[np.arange(context_length) < np.asarray(lengths)[:, None]] = flat
+    return tokens
+
+
+def encode(text: str) -> list[int]:
+    """The ids of one text of any length, without start, end and padding.
+
+    Example:
+        >>> encode("a photo of a cat.")
+        [320, 1125, 539, 320, 2368, 269]
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"text must be a string, got {_describe(text)}")
+    return list(_ids(text))
+
+
+def decode(ids: Iterable[int]) -> str:
+    """The text that a row of ids stands for: lower-cased, a space after every piece.
+
+    A leading start token is left out, and so is everything from the first end token on. Ids that
+    are not whole UTF-8 characters become U+FFFD.
+
+    Raises:
+        ValueError: an id is not in the vocabulary.
+
+    Example:
+        >>> decode(tokenize("A photo of a CAT.")[0])
+        'a photo of a cat .'
+    """
+    vocabulary = _words().vocabulary
+    joined = bytearray()
+    for position, number in enumerate(ids):
+        number = operator.index(number)
+        if not 0 <= number < len(vocabulary):
+            raise ValueError(f"ids[{position}] must be in 0..{len(vocabulary) - 1}, got {number}")
+        if number == END:
+            break
+        if number != START or position > 0:
+            joined += vocabulary[number]
+    return joined.decode(errors="replace").strip()
+
+
+def _as_strings(texts: object) -> Iterable[object]:
+    if isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, np.ndarray):
+        texts = texts.tolist()
+        return texts if isinstance(texts, list) else [texts]
+    if isinstance(texts, (bytes, bytearray)) or not isinstance(texts, Iterable):
+        raise TypeError(f"texts must be a string or a list of strings, got {_describe(texts)}")
+    return texts
+
+
+def _describe(value: object) -> str:
+    hint = "; decode it first" if isinstance(value, (bytes, bytearray)) else ""
+    return f"{type(value).__name__} {_shortened(value)}{hint}"
+
+
+def _shortened(value: object) -> str:
+    # Cut before quoting too: the text may be a gigabyte.
+    quoted = repr(value[:200] if isinstance(value, (str, bytes, bytearray)) else value)
+    whole = not isinstance(value, (str, bytes, bytearray)) or len(value) <= 200
+    return quoted if whole and len(quoted) <= 200 else f"{quoted[:200]}..."
+
+
+def _ids(text: str) -> Iterable[int]:
+    words = _words()
+    if _MAY_NEED_REPAIR(text):
+        spaced = words.spaces.sub(" ", words.repair(text).strip()).strip()
+        return chain.from_iterable(map(words.__getitem__, spaced.lower().split(" ")))
+    if not text.isascii():
+        text = text.replace("’", "'").replace("‘", "'").replace("“", '"').replace("”", '"')
+    return chain.from_iterable(map(words.__getitem__, text.lower().split()))
+
+
+class _Words(dict[str, tuple[int, ...]]):
+    """The ids of every word seen lately; a word that is missing is worked out on access.
+
+    A word is what stands between spaces. Threads may share it: the worst that a race does is to
+    work out a word twice.
+    """
+
+    MAX_WORDS: int = 1 << 16
+    MAX_LENGTH: int = 64  # characters; longer words are rare and could fill the memory
+    MAX_QUADRATIC: int = 48  # bytes; from here on a heap is faster than looking through all pairs
+
+    def __init__(self, merges: UInt16[np.ndarray, "r 2"]) -> None:
+        # Imported here, because `import clip_jax` should not pay for what not everybody uses.
+        import ftfy
+        import regex
+
+        self._fix_text = ftfy.fix_text
+        self._pieces = regex.compile(_PIECES, regex.IGNORECASE).findall
+        self.spaces = regex.compile(r"\s+")
+        pairs = zip(*merges.T.tolist(), strict=True)
+        self._merged = dict(zip(pairs, range(512, START), strict=True))
+        self.vocabulary = [_BYTES[i : i + 1] for i in range(256)]
+        self.vocabulary += [byte + b" " for byte in self.vocabulary]
+        for a, b in merges.tolist():
+            self.vocabulary.append(self.vocabulary[a] + self.vocabulary[b])
+        # A word that is a token merges into just that token: true of all 34,483 (a test says so).
+        whole = enumerate(self.vocabulary[_END_OF_WORD:], _END_OF_WORD)
+        self._whole = {word: (i,) for i, word in whole if word.endswith(b" ")}
+        self.vocabulary += [literal.encode() for literal in _LITERALS]
+
+    def repair(self, text: str) -> str:
+        return html.unescape(html.unescape(self._fix_text(text)))
+
+    def __missing__(self, word: str) -> tuple[int, ...]:
+        if (word.isascii() and word.isalpha()) or (pieces := self._pieces(word)) == [word]:
+            ids = self._piece(word)
+        else:  # a piece by itself is one piece again, so this goes no deeper
+            ids = tuple(chain.from_iterable(map(self.__getitem__, pieces)))
+        if len(word) <= self.MAX_LENGTH:
+            if len(self) >= self.MAX_WORDS:
+                self.clear()
+            self[word] = ids
+        return ids
+
+    def _piece(self, piece: str) -> tuple[int, ...]:
+        if piece in _LITERALS:
+            return (_LITERALS[piece],)
+        encoded = piece.encode()
+        return self._whole.get(encoded + b" ") or tuple(self._merge(encoded))
+
+    def _merge(self, piece: bytes) -> list[int]:
+        ids = list(piece.translate(_BYTE_TO_ID))
+        ids[-1] += _END_OF_WORD
+        if len(ids) > self.MAX_QUADRATIC:
+            return _merge_long(ids, self._merged)
+        # The ids of merges ascend with their ranks: the lowest id is the first to be merged, and
+        # whatever pairs that makes come later.
+        merged = self._merged.get
+        found = [merged(pair, END) for pair in pairwise(ids)]
+        while found and (best := min(found)) != END:
+            i = found.index(best)
+            ids[i] = best
+            del ids[i + 1], found[i]
+            if i > 0:
+                found[i - 1] = merged((ids[i - 1], best), END)
+            if i < len(found):
+                found[i] = merged((best, ids[i + 1]), END)
+        return ids
+
+
+def _merge_long(ids: list[int], merged: dict[tuple[int, int], int]) -> list[int]:
+    # The same merges in n log n: a heap of (merge, place) over a doubly linked list. All places of
+    # one merge leave the heap together, left to right, before any pair that it makes.
+    size = len(ids)
+    after = list(range(1, size + 1))
+    before = list(range(-1, size - 1))
+    heap = [(merged[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in merged]
+    heapq.heapify(heap)
+    gone = -1
+    while heap:
+        best, i = heapq.heappop(heap)
+        j = after[i]
+        if ids[i] == gone or j == size or merged.get((ids[i], ids[j])) != best:
+            continue  # one of the two has been merged with another in the meantime
+        ids[i], ids[j] = best, gone
+        after[i] = j = after[j]
+        if j < size:
+            before[j] = i
+            if (new := merged.get((best, ids[j]))) is not None:
+                heapq.heappush(heap, (new, i))
+        if (h := before[i]) >= 0 and (new := merged.get((ids[h], best))) is not None:
+            heapq.heappush(heap, (new, h))
+    return [number for number in ids if number != gone]
+
+
+@functools.cache
+def _words() -> _Words:
+    with resources.files("clip_jax.data").joinpath("bpe_merges.npy").open("rb") as file:
+        return _Words(np.load(file, allow_pickle=False))
