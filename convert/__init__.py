@@ -1,0 +1,6 @@
+"""Other people's checkpoints to our parameter tree and back."""
+
+from clip_jax.convert.pytorch import from_pytorch as from_pytorch
+from clip_jax.convert.pytorch import to_pytorch as to_pytorch
+from clip_jax.convert.reader import read_checkpoint as read_checkpoint
+from clip_jax.convert.writer import write_pytorch as write_pytorch

@@ -1,0 +1,124 @@
+"""The configuration of an official checkpoint, read off the shapes of its arrays."""
+
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+
+from clip_jax.config import Activation, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from clip_jax.errors import CheckpointError
+
+Shapes = Mapping[str, tuple[int, ...]]
+# Arrays that tell a number, each by one of its axes. What most of them say is taken, so that one
+# misshapen array is found against the others instead of misleading the whole comparison.
+Witnesses = tuple[tuple[str, int], ...]
+
+EMBED_DIM: Witnesses = (
+    ("text_projection", 1),
+    ("visual.proj", 1),
+    ("visual.attnpool.c_proj.weight", 0),
+    ("visual.attnpool.c_proj.bias", 0),
+)
+TEXT_WIDTH: Witnesses = (
+    ("ln_final.weight", 0),
+    ("ln_final.bias", 0),
+    ("positional_embedding", 1),
+    ("token_embedding.weight", 1),
+    ("text_projection", 0),
+)
+CONTEXT_LENGTH: Witnesses = (("positional_embedding", 0),)
+VOCAB_SIZE: Witnesses = (("token_embedding.weight", 0),)
+VIT_WIDTH: Witnesses = (
+    ("visual.ln_post.weight", 0),
+    ("visual.ln_pre.weight", 0),
+    ("visual.class_embedding", 0),
+    ("visual.conv1.weight", 0),
+    ("visual.proj", 0),
+)
+VIT_PATCH: Witnesses = (("visual.conv1.weight", 3), ("visual.conv1.weight", 2))
+VIT_TOKENS: Witnesses = (("visual.positional_embedding", 0),)
+RESNET_WIDTH: Witnesses = (
+    ("visual.conv3.weight", 0),
+    ("visual.bn3.weight", 0),
+    ("visual.bn3.bias", 0),
+)
+RESNET_TOKENS: Witnesses = (("visual.attnpool.positional_embedding", 0),)
+
+
+def infer_config(shapes: Shapes, activation: Activation) -> CLIPConfig:
+    """The configuration that arrays of these official names and shapes belong to.
+
+    Args:
+        shapes: by official name, in PyTorch's layout.
+        activation: leaves no trace in the shapes, so it has to be said.
+
+    Raises:
+        CheckpointError: if the arrays that tell the configuration are missing or tell none.
+    """
+    is_vit = "visual.proj" in shapes or any(n.startswith("visual.transformer.") for n in shapes)
+    try:
+        width = _number("text width", TEXT_WIDTH, shapes)
+        text = TextConfig(
+            width=width,
+            num_layers=_count(r"transformer\.resblocks\.(\d+)\.", shapes),
+            num_heads=max(width // 64, 1),
+            context_length=_number("context length", CONTEXT_LENGTH, shapes),
+            vocab_size=_number("vocabulary size", VOCAB_SIZE, shapes),
+        )
+        return CLIPConfig(
+            embed_dim=_number("embedding size", EMBED_DIM, shapes),
+            vision=_infer_vit(shapes) if is_vit else _infer_resnet(shapes),
+            text=text,
+            activation=activation,
+        )
+    except ValueError as error:
+        raise CheckpointError(f"the shapes of the arrays describe no CLIP model: {error}") from None
+
+
+def _infer_vit(shapes: Shapes) -> ViTConfig:
+    width = _number("vision width", VIT_WIDTH, shapes)
+    patch_size = _number("patch size", VIT_PATCH, shapes)
+    return ViTConfig(
+        image_size=patch_size * _side(_number("image size", VIT_TOKENS, shapes)),
+        patch_size=patch_size,
+        width=width,
+        num_layers=_count(r"visual\.transformer\.resblocks\.(\d+)\.", shapes),
+        num_heads=max(width // 64, 1),
+    )
+
+
+def _infer_resnet(shapes: Shapes) -> ResNetConfig:
+    width = _number("vision width", RESNET_WIDTH, shapes)
+    depths = [_count(rf"visual\.layer{stage}\.(\d+)\.", shapes) for stage in (1, 2, 3, 4)]
+    return ResNetConfig(
+        image_size=32 * _side(_number("image size", RESNET_TOKENS, shapes)),
+        width=width,
+        stage_depths=(depths[0], depths[1], depths[2], depths[3]),
+        num_heads=max(32 * width // 64, 1),
+    )
+
+
+def _number(what: str, witnesses: Witnesses, shapes: Shapes) -> int:
+    values = [
+        shapes[name][axis]
+        for name, axis in witnesses
+        if name in shapes and len(shapes[name]) > axis
+    ]
+    if not values:
+        names = ", ".join(dict.fromkeys(name for name, _ in witnesses))
+        raise ValueError(f"nothing tells the {what}: expected {names}")
+    return Counter(values).most_common(1)[0][0]
+
+
+def _count(pattern: str, shapes: Shapes) -> int:
+    numbers = {int(match[1]) for name in shapes if (match := re.match(pattern, name))}
+    highest = max(numbers, default=-1) + 1
+    # A gap is a missing block; a number far out is a wrong name, not a million missing blocks.
+    return highest if highest <= 2 * len(numbers) else len(numbers)
+
+
+def _side(num_tokens: int) -> int:
+    side = math.isqrt(max(num_tokens - 1, 0))
+    if side < 1 or side * side + 1 != num_tokens:
+        raise ValueError(f"{num_tokens} vision positions are not a square and one more")
+    return side

@@ -1,0 +1,63 @@
+"""Arrays to a `.pt` file, by PyTorch itself: the one place that imports it."""
+
+import os
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+_DTYPES = {np.dtype(kind) for kind in "f2 f4 f8 i8 i4 i2 i1 u1 ?".split()}
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def write_pytorch(arrays: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> None:
+    """Writes a state dictionary that `torch.load(path, weights_only=True)` reads, bit for bit.
+
+    The file appears under its name complete or not at all, and replaces one that is there.
+
+    Raises:
+      ModuleNotFoundError: PyTorch is not installed.
+      ValueError: an array has a dtype that the reader of this package would refuse; lists them all.
+    """
+    try:
+        import torch
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "writing a .pt file needs PyTorch: pip install 'clip-jax-flax[torch]', or write "
+            "safetensors instead",
+            name="torch",
+        ) from None
+
+    bad = {
+        name: str(array.dtype)
+        for name, array in arrays.items()
+        if array.dtype.newbyteorder("=") not in _DTYPES | {_BFLOAT16}
+    }
+    if bad:
+        raise ValueError(
+            f"dtypes must be among {sorted(map(str, _DTYPES))} and bfloat16. Got {bad}."
+        )
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        # A fresh copy each: torch.save would store arrays that share memory as one storage, and
+        # from_numpy takes neither read-only nor foreign-endian memory.
+        copy = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
+        if copy.dtype == _BFLOAT16:  # unknown to from_numpy
+            return torch.from_numpy(copy.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(copy)
+
+    path = Path(path)
+    state = {name: tensor(array) for name, array in arrays.items()}
+    # In the same folder, so that the rename can't cross file systems. Not from `tempfile`, whose
+    # files only their owner may read.
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        with open(unfinished, "xb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
