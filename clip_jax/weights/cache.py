@@ -1,0 +1,104 @@
+"""From a model's name to weights on this machine: downloaded once, converted once."""
+
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from clip_jax.catalog import CatalogEntry, lookup
+from clip_jax.convert.pytorch import from_pytorch
+from clip_jax.convert.reader import read_checkpoint
+from clip_jax.weights.download import fetch, has_checksum, locked
+from clip_jax.weights.native import VERSION, save_parameters
+
+Root = str | os.PathLike[str] | None
+
+
+def cache_root(download_root: Root = None) -> Path:
+    """Where weights are kept.
+
+    `download_root` if it is given, else `$CLIP_JAX_CACHE`, else `clip_jax` in the user's cache
+    folder (`$XDG_CACHE_HOME`, usually `~/.cache`).
+    """
+    if download_root is not None:
+        return Path(download_root).expanduser()
+    if own := os.environ.get("CLIP_JAX_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "clip_jax"
+
+
+def cached(name: str, download_root: Root = None) -> bool:
+    """Whether `load(name)` finds the weights on this machine; looks at names, not at contents.
+
+    Raises:
+        ValueError: there is no model of this name.
+    """
+    entry, root = lookup(name), cache_root(download_root)
+    return _native(entry, root).is_dir() or any(path.is_file() for path in _places(entry, root))
+
+
+def archive(name: str, download_root: Root = None, progress: bool = True) -> Path:
+    """The official file of a model, downloaded if this machine has none with its checksum.
+
+    Raises:
+        ValueError: there is no model of this name.
+        DownloadError: it can't be downloaded.
+    """
+    entry, root = lookup(name), cache_root(download_root)
+    for path in _places(entry, root):
+        if has_checksum(path, entry.sha256):
+            return path
+    path = root / entry.file
+    fetch(entry.url, entry.sha256, path, progress)
+    return path
+
+
+def native(name: str, download_root: Root = None, progress: bool = True) -> Path:
+    """The native folder of a model, float32, converted from its official file if there is none.
+
+    The official file's checksum is verified before it is converted, not again later.
+
+    Returns:
+        The folder; or, where none can be written, the official file.
+
+    Raises:
+        ValueError: there is no model of this name.
+        DownloadError: it can't be downloaded.
+        CheckpointError: the official file can't be read.
+    """
+    entry, root = lookup(name), cache_root(download_root)
+    folder = _native(entry, root)
+    if folder.is_dir():
+        return folder
+    source = archive(name, download_root, progress)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with locked(folder):
+            if not folder.is_dir():  # another process may have made it meanwhile
+                _remove_remains(folder)
+                config, params = from_pytorch(read_checkpoint(source))
+                save_parameters(config, params, folder, dtype=np.float32)
+    except OSError as error:
+        warnings.warn(
+            f"the converted weights can't be kept, so every load converts them again: {error}",
+            stacklevel=3,
+        )
+        return source
+    return folder
+
+
+def _native(entry: CatalogEntry, root: Path) -> Path:
+    return root / f"{Path(entry.file).stem}-{entry.sha256[:12]}-v{VERSION}"
+
+
+def _places(entry: CatalogEntry, root: Path) -> tuple[Path, ...]:
+    # The second is where the PyTorch reference keeps the same files.
+    return root / entry.file, Path("~/.cache/clip").expanduser() / entry.file
+
+
+def _remove_remains(folder: Path) -> None:
+    """Removes what killed processes began to write."""
+    for path in folder.parent.glob(f".{folder.name}.*"):
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,252 @@
+"""A file from its address to its place: resumed where it was cut, checked, and by one process."""
+
+import contextlib
+import errno
+import hashlib
+import http.client
+import os
+import shutil
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from tqdm import tqdm
+
+from clip_jax.errors import DownloadError
+
+if sys.platform == "win32":
+    import msvcrt
+else:
+    import fcntl
+
+ATTEMPTS = 3
+PAUSE = 1.0  # seconds before the second attempt, one more before each after it
+TIMEOUT = 30.0  # seconds without a byte
+_BLOCK = 1 << 18
+
+
+class _Failed(Exception):
+    """Why a download can't succeed."""
+
+
+class _Cut(_Failed):
+    """Why a download stopped early, where trying again may help."""
+
+
+def fetch(url: str, sha256: str, path: Path, progress: bool = True) -> None:
+    """Makes sure that `path` is the file at `url`.
+
+    What arrives is kept in `<path>.part`, from which a later call goes on, and takes the name
+    `path` only when it is complete and its checksum is right. Of several processes one downloads;
+    the others wait for it.
+
+    Args:
+        url: the address.
+        sha256: the file's checksum, in hexadecimal.
+        path: where it goes. A file that is there and has the checksum is left alone; one with
+            another checksum is replaced.
+        progress: whether to draw a bar on standard error.
+
+    Raises:
+        DownloadError: no connection, no such page, wrong contents, no space or no permission;
+            says how to put the file there by hand.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path):
+            if not has_checksum(path, sha256):
+                _download(url, sha256, path, progress)
+    except _Failed as error:
+        reason = str(error)
+    except OSError as error:
+        where = error.filename or path.parent
+        reason = (
+            f"{error.strerror or error} ({where}); another folder can be chosen with "
+            f"download_root= or the environment variable CLIP_JAX_CACHE"
+        )
+    else:
+        return
+    raise DownloadError(
+        f"{path.name} could not be downloaded: {reason}. By hand: fetch {url} and save it as {path}"
+    )
+
+
+def has_checksum(path: Path, sha256: str) -> bool:
+    """Whether `path` is a readable file with this SHA-256."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest() == sha256
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keeps other processes out of the same block for `path`; waits for one that is in it.
+
+    The system lets go of the lock when a process dies, so none is ever stale.
+
+    Raises:
+        OSError: the folder can't be written to, or its file system has no locks.
+    """
+    lock = path.with_name(f"{path.name}.lock")
+    while True:
+        file = open(lock, "ab")
+        try:
+            _acquire(file, path)
+            # Who held it before removed the file: then this is a lock on a name that is gone.
+            if _is_at(file, lock):
+                break
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+    try:
+        yield
+    finally:
+        _remove(lock)  # Windows removes no open file: there it stays
+        file.close()
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _acquire(file: BinaryIO, path: Path) -> None:
+    if _try_acquire(file):
+        return
+    print(f"waiting for another process that is making {path} ...", file=sys.stderr, flush=True)
+    while not _try_acquire(file):
+        time.sleep(0.1)
+
+
+def _try_acquire(file: BinaryIO) -> bool:
+    try:
+        if sys.platform == "win32":
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
+            return False
+        raise
+    return True
+
+
+def _download(url: str, sha256: str, path: Path, progress: bool) -> None:
+    part = path.with_name(f"{path.name}.part")
+    try:
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                _complete(url, sha256, part, path.name if progress else None)
+                break
+            except _Cut:
+                if attempt == ATTEMPTS:
+                    raise
+                time.sleep(PAUSE * attempt)
+        os.replace(part, path)
+    except OSError:
+        _remove(part)  # most of all where the disk is full: don't leave it so
+        raise
+    except BaseException:
+        if part.exists() and not part.stat().st_size:
+            _remove(part)
+        raise
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink()
+
+
+def _complete(url: str, sha256: str, part: Path, label: str | None) -> None:
+    """Downloads what `part` lacks; returns when it is whole and right."""
+    with open(part, "a+b") as file:
+        file.seek(0)
+        digest = hashlib.file_digest(file, "sha256")
+        start = file.tell()
+        if digest.hexdigest() == sha256:  # killed just before it was renamed
+            return
+        with _open(url, start) as response:
+            if start and not _continues(response, start):
+                start, digest = 0, hashlib.sha256()
+                file.truncate(0)
+            length = response.headers.get("Content-Length")
+            total = start + int(length) if length else None
+            if total and shutil.disk_usage(part.parent).free < total - start:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part.parent))
+            with tqdm(
+                total=total,
+                initial=start,
+                unit="B",
+                unit_scale=True,
+                desc=label,
+                disable=label is None,
+            ) as bar:
+                for block in _blocks(response):
+                    digest.update(block)
+                    file.write(block)
+                    bar.update(len(block))
+        file.flush()
+        os.fsync(file.fileno())
+        received = file.tell()
+    if total is not None and received < total:
+        raise _Cut(f"the connection was cut after {received:,} of {total:,} bytes")
+    if digest.hexdigest() != sha256:
+        part.unlink()
+        # The beginning may be of another file, left by another time: then a fresh start helps.
+        kind = _Cut if start else _Failed
+        raise kind(
+            f"its SHA-256 should be {sha256}. Got {digest.hexdigest()} from the server's "
+            f"{received:,} bytes"
+        )
+
+
+def _open(url: str, start: int) -> http.client.HTTPResponse:
+    """The server's answer to a request for all bytes from `start` on."""
+    headers = {"User-Agent": "clip-jax"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    try:
+        response = urllib.request.urlopen(
+            urllib.request.Request(url, headers=headers), timeout=TIMEOUT
+        )
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and start:
+            return _open(url, 0)  # there is no more: what we have is something else
+        busy = error.code >= 500 or error.code == http.HTTPStatus.TOO_MANY_REQUESTS
+        kind = _Cut if busy else _Failed
+        raise kind(f"the server answered {error.code} {error.reason}") from None
+    except (OSError, http.client.HTTPException) as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise _Failed(f"no connection to the server ({reason})") from None
+    if response.headers.get_content_type() == "text/html":
+        response.close()
+        raise _Failed("the server answered with a web page instead of the file")
+    return response
+
+
+def _continues(response: http.client.HTTPResponse, start: int) -> bool:
+    """Whether the answer begins at `start`; a server may ignore that we asked for it."""
+    span = response.headers.get("Content-Range", "")
+    return response.status == http.HTTPStatus.PARTIAL_CONTENT and span.startswith(f"bytes {start}-")
+
+
+def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    while True:
+        try:
+            block = response.read(_BLOCK)
+        except (OSError, http.client.HTTPException) as error:
+            # Not the disk's OSError: that one is no reason to try again.
+            raise _Cut(f"the connection was cut ({error})") from None
+        if not block:
+            return
+        yield block

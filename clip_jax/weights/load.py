@@ -1,0 +1,132 @@
+"""`load`: a name or a path to a model and its preprocessing."""
+
+import concurrent.futures
+import functools
+import mmap
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from clip_jax.catalog import CATALOG, suggestion
+from clip_jax.config import Activation, CLIPConfig
+from clip_jax.convert.pytorch import from_pytorch
+from clip_jax.convert.reader import read_checkpoint
+from clip_jax.errors import CheckpointError
+from clip_jax.nn import CLIP, flatten, from_parameters, nest
+from clip_jax.nn.tree import float32_copy
+from clip_jax.preprocess import Preprocess
+from clip_jax.weights.cache import native
+from clip_jax.weights.native import WEIGHTS, read_native
+
+
+def load(
+    name_or_path: str | os.PathLike[str],
+    *,
+    dtype: DTypeLike = jnp.float32,
+    precision: str = "highest",
+    download_root: str | os.PathLike[str] | None = None,
+    activation: Activation | None = None,
+) -> tuple[CLIP, Preprocess]:
+    """A model with its weights, and the preprocessing that its images need.
+
+    A name's weights are downloaded once, to `download_root`, else `$CLIP_JAX_CACHE`, else
+    `~/.cache/clip_jax`; a file that the PyTorch package keeps in `~/.cache/clip` is used as it is.
+    They are converted once, too: from the second time on they are mapped from the disk.
+
+    Args:
+        name_or_path: one of `available_models()`, a native folder, or a `.pt` or `.safetensors`
+            file with the official layout. A native folder is mapped: replace it as a whole
+            (`clip_jax.save` does) rather than writing into its files while a model of it is in use.
+        dtype: in which the towers compute; parameters are float32 in any case.
+        precision: of matrix products, for `jax.default_matmul_precision`. "highest" is true
+            float32 everywhere.
+        download_root: where a name's weights are kept.
+        activation: of the transformers in a `.pt` or `.safetensors` file, which doesn't say it:
+            "quick_gelu" unless given. Names and native folders know theirs.
+
+    Returns:
+        The model, and a callable from PIL image to float32 array.
+
+    Raises:
+        ValueError: there is no model of that name and nothing at that path.
+        CheckpointError: the weights can't be read or are no CLIP model's; lists every problem.
+        DownloadError: they can't be downloaded; says how to put them there by hand.
+    """
+    is_name = isinstance(name_or_path, str) and name_or_path in CATALOG
+    path = native(str(name_or_path), download_root) if is_name else Path(name_or_path)
+    if not os.path.exists(path):  # Path.exists() raises for a text too long to be a path
+        raise ValueError(
+            f"{os.fspath(name_or_path)!r} is neither the name of a model nor a file or folder that "
+            f"exists: {suggestion(str(name_or_path))}"
+        )
+    if activation is not None and (is_name or path.is_dir()):
+        raise ValueError(
+            f"activation is only for .pt and .safetensors files; {os.fspath(name_or_path)!r} "
+            f"knows its own. Got {activation!r}."
+        )
+    if path.is_dir():
+        config, params = read_native(path)
+    else:
+        config, params = _read_file(path, activation or "quick_gelu")
+    params = _on_device(params, adopt=path.is_dir())
+    model = from_parameters(config, params, dtype=dtype, precision=precision)
+    return model, Preprocess(config.vision.image_size)
+
+
+def _read_file(path: Path, activation: Activation) -> tuple[CLIPConfig, dict[str, Any]]:
+    arrays = read_checkpoint(path)
+    if any("/" in name for name in arrays):
+        raise CheckpointError(
+            f"{path} has clip_jax's own names for its arrays: give the folder that holds it, "
+            f"together with its config.json, instead of {WEIGHTS} alone"
+        )
+    try:
+        return from_pytorch(arrays, activation)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def _on_device(params: Mapping[str, Any], *, adopt: bool) -> dict[str, Any]:
+    """The tree's arrays as float32 JAX arrays.
+
+    Args:
+        params: views of a mapped file, used by nobody else.
+        adopt: whether float32 arrays may stay where they are. A device whose memory is the host's
+            then computes on the mapped file; others get a copy anyway.
+    """
+    arrays = flatten(params)
+    # Half of the time goes into new memory's page faults, which run beside each other in threads.
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        # JAX's choice of device may be the calling thread's own, so the arrays go there from here.
+        hosts = pool.map(functools.partial(_float32, adopt=adopt), arrays.values())
+        return nest({path: jax.device_put(host) for path, host in zip(arrays, hosts, strict=True)})
+
+
+def _float32(array: np.ndarray, *, adopt: bool) -> np.ndarray:
+    if adopt and array.dtype == np.float32:
+        return array
+    copy = float32_copy(array)
+    _let_go(array)
+    return copy
+
+
+def _let_go(array: np.ndarray) -> None:
+    """Gives back the memory of a mapped array: its pages count as ours once they were read."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if not isinstance(owner, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    low, high = np.lib.array_utils.byte_bounds(array)
+    base = np.frombuffer(owner, np.uint8).ctypes.data
+    # Whole pages of this array only: others are still to be read.
+    begin = -(-(low - base) // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (high - base) // mmap.PAGESIZE * mmap.PAGESIZE
+    if begin < end:
+        owner.madvise(mmap.MADV_DONTNEED, begin, end - begin)

@@ -1,0 +1,235 @@
+"""The native format: a folder of `config.json` and `model.safetensors`.
+
+The keys in `model.safetensors` are the public tree's paths, such as `visual/conv1/kernel`. Arrays
+are written one after another and read as views of the mapped file, so that neither needs memory
+for a second model.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.typing import DTypeLike
+
+from clip_jax.config import CLIPConfig
+from clip_jax.convert.reader import read_safetensors
+from clip_jax.errors import CheckpointError
+from clip_jax.nn import CLIP, flatten, misfits, nest, parameter_shapes, parameters
+
+VERSION = "1"
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+# XLA on a CPU computes on memory in place only if it begins at a multiple of this; so does every
+# array in our files, and loading one copies nothing.
+ALIGNMENT = 64
+
+_DTYPE_NAMES = {
+    "float16": "F16",
+    "float32": "F32",
+    "float64": "F64",
+    "bfloat16": "BF16",
+    "int32": "I32",
+    "int64": "I64",
+}
+_COUNTER = "/num_batches_tracked"
+
+
+def save(model: CLIP, folder: str | os.PathLike[str]) -> None:
+    """Writes a model in the native format: what `load` reads again, exactly.
+
+    The folder appears complete or not at all. One that holds a native model already is replaced.
+
+    Args:
+        model: its configuration and its arrays are saved, not its `dtype` and `precision`.
+        folder: created, with the folders above it.
+
+    Raises:
+        FileExistsError: there is something else at `folder`.
+        OSError: it can't be written; nothing is left behind.
+    """
+    save_parameters(model.config, parameters(model), folder)
+
+
+def save_parameters(
+    config: CLIPConfig,
+    params: Mapping[str, Any],
+    folder: str | os.PathLike[str],
+    *,
+    dtype: DTypeLike | None = None,
+) -> None:
+    """Writes a public tree in the native format, array by array, as `save` does.
+
+    Args:
+        config: the architecture that the tree belongs to.
+        params: nested dicts of NumPy or JAX arrays.
+        folder: as for `save`.
+        dtype: what to cast all arrays to; without it each keeps its own.
+
+    Raises:
+        ValueError: lists every array that is missing, unexpected, misshapen or not of floats.
+        FileExistsError: there is something else at `folder`.
+        OSError: it can't be written; nothing is left behind.
+    """
+    arrays = flatten(params)
+    if problems := _problems(config, arrays):
+        raise ValueError("the parameters do not fit the configuration:\n" + "\n".join(problems))
+    target = Path(os.path.realpath(folder))  # a link stays a link
+    _check_replaceable(target)
+    try:
+        with _replacing(target) as new:
+            (new / CONFIG).write_text(config.to_json(), encoding="utf-8")
+            _write_safetensors(new / WEIGHTS, arrays, dtype)
+    except OSError as error:
+        # A full disk's own message doesn't say which.
+        raise OSError(error.errno, error.strerror, str(error.filename or target)) from None
+
+
+def read_native(folder: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[str, Any]]:
+    """The configuration and the parameter tree of a native folder.
+
+    The arrays are views of the mapped file: nothing is read before it is used. Who writes to one
+    changes its copy in memory, never the file.
+
+    Raises:
+        CheckpointError: it is no native folder, or a damaged one; lists every array that doesn't
+            fit the configuration.
+    """
+    folder = Path(folder)
+    if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
+        raise CheckpointError(
+            f"{folder} is not a model: it has no {' and no '.join(missing)}. A model's folder "
+            f"holds {CONFIG} and {WEIGHTS}, as clip_jax.save and `clip-jax convert` write them"
+        )
+    try:
+        config = CLIPConfig.from_json((folder / CONFIG).read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{folder / CONFIG} is not a configuration of clip_jax: {error}. If the folder is "
+            f"another library's, give its weights' file instead"
+        ) from None
+    path = folder / WEIGHTS
+    try:
+        # Private: the mapping must stand being written to, for it may become a JAX array's memory.
+        data = np.memmap(path, np.uint8, mode="c")
+        metadata, arrays = _metadata(data), read_safetensors(data)
+    except (ValueError, OSError, CheckpointError) as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    if (version := metadata.get("version", VERSION)) != VERSION:
+        raise CheckpointError(
+            f"{path} is of version {version} of the format. This clip_jax reads {VERSION}: "
+            f"upgrade it, or convert the model again"
+        )
+    if problems := _problems(config, arrays):
+        raise CheckpointError(f"{path} does not fit its {CONFIG}:\n" + "\n".join(problems))
+    return config, nest(arrays)
+
+
+def _metadata(data: np.ndarray) -> dict[str, str]:
+    """What a safetensors file says about itself.
+
+    Raises:
+        ValueError: it has no safetensors header.
+    """
+    size = int.from_bytes(data[:8].tobytes(), "little")
+    header = json.loads(data[8 : 8 + size].tobytes() if size <= len(data) else b"")
+    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict):
+        raise ValueError("its header is not that of a safetensors file")
+    return metadata
+
+
+def _problems(config: CLIPConfig, arrays: Mapping[str, Any]) -> list[str]:
+    problems = misfits(parameter_shapes(config), arrays)
+    for path, array in arrays.items():
+        dtype = np.dtype(array.dtype)
+        if dtype.name not in _DTYPE_NAMES or (dtype.kind == "i" and not path.endswith(_COUNTER)):
+            problems.append(f"! {path}: expected floats. Got {dtype}")
+    return problems
+
+
+def _write_safetensors(path: Path, arrays: Mapping[str, Any], dtype: DTypeLike | None) -> None:
+    # NumPy's own writer in the safetensors library copies everything first, and scrambles arrays
+    # that are not C-contiguous.
+    dtypes = {name: np.dtype(dtype or array.dtype) for name, array in arrays.items()}
+    sizes = {name: np.size(array) * dtypes[name].itemsize for name, array in arrays.items()}
+    # No gaps are allowed between arrays. Those that would put the next one out of alignment come
+    # last, wide numbers first, so that at least each number is aligned.
+    order = sorted(arrays, key=lambda name: (sizes[name] % ALIGNMENT > 0, -dtypes[name].itemsize))
+    header: dict[str, Any] = {"__metadata__": {"format": "clip_jax", "version": VERSION}}
+    end = 0
+    for name in order:
+        begin, end = end, end + sizes[name]
+        header[name] = {
+            "dtype": _DTYPE_NAMES[dtypes[name].name],
+            "shape": np.shape(arrays[name]),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name in order:
+            array = np.asarray(arrays[name]).astype(dtypes[name].newbyteorder("<"), "C", copy=False)
+            file.write(array.reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _check_replaceable(folder: Path) -> None:
+    if not folder.exists():
+        return
+    if folder.is_dir():
+        entries = set(os.listdir(folder))
+        if not entries:
+            return
+        if entries == {CONFIG, WEIGHTS}:
+            with contextlib.suppress(ValueError):
+                CLIPConfig.from_json((folder / CONFIG).read_text(encoding="utf-8"))
+                return
+    raise FileExistsError(
+        f"{folder} exists and is something else than a folder written by clip_jax.save: "
+        f"choose another name, or remove it first"
+    )
+
+
+@contextlib.contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A new folder, which takes the place and name of `folder` if the block succeeds."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unique = uuid.uuid4().hex
+    new = folder.with_name(f".{folder.name}.{unique}.part")
+    old = folder.with_name(f".{folder.name}.{unique}.old")
+    new.mkdir()
+    try:
+        yield new
+        # POSIX replaces no folder that holds something, so for a moment there is none.
+        if folder.exists():
+            os.rename(folder, old)
+        try:
+            os.rename(new, folder)
+        except BaseException:
+            if old.exists():
+                os.rename(old, folder)
+            raise
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    _sync(folder)
+    _sync(folder.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Makes a folder's names outlast a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
