@@ -1,0 +1,46 @@
+"""What the commands share in printing."""
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+
+def complain(message: str) -> None:
+    """Prints an error; its first line says enough, further ones are lists of problems."""
+    for i, line in enumerate(message.split("\n")):
+        print(f"clip-jax: {printable(line)}" if i == 0 else printable(line), file=sys.stderr)
+
+
+def progress(message: str) -> None:
+    """Says what is being done to somebody who is watching."""
+    if sys.stderr.isatty():
+        print(f"{message} ...", file=sys.stderr)
+
+
+def printable(text: str) -> str:
+    """Text, such as a file's name, without what would end the line or steer the terminal."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def print_json(document: Any) -> None:
+    """Prints a JSON document, in ASCII so that it survives any terminal and pipe."""
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> None:
+    """Prints columns under their headers.
+
+    Args:
+        header: one name a column.
+        rows: cells in the order of the header.
+        left: how many columns, from the first on, are aligned to the left.
+    """
+    lines = [tuple(map(printable, line)) for line in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = [
+            cell.ljust(width) if i < left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ]
+        print("  ".join(cells).rstrip())

@@ -1,0 +1,94 @@
+"""`clip-jax parity`: a model's numbers in JAX against those in PyTorch."""
+
+import argparse
+import math
+from typing import Any
+
+from clip_jax.cli.output import complain, print_json, print_table, progress
+
+
+def add(commands: Any) -> None:
+    """Declares the command."""
+    parser = commands.add_parser(
+        "parity",
+        help="compare a model's numbers with PyTorch's",
+        description="Load the same weights in JAX and in PyTorch (the reference package), run both "
+        "on the same pictures and captions, and print how much every stage differs: max |diff|, "
+        "and the L2 norm of the difference over that of PyTorch's values. The exit status is 1 if "
+        "a stage is past its tolerance. Needs torch, torchvision and clip-anytorch.",
+        epilog="example: clip-jax parity ViT-B/32",
+    )
+    parser.add_argument(
+        "model", metavar="NAME_OR_PATH", help="as for classify --model; a folder is exported first"
+    )
+    parser.add_argument(
+        "--images", nargs="+", metavar="IMAGE", help="pictures to run on (default: made-up ones)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compares, prints the table and says where the two part."""
+    from clip_jax import load, open_image
+    from clip_jax.parity import compare, first_difference, load_reference
+    from clip_jax.reference import import_reference
+
+    import_reference()  # before anything is downloaded for nothing
+    images = [open_image(path) for path in args.images] if args.images else None
+    progress("loading in JAX")
+    model, preprocess = load(args.model)
+    progress("loading in PyTorch")
+    reference = load_reference(args.model)
+    progress("comparing")
+    rows = compare(model, preprocess, reference, images)
+
+    culprit = first_difference(rows)
+    if args.json:
+        print_json(
+            {
+                "model": args.model,
+                "ok": culprit is None,
+                "first_difference": culprit and culprit.stage,
+                "rows": [_document(row) for row in rows],
+            }
+        )
+    else:
+        print_table(
+            ("stage", "max |diff|", "relative", "tolerance", ""),
+            [
+                (
+                    row.stage,
+                    f"{row.max_abs:.2e}",
+                    f"{row.rel:.2e}",
+                    f"{row.measure} {row.tolerance:.0e}" if row.tolerance else "exact",
+                    "PASS" if row.ok else "FAIL",
+                )
+                for row in rows
+            ],
+        )
+    if culprit is None:
+        return 0
+    hint = ""
+    if (activation := model.config.activation) != "quick_gelu":
+        hint = f" (this model's activation is {activation}; the reference has only quick_gelu)"
+    found = culprit.max_abs if culprit.measure == "absolute" else culprit.rel
+    complain(
+        f"JAX and PyTorch part at {culprit.stage!r}: {culprit.measure} difference {found:.2e}, "
+        f"tolerated {culprit.tolerance:.0e}{hint}"
+    )
+    return 1
+
+
+def _document(row: Any) -> dict[str, Any]:
+    def number(x: float) -> float | None:
+        return x if math.isfinite(x) else None  # JSON has no NaN
+
+    return {
+        "stage": row.stage,
+        "max_abs": number(row.max_abs),
+        "rel": number(row.rel),
+        "tolerance": row.tolerance,
+        "measure": row.measure,
+        "ok": row.ok,
+    }

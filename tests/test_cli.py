@@ -1,0 +1,459 @@
+"""The command line: what it prints, where, and with which exit status."""
+
+import builtins
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import clip_jax
+from clip_jax.catalog import CATALOG
+from clip_jax.cli import COMMANDS, main
+from clip_jax.cli import models as models_command
+from clip_jax.convert import from_pytorch, read_checkpoint, to_pytorch
+from clip_jax.nn import normalize
+from clip_jax.weights import read_native, save_parameters
+from tests.models import SMALL_RESNET, SMALL_VIT, fresh, random_parameters
+from tests.reference import available as torch_available
+
+SCRIPT = Path(sys.executable).with_name("clip-jax")
+needs_torch = pytest.mark.skipif(not torch_available(), reason="PyTorch is not installed")
+
+Run = Callable[..., tuple[int, str, list[str]]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A model folder and pictures, good and bad."""
+    root = tmp_path_factory.mktemp("cli")
+    clip_jax.save(fresh(SMALL_VIT), root / "model")
+    rng = np.random.default_rng(0)
+    for name, size in [("a.png", (40, 60)), ("b.jpg", (60, 40)), ("dot.png", (1, 1))]:
+        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(root / name)
+    Image.new("RGB", (5000, 1), "red").save(root / "line.png")
+    (root / "empty.png").touch()
+    (root / "text.png").write_text("not a picture")
+    (root / "cut.png").write_bytes((root / "a.png").read_bytes()[:3000])
+    (root / "bomb.png").write_bytes(_bomb())
+    (root / "other").mkdir()
+    (root / "other" / "notes.txt").write_text("not a model")
+    return root
+
+
+def _bomb() -> bytes:
+    """A PNG that says it has 30,000 x 30,000 pixels."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    pixels = zlib.compress(bytes(1000))
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+    )
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capsys) -> Run:
+    """Runs a command in this process, in the folder of the pictures."""
+    monkeypatch.chdir(folder)
+
+    def run(*argv: object) -> tuple[int, str, list[str]]:
+        try:
+            status = main([str(argument) for argument in argv])
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return status, out, err.splitlines()
+
+    return run
+
+
+def installed(*argv: object, cwd: Path, **options) -> subprocess.CompletedProcess[str]:
+    """Runs the installed command."""
+    return subprocess.run(
+        [SCRIPT, *map(str, argv)], cwd=cwd, capture_output=True, text=True, timeout=120, **options
+    )
+
+
+# --- the frame
+
+
+def test_installed_command_classifies_from_another_folder(folder):
+    command = ("classify", "a.png", "--labels", "a dog", "a cat", "--model", "model", "--json")
+    done = installed(*command, cwd=folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    (result,) = json.loads(done.stdout)
+    assert result["image"] == "a.png"
+    assert {score["label"] for score in result["scores"]} == {"a dog", "a cat"}
+
+
+def test_module_runs_as_the_command_does(folder):
+    done = subprocess.run(
+        [sys.executable, "-m", "clip_jax", "--version"], cwd=folder, capture_output=True, text=True
+    )
+    assert done.stdout == f"clip-jax {clip_jax.__version__}\n"
+
+
+def test_bad_pictures_through_the_installed_command(folder):
+    bad = ["empty.png", "text.png", "cut.png", "bomb.png", "missing.png", "other"]
+    good = ["a.png", "dot.png", "line.png"]
+    mixed = ["empty.png", "a.png", "text.png", "cut.png", "dot.png", "bomb.png", "line.png"]
+    mixed += ["missing.png", "other"]
+    arguments = (*mixed, "--labels", "x", "y", "--model", "model", "--json")
+    done = installed("classify", *arguments, cwd=folder)
+    assert done.returncode == 1
+    assert [result["image"] for result in json.loads(done.stdout)] == good
+    complaints = done.stderr.splitlines()
+    assert len(complaints) == len(bad)
+    for name in bad:
+        assert [line for line in complaints if line.startswith(f"clip-jax: {name}: ")], name
+
+
+def test_closed_pipe_is_no_error(folder):
+    command = f"'{SCRIPT}' models | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True)
+    assert done.stdout.strip() in ("141", "0")
+    assert done.stderr == ""
+
+
+def test_command_line_reads_nothing_heavy_for_help():
+    program = (
+        "import sys, clip_jax.cli; print([m for m in ('torch', 'sklearn') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("command", [command.__name__.split(".")[-1] for command in COMMANDS])
+def test_every_command_has_help_with_an_example(run, command):
+    status, out, _ = run(command, "--help")
+    assert status == 0
+    assert f"example: clip-jax {command} " in " ".join(out.split())
+
+
+@pytest.mark.parametrize("argv", [(), ("clasify",), ("models", "--jsn"), ("classify", "a.png")])
+def test_bad_arguments_exit_with_2_and_one_line(run, argv):
+    status, out, err = run(*argv)
+    assert (status, out, len(err)) == (2, "", 1)
+    assert "--help" in err[0]
+
+
+def test_interrupt_is_quiet(run, monkeypatch):
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(models_command, "run", interrupt)
+    assert run("models") == (130, "", [])
+
+
+def test_defects_of_ours_keep_their_traceback(monkeypatch):
+    def fail(args):
+        raise AssertionError
+
+    monkeypatch.setattr(models_command, "run", fail)
+    with pytest.raises(AssertionError):
+        main(["models"])
+
+
+# --- models
+
+
+def test_models_lists_every_name(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "ViT-B-32.pt").touch()
+    status, out, err = run("models", "--json")
+    assert (status, err) == (0, [])
+    found = {model["name"]: model for model in json.loads(out)}
+    assert list(found) == clip_jax.available_models()
+    assert found["ViT-B/32"] == {
+        "name": "ViT-B/32",
+        "parameters": 151_277_313,
+        "image_size": 224,
+        "embed_dim": 512,
+        "cached": True,
+    }
+    assert not found["RN50"]["cached"]
+
+    status, out, _ = run("models")
+    assert status == 0
+    lines = out.splitlines()
+    assert lines[0].split() == ["name", "parameters", "image", "D", "cached"]
+    assert len(lines) == 1 + len(CATALOG)
+    assert "ViT-B/32 151,277,313 224 512 yes".split() in [line.split() for line in lines]
+
+
+# --- classify
+
+
+def test_probabilities_are_the_softmax_of_scaled_cosines(run, folder):
+    labels = ["a dog", "a cat", "!"]
+    command = ("classify", "b.jpg", "a.png", "--labels", *labels, "--model", "model", "--json")
+    status, out, err = run(*command)
+    assert (status, err) == (0, [])
+
+    model, preprocess = clip_jax.load(folder / "model")
+    images = np.stack([preprocess(clip_jax.open_image(folder / n)) for n in ("b.jpg", "a.png")])
+    text = normalize(model.encode_text(clip_jax.tokenize(labels)))
+    logits = np.exp(model.logit_scale[...]) * normalize(model.encode_image(images)) @ text.T
+    expected = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    results = json.loads(out)
+    assert [result["image"] for result in results] == ["b.jpg", "a.png"]
+    for result, row in zip(results, expected, strict=True):
+        scores = result["scores"]
+        found = [score["probability"] for score in scores]
+        assert found == sorted(found, reverse=True)
+        for score in scores:
+            np.testing.assert_allclose(
+                score["probability"], row[labels.index(score["label"])], rtol=1e-5
+            )
+
+
+def test_template_goes_around_labels_with_braces(run):
+    """str.format would stumble over both."""
+    command = ("classify", "a.png", "--model", "model", "--json", "--labels")
+    _, plain, _ = run(*command, "a {x} photo {0}", "a y photo {0}")
+    status, out, _ = run(*command, "{x}", "y", "--template", "a {} photo {0}")
+    assert status == 0
+    assert [score["probability"] for score in json.loads(out)[0]["scores"]] == [
+        score["probability"] for score in json.loads(plain)[0]["scores"]
+    ]
+
+
+@pytest.mark.parametrize(("top", "shown"), [(1, 1), (2, 2), (9, 3)])
+def test_top_prints_the_best(run, top, shown):
+    command = ("classify", "a.png", "--labels", "x", "y", "z", "--model", "model", "--json")
+    _, everything, _ = run(*command)
+    status, out, _ = run(*command, "--top", top)
+    assert status == 0
+    assert json.loads(out)[0]["scores"] == json.loads(everything)[0]["scores"][:shown]
+
+
+def test_human_output_is_a_table_for_each_picture(run):
+    command = ("classify", "a.png", "b.jpg", "--labels", "x", "long", "--model", "model")
+    status, out, err = run(*command)
+    assert (status, err) == (0, [])
+    blocks = out.split("\n\n")
+    assert [block.splitlines()[0] for block in blocks] == ["a.png", "b.jpg"]
+    for block in blocks:
+        rows = [re.fullmatch(r"  (\w+) +(\d+\.\d\d)%", row) for row in block.splitlines()[1:]]
+        assert sum(float(row[2]) for row in rows) == pytest.approx(100, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--labels", ""),
+        ("--labels", "a dog", " \t"),
+        ("--labels", "same", "same"),
+        ("--labels", "x", "--template", "no place"),
+        ("--labels", "x", "--template", ""),
+        ("--labels", "x", "--top", "0"),
+        ("--labels", "x", "--top", "-1"),
+        ("--labels", "x", "--top", "many"),
+        ("--labels", "\udcff"),
+    ],
+)
+def test_bad_labels_templates_and_counts_exit_with_2(run, arguments):
+    status, out, err = run("classify", "a.png", "--model", "model", *arguments)
+    assert (status, out, len(err)) == (2, "", 1)
+
+
+def test_label_that_is_too_long_is_quoted(run):
+    status, out, err = run("classify", "a.png", "--labels", "dog " * 100, "--model", "model")
+    assert (status, out, len(err)) == (1, "", 1)
+    assert "dog dog" in err[0] and "77" in err[0]
+
+
+@pytest.mark.parametrize("model", ["ViT-B/33", "nowhere", "other", "text.png", "empty.png"])
+def test_what_is_no_model_is_one_line(run, model):
+    status, out, err = run("classify", "a.png", "--labels", "x", "--model", model)
+    assert (status, out, len(err)) == (1, "", 1)
+    assert model in err[0]
+
+
+def test_no_weights_are_loaded_for_pictures_that_do_not_exist(run, monkeypatch):
+    def load(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(clip_jax, "load", load)
+    status, out, err = run("classify", "missing\n.png", "--labels", "x", "--json")
+    assert (status, json.loads(out), len(err)) == (1, [], 1)
+
+
+def test_more_pictures_than_a_batch_keep_their_order(run, folder, tmp_path):
+    names = []
+    for i in range(35):
+        names.append(str(tmp_path / f"{i}.png"))
+        Image.new("RGB", (33, 33), (7 * i, 0, 0)).save(names[-1])
+    names.insert(34, str(folder / "empty.png"))  # between the last two
+    status, out, err = run("classify", *names, "--labels", "x", "y", "--model", "model", "--json")
+    assert (status, len(err)) == (1, 1)
+    assert [r["image"] for r in json.loads(out)] == [n for n in names if "empty" not in n]
+
+
+def test_weights_that_are_not_finite_are_an_error(run, tmp_path):
+    params = random_parameters(SMALL_VIT)
+    params["visual"]["proj"] = np.full_like(params["visual"]["proj"], np.nan)
+    save_parameters(SMALL_VIT, params, tmp_path / "broken")
+    status, out, err = run("classify", "a.png", "--labels", "x", "--model", tmp_path / "broken")
+    assert (status, out, len(err)) == (1, "", 1)
+    assert "not finite" in err[0]
+
+
+# --- convert
+
+
+def half(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Some arrays in float16, as official archives have them."""
+    return {
+        name: array.astype(np.float16)
+        if name.endswith(("in_proj_weight", "conv1.weight"))
+        else array
+        for name, array in arrays.items()
+    }
+
+
+def write_safetensors(config, path: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import save_file
+
+    arrays = half(to_pytorch(config, random_parameters(config)))
+    save_file(arrays, path)
+    return arrays
+
+
+@pytest.mark.parametrize("config", [SMALL_VIT, SMALL_RESNET], ids=["vit", "resnet"])
+def test_state_dict_becomes_a_native_folder(run, tmp_path, config):
+    arrays = write_safetensors(config, tmp_path / "model.safetensors")
+    status, out, err = run("convert", tmp_path / "model.safetensors", tmp_path / "native")
+    assert (status, err) == (0, [])
+    assert "quick_gelu" in out and "parameters" in out
+    again = to_pytorch(*read_native(tmp_path / "native"))
+    assert_identical(again, arrays)
+
+
+@needs_torch
+@pytest.mark.parametrize("config", [SMALL_VIT, SMALL_RESNET], ids=["vit", "resnet"])
+def test_there_and_back_is_identical_to_the_bit(run, tmp_path, config):
+    write = clip_jax.convert.write_pytorch
+    write(half(to_pytorch(config, random_parameters(config))), tmp_path / "model.pt")
+    assert run("convert", tmp_path / "model.pt", tmp_path / "native")[0] == 0
+    assert run("convert", tmp_path / "native", tmp_path / "back.pt")[0] == 0
+    back = read_checkpoint(tmp_path / "back.pt")
+    assert_identical(back, read_checkpoint(tmp_path / "model.pt"))
+    assert from_pytorch(back)[0] == config
+
+
+def assert_identical(given: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert given.keys() == expected.keys()
+    for name, array in expected.items():
+        assert (given[name].dtype, given[name].shape) == (array.dtype, array.shape), name
+        assert given[name].tobytes() == array.tobytes(), name
+
+
+def test_activation_is_stored(run, tmp_path):
+    write_safetensors(SMALL_VIT, tmp_path / "m.safetensors")
+    source, target = tmp_path / "m.safetensors", tmp_path / "native"
+    assert run("convert", source, target, "--activation", "gelu")[0] == 0
+    assert clip_jax.load(target)[0].config.activation == "gelu"
+
+
+def test_existing_target_is_kept_without_force(run, folder, tmp_path):
+    write_safetensors(SMALL_VIT, tmp_path / "m.safetensors")
+    target = tmp_path / "native"
+    target.mkdir()  # empty: nothing to lose
+    assert run("convert", tmp_path / "m.safetensors", target)[0] == 0
+    before = (target / "model.safetensors").stat().st_ino
+    status, out, err = run("convert", tmp_path / "m.safetensors", target)
+    assert (status, out, len(err)) == (1, "", 1)
+    assert "--force" in err[0]
+    assert (target / "model.safetensors").stat().st_ino == before
+    assert run("convert", tmp_path / "m.safetensors", target, "--force")[0] == 0
+    assert (target / "model.safetensors").stat().st_ino != before
+
+
+def test_force_replaces_no_folder_of_something_else(run, folder, tmp_path):
+    write_safetensors(SMALL_VIT, tmp_path / "m.safetensors")
+    status, _, err = run("convert", tmp_path / "m.safetensors", folder / "other", "--force")
+    assert (status, len(err)) == (1, 1)
+    assert (folder / "other" / "notes.txt").exists()
+
+
+def test_conversion_without_torch_says_how_to_install_it(run, tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def without_torch(name, *rest):
+        if name == "torch":
+            raise ModuleNotFoundError("No module named 'torch'", name="torch")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without_torch)
+    status, out, err = run("convert", "model", tmp_path / "m.pt")
+    assert (status, out, len(err)) == (1, "", 1)
+    assert "pip install" in err[0]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("model", "native"), 2),
+        (("text.png", "copy.pt"), 2),
+        (("text.png", "copy.safetensors"), 2),
+        (("model", "copy.pt", "--activation", "gelu"), 2),
+        (("text.png", "native", "--activation", "relu"), 2),
+        (("missing", "native"), 1),
+        (("text.png", "native"), 1),
+        (("empty.png", "native"), 1),
+        (("other", "copy.pt"), 1),
+        (("model", "nowhere/copy.pt"), 1),
+    ],
+)
+def test_bad_conversions_leave_nothing_behind(run, folder, arguments, expected):
+    before = sorted(os.listdir(folder))
+    status, out, err = run("convert", *arguments)
+    assert (status, out, len(err)) == (expected, "", 1)
+    assert sorted(os.listdir(folder)) == before
+
+
+def test_problems_of_a_checkpoint_are_listed_after_the_first_line(run, tmp_path):
+    from safetensors.numpy import save_file
+
+    arrays = to_pytorch(SMALL_VIT, random_parameters(SMALL_VIT))
+    del arrays["ln_final.bias"]
+    save_file(arrays | {"extra": np.zeros(1, np.float32)}, tmp_path / "m.safetensors")
+    status, out, err = run("convert", tmp_path / "m.safetensors", tmp_path / "native")
+    assert (status, out) == (1, "")
+    assert str(tmp_path / "m.safetensors") in err[0]
+    assert {"- ln_final.bias: missing", "+ extra: unexpected"} <= set(err)
+    assert not (tmp_path / "native").exists()
+
+
+def test_parity_without_torch_says_how_to_install_it(run, monkeypatch):
+    for name in ("torch", "torchvision", "clip"):
+        monkeypatch.setitem(sys.modules, name, None)
+    status, out, err = run("parity", "model")
+    assert (status, out, len(err)) == (1, "", 1)
+    assert "pip install torch==2.13.0 torchvision==0.28.0 clip-anytorch" in err[0]
+
+
+def test_public_names_are_there():
+    assert set(dir(clip_jax)) >= {
+        *("available_models", "load", "save", "tokenize", "open_image", "Preprocess"),
+        *("CLIP", "CLIPConfig", "parameters", "from_parameters", "convert", "__version__"),
+        *("CheckpointError", "DownloadError"),
+    }
+    assert clip_jax.convert.read_checkpoint is read_checkpoint
