@@ -1,0 +1,202 @@
+"""Start-up: loading archives, the second load, memory of a conversion, import time.
+
+Archives are in the official format (TorchScript, partly float16) with random weights. Every
+measurement runs in a process of its own; contenders alternate, medians are printed.
+
+    python -m benchmarks.load --out benchmarks/results/load.md
+"""
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import report
+
+ROUNDS = 5
+COLUMNS = ("what", "measured", "asked for", "reached")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", help="a Markdown file to write the table to")
+    parser.add_argument("--measure", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        name, *paths = arguments.measure
+        print(json.dumps(MEASURES[name](*map(Path, paths))))
+        return 0
+    with tempfile.TemporaryDirectory() as folder:
+        rows = [*_loading(Path(folder)), *_memory(Path(folder)), *_importing()]
+    notes = (
+        "Times are seconds of the call alone in a fresh process, imports excluded, "
+        f"medians of {ROUNDS} alternating rounds. The first load of a name begins with the archive "
+        "in place of a download."
+    )
+    text = "\n\n".join(["# Loading", report.header(), notes, report.table(rows, COLUMNS)])
+    report.write(arguments.out, text)
+    return 0 if all(row[-1] == "yes" for row in rows) else 1
+
+
+def _loading(folder: Path):
+    archive = folder / "ViT-B-32.pt"
+    _measured("make_archive", archive, "ViT-B/32")
+    ours, theirs, first, second = [], [], [], []
+    for i in range(ROUNDS):
+        theirs.append(_measured("load_reference", archive))
+        ours.append(_measured("load_path", archive))
+        cache = folder / f"cache{i}"
+        first.append(_measured("load_name", archive, cache))
+        second.append(_measured("load_name", archive, cache))
+    ours, theirs, first, second = map(statistics.median, (ours, theirs, first, second))
+    yield _row(
+        "load of a ViT-B/32 archive, against the reference's on CPU",
+        f"{ours:.2f} s against {theirs:.2f} s: {ours / theirs:.2f}",
+        "at most 0.50",
+        ours / theirs <= 0.5,
+    )
+    yield _row(
+        "second load of a name, against the first",
+        f"{second:.2f} s against {first:.2f} s: {second / first:.2f}",
+        "at most 0.33",
+        second / first <= 1 / 3,
+    )
+
+
+def _memory(folder: Path):
+    archive = folder / "ViT-L-14.pt"
+    parameters = 4 * 427_616_513 / 1e6
+    limit = 1.25 * parameters + 400
+    _measured("make_archive", archive, "ViT-L/14")
+    for name, what in (
+        ("convert_memory", "peak memory, a ViT-L/14 archive to a float32 native folder"),
+        ("load_memory", "peak memory, a ViT-L/14 archive to a float32 model"),
+    ):
+        peak = _measured(name, archive)
+        yield _row(what, f"{peak:,.0f} MB", f"at most {limit:,.0f} MB", peak <= limit)
+
+
+def _importing():
+    times = [_measured("import_time") for _ in range(ROUNDS)]
+    seconds = statistics.median(times)
+    yield _row(
+        "`import clip_jax` beyond jax and flax", f"{seconds:.3f} s", "at most 0.2 s", seconds <= 0.2
+    )
+
+
+def _row(what: str, measured: str, asked: str, reached: bool) -> tuple[str, ...]:
+    return what, measured, asked, "yes" if reached else "NO"
+
+
+def _measured(name: str, *arguments: object) -> float:
+    command = [sys.executable, "-m", "benchmarks.load", "--measure", name, *map(str, arguments)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+# --- what runs in the processes
+
+
+def make_archive(path: Path, name: Path) -> float:
+    from clip_jax.catalog import lookup
+    from tests import reference
+    from tests.models import reference_numbers
+
+    model = reference.build(reference_numbers(lookup(str(name)).config))
+    reference.save_torchscript(reference.randomize(model, seed=0), path)
+    return 0.0
+
+
+def load_reference(path: Path) -> float:
+    from tests import reference
+
+    reference.clip()
+    begin = time.perf_counter()
+    reference.load(path)
+    return time.perf_counter() - begin
+
+
+def load_path(path: Path) -> float:
+    import jax
+
+    import clip_jax
+
+    jax.devices()
+    begin = time.perf_counter()
+    jax.block_until_ready(jax.tree.leaves(clip_jax.load(path)[0]))
+    return time.perf_counter() - begin
+
+
+def load_name(path: Path, cache: Path) -> float:
+    import jax
+
+    import clip_jax
+    from clip_jax.catalog import CATALOG
+
+    # The archive with random weights in the place of the official one.
+    if not cache.exists():
+        cache.mkdir()
+        os.link(path, cache / path.name)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    CATALOG["ViT-B/32"] = dataclasses.replace(CATALOG["ViT-B/32"], sha256=digest)
+    jax.devices()
+    begin = time.perf_counter()
+    model, _ = clip_jax.load("ViT-B/32", download_root=cache)
+    jax.block_until_ready(jax.tree.leaves(model))
+    return time.perf_counter() - begin
+
+
+def convert_memory(path: Path) -> float:
+    import numpy as np
+
+    from clip_jax.convert import from_pytorch, read_checkpoint
+    from clip_jax.weights import save_parameters
+
+    with tempfile.TemporaryDirectory() as folder:
+        config, params = from_pytorch(read_checkpoint(path))
+        save_parameters(config, params, Path(folder) / "native", dtype=np.float32)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def load_memory(path: Path) -> float:
+    import jax
+
+    import clip_jax
+
+    jax.block_until_ready(jax.tree.leaves(clip_jax.load(path)[0]))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
+def import_time() -> float:
+    import jax  # noqa: F401
+    from flax import nnx  # noqa: F401
+
+    begin = time.perf_counter()
+    import clip_jax  # noqa: F401
+
+    return time.perf_counter() - begin
+
+
+MEASURES = {
+    f.__name__: f
+    for f in (
+        make_archive,
+        load_reference,
+        load_path,
+        load_name,
+        convert_memory,
+        load_memory,
+        import_time,
+    )
+}
+
+if __name__ == "__main__":
+    sys.exit(main())
