@@ -91,7 +91,7 @@ def float32_copy(array: ArrayLike) -> np.ndarray:
 
 def _float32(array: ArrayLike) -> jax.Array:
     if isinstance(array, jax.Array):
-        return array.astype(jnp.float32)
+        return array if array.dtype == jnp.float32 else array.astype(jnp.float32)
     return jax.device_put(float32_copy(array))
 
 

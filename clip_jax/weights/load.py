@@ -1,9 +1,11 @@
 """`load`: a name or a path to a model and its preprocessing."""
 
 import concurrent.futures
+import contextlib
 import functools
 import mmap
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,30 +105,37 @@ def _on_device(params: Mapping[str, Any], *, adopt: bool) -> dict[str, Any]:
     arrays = flatten(params)
     # Half of the time goes into new memory's page faults, which run beside each other in threads.
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        # JAX's choice of device may be the calling thread's own, so the arrays go there from here.
-        hosts = pool.map(functools.partial(_float32, adopt=adopt), arrays.values())
-        return nest({path: jax.device_put(host) for path, host in zip(arrays, hosts, strict=True)})
+        hosts = list(pool.map(functools.partial(_float32, adopt=adopt), arrays.values()))
+    return nest(dict(zip(arrays, jax.device_put(hosts), strict=True)))
 
 
 def _float32(array: np.ndarray, *, adopt: bool) -> np.ndarray:
     if adopt and array.dtype == np.float32:
         return array
+    # Page by page, on first touch, mapping costs more than converting.
+    _advise(array, _POPULATE_READ)
     copy = float32_copy(array)
-    _let_go(array)
+    # Pages count as our memory once they were read.
+    _advise(array, getattr(mmap, "MADV_DONTNEED", None))
     return copy
 
 
-def _let_go(array: np.ndarray) -> None:
-    """Gives back the memory of a mapped array: its pages count as ours once they were read."""
+# Linux's number; Python has no name for it yet.
+_POPULATE_READ = 22 if sys.platform == "linux" else None
+
+
+def _advise(array: np.ndarray, advice: int | None) -> None:
+    """Tells the system about the pages of a mapped array; does nothing where it can't."""
     owner: Any = array
     while isinstance(owner, np.ndarray):
         owner = owner.base
-    if not isinstance(owner, mmap.mmap) or not hasattr(mmap, "MADV_DONTNEED"):
+    if not isinstance(owner, mmap.mmap) or advice is None:
         return
     low, high = np.lib.array_utils.byte_bounds(array)
     base = np.frombuffer(owner, np.uint8).ctypes.data
-    # Whole pages of this array only: others are still to be read.
+    # Whole pages of this array only: its neighbours' are still to be read.
     begin = -(-(low - base) // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (high - base) // mmap.PAGESIZE * mmap.PAGESIZE
     if begin < end:
-        owner.madvise(mmap.MADV_DONTNEED, begin, end - begin)
+        with contextlib.suppress(OSError):  # an older kernel
+            owner.madvise(advice, begin, end - begin)
