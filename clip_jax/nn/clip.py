@@ -10,6 +10,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from clip_jax.config import CLIPConfig, ViTConfig
+from clip_jax.nn.inputs import check_images, check_tokens
 from clip_jax.nn.layers import Tap, ignore, parameter
 from clip_jax.nn.pixels import normalize_pixels
 from clip_jax.nn.resnet import ModifiedResNet
@@ -79,7 +80,8 @@ class CLIP(TextTower):
         Raises:
             ValueError: if the shape or the dtype is another.
         """
-        features, statistics = _encode_image(self, self._checked_images(images))
+        check_images(images, self.config.vision.image_size)
+        features, statistics = _encode_image(self, images)
         nnx.update(self, statistics)
         return features
 
@@ -99,7 +101,8 @@ class CLIP(TextTower):
         Raises:
             ValueError: if the shape, the dtype or (where it can be seen) an id is out of range.
         """
-        return _encode_text(self, self._checked_tokens(tokens))
+        check_tokens(tokens, self.config.text)
+        return _encode_text(self, tokens)
 
     def __call__(
         self, images: ArrayLike, tokens: ArrayLike
@@ -113,7 +116,8 @@ class CLIP(TextTower):
         Returns:
             (i, t) float32 logits and their transpose.
         """
-        images, tokens = self._checked_images(images), self._checked_tokens(tokens)
+        check_images(images, self.config.vision.image_size)
+        check_tokens(tokens, self.config.text)
         logits, statistics = _logits(self, images, tokens)
         nnx.update(self, statistics)
         return logits, logits.T
@@ -123,39 +127,6 @@ class CLIP(TextTower):
         if images.dtype == jnp.uint8:
             images = normalize_pixels(images)
         return self.visual(images.astype(self.dtype), tap)
-
-    def _checked_images(self, images: ArrayLike) -> ArrayLike:
-        shape, dtype = np.shape(images), jnp.result_type(images)
-        n = self.config.vision.image_size
-        if len(shape) != 4 or shape[1:] != (n, n, 3):
-            hint = ""
-            if len(shape) == 4 and shape[1] == 3:
-                hint = " That is NCHW, PyTorch's order: give images.transpose(0, 2, 3, 1)."
-            elif len(shape) == 3:
-                hint = " One image needs a batch axis too: give images[None]."
-            raise ValueError(f"images must have shape (batch, {n}, {n}, 3). Got {shape}.{hint}")
-        if dtype != jnp.uint8 and not jnp.issubdtype(dtype, jnp.floating):
-            raise ValueError(f"images must be uint8 pixels or normalised floats. Got {dtype}.")
-        return images
-
-    def _checked_tokens(self, tokens: ArrayLike) -> ArrayLike:
-        shape, dtype = np.shape(tokens), jnp.result_type(tokens)
-        text = self.config.text
-        if len(shape) != 2 or not 1 <= shape[1] <= text.context_length:
-            raise ValueError(
-                f"tokens must have shape (batch, length) with length 1 to {text.context_length}. "
-                f"Got {shape}."
-            )
-        if not jnp.issubdtype(dtype, jnp.integer):
-            raise ValueError(f"tokens must be integers. Got {dtype}.")
-        # On the host a look is cheap; on a device an id out of range would be clamped in silence.
-        if isinstance(tokens, np.ndarray) and tokens.size:
-            low, high = tokens.min(), tokens.max()
-            if low < 0 or high >= text.vocab_size:
-                raise ValueError(
-                    f"token ids must lie in 0..{text.vocab_size - 1}. Got {low}..{high}."
-                )
-        return tokens
 
 
 def normalize(x: Float[Array, "b d"]) -> Float[Array, "b d"]:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from clip_jax.config import Activation
 
@@ -20,6 +20,11 @@ Initializer = jax.nn.initializers.Initializer
 # Called with a name and a hidden state as a forward pass goes along; the names are those of the
 # official checkpoint's modules.
 Tap = Callable[[str, Array], None]
+
+# Which key (last axis) a query (the axis before it) sees.
+Mask = Bool[Array, "#b #h q k"]
+# One row of each sequence: the same of all, or its index in each.
+Rows = int | Int[Array, " b"]
 
 EPSILON = 1e-5  # of every LayerNorm and BatchNorm; Flax's own default is 1e-6
 
@@ -104,14 +109,30 @@ def attend(
     q: Float[Array, "b q h c"],
     k: Float[Array, "b k h c"],
     v: Float[Array, "b k h c"],
-    mask: Bool[Array, "q k"] | None = None,
+    mask: Mask | None = None,
 ) -> Float[Array, "b q h c"]:
     """Softmax attention over h heads of size c, the softmax in float32."""
-    q = q * q.shape[-1] ** -0.5
-    scores = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=jnp.float32)
+    # Heads outermost and keys upright, so that both products are plain ones of matrices that lie
+    # in memory as they are multiplied; and the quotient of the softmax taken last, on the smaller
+    # array: twice as fast on CPUs as einsum and softmax as they come.
+    q = (q * q.shape[-1] ** -0.5).transpose(0, 2, 1, 3)  # b h q c
+    k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)  # b h c k, b h k c
+    scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
     if mask is not None:
         scores = jnp.where(mask, scores, -jnp.inf)
-    return jnp.einsum("bhqk,bkhc->bqhc", jax.nn.softmax(scores).astype(v.dtype), v)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = weights.sum(-1, keepdims=True)
+    mixed = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+    return mixed.astype(v.dtype).transpose(0, 2, 1, 3)
+
+
+def take_rows(x: Shaped[Array, "b l *w"], rows: Rows | None) -> Shaped[Array, "b r *w"]:
+    """One row of each sequence, its axis kept; all rows where `rows` is None."""
+    if rows is None:
+        return x
+    if isinstance(rows, int):
+        return x[:, rows : rows + 1]
+    return jnp.take_along_axis(x, rows.reshape(-1, *[1] * (x.ndim - 1)), axis=1)
 
 
 def split_heads(x: Float[Array, "b l w"], num_heads: int) -> Float[Array, "b l h c"]:
@@ -140,10 +161,11 @@ class Attention(nnx.Module):
         self.out_proj = Linear(width, width, kernel_init=init.out_proj, bias_init=zeros, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b l w"], mask: Bool[Array, "l l"] | None
-    ) -> Float[Array, "b l w"]:
+        self, x: Float[Array, "b l w"], mask: Mask | None, rows: Rows | None = None
+    ) -> Float[Array, "b r w"]:
         q, k, v = (split_heads(y, self.num_heads) for y in jnp.split(self.in_proj(x), 3, axis=-1))
-        return self.out_proj(attend(q, k, v, mask).reshape(x.shape))
+        q = take_rows(q, rows)
+        return self.out_proj(attend(q, k, v, mask).reshape(*q.shape[:2], -1))
 
 
 class MLP(nnx.Module):
@@ -161,7 +183,7 @@ class MLP(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """A pre-norm transformer block."""
+    """A pre-norm transformer block; with `rows`, only those rows of its result are computed."""
 
     def __init__(
         self,
@@ -178,14 +200,14 @@ class ResidualBlock(nnx.Module):
         self.mlp = MLP(width, activation, init=init, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b l w"], mask: Bool[Array, "l l"] | None
-    ) -> Float[Array, "b l w"]:
-        x = x + self.attn(self.ln_1(x), mask)
+        self, x: Float[Array, "b l w"], mask: Mask | None, rows: Rows | None = None
+    ) -> Float[Array, "b r w"]:
+        x = take_rows(x, rows) + self.attn(self.ln_1(x), mask, rows)
         return x + self.mlp(self.ln_2(x))
 
 
 class Transformer(nnx.Module):
-    """A stack of residual blocks."""
+    """A stack of residual blocks, pooled to one row of each sequence."""
 
     def __init__(
         self,
@@ -205,13 +227,21 @@ class Transformer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b l w"],
-        mask: Bool[Array, "l l"] | None = None,
+        rows: Rows,
+        mask: Mask | None = None,
         tap: Tap = ignore,
-    ) -> Float[Array, "b l w"]:
-        for i, block in enumerate(self.resblocks):
+    ) -> Float[Array, "b w"]:
+        *blocks, last = self.resblocks
+        for i, block in enumerate(blocks):
             x = block(x, mask)
             tap(f"transformer.resblocks.{i}", x)
-        return x
+        if tap is ignore:
+            # All rows are needed up to the last block's keys and values, one row from there on.
+            last_mask = None if mask is None else take_rows(mask[:, 0], rows)[:, None]
+            return last(x, last_mask, rows)[:, 0]
+        x = last(x, mask)
+        tap(f"transformer.resblocks.{len(blocks)}", x)
+        return take_rows(x, rows)[:, 0]
 
 
 def text_block_init(width: int, num_layers: int) -> BlockInit:

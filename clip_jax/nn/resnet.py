@@ -92,7 +92,11 @@ def average_pool(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2
     if size == 1:
         return x
     b, h, w, c = x.shape
-    return x.reshape(b, h // size, size, w // size, size, c).mean((2, 4))
+    squares = x.reshape(b, h // size, size, w // size, size, c).astype(jnp.float32)
+    # A sum of slices instead of a reduction: jaxlib 0.12.0.1 on CPU fuses the reduction with a
+    # bfloat16 convolution before it into garbage.
+    total = sum(squares[:, :, i, :, j] for i in range(size) for j in range(size))
+    return (total / size**2).astype(x.dtype)
 
 
 class Bottleneck(nnx.Module):

@@ -64,14 +64,12 @@ class TextTower(nnx.Module):
         x = x + self.positional_embedding[...][:length].astype(dtype)
         # Causal, and no padding mask: id 0 is an ordinary token ("!"), and what stands after the
         # end token can't be seen from it.
-        x = self.transformer(x, causal_mask(length), tap)
-        x = self.ln_final(x)
-        tap("ln_final", x)
         # The end-of-text token has the largest id of the vocabulary.
-        x = jnp.take_along_axis(x, tokens.argmax(1)[:, None, None], axis=1)[:, 0]  # b w
+        x = self.transformer(x, tokens.argmax(1), causal_mask(length), tap)  # b w
+        x = self.ln_final(x)
         return x @ self.text_projection[...].astype(dtype)
 
 
-def causal_mask(length: int) -> Bool[Array, "l l"]:
+def causal_mask(length: int) -> Bool[Array, "1 1 l l"]:
     """True where a position (row) sees another (column): itself and all before it."""
-    return jnp.tril(jnp.ones((length, length), bool))
+    return jnp.tril(jnp.ones((1, 1, length, length), bool))

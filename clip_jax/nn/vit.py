@@ -68,7 +68,7 @@ class VisionTransformer(nnx.Module):
         x = x + self.positional_embedding[...].astype(x.dtype)
         x = self.ln_pre(x)
         tap("ln_pre", x)
-        x = self.transformer(x, tap=tap)
-        x = self.ln_post(x[:, 0])  # b w
+        x = self.transformer(x, rows=0, tap=tap)  # b w
+        x = self.ln_post(x)
         tap("ln_post", x)
         return x @ self.proj[...].astype(x.dtype)

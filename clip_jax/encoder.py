@@ -1,0 +1,235 @@
+"""Any number of images or texts to embeddings, by programs compiled for a few shapes.
+
+Rows are cut into batches of one size, so bulk work of any length runs one program: the last batch
+is filled up and what was filled in is dropped. Small calls have small programs. Texts are encoded
+at about their own length, which the causal mask allows, instead of at the context's.
+"""
+
+import collections
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int
+
+from clip_jax.nn import CLIP, cast, normalize
+from clip_jax.nn.inputs import check_images, check_tokens
+from clip_jax.placement import Parallel, place
+from clip_jax.tokenizer import tokenize
+
+# Columns of the programs for texts; the context length comes last, whatever it is.
+TEXT_LENGTHS = (8, 12, 16, 24, 32, 48)
+# Rows of the programs for calls that are smaller than a batch.
+SMALL_SIZES = (1, 8)
+# Batches on their way at one time: while one is computed, the one before comes back.
+IN_FLIGHT = 2
+
+
+class Encoder:
+    """Embeds images and texts with a model's parameters as they are when it is made.
+
+    A row's embedding depends on nothing but the row and the program it runs through: within one
+    program it is the same to the bit, wherever the row stands and whatever stands beside it.
+
+    Attributes:
+        batch_size: rows of a batch, over all devices of this process.
+        num_compilations: programs compiled so far: at most one for each size of batch, for images
+            of each dtype and for texts of each length.
+    """
+
+    def __init__(
+        self,
+        model: CLIP,
+        *,
+        batch_size: int | None = None,
+        parallel: Parallel = "jit",
+        normalize: bool = False,
+        dtype: DTypeLike | None = None,
+        precision: str | None = None,
+        mesh: Mesh | None = None,
+    ):
+        """Takes a copy of the parameters to the devices; compiles when it is first needed.
+
+        Args:
+            model: any CLIP model.
+            batch_size: rows of a batch; rounded up to a multiple of the devices. 32 for each
+                device on a CPU, 256 on others, where none is given.
+            parallel: "jit", one device; "pmap", `jax.pmap` over the devices of this process;
+                "mesh", `jax.jit` over a mesh of all devices of all processes. Under several
+                processes each gives its own rows and gets their embeddings, and all have to make
+                the same calls in the same order.
+            normalize: whether to divide each embedding by its L2 norm.
+            dtype: in which the towers compute, instead of the model's.
+            precision: of matrix products, instead of the model's.
+            mesh: devices for `parallel="mesh"`, instead of all.
+
+        Raises:
+            ValueError: a number is out of range, or the placement can't be had here.
+        """
+        self._placement = place(parallel, mesh)
+        devices = self._placement.num_local_devices
+        if batch_size is None:
+            batch_size = devices * (32 if jax.default_backend() == "cpu" else 256)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1. Got {batch_size}.")
+        self.batch_size = _round_up(batch_size, devices)
+        small = {_round_up(size, devices) for size in SMALL_SIZES}
+        self._sizes = sorted({size for size in small if size < self.batch_size} | {self.batch_size})
+        self._config = model.config
+        context = model.config.text.context_length
+        self._lengths = [length for length in TEXT_LENGTHS if length < context] + [context]
+        self._normalize = normalize
+        model = cast(model, model.dtype if dtype is None else dtype)
+        self._precision = model.precision if precision is None else precision
+        leaves, self._treedef = jax.tree.flatten(model)
+        self._leaves = self._placement.put_leaves(leaves)
+        self._programs: dict[tuple, Callable] = {}
+
+    @property
+    def num_compilations(self) -> int:
+        """How many programs have been compiled so far."""
+        return len(self._programs)
+
+    def images(self, images: np.ndarray | Array) -> Float[np.ndarray, "b d"]:
+        """Embeds images.
+
+        Args:
+            images: (b, n, n, 3) with n the model's image size: uint8 pixels, which are normalised
+                on the device and the quickest to get there, or normalised floats. Any b, 0 too.
+
+        Returns:
+            (b, d) embeddings in the order of the images; float32.
+
+        Raises:
+            ValueError: the shape or the dtype is another, or an image gives values that are not
+                finite; names the rows.
+        """
+        check_images(images, self._config.vision.image_size)
+        images = np.asarray(images)
+        if images.dtype != np.uint8:
+            images = images.astype(np.float32, copy=False)
+        return self._checked(self._run(CLIP.image_features, [images])[0], images)
+
+    def texts(self, texts: str | Sequence[str] | np.ndarray | Array) -> Float[np.ndarray, "b d"]:
+        """Embeds texts.
+
+        Args:
+            texts: strings, or (b, l) token ids as `clip_jax.tokenize` makes them, each row with an
+                end token. Any number of them, 0 too.
+
+        Returns:
+            (b, d) embeddings in the order of the texts; float32.
+
+        Raises:
+            ValueError: a text is too long for the context, or the ids have another shape, lie out
+                of range, or lack the end token; names the rows.
+            TypeError: an element is no string.
+        """
+        tokens = self._tokens(texts)
+        # Causal: what comes after the end token can't be seen from it.
+        lengths = tokens.argmax(axis=1) + 1
+        buckets = np.searchsorted(self._lengths, lengths)
+        rows = [np.flatnonzero(buckets == i) for i in range(len(self._lengths))]
+        parts = [tokens[row, :length] for row, length in zip(rows, self._lengths, strict=True)]
+        embeddings = np.empty((len(tokens), self._config.embed_dim), np.float32)
+        for row, embedded in zip(rows, self._run(_text_features, parts), strict=True):
+            embeddings[row] = embedded
+        return self._checked(embeddings)
+
+    def _tokens(self, texts: str | Sequence[str] | np.ndarray | Array) -> Int[np.ndarray, "b l"]:
+        text = self._config.text
+        if not hasattr(texts, "dtype") or np.asarray(texts).dtype.kind in "UO":
+            return tokenize(texts, text.context_length)  # pyright: ignore[reportArgumentType]
+        tokens = np.asarray(texts)
+        check_tokens(tokens, text)
+        if missing := np.flatnonzero((tokens != text.vocab_size - 1).all(axis=1)).tolist():
+            raise ValueError(
+                f"every row of tokens must have the end token, {text.vocab_size - 1}. "
+                f"Rows without: {_listed(missing)}."
+            )
+        # Copied, because the width has to reach every length that a row may be cut to.
+        full = np.zeros((len(tokens), text.context_length), np.int32)
+        full[:, : tokens.shape[1]] = tokens
+        return full
+
+    def _run(self, features: Callable, parts: list[np.ndarray]) -> list[Float[np.ndarray, "b d"]]:
+        """Embeds each part, a stack of rows of one shape, all of them in one queue."""
+        # Under several processes everybody takes part in every batch, if only with filling.
+        counts = self._placement.most(np.array([len(part) for part in parts]))
+        results = [np.empty((len(part), self._config.embed_dim), np.float32) for part in parts]
+        queue: collections.deque[tuple[np.ndarray, Array]] = collections.deque()
+
+        def receive() -> None:
+            target, rows = queue.popleft()
+            target[:] = self._placement.get_rows(rows)[: len(target)]
+
+        with self._placement.mesh_context():
+            for part, result, count in zip(parts, results, counts, strict=True):
+                for begin, size in self._batches(int(count)):
+                    rows = self._placement.put_rows(_filled(part[begin : begin + size], size))
+                    program = self._program(features, rows)
+                    queue.append((result[begin : begin + size], program(self._leaves, rows)))
+                    if len(queue) > IN_FLIGHT:
+                        receive()
+            while queue:
+                receive()
+        return results
+
+    def _batches(self, count: int) -> Iterator[tuple[int, int]]:
+        """Where each batch begins, and the rows of its program."""
+        if 0 < count < self.batch_size:
+            yield 0, next(size for size in self._sizes if size >= count)
+        else:
+            yield from ((begin, self.batch_size) for begin in range(0, count, self.batch_size))
+
+    def _program(self, features: Callable, rows: Array) -> Callable:
+        key = (features, rows.shape, rows.dtype)
+        if key not in self._programs:
+            function = functools.partial(self._embed, features)
+            self._programs[key] = self._placement.compile(function, self._leaves, rows)
+        return self._programs[key]
+
+    def _embed(self, features: Callable, leaves: list[Array], rows: Array) -> Array:
+        model = jax.tree.unflatten(self._treedef, leaves)
+        with jax.default_matmul_precision(self._precision):
+            embeddings = features(model, rows).astype(jnp.float32)
+        return normalize(embeddings) if self._normalize else embeddings
+
+    def _checked(self, embeddings: np.ndarray, images: np.ndarray | None = None) -> np.ndarray:
+        finite = np.isfinite(embeddings).all(axis=1)
+        if finite.all():
+            return embeddings
+        rows = np.flatnonzero(~finite)
+        if images is not None and not np.isfinite(images[rows]).all():
+            reason = "their pixels are not finite"
+        else:
+            reason = "the weights are damaged, or their numbers are too large for the dtype"
+        raise ValueError(f"the embeddings of rows {_listed(rows)} are not finite: {reason}.")
+
+
+def _text_features(model: Any, tokens: Array) -> Array:
+    return model.text_features(tokens, model.dtype)
+
+
+def _filled(rows: np.ndarray, size: int) -> np.ndarray:
+    """`rows`, and zeros up to `size`."""
+    if len(rows) == size:
+        return rows
+    filled = np.zeros((size, *rows.shape[1:]), rows.dtype)
+    filled[: len(rows)] = rows
+    return filled
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _listed(rows: Sequence[int] | np.ndarray) -> str:
+    shown = ", ".join(map(str, rows[:10]))
+    return f"{shown} and {len(rows) - 10} more" if len(rows) > 10 else shown

@@ -1,0 +1,174 @@
+"""Where batches are computed: on one device, on the local ones by pmap, or over a mesh of all.
+
+The three offer the same: rows go in as a NumPy array and come back as one, whatever lies between.
+"""
+
+import abc
+import contextlib
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax import Array
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+Parallel = Literal["jit", "pmap", "mesh"]
+
+AXIS = "batch"
+
+
+def place(parallel: Parallel, mesh: Mesh | None = None) -> "Placement":
+    """The placement of that name.
+
+    Args:
+        parallel: "jit", one device; "pmap", the local devices; "mesh", all devices of all
+            processes.
+        mesh: for "mesh", the devices to use instead of all; batches are split over all its axes.
+
+    Raises:
+        ValueError: there is no such placement, or it can't be had here.
+    """
+    if mesh is not None and parallel != "mesh":
+        raise ValueError(f'a mesh is for parallel="mesh". Got parallel={parallel!r}.')
+    match parallel:
+        case "jit":
+            return OneDevice()
+        case "pmap":
+            return Pmap()
+        case "mesh":
+            return OverMesh(mesh)
+    raise ValueError(f'parallel must be "jit", "pmap" or "mesh". Got {parallel!r}.')
+
+
+class Placement(abc.ABC):
+    """How rows reach the devices and come back.
+
+    Attributes:
+        num_local_devices: those that this process feeds; the rows it puts are a multiple of it.
+    """
+
+    num_local_devices: int = 1
+
+    @abc.abstractmethod
+    def put_leaves(self, leaves: list[Array]) -> list[Array]:
+        """Arrays that every device gets whole."""
+
+    @abc.abstractmethod
+    def put_rows(self, rows: np.ndarray) -> Array:
+        """This process's rows of a batch, on its devices."""
+
+    @abc.abstractmethod
+    def get_rows(self, rows: Array) -> np.ndarray:
+        """This process's rows of a result."""
+
+    @abc.abstractmethod
+    def compile(self, function: Callable, leaves: list[Array], rows: Array) -> Callable:
+        """`function(leaves, rows)`, compiled for these."""
+
+    def most(self, counts: np.ndarray) -> np.ndarray:
+        """Elementwise maximum over the processes that compute together."""
+        return counts
+
+    def mesh_context(self) -> contextlib.AbstractContextManager:
+        """What to compile and run under: a mesh that the caller has set is not ours to follow."""
+        return jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
+
+
+class OneDevice(Placement):
+    """`jax.jit` on JAX's default device."""
+
+    def put_leaves(self, leaves: list[Array]) -> list[Array]:
+        return jax.device_put(leaves)
+
+    def put_rows(self, rows: np.ndarray) -> Array:
+        return jax.device_put(rows)
+
+    def get_rows(self, rows: Array) -> np.ndarray:
+        return np.asarray(rows)
+
+    def compile(self, function: Callable, leaves: list[Array], rows: Array) -> Callable:
+        return jax.jit(function).lower(leaves, rows).compile()
+
+
+class Pmap(Placement):
+    """`jax.pmap` over the local devices, each with a copy of the parameters."""
+
+    def __init__(self):
+        if jax.process_count() > 1:
+            raise ValueError(
+                'parallel="pmap" is for one process. Under several use parallel="mesh", which '
+                "spans them."
+            )
+        self.num_local_devices = jax.local_device_count()
+        mesh = Mesh(np.array(jax.local_devices()), (AXIS,), axis_types=(AxisType.Auto,))
+        self._sharding = NamedSharding(mesh, PartitionSpec(AXIS))
+
+    def put_leaves(self, leaves: list[Array]) -> list[Array]:
+        def copies(leaf: Array) -> Array:
+            host = np.asarray(leaf)
+            return jax.device_put(
+                np.broadcast_to(host, (self.num_local_devices, *host.shape)), self._sharding
+            )
+
+        return [copies(leaf) for leaf in leaves]
+
+    def put_rows(self, rows: np.ndarray) -> Array:
+        split = rows.reshape(self.num_local_devices, -1, *rows.shape[1:])
+        return jax.device_put(split, self._sharding)
+
+    def get_rows(self, rows: Array) -> np.ndarray:
+        return np.asarray(rows).reshape(-1, *rows.shape[2:])
+
+    def compile(self, function: Callable, leaves: list[Array], rows: Array) -> Callable:
+        return jax.pmap(function, devices=jax.local_devices()).lower(leaves, rows).compile()
+
+
+class OverMesh(Placement):
+    """`jax.jit` over a mesh: parameters on every device, rows split over all.
+
+    Under several processes each puts and gets its own rows, and all have to take part in every
+    batch.
+    """
+
+    def __init__(self, mesh: Mesh | None):
+        if mesh is None:
+            mesh = Mesh(np.array(jax.devices()), (AXIS,), axis_types=(AxisType.Auto,))
+        else:  # the caller's devices, in axes that need no annotations inside the model
+            mesh = Mesh(
+                mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim
+            )
+        self.num_local_devices = len(mesh.local_devices)
+        if not self.num_local_devices:
+            raise ValueError("the mesh has none of this process's devices.")
+        self._mesh = mesh
+        self._whole = NamedSharding(mesh, PartitionSpec())
+        self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+
+    def put_leaves(self, leaves: list[Array]) -> list[Array]:
+        return [
+            jax.make_array_from_process_local_data(self._whole, np.asarray(leaf), leaf.shape)
+            for leaf in leaves
+        ]
+
+    def put_rows(self, rows: np.ndarray) -> Array:
+        return jax.make_array_from_process_local_data(self._split, rows)
+
+    def get_rows(self, rows: Array) -> np.ndarray:
+        # An array that spans processes can't be read whole; shards come in no certain order.
+        shards = sorted(rows.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        return np.concatenate([np.asarray(shard.data) for shard in shards])
+
+    def compile(self, function: Callable, leaves: list[Array], rows: Array) -> Callable:
+        return jax.jit(function, out_shardings=self._split).lower(leaves, rows).compile()
+
+    def most(self, counts: np.ndarray) -> np.ndarray:
+        if jax.process_count() == 1:
+            return counts
+        from jax.experimental import multihost_utils
+
+        gathered: Any = multihost_utils.process_allgather(counts)
+        return np.asarray(gathered).max(axis=0)
+
+    def mesh_context(self) -> contextlib.AbstractContextManager:
+        return jax.set_mesh(self._mesh)
