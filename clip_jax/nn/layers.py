@@ -126,7 +126,7 @@ def attend(
     return mixed.astype(v.dtype).transpose(0, 2, 1, 3)
 
 
-def take_rows(x: Shaped[Array, "b l *w"], rows: Rows | None) -> Shaped[Array, "b r *w"]:
+def take_rows(x: Shaped[Array, "#b l *w"], rows: Rows | None) -> Shaped[Array, "#b r *w"]:
     """One row of each sequence, its axis kept; all rows where `rows` is None."""
     if rows is None:
         return x

@@ -95,7 +95,8 @@ def average_pool(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2
     squares = x.reshape(b, h // size, size, w // size, size, c).astype(jnp.float32)
     # A sum of slices instead of a reduction: jaxlib 0.12.0.1 on CPU fuses the reduction with a
     # bfloat16 convolution before it into garbage.
-    total = sum(squares[:, :, i, :, j] for i in range(size) for j in range(size))
+    first, *others = [squares[:, :, i, :, j] for i in range(size) for j in range(size)]
+    total = sum(others, first)
     return (total / size**2).astype(x.dtype)
 
 
