@@ -11,7 +11,7 @@ from pathlib import Path
 
 PACKAGES = (
     "jax jaxlib flax numpy pillow ftfy regex torch torchvision clip-anytorch open_clip_torch"
-    " transformers scikit-learn"
+    " transformers scikit-learn onnx onnxruntime"
 ).split()
 
 

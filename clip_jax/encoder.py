@@ -7,6 +7,7 @@ at about their own length, which the causal mask allows, instead of at the conte
 
 import collections
 import functools
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
+from clip_jax.config import ResNetConfig
 from clip_jax.nn import CLIP, cast, normalize
 from clip_jax.nn.inputs import check_images, check_tokens
 from clip_jax.placement import Parallel, place
@@ -27,6 +29,9 @@ from clip_jax.tokenizer import tokenize
 TEXT_LENGTHS = (8, 12, 16, 24, 32, 48)
 # Rows of the programs for calls that are smaller than a batch.
 SMALL_SIZES = (1, 8)
+# On a CPU a convolutional net runs through a batch in slices of these rows, whose activations stay
+# in the caches; each array of the first stages is over 100 MB at batch 32.
+CPU_SLICE = 4
 # Batches on their way at one time: while one is computed, the one before comes back.
 IN_FLIGHT = 2
 
@@ -54,7 +59,10 @@ class Encoder:
         precision: str | None = None,
         mesh: Mesh | None = None,
     ):
-        """Takes a copy of the parameters to the devices; compiles when it is first needed.
+        """Takes the parameters to the devices; compiles when it is first needed.
+
+        Where an array already lies on the device it is shared with the model, not copied: training
+        that goes on with the model in place must not donate its arrays.
 
         Args:
             model: any CLIP model.
@@ -76,7 +84,7 @@ class Encoder:
         devices = self._placement.num_local_devices
         if batch_size is None:
             batch_size = devices * (32 if jax.default_backend() == "cpu" else 256)
-        if batch_size < 1:
+        if operator.index(batch_size) < 1:
             raise ValueError(f"batch_size must be at least 1. Got {batch_size}.")
         self.batch_size = _round_up(batch_size, devices)
         small = {_round_up(size, devices) for size in SMALL_SIZES}
@@ -85,6 +93,11 @@ class Encoder:
         context = model.config.text.context_length
         self._lengths = [length for length in TEXT_LENGTHS if length < context] + [context]
         self._normalize = normalize
+        self._slices = (
+            isinstance(model.config.vision, ResNetConfig)
+            and jax.default_backend() == "cpu"
+            and parallel != "mesh"  # a mesh has cut the rows already
+        )
         model = cast(model, model.dtype if dtype is None else dtype)
         self._precision = model.precision if precision is None else precision
         leaves, self._treedef = jax.tree.flatten(model)
@@ -144,7 +157,7 @@ class Encoder:
 
     def _tokens(self, texts: str | Sequence[str] | np.ndarray | Array) -> Int[np.ndarray, "b l"]:
         text = self._config.text
-        if not hasattr(texts, "dtype") or np.asarray(texts).dtype.kind in "UO":
+        if not hasattr(texts, "dtype") or np.asarray(texts).dtype.kind in "UOT":
             return tokenize(texts, text.context_length)  # pyright: ignore[reportArgumentType]
         tokens = np.asarray(texts)
         check_tokens(tokens, text)
@@ -198,7 +211,13 @@ class Encoder:
     def _embed(self, features: Callable, leaves: list[Array], rows: Array) -> Array:
         model = jax.tree.unflatten(self._treedef, leaves)
         with jax.default_matmul_precision(self._precision):
-            embeddings = features(model, rows).astype(jnp.float32)
+            if features is CLIP.image_features and len(rows) % CPU_SLICE == 0 and self._slices:
+                slices = rows.reshape(-1, CPU_SLICE, *rows.shape[1:])
+                embeddings = jax.lax.map(functools.partial(features, model), slices)
+                embeddings = embeddings.reshape(len(rows), -1)
+            else:
+                embeddings = features(model, rows)
+        embeddings = embeddings.astype(jnp.float32)
         return normalize(embeddings) if self._normalize else embeddings
 
     def _checked(self, embeddings: np.ndarray, images: np.ndarray | None = None) -> np.ndarray:

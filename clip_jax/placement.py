@@ -138,9 +138,16 @@ class OverMesh(Placement):
             mesh = Mesh(
                 mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * mesh.devices.ndim
             )
-        self.num_local_devices = len(mesh.local_devices)
-        if not self.num_local_devices:
-            raise ValueError("the mesh has none of this process's devices.")
+        me, processes = jax.process_index(), [d.process_index for d in mesh.devices.flat]
+        counts = [processes.count(process) for process in range(jax.process_count())]
+        self.num_local_devices = counts[me]
+        # Batches have as many rows in every process, and nobody waits for one that has none.
+        self._is_shared = self.num_local_devices < len(processes)
+        if not self.num_local_devices or (self._is_shared and len(set(counts)) > 1):
+            raise ValueError(
+                "a mesh must have as many devices of each process, or devices of this one alone. "
+                f"Got {counts} of processes 0 to {len(counts) - 1}; this is process {me}."
+            )
         self._mesh = mesh
         self._whole = NamedSharding(mesh, PartitionSpec())
         self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
@@ -163,7 +170,7 @@ class OverMesh(Placement):
         return jax.jit(function, out_shardings=self._split).lower(leaves, rows).compile()
 
     def most(self, counts: np.ndarray) -> np.ndarray:
-        if jax.process_count() == 1:
+        if not self._is_shared:
             return counts
         from jax.experimental import multihost_utils
 

@@ -54,6 +54,8 @@ class CLIP(TextTower):
         super().__init__(config.text, config.embed_dim, config.activation, rngs=rngs)
         self.config = config
         self.dtype = np.dtype(dtype)
+        if not jnp.issubdtype(self.dtype, jnp.floating):
+            raise ValueError(f"dtype must be float32, bfloat16 or float16. Got {self.dtype}.")
         self.precision = precision
         self.use_running_average = True  # switched, like every BatchNorm's, by train() and eval()
         if isinstance(config.vision, ViTConfig):

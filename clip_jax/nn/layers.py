@@ -6,6 +6,7 @@ instead of arrays: the abstract model that checkpoints are poured into.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -126,6 +127,33 @@ def attend(
     return mixed.astype(v.dtype).transpose(0, 2, 1, 3)
 
 
+def attend_from(
+    q: Float[Array, "b h c"],
+    x: Float[Array, "b l w"],
+    key_kernel: Float[Array, "w hc"],
+    value_kernel: Float[Array, "w hc"],
+    value_bias: Float[Array, " hc"],
+    mask: Bool[Array, "#b l"] | None = None,
+) -> Float[Array, "b hc"]:
+    """Attention with one query a sequence, for which no keys and values need to be made.
+
+    (x K) q = x (K q) and p (x V) = (p x) V: on each right side a matrix meets one row of a
+    sequence instead of all. The keys' bias adds the same to all scores of a query, which the
+    softmax doesn't see; the weights sum to 1, so the values' bias is added once.
+    """
+    _, h, c = q.shape
+    as_heads = lambda kernel: kernel.reshape(-1, h, c).astype(x.dtype)  # noqa: E731
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    q = product("bhc,whc->bhw", q * c**-0.5, as_heads(key_kernel)).astype(x.dtype)
+    scores = product("bhw,blw->bhl", q, x)
+    if mask is not None:
+        scores = jnp.where(mask[:, None], scores, -jnp.inf)
+    weights = jax.nn.softmax(scores).astype(x.dtype)
+    mixed = product("bhl,blw->bhw", weights, x).astype(x.dtype)
+    out = product("bhw,whc->bhc", mixed, as_heads(value_kernel)).astype(x.dtype)
+    return out.reshape(len(x), -1) + value_bias.astype(x.dtype)
+
+
 def take_rows(x: Shaped[Array, "#b l *w"], rows: Rows | None) -> Shaped[Array, "#b r *w"]:
     """One row of each sequence, its axis kept; all rows where `rows` is None."""
     if rows is None:
@@ -163,9 +191,20 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "b l w"], mask: Mask | None, rows: Rows | None = None
     ) -> Float[Array, "b r w"]:
+        if rows is not None:
+            return self._pooled(x, mask, rows)
         q, k, v = (split_heads(y, self.num_heads) for y in jnp.split(self.in_proj(x), 3, axis=-1))
-        q = take_rows(q, rows)
-        return self.out_proj(attend(q, k, v, mask).reshape(*q.shape[:2], -1))
+        return self.out_proj(attend(q, k, v, mask).reshape(x.shape))
+
+    def _pooled(
+        self, x: Float[Array, "b l w"], mask: Mask | None, rows: Rows
+    ) -> Float[Array, "b 1 w"]:
+        q_kernel, k_kernel, v_kernel = jnp.split(self.in_proj.kernel[...], 3, axis=1)
+        q_bias, _, v_bias = jnp.split(self.in_proj.bias[...], 3)
+        q = take_rows(x, rows) @ q_kernel.astype(x.dtype) + q_bias.astype(x.dtype)
+        q = split_heads(q, self.num_heads)[:, 0]
+        seen = None if mask is None else mask[:, 0, 0]
+        return self.out_proj(attend_from(q, x, k_kernel, v_kernel, v_bias, seen))[:, None]
 
 
 class MLP(nnx.Module):

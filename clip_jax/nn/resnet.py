@@ -11,7 +11,7 @@ from clip_jax.nn.layers import (
     Initializer,
     Linear,
     Tap,
-    attend,
+    attend_from,
     ignore,
     normal,
     ones,
@@ -42,6 +42,8 @@ class Conv(nnx.Module):
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
         kernel = self.kernel[...].astype(x.dtype)
+        if kernel.shape[:2] == (1, 1) and self.stride == 1:
+            return x @ kernel[0, 0]  # up to five times as fast as XLA's convolution on CPUs
         padding = kernel.shape[0] // 2
         return jax.lax.conv_general_dilated(
             x,
@@ -159,9 +161,10 @@ class AttentionPool(nnx.Module):
         x = x.reshape(x.shape[0], -1, x.shape[-1])  # b n c
         x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)  # b n+1 c
         x = x + self.positional_embedding[...].astype(x.dtype)
-        q, k, v = self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x)
-        x = attend(*(split_heads(y, self.num_heads) for y in (q, k, v)))  # b 1 h c
-        return self.c_proj(x.reshape(x.shape[0], -1))
+        q = split_heads(self.q_proj(x[:, :1]), self.num_heads)[:, 0]  # b h c
+        key, value = self.k_proj, self.v_proj
+        x = attend_from(q, x, key.kernel[...], value.kernel[...], value.bias[...])
+        return self.c_proj(x)
 
 
 class ModifiedResNet(nnx.Module):
