@@ -22,6 +22,7 @@ from jaxtyping import Float, Int
 from clip_jax.config import ResNetConfig
 from clip_jax.nn import CLIP, cast, normalize
 from clip_jax.nn.inputs import check_images, check_tokens
+from clip_jax.nn.resnet import use_winograd
 from clip_jax.placement import Parallel, place
 from clip_jax.tokenizer import tokenize
 
@@ -100,6 +101,8 @@ class Encoder:
         )
         model = cast(model, model.dtype if dtype is None else dtype)
         self._precision = model.precision if precision is None else precision
+        if self._slices and model.dtype == jnp.float32:
+            use_winograd(model)
         leaves, self._treedef = jax.tree.flatten(model)
         self._leaves = self._placement.put_leaves(leaves)
         self._programs: dict[tuple, Callable] = {}

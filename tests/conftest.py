@@ -11,6 +11,6 @@ from jaxtyping import install_import_hook  # noqa: E402
 # The layers' signatures say their shapes; here they are executed. The public entry points are not
 # hooked: they have errors of their own, which are tested.
 install_import_hook(
-    [f"clip_jax.nn.{name}" for name in ("layers", "vit", "resnet", "text", "pixels")],
+    [f"clip_jax.nn.{name}" for name in ("layers", "vit", "resnet", "text", "pixels", "winograd")],
     "beartype.beartype",
 )

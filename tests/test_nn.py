@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from clip_jax.convert.pytorch import from_pytorch
+from clip_jax.encoder import Encoder
 from clip_jax.nn import (
     CLIP,
     flatten,
@@ -21,7 +22,8 @@ from clip_jax.nn import (
 )
 from clip_jax.nn.clip import _encode_image
 from clip_jax.nn.layers import LayerNorm, activate, attend
-from clip_jax.nn.resnet import BatchNorm
+from clip_jax.nn.resnet import BatchNorm, Conv
+from clip_jax.nn.winograd import winograd_convolution, winograd_kernel
 from tests import reference
 from tests.models import (
     GOLDEN,
@@ -202,6 +204,25 @@ def test_attention_equals_its_formula_in_float64():
     expected = np.einsum("bhqk,bkhc->bqhc", weights, v)
     given = attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)))
     np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 5), (7, 7), (8, 6)])
+def test_winograd_equals_the_direct_convolution(size):
+    direct = Conv(3, 5, 3, rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 3)), jnp.float32)
+    expected = direct(x)
+    given = winograd_convolution(x, winograd_kernel(direct.kernel[...]))
+    # Sums of sixteen products of numbers that were themselves rounded: measured 2e-7.
+    assert relative_error(given, expected) < 2e-6
+
+
+def test_the_encoders_resnet_equals_the_models_in_slices_too():
+    model = small(TINY_RESNET)
+    images = random_images(9, 96)
+    before = np.array(model.visual.conv2.kernel[...])
+    encoder = Encoder(model, batch_size=8)
+    assert relative_error(encoder.images(images), model.encode_image(images)) < 2e-6
+    assert np.array_equal(model.visual.conv2.kernel[...], before)  # the model keeps its own
 
 
 def test_batch_norm_uses_the_running_statistics_until_it_trains():

@@ -84,7 +84,8 @@ class CLIP(TextTower):
         """
         check_images(images, self.config.vision.image_size)
         features, statistics = _encode_image(self, images)
-        nnx.update(self, statistics)
+        if statistics:  # for nothing, the walk over all modules would still take milliseconds
+            nnx.update(self, statistics)
         return features
 
     def encode_text(self, tokens: ArrayLike) -> Float[Array, "b d"]:
@@ -121,7 +122,8 @@ class CLIP(TextTower):
         check_images(images, self.config.vision.image_size)
         check_tokens(tokens, self.config.text)
         logits, statistics = _logits(self, images, tokens)
-        nnx.update(self, statistics)
+        if statistics:
+            nnx.update(self, statistics)
         return logits, logits.T
 
     def image_features(self, images: Array, tap: Tap = ignore) -> Float[Array, "b d"]:

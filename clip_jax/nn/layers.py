@@ -27,6 +27,9 @@ Mask = Bool[Array, "#b #h q k"]
 # One row of each sequence: the same of all, or its index in each.
 Rows = int | Int[Array, " b"]
 
+# From how many sequences on `attend_from` pays: it turns a matrix for each head around.
+MANY_SEQUENCES = 4
+
 EPSILON = 1e-5  # of every LayerNorm and BatchNorm; Flax's own default is 1e-6
 
 zeros, ones = jax.nn.initializers.zeros, jax.nn.initializers.ones
@@ -199,12 +202,17 @@ class Attention(nnx.Module):
     def _pooled(
         self, x: Float[Array, "b l w"], mask: Mask | None, rows: Rows
     ) -> Float[Array, "b 1 w"]:
-        q_kernel, k_kernel, v_kernel = jnp.split(self.in_proj.kernel[...], 3, axis=1)
-        q_bias, _, v_bias = jnp.split(self.in_proj.bias[...], 3)
-        q = take_rows(x, rows) @ q_kernel.astype(x.dtype) + q_bias.astype(x.dtype)
-        q = split_heads(q, self.num_heads)[:, 0]
+        kernels, biases = jnp.split(self.in_proj.kernel[...], 3, 1), self.in_proj.bias[...]
+        q_bias, k_bias, v_bias = jnp.split(biases, 3)
+        project = lambda y, i, bias: split_heads(  # noqa: E731
+            y @ kernels[i].astype(y.dtype) + bias.astype(y.dtype), self.num_heads
+        )
+        q = project(take_rows(x, rows), 0, q_bias)
+        if len(x) < MANY_SEQUENCES:
+            k, v = project(x, 1, k_bias), project(x, 2, v_bias)
+            return self.out_proj(attend(q, k, v, mask).reshape(len(x), 1, -1))
         seen = None if mask is None else mask[:, 0, 0]
-        return self.out_proj(attend_from(q, x, k_kernel, v_kernel, v_bias, seen))[:, None]
+        return self.out_proj(attend_from(q[:, 0], x, kernels[1], kernels[2], v_bias, seen))[:, None]
 
 
 class MLP(nnx.Module):

@@ -8,9 +8,11 @@ from jaxtyping import Array, Float
 from clip_jax.config import ResNetConfig
 from clip_jax.nn.layers import (
     EPSILON,
+    MANY_SEQUENCES,
     Initializer,
     Linear,
     Tap,
+    attend,
     attend_from,
     ignore,
     normal,
@@ -20,6 +22,7 @@ from clip_jax.nn.layers import (
     uniform_fan_in,
     zeros,
 )
+from clip_jax.nn.winograd import winograd_convolution, winograd_kernel
 
 MOMENTUM = 0.1  # PyTorch's sense: the share of the new value
 
@@ -37,6 +40,7 @@ class Conv(nnx.Module):
         rngs: nnx.Rngs | None,
     ):
         self.stride = stride
+        self.uses_winograd = False
         init = uniform_fan_in(in_channels * size**2)
         self.kernel = parameter(rngs, init, size, size, in_channels, out_channels)
 
@@ -44,6 +48,8 @@ class Conv(nnx.Module):
         kernel = self.kernel[...].astype(x.dtype)
         if kernel.shape[:2] == (1, 1) and self.stride == 1:
             return x @ kernel[0, 0]  # up to five times as fast as XLA's convolution on CPUs
+        if self.uses_winograd:
+            return winograd_convolution(x, kernel)
         padding = kernel.shape[0] // 2
         return jax.lax.conv_general_dilated(
             x,
@@ -52,6 +58,14 @@ class Conv(nnx.Module):
             [(padding, padding)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
+
+
+def use_winograd(model: nnx.Module) -> None:
+    """Makes the 3x3 convolutions of a model take Winograd's way, their kernels transformed."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, Conv) and module.kernel.shape[0] == 3 and module.stride == 1:
+            module.kernel.set_value(winograd_kernel(module.kernel[...]))
+            module.uses_winograd = True
 
 
 class BatchNorm(nnx.Module):
@@ -161,9 +175,12 @@ class AttentionPool(nnx.Module):
         x = x.reshape(x.shape[0], -1, x.shape[-1])  # b n c
         x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)  # b n+1 c
         x = x + self.positional_embedding[...].astype(x.dtype)
-        q = split_heads(self.q_proj(x[:, :1]), self.num_heads)[:, 0]  # b h c
+        q = split_heads(self.q_proj(x[:, :1]), self.num_heads)  # b 1 h c
         key, value = self.k_proj, self.v_proj
-        x = attend_from(q, x, key.kernel[...], value.kernel[...], value.bias[...])
+        if len(x) < MANY_SEQUENCES:
+            k, v = split_heads(key(x), self.num_heads), split_heads(value(x), self.num_heads)
+            return self.c_proj(attend(q, k, v).reshape(len(x), -1))
+        x = attend_from(q[:, 0], x, key.kernel[...], value.kernel[...], value.bias[...])
         return self.c_proj(x)
 
 
