@@ -46,7 +46,7 @@ class CLIP(TextTower):
 
         Args:
             config: the architecture.
-            dtype: in which the towers compute: float32, bfloat16 or (not on CPU) float16.
+            dtype: in which the towers compute: float32, bfloat16 or float16.
             precision: of matrix products, for `jax.default_matmul_precision`.
             rngs: where the parameters come from. Without it the model is abstract: it holds
                 shapes, to be filled by `clip_jax.nn.set_parameters`.
