@@ -27,7 +27,8 @@ Mask = Bool[Array, "#b #h q k"]
 # One row of each sequence: the same of all, or its index in each.
 Rows = int | Int[Array, " b"]
 
-# From how many sequences on `attend_from` pays: it turns a matrix for each head around.
+# From how many sequences on `attend_from` is used. With it ViT-B/32 took 77 ms for one image and
+# without it 54; the crossing was not looked for, four is what a ResNet's slices on a CPU hold.
 MANY_SEQUENCES = 4
 
 EPSILON = 1e-5  # of every LayerNorm and BatchNorm; Flax's own default is 1e-6
