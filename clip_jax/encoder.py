@@ -19,10 +19,8 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
-from clip_jax.config import ResNetConfig
-from clip_jax.nn import CLIP, cast, normalize
+from clip_jax.nn import CLIP, cast, normalize, rearrange_for_cpu
 from clip_jax.nn.inputs import check_images, check_tokens
-from clip_jax.nn.resnet import use_winograd
 from clip_jax.placement import Parallel, place
 from clip_jax.tokenizer import tokenize
 
@@ -30,9 +28,6 @@ from clip_jax.tokenizer import tokenize
 TEXT_LENGTHS = (8, 12, 16, 24, 32, 48)
 # Rows of the programs for calls that are smaller than a batch.
 SMALL_SIZES = (1, 8)
-# On a CPU a convolutional net runs through a batch in slices of these rows, whose activations stay
-# in the caches; each array of the first stages is over 100 MB at batch 32.
-CPU_SLICE = 4
 # Batches on their way at one time: while one is computed, the one before comes back.
 IN_FLIGHT = 2
 
@@ -94,15 +89,10 @@ class Encoder:
         context = model.config.text.context_length
         self._lengths = [length for length in TEXT_LENGTHS if length < context] + [context]
         self._normalize = normalize
-        self._slices = (
-            isinstance(model.config.vision, ResNetConfig)
-            and jax.default_backend() == "cpu"
-            and parallel != "mesh"  # a mesh has cut the rows already
-        )
         model = cast(model, model.dtype if dtype is None else dtype)
         self._precision = model.precision if precision is None else precision
-        if self._slices and model.dtype == jnp.float32:
-            use_winograd(model)
+        if jax.default_backend() == "cpu" and model.dtype == jnp.float32:
+            rearrange_for_cpu(model, in_slices=parallel != "mesh")
         leaves, self._treedef = jax.tree.flatten(model)
         self._leaves = self._placement.put_leaves(leaves)
         self._programs: dict[tuple, Callable] = {}
@@ -214,12 +204,7 @@ class Encoder:
     def _embed(self, features: Callable, leaves: list[Array], rows: Array) -> Array:
         model = jax.tree.unflatten(self._treedef, leaves)
         with jax.default_matmul_precision(self._precision):
-            if features is CLIP.image_features and len(rows) % CPU_SLICE == 0 and self._slices:
-                slices = rows.reshape(-1, CPU_SLICE, *rows.shape[1:])
-                embeddings = jax.lax.map(functools.partial(features, model), slices)
-                embeddings = embeddings.reshape(len(rows), -1)
-            else:
-                embeddings = features(model, rows)
+            embeddings = features(model, rows)
         embeddings = embeddings.astype(jnp.float32)
         return normalize(embeddings) if self._normalize else embeddings
 

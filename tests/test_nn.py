@@ -21,9 +21,11 @@ from clip_jax.nn import (
     set_parameters,
 )
 from clip_jax.nn.clip import _encode_image
+from clip_jax.nn.cpu import rearrange_for_cpu
 from clip_jax.nn.layers import LayerNorm, activate, attend
-from clip_jax.nn.resnet import BatchNorm, Conv
-from clip_jax.nn.winograd import winograd_convolution, winograd_kernel
+from clip_jax.nn.resnet import BatchNorm, Conv, convolve_squares, square_kernel
+from clip_jax.nn.tree import variables
+from clip_jax.nn.winograd import winograd_convolution, winograd_kernels
 from tests import reference
 from tests.models import (
     GOLDEN,
@@ -210,19 +212,51 @@ def test_attention_equals_its_formula_in_float64():
 def test_winograd_equals_the_direct_convolution(size):
     direct = Conv(3, 5, 3, rngs=nnx.Rngs(0))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 3)), jnp.float32)
-    expected = direct(x)
-    given = winograd_convolution(x, winograd_kernel(direct.kernel[...]))
+    expected, kernel = direct(x), np.asarray(direct.kernel[...])
+    given = winograd_convolution(x, [jnp.asarray(k) for k in winograd_kernels(kernel)])
     # Sums of sixteen products of numbers that were themselves rounded: measured 2e-7.
     assert relative_error(given, expected) < 2e-6
 
 
-def test_the_encoders_resnet_equals_the_models_in_slices_too():
+@pytest.mark.parametrize("size", [(2, 2), (4, 6), (10, 8)])
+def test_convolution_over_squares_of_pixels_equals_that_of_stride_two(size):
+    conv = Conv(3, 5, 3, stride=2, rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 3)), jnp.float32)
+    kernel = square_kernel(np.asarray(conv.kernel[...]))
+    assert relative_error(convolve_squares(x, jnp.asarray(kernel)), conv(x)) < 1e-6
+
+
+@pytest.mark.parametrize("in_slices", [True, False])
+@pytest.mark.parametrize("config", [TINY_VIT, TINY_RESNET], ids=["vit", "resnet"])
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_a_model_rearranged_for_the_cpu_is_the_same(config, in_slices, count):
+    model, rearranged = small(config), small(config)
+    rearrange_for_cpu(rearranged, in_slices=in_slices)
+    images = random_images(count, config.vision.image_size)
+    tokens = random_tokens(count)
+    expected, given = model.encode_image(images), rearranged.encode_image(images)
+    assert relative_error(given, expected) < 2e-6
+    expected, given = model.encode_text(tokens), rearranged.encode_text(tokens)
+    assert relative_error(given, expected) < 2e-6
+
+
+def test_rearranging_leaves_no_kernel_as_it_was():
+    model = small(TINY_RESNET)
+    before = {path: v.shape for path, v in variables(model).items()}
+    rearrange_for_cpu(model, in_slices=True)
+    after = {path: v.shape for path, v in variables(model).items()}
+    kernels = {path for path in before if path.endswith("kernel")}
+    same = {path for path in kernels & after.keys() if after[path] == before[path]}
+    assert all(before[path][-1] == before[path][-2] for path in same), same
+
+
+def test_the_encoder_rearranges_a_model_of_its_own():
     model = small(TINY_RESNET)
     images = random_images(9, 96)
     before = np.array(model.visual.conv2.kernel[...])
     encoder = Encoder(model, batch_size=8)
     assert relative_error(encoder.images(images), model.encode_image(images)) < 2e-6
-    assert np.array_equal(model.visual.conv2.kernel[...], before)  # the model keeps its own
+    assert np.array_equal(model.visual.conv2.kernel[...], before)
 
 
 def test_batch_norm_uses_the_running_statistics_until_it_trains():

@@ -2,6 +2,7 @@
 
 from clip_jax.nn.clip import CLIP as CLIP
 from clip_jax.nn.clip import normalize as normalize
+from clip_jax.nn.cpu import rearrange_for_cpu as rearrange_for_cpu
 from clip_jax.nn.pixels import MEAN as MEAN
 from clip_jax.nn.pixels import STD as STD
 from clip_jax.nn.tree import cast as cast

@@ -27,8 +27,8 @@ Mask = Bool[Array, "#b #h q k"]
 # One row of each sequence: the same of all, or its index in each.
 Rows = int | Int[Array, " b"]
 
-# From how many sequences on `attend_from` is used. With it ViT-B/32 took 77 ms for one image and
-# without it 54; the crossing was not looked for, four is what a ResNet's slices on a CPU hold.
+# From how many sequences on `attend_from` is used. On a CPU it made no difference to a ViT-B/32
+# with one image or two, took a ResNet-50 longer with one, and saved it time with eight.
 MANY_SEQUENCES = 4
 
 EPSILON = 1e-5  # of every LayerNorm and BatchNorm; Flax's own default is 1e-6
@@ -64,6 +64,18 @@ def parameter(
     return kind(init(rngs.params(), shape, jnp.float32))
 
 
+def multiply(
+    x: Float[Array, "*b i"], kernel: Float[Array, "..."], is_transposed: bool
+) -> Float[Array, "*b o"]:
+    """Rows times a kernel, whose outputs are its last axis or, transposed, its first."""
+    if not is_transposed:
+        return x @ kernel.reshape(-1, kernel.shape[-1])
+    kernel = kernel.reshape(len(kernel), -1)
+    if x.size == x.shape[-1]:  # one row, for which XLA on CPUs would transpose the kernel first
+        return (kernel @ x.reshape(-1)).reshape(*x.shape[:-1], -1)
+    return x @ kernel.T
+
+
 class Linear(nnx.Module):
     """`x @ kernel + bias`."""
 
@@ -77,11 +89,19 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs | None,
     ):
         default = uniform_fan_in(in_features)
+        self.is_transposed = False  # set by `rearrange_for_cpu`
         self.kernel = parameter(rngs, kernel_init or default, in_features, out_features)
         self.bias = parameter(rngs, bias_init or default, out_features)
 
+    @property
+    def matrix(self) -> Float[Array, "i o"]:
+        """The kernel, whichever way round it is stored."""
+        kernel = self.kernel[...]
+        return kernel.T if self.is_transposed else kernel
+
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
-        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+        kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
+        return multiply(x, kernel, self.is_transposed) + bias
 
 
 class LayerNorm(nnx.Module):
@@ -146,15 +166,17 @@ def attend_from(
     softmax doesn't see; the weights sum to 1, so the values' bias is added once.
     """
     _, h, c = q.shape
-    as_heads = lambda kernel: kernel.reshape(-1, h, c).astype(x.dtype)  # noqa: E731
+    key_kernel, value_kernel = (
+        kernel.reshape(-1, h, c).astype(x.dtype) for kernel in (key_kernel, value_kernel)
+    )
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    q = product("bhc,whc->bhw", q * c**-0.5, as_heads(key_kernel)).astype(x.dtype)
+    q = product("bhc,whc->bhw", q * c**-0.5, key_kernel).astype(x.dtype)
     scores = product("bhw,blw->bhl", q, x)
     if mask is not None:
         scores = jnp.where(mask[:, None], scores, -jnp.inf)
     weights = jax.nn.softmax(scores).astype(x.dtype)
     mixed = product("bhl,blw->bhw", weights, x).astype(x.dtype)
-    out = product("bhw,whc->bhc", mixed, as_heads(value_kernel)).astype(x.dtype)
+    out = product("bhw,whc->bhc", mixed, value_kernel).astype(x.dtype)
     return out.reshape(len(x), -1) + value_bias.astype(x.dtype)
 
 
@@ -195,25 +217,21 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "b l w"], mask: Mask | None, rows: Rows | None = None
     ) -> Float[Array, "b r w"]:
-        if rows is not None:
+        if rows is not None and len(x) >= MANY_SEQUENCES:
             return self._pooled(x, mask, rows)
         q, k, v = (split_heads(y, self.num_heads) for y in jnp.split(self.in_proj(x), 3, axis=-1))
-        return self.out_proj(attend(q, k, v, mask).reshape(x.shape))
+        mixed = attend(take_rows(q, rows), k, v, mask)
+        return self.out_proj(mixed.reshape(*mixed.shape[:2], -1))
 
     def _pooled(
         self, x: Float[Array, "b l w"], mask: Mask | None, rows: Rows
     ) -> Float[Array, "b 1 w"]:
-        kernels, biases = jnp.split(self.in_proj.kernel[...], 3, 1), self.in_proj.bias[...]
-        q_bias, k_bias, v_bias = jnp.split(biases, 3)
-        project = lambda y, i, bias: split_heads(  # noqa: E731
-            y @ kernels[i].astype(y.dtype) + bias.astype(y.dtype), self.num_heads
-        )
-        q = project(take_rows(x, rows), 0, q_bias)
-        if len(x) < MANY_SEQUENCES:
-            k, v = project(x, 1, k_bias), project(x, 2, v_bias)
-            return self.out_proj(attend(q, k, v, mask).reshape(len(x), 1, -1))
+        q_kernel, k_kernel, v_kernel = jnp.split(self.in_proj.matrix, 3, axis=1)
+        q_bias, _, v_bias = jnp.split(self.in_proj.bias[...].astype(x.dtype), 3)
+        q = take_rows(x, rows) @ q_kernel.astype(x.dtype) + q_bias  # b 1 w
+        q = split_heads(q, self.num_heads)[:, 0]
         seen = None if mask is None else mask[:, 0, 0]
-        return self.out_proj(attend_from(q[:, 0], x, kernels[1], kernels[2], v_bias, seen))[:, None]
+        return self.out_proj(attend_from(q, x, k_kernel, v_kernel, v_bias, seen))[:, None]
 
 
 class MLP(nnx.Module):

@@ -1,9 +1,13 @@
 """The ModifiedResNet of CLIP: three-convolution stem, anti-aliased strides, attention pooling."""
 
+from collections.abc import Callable
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Shaped
 
 from clip_jax.config import ResNetConfig
 from clip_jax.nn.layers import (
@@ -15,6 +19,7 @@ from clip_jax.nn.layers import (
     attend,
     attend_from,
     ignore,
+    multiply,
     normal,
     ones,
     parameter,
@@ -22,7 +27,7 @@ from clip_jax.nn.layers import (
     uniform_fan_in,
     zeros,
 )
-from clip_jax.nn.winograd import winograd_convolution, winograd_kernel
+from clip_jax.nn.winograd import winograd_convolution
 
 MOMENTUM = 0.1  # PyTorch's sense: the share of the new value
 
@@ -39,18 +44,22 @@ class Conv(nnx.Module):
         stride: int = 1,
         rngs: nnx.Rngs | None,
     ):
-        self.stride = stride
-        self.uses_winograd = False
+        self.size, self.stride = size, stride
+        # Another than "direct" is set by `rearrange_for_cpu`.
+        self.form: Literal["direct", "transposed", "winograd", "squares"] = "direct"
+        self.winograd_kernels = nnx.List()
         init = uniform_fan_in(in_channels * size**2)
         self.kernel = parameter(rngs, init, size, size, in_channels, out_channels)
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
+        if self.form == "winograd":
+            return winograd_convolution(x, [kernel[...] for kernel in self.winograd_kernels])
+        if self.form == "squares":
+            return convolve_squares(x, self.kernel[...])
         kernel = self.kernel[...].astype(x.dtype)
-        if kernel.shape[:2] == (1, 1) and self.stride == 1:
-            return x @ kernel[0, 0]  # up to five times as fast as XLA's convolution on CPUs
-        if self.uses_winograd:
-            return winograd_convolution(x, kernel)
-        padding = kernel.shape[0] // 2
+        if self.size == 1:  # up to five times as fast as XLA's convolution on CPUs
+            return multiply(x, kernel, self.form == "transposed")
+        padding = self.size // 2
         return jax.lax.conv_general_dilated(
             x,
             kernel,
@@ -60,12 +69,30 @@ class Conv(nnx.Module):
         )
 
 
-def use_winograd(model: nnx.Module) -> None:
-    """Makes the 3x3 convolutions of a model take Winograd's way, their kernels transformed."""
-    for _, module in nnx.iter_modules(model):
-        if isinstance(module, Conv) and module.kernel.shape[0] == 3 and module.stride == 1:
-            module.kernel.set_value(winograd_kernel(module.kernel[...]))
-            module.uses_winograd = True
+def square_kernel(kernel: Float[np.ndarray, "3 3 i o"]) -> Float[np.ndarray, "2 2 4*i o"]:
+    """What `convolve_squares` takes for a kernel."""
+    i, o = kernel.shape[2:]
+    # A row above and a column to the left, so that the 4x4 pixels start where a square does.
+    padded = np.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
+    return padded.reshape(2, 2, 2, 2, i, o).transpose(0, 2, 1, 3, 4, 5).reshape(2, 2, 4 * i, o)
+
+
+def convolve_squares(
+    x: Float[Array, "b h w i"], kernel: Float[Array, "2 2 4*i o"]
+) -> Float[Array, "b h2 w2 o"]:
+    """A 3x3 convolution of stride 2 on an even size, as one of stride 1 over 2x2 squares of pixels.
+
+    Twelve channels instead of three: up to three times as fast as XLA's convolution on CPUs.
+    """
+    b, h, w, i = x.shape
+    squares = x.reshape(b, h // 2, 2, w // 2, 2, i).transpose(0, 1, 3, 2, 4, 5)
+    return jax.lax.conv_general_dilated(
+        squares.reshape(b, h // 2, w // 2, 4 * i),
+        kernel,
+        (1, 1),
+        [(1, 0)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
 
 
 class BatchNorm(nnx.Module):
@@ -180,7 +207,7 @@ class AttentionPool(nnx.Module):
         if len(x) < MANY_SEQUENCES:
             k, v = split_heads(key(x), self.num_heads), split_heads(value(x), self.num_heads)
             return self.c_proj(attend(q, k, v).reshape(len(x), -1))
-        x = attend_from(q[:, 0], x, key.kernel[...], value.kernel[...], value.bias[...])
+        x = attend_from(q[:, 0], x, key.matrix, value.matrix, value.bias[...])
         return self.c_proj(x)
 
 
@@ -189,6 +216,8 @@ class ModifiedResNet(nnx.Module):
 
     def __init__(self, config: ResNetConfig, embed_dim: int, *, rngs: nnx.Rngs | None):
         width = config.width
+        # Images at a time in the stem, in the first two stages, in the last two.
+        self.slice_sizes: tuple[int | None, int | None, int | None] = (None, None, None)
         self.conv1 = Conv(3, width // 2, 3, stride=2, rngs=rngs)
         self.bn1 = BatchNorm(width // 2, rngs=rngs)
         self.conv2 = Conv(width // 2, width // 2, 3, rngs=rngs)
@@ -209,13 +238,38 @@ class ModifiedResNet(nnx.Module):
         )
 
     def __call__(self, images: Float[Array, "b n n 3"], tap: Tap = ignore) -> Float[Array, "b d"]:
+        x = in_slices(lambda x: self._first_half(x, tap), images, self.slice_sizes[1])
+        x = in_slices(lambda x: self._second_half(x, tap), x, self.slice_sizes[2])
+        return self.attnpool(x)  # from b n/32 n/32 32w
+
+    def _first_half(self, images: Float[Array, "b n n 3"], tap: Tap) -> Float[Array, "b h w c"]:
+        x = in_slices(self._stem, images, self.slice_sizes[0])
+        tap("avgpool", x)
+        x = self._stage(1, x, tap)
+        return self._stage(2, x, tap)  # b n/8 n/8 8w
+
+    def _second_half(self, x: Float[Array, "b h w c"], tap: Tap) -> Float[Array, "b h2 w2 c2"]:
+        x = self._stage(3, x, tap)
+        return self._stage(4, x, tap)  # b n/32 n/32 32w
+
+    def _stem(self, images: Float[Array, "b n n 3"]) -> Float[Array, "b h w c"]:
         x = jax.nn.relu(self.bn1(self.conv1(images)))  # b n/2 n/2 w/2
         x = jax.nn.relu(self.bn2(self.conv2(x)))
         x = jax.nn.relu(self.bn3(self.conv3(x)))  # b n/2 n/2 w
-        x = average_pool(x, 2)  # b n/4 n/4 w
-        tap("avgpool", x)
-        for i in range(1, 5):
-            for j, block in enumerate(getattr(self, f"layer{i}")):
-                x = block(x)
-                tap(f"layer{i}.{j}", x)
-        return self.attnpool(x)  # from b n/32 n/32 32w
+        return average_pool(x, 2)  # b n/4 n/4 w
+
+    def _stage(self, i: int, x: Float[Array, "b h w c"], tap: Tap) -> Float[Array, "b h2 w2 c2"]:
+        for j, block in enumerate(getattr(self, f"layer{i}")):
+            x = block(x)
+            tap(f"layer{i}.{j}", x)
+        return x
+
+
+def in_slices(
+    function: Callable[[Array], Array], x: Shaped[Array, "b ..."], size: int | None
+) -> Shaped[Array, "b ..."]:
+    """`function` over `size` rows at a time; over all at once if it is None or leaves a rest."""
+    if size is None or len(x) == size or len(x) % size:
+        return function(x)
+    y = jax.lax.map(function, x.reshape(-1, size, *x.shape[1:]))
+    return y.reshape(len(x), *y.shape[2:])

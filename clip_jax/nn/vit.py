@@ -10,6 +10,7 @@ from clip_jax.nn.layers import (
     Tap,
     Transformer,
     ignore,
+    multiply,
     normal,
     parameter,
     uniform_fan_in,
@@ -22,14 +23,16 @@ class PatchEmbedding(nnx.Module):
 
     def __init__(self, patch_size: int, width: int, *, rngs: nnx.Rngs | None):
         fan_in = 3 * patch_size**2
+        self.patch_size = patch_size
+        self.is_transposed = False  # set by `rearrange_for_cpu`
         self.kernel = parameter(rngs, uniform_fan_in(fan_in), patch_size, patch_size, 3, width)
 
     def __call__(self, images: Float[Array, "b n n 3"]) -> Float[Array, "b p w"]:
-        p, width = self.kernel.shape[0], self.kernel.shape[-1]
+        p = self.patch_size
         b, n = images.shape[0], images.shape[1] // p
         patches = images.reshape(b, n, p, n, p, 3).transpose(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(b, n * n, p * p * 3)
-        return patches @ self.kernel[...].reshape(-1, width).astype(images.dtype)
+        return multiply(patches, self.kernel[...].astype(images.dtype), self.is_transposed)
 
 
 class VisionTransformer(nnx.Module):

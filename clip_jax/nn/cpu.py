@@ -1,0 +1,53 @@
+"""A model rearranged as XLA's CPU backend runs it fastest; for inference in float32."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from clip_jax.nn.clip import CLIP
+from clip_jax.nn.layers import Linear
+from clip_jax.nn.resnet import Conv, ModifiedResNet, square_kernel
+from clip_jax.nn.vit import PatchEmbedding
+from clip_jax.nn.winograd import winograd_kernels
+
+# Of a ResNet's batch, the images at a time whose activations stay in the caches: in the stem, in
+# the first two stages, in the last two. Each array of the stem is over 100 MB at batch 32.
+SLICE_SIZES = (1, 4, 8)
+
+
+def rearrange_for_cpu(model: CLIP, *, in_slices: bool) -> None:
+    """Changes the arrays of `model`, and how it computes with them, in place.
+
+    Kernels are stored transposed, as the matrix products of XLA's library take them with the least
+    repacking: up to 1.7 times as fast for few rows, as fast for many. 3x3 convolutions go
+    Winograd's way, and the first one over squares of pixels. The parameter tree is no longer the
+    public one.
+
+    Args:
+        model: in evaluation, with arrays of its own.
+        in_slices: whether a ResNet may go through a batch slice by slice; not over a mesh, where
+            the rows lie on several devices.
+    """
+    for _, module in list(nnx.iter_modules(model)):
+        if isinstance(module, Linear | PatchEmbedding):
+            _transpose(module)
+            module.is_transposed = True
+        elif isinstance(module, Conv) and module.kernel.shape[0] == 1:
+            _transpose(module)
+            module.form = "transposed"
+        elif isinstance(module, Conv) and module.stride == 2:
+            module.kernel.set_value(jnp.asarray(square_kernel(np.asarray(module.kernel[...]))))
+            module.form = "squares"
+        elif isinstance(module, Conv) and in_slices:
+            matrices = winograd_kernels(np.asarray(module.kernel[...]))
+            module.winograd_kernels = nnx.List(nnx.Param(jnp.asarray(m)) for m in matrices)
+            module.form = "winograd"
+            del module.kernel
+    if in_slices and isinstance(model.visual, ModifiedResNet):
+        model.visual.slice_sizes = SLICE_SIZES
+
+
+def _transpose(module: Linear | PatchEmbedding | Conv) -> None:
+    # By NumPy, because JAX would compile a program for each shape.
+    kernel = np.moveaxis(np.asarray(module.kernel[...]), -1, 0)
+    module.kernel.set_value(jnp.asarray(np.ascontiguousarray(kernel)))
