@@ -10,6 +10,7 @@ from importlib.metadata import version
 
 from clip_jax import convert as convert
 from clip_jax.catalog import available_models as available_models
+from clip_jax.compilation import compile_cache as compile_cache
 from clip_jax.config import CLIPConfig as CLIPConfig
 from clip_jax.encoder import Encoder as Encoder
 from clip_jax.errors import CheckpointError as CheckpointError

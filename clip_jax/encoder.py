@@ -8,6 +8,7 @@ at about their own length, which the causal mask allows, instead of at the conte
 import collections
 import functools
 import operator
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
+from clip_jax.compilation import compile_cache
 from clip_jax.nn import CLIP, cast, normalize, rearrange_for_cpu
 from clip_jax.nn.inputs import check_images, check_tokens
 from clip_jax.placement import Parallel, place
@@ -54,11 +56,13 @@ class Encoder:
         dtype: DTypeLike | None = None,
         precision: str | None = None,
         mesh: Mesh | None = None,
+        compile_cache: str | os.PathLike | None = None,
     ):
         """Takes the parameters to the devices; compiles when it is first needed.
 
         Where an array already lies on the device it is shared with the model, not copied: training
-        that goes on with the model in place must not donate its arrays.
+        that goes on with the model in place must not donate its arrays. On a CPU the kernels are
+        copied, in the order in which they are multiplied fastest.
 
         Args:
             model: any CLIP model.
@@ -72,6 +76,8 @@ class Encoder:
             dtype: in which the towers compute, instead of the model's.
             precision: of matrix products, instead of the model's.
             mesh: devices for `parallel="mesh"`, instead of all.
+            compile_cache: a folder that keeps the compiled programs for the next process; on GPUs
+                and TPUs only. See `clip_jax.compile_cache`.
 
         Raises:
             ValueError: a number is out of range, or the placement can't be had here.
@@ -89,6 +95,7 @@ class Encoder:
         context = model.config.text.context_length
         self._lengths = [length for length in TEXT_LENGTHS if length < context] + [context]
         self._normalize = normalize
+        self._compile_cache = compile_cache
         model = cast(model, model.dtype if dtype is None else dtype)
         self._precision = model.precision if precision is None else precision
         if jax.default_backend() == "cpu" and model.dtype == jnp.float32:
@@ -198,7 +205,8 @@ class Encoder:
         key = (features, rows.shape, rows.dtype)
         if key not in self._programs:
             function = functools.partial(self._embed, features)
-            self._programs[key] = self._placement.compile(function, self._leaves, rows)
+            with compile_cache(self._compile_cache):
+                self._programs[key] = self._placement.compile(function, self._leaves, rows)
         return self._programs[key]
 
     def _embed(self, features: Callable, leaves: list[Array], rows: Array) -> Array:

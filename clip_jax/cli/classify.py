@@ -1,6 +1,7 @@
 """`clip-jax classify`: which of some labels fits a picture best."""
 
 import argparse
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -48,6 +49,11 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--top", type=_count, metavar="K", help="print the K best labels only (default: all)"
     )
+    parser.add_argument(
+        "--compile-cache",
+        metavar="DIR",
+        help="keep compiled programs in this folder for the next time; for GPUs and TPUs",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
 
@@ -57,10 +63,11 @@ def run(args: argparse.Namespace) -> int:
     # Before weights are loaded or even downloaded for nothing.
     paths = [path for path in args.images if _exists(path)]
     results = []
-    for result in _results(args, paths) if paths else ():
-        if not args.json:
-            _print(result, first=not results)
-        results.append(result)
+    with _compile_cache(args.compile_cache):
+        for result in _results(args, paths) if paths else ():
+            if not args.json:
+                _print(result, first=not results)
+            results.append(result)
     if args.json:
         print_json(results)
     return 0 if len(results) == len(args.images) else 1
@@ -88,6 +95,17 @@ def _results(args: argparse.Namespace, paths: Sequence[str]) -> Iterator[dict[st
             weights = np.exp(logits - logits.max())
             scores = _scores(args.labels, weights / weights.sum())
             yield {"image": path, "scores": scores[: args.top]}
+
+
+def _compile_cache(folder: str | None) -> contextlib.AbstractContextManager:
+    import jax
+
+    from clip_jax import compile_cache
+
+    if folder is not None and jax.default_backend() == "cpu":
+        complain("--compile-cache is for GPUs and TPUs; on a CPU nothing is kept, leave it out")
+        folder = None
+    return compile_cache(folder)
 
 
 def _exists(path: str) -> bool:
