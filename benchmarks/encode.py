@@ -26,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -36,6 +36,7 @@ from benchmarks.encode_report import (
     COMPILE,
     EAGER,
     ENCODER,
+    FUSED,
     HALF,
     MODEL,
     ONNX,
@@ -47,6 +48,7 @@ ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("ViT-B/32", "ViT-B/16", "ViT-L/14", "RN50")
 CORES = len(os.sched_getaffinity(0))
 
+Implementation = Literal["xla", "cudnn"]
 Spec = dict[str, Any]  # what a process is asked for
 Record = dict[str, Any]  # what it answers; in the file together with the question
 
@@ -199,7 +201,7 @@ def _take_turns(
             contender = make()
             features = contender.run()
         except Exception as error:  # a peer that isn't installed, or doesn't work here
-            if name.startswith("clip_jax"):
+            if name.startswith("clip_jax") and FUSED not in name:
                 raise
             missing[name] = f"{type(error).__name__}: {error}".splitlines()[0]
             print(f"  {name}: {missing[name]}", file=sys.stderr, flush=True)
@@ -296,12 +298,13 @@ def images(spec: Spec) -> Record:
     parts = [jnp.asarray(host[i : i + batch]) for i in range(0, rows, batch)]
     encoders = {}
 
-    def encoder(dtype: str) -> Contender:
+    def encoder(dtype: str, attention: Implementation = "xla") -> Contender:
         precision = "highest" if dtype == "float32" else "default"
-        encoders[dtype] = clip_jax.Encoder(
-            model, batch_size=batch, dtype=dtype, precision=precision
+        made = clip_jax.Encoder(
+            model, batch_size=batch, dtype=dtype, precision=precision, attention=attention
         )
-        return Contender(lambda: encoders[dtype].images(host), rows, dtype)
+        encoders[dtype] = made
+        return Contender(lambda: made.images(host), rows, dtype)
 
     def bare() -> Contender:
         return Contender(
@@ -311,6 +314,7 @@ def images(spec: Spec) -> Record:
     ours = {ENCODER: lambda: encoder("float32"), MODEL: bare}
     if on_gpu:
         ours[ENCODER + HALF] = lambda: encoder("bfloat16")
+        ours[ENCODER + FUSED + HALF] = lambda: encoder("bfloat16", "cudnn")
     peers = _gpu_images if on_gpu else _cpu_images
     others = peers(theirs, host, batch, spec["compile"]) if theirs else _ABSENT
     answer = _take_turns({**others, **ours}, spec["rounds"], _matmul_peak)
@@ -333,10 +337,11 @@ def texts(spec: Spec) -> Record:
     share = -(-len(tokens) // spec["rounds"] // sizes[-1]) * sizes[-1]
     encoders = {}
 
-    def encoder(dtype: str) -> Contender:
+    def encoder(dtype: str, attention: Implementation = "xla") -> Contender:
         precision = "highest" if dtype == "float32" else "default"
-        encoders[dtype] = clip_jax.Encoder(model, dtype=dtype, precision=precision)
-        return Contender(lambda: encoders[dtype].texts(tokens), len(tokens), dtype)
+        made = clip_jax.Encoder(model, dtype=dtype, precision=precision, attention=attention)
+        encoders[dtype] = made
+        return Contender(lambda: made.texts(tokens), len(tokens), dtype)
 
     def calls(size: int) -> Iterable[list[np.ndarray]]:
         """The batches of one call after the other, going round and round."""
@@ -374,6 +379,7 @@ def texts(spec: Spec) -> Record:
     ours = {ENCODER: lambda: encoder("float32"), MODEL: bare}
     if on_gpu:
         ours[ENCODER + HALF] = lambda: encoder("bfloat16")
+        ours[ENCODER + FUSED + HALF] = lambda: encoder("bfloat16", "cudnn")
     peers = {}
     if theirs and on_gpu:
         theirs = theirs.cuda()

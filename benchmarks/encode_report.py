@@ -10,7 +10,7 @@ from benchmarks import report
 ENCODER, MODEL = "clip_jax.Encoder", "clip_jax model"
 EAGER, CHANNELS_LAST = "PyTorch eager", "PyTorch eager, channels_last"
 COMPILE, ONNX = "torch.compile", "ONNX Runtime"
-HALF = ", bfloat16"
+FUSED, HALF = ", cuDNN attention", ", bfloat16"
 PEERS = (EAGER, CHANNELS_LAST, COMPILE, ONNX)
 NOT_MEASURED = "not measured"
 
@@ -152,7 +152,7 @@ def _figure(what: str, limit: float, measured: dict[str, float | None]) -> tuple
 
 def _names(records: list[Record]) -> list[str]:
     """The contenders of some records, ours first."""
-    order = (ENCODER, MODEL, *PEERS)
+    order = (ENCODER, ENCODER + FUSED, MODEL, *PEERS)
     names = [name + suffix for suffix in ("", HALF) for name in order]
     return [name for name in names if any(name in record["contenders"] for record in records)]
 

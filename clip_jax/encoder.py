@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from clip_jax.compilation import compile_cache
 from clip_jax.nn import CLIP, cast, normalize, rearrange_for_cpu
 from clip_jax.nn.inputs import check_images, check_tokens
+from clip_jax.nn.layers import Implementation, use_attention
 from clip_jax.placement import Parallel, place
 from clip_jax.tokenizer import tokenize
 
@@ -56,6 +57,7 @@ class Encoder:
         dtype: DTypeLike | None = None,
         precision: str | None = None,
         mesh: Mesh | None = None,
+        attention: Implementation = "xla",
         compile_cache: str | os.PathLike | None = None,
     ):
         """Takes the parameters to the devices; compiles when it is first needed.
@@ -76,6 +78,8 @@ class Encoder:
             dtype: in which the towers compute, instead of the model's.
             precision: of matrix products, instead of the model's.
             mesh: devices for `parallel="mesh"`, instead of all.
+            attention: "xla", or "cudnn" for cuDNN's fused kernel on NVIDIA GPUs, in half precision.
+                Not chosen by itself yet: where it is faster has not been measured.
             compile_cache: a folder that keeps the compiled programs for the next process; on GPUs
                 and TPUs only. See `clip_jax.compile_cache`.
 
@@ -97,6 +101,11 @@ class Encoder:
         self._normalize = normalize
         self._compile_cache = compile_cache
         model = cast(model, model.dtype if dtype is None else dtype)
+        if attention == "cudnn":
+            _check_cudnn(model.dtype)
+            use_attention(model, attention)
+        elif attention != "xla":
+            raise ValueError(f'attention must be "xla" or "cudnn". Got {attention!r}.')
         self._precision = model.precision if precision is None else precision
         if jax.default_backend() == "cpu" and model.dtype == jnp.float32:
             rearrange_for_cpu(model, in_slices=parallel != "mesh")
@@ -230,6 +239,14 @@ class Encoder:
 
 def _text_features(model: Any, tokens: Array) -> Array:
     return model.text_features(tokens, model.dtype)
+
+
+def _check_cudnn(dtype: np.dtype) -> None:
+    if jax.default_backend() != "gpu" or dtype == jnp.float32:
+        raise ValueError(
+            'attention="cudnn" is for half precision on GPUs: give dtype="bfloat16" there, or '
+            f"leave it out. Got {dtype} on {jax.default_backend()}."
+        )
 
 
 def _filled(rows: np.ndarray, size: int) -> np.ndarray:

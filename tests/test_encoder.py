@@ -417,6 +417,42 @@ def test_precision_is_the_encoders_or_the_models(model, images, programs):
     assert default == [False, True, True, False]
 
 
+def test_cudnn_attends_in_half_precision_with_a_flag_instead_of_a_mask(
+    model, images, tokens, monkeypatch
+):
+    """As far as it goes without such a GPU: what cuDNN is asked for, computed by XLA."""
+    half, calls = Encoder(model, batch_size=8, dtype="bfloat16"), []
+    attention = jax.nn.dot_product_attention
+
+    def recorded(*args, implementation, **options):
+        calls.append((implementation, options, {x.dtype.name for x in args}))
+        return attention(*args, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    fused = Encoder(model, batch_size=8, dtype="bfloat16", attention="cudnn")
+    given_ = fused.images(images[:8])
+    assert calls == [
+        ("cudnn", {"is_causal": False}, {"bfloat16"})
+    ]  # the pooled row's block is XLA's
+    assert relative_error(given_, half.images(images[:8])) < TOLERANCE["bfloat16"]
+    calls.clear()
+    given_ = fused.texts(tokens[:8])
+    assert all(call == ("cudnn", {"is_causal": True}, {"bfloat16"}) for call in calls) and calls
+    assert relative_error(given_, half.texts(tokens[:8])) < TOLERANCE["bfloat16"]
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "bfloat16"}])
+def test_cudnn_is_refused_where_it_can_not_be(model, options):
+    with pytest.raises(ValueError, match="half precision on GPUs.* on cpu"):
+        Encoder(model, attention="cudnn", **options)
+
+
+def test_no_other_attention_is_known(model):
+    with pytest.raises(ValueError, match='"xla" or "cudnn". Got \'flash\''):
+        Encoder(model, attention="flash")
+
+
 def test_what_becomes_of_the_model_does_not_reach_the_encoder(images, embedded):
     model = small(SMALL_VIT)
     encoder = Encoder(model, batch_size=BATCH_SIZE)

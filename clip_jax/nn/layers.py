@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ Initializer = jax.nn.initializers.Initializer
 # official checkpoint's modules.
 Tap = Callable[[str, Array], None]
 
+# Of attention: XLA's own operations, or cuDNN's fused kernel, which takes half precision only.
+Implementation = Literal["xla", "cudnn"]
 # Which key (last axis) a query (the axis before it) sees.
 Mask = Bool[Array, "#b #h q k"]
 # One row of each sequence: the same of all, or its index in each.
@@ -180,6 +183,11 @@ def attend_from(
     return out.reshape(len(x), -1) + value_bias.astype(x.dtype)
 
 
+def causal_mask(length: int) -> Bool[Array, "1 l l"]:
+    """True where a position (row) sees another (column): itself and all before it."""
+    return jnp.tril(jnp.ones((1, length, length), bool))
+
+
 def take_rows(x: Shaped[Array, "#b l *w"], rows: Rows | None) -> Shaped[Array, "#b r *w"]:
     """One row of each sequence, its axis kept; all rows where `rows` is None."""
     if rows is None:
@@ -209,29 +217,43 @@ class Attention(nnx.Module):
 
     def __init__(self, width: int, num_heads: int, *, init: BlockInit, rngs: nnx.Rngs | None):
         self.num_heads = num_heads
+        self.implementation: Implementation = "xla"  # set by `use_attention`
         self.in_proj = Linear(
             width, 3 * width, kernel_init=init.in_proj, bias_init=zeros, rngs=rngs
         )
         self.out_proj = Linear(width, width, kernel_init=init.out_proj, bias_init=zeros, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b l w"], mask: Mask | None, rows: Rows | None = None
+        self, x: Float[Array, "b l w"], *, is_causal: bool, rows: Rows | None = None
     ) -> Float[Array, "b r w"]:
+        mask = take_rows(causal_mask(x.shape[1]), rows) if is_causal else None
         if rows is not None and len(x) >= MANY_SEQUENCES:
             return self._pooled(x, mask, rows)
         q, k, v = (split_heads(y, self.num_heads) for y in jnp.split(self.in_proj(x), 3, axis=-1))
-        mixed = attend(take_rows(q, rows), k, v, mask)
+        if rows is None and self.implementation == "cudnn":
+            mixed = jax.nn.dot_product_attention(
+                q, k, v, is_causal=is_causal, implementation="cudnn"
+            )
+        else:
+            mixed = attend(take_rows(q, rows), k, v, None if mask is None else mask[:, None])
         return self.out_proj(mixed.reshape(*mixed.shape[:2], -1))
 
     def _pooled(
-        self, x: Float[Array, "b l w"], mask: Mask | None, rows: Rows
+        self, x: Float[Array, "b l w"], mask: Bool[Array, "#b 1 l"] | None, rows: Rows
     ) -> Float[Array, "b 1 w"]:
         q_kernel, k_kernel, v_kernel = jnp.split(self.in_proj.matrix, 3, axis=1)
         q_bias, _, v_bias = jnp.split(self.in_proj.bias[...].astype(x.dtype), 3)
         q = take_rows(x, rows) @ q_kernel.astype(x.dtype) + q_bias  # b 1 w
         q = split_heads(q, self.num_heads)[:, 0]
-        seen = None if mask is None else mask[:, 0, 0]
+        seen = None if mask is None else mask[:, 0]
         return self.out_proj(attend_from(q, x, k_kernel, v_kernel, v_bias, seen))[:, None]
+
+
+def use_attention(model: nnx.Module, implementation: Implementation) -> None:
+    """Has every attention layer of `model` computed that way, but for the pooled row's."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, Attention):
+            module.implementation = implementation
 
 
 class MLP(nnx.Module):
@@ -266,9 +288,9 @@ class ResidualBlock(nnx.Module):
         self.mlp = MLP(width, activation, init=init, rngs=rngs)
 
     def __call__(
-        self, x: Float[Array, "b l w"], mask: Mask | None, rows: Rows | None = None
+        self, x: Float[Array, "b l w"], *, is_causal: bool, rows: Rows | None = None
     ) -> Float[Array, "b r w"]:
-        x = take_rows(x, rows) + self.attn(self.ln_1(x), mask, rows)
+        x = take_rows(x, rows) + self.attn(self.ln_1(x), is_causal=is_causal, rows=rows)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -294,18 +316,18 @@ class Transformer(nnx.Module):
         self,
         x: Float[Array, "b l w"],
         rows: Rows,
-        mask: Mask | None = None,
+        *,
+        is_causal: bool = False,
         tap: Tap = ignore,
     ) -> Float[Array, "b w"]:
         *blocks, last = self.resblocks
         for i, block in enumerate(blocks):
-            x = block(x, mask)
+            x = block(x, is_causal=is_causal)
             tap(f"transformer.resblocks.{i}", x)
         if tap is ignore:
             # All rows are needed up to the last block's keys and values, one row from there on.
-            last_mask = None if mask is None else take_rows(mask[:, 0], rows)[:, None]
-            return last(x, last_mask, rows)[:, 0]
-        x = last(x, mask)
+            return last(x, is_causal=is_causal, rows=rows)[:, 0]
+        x = last(x, is_causal=is_causal)
         tap(f"transformer.resblocks.{len(blocks)}", x)
         return take_rows(x, rows)[:, 0]
 

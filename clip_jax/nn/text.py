@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from clip_jax.config import Activation, TextConfig
 from clip_jax.nn.layers import (
@@ -65,11 +65,6 @@ class TextTower(nnx.Module):
         # Causal, and no padding mask: id 0 is an ordinary token ("!"), and what stands after the
         # end token can't be seen from it.
         # The end-of-text token has the largest id of the vocabulary.
-        x = self.transformer(x, tokens.argmax(1), causal_mask(length), tap)  # b w
+        x = self.transformer(x, tokens.argmax(1), is_causal=True, tap=tap)  # b w
         x = self.ln_final(x)
         return x @ self.text_projection[...].astype(dtype)
-
-
-def causal_mask(length: int) -> Bool[Array, "1 1 l l"]:
-    """True where a position (row) sees another (column): itself and all before it."""
-    return jnp.tril(jnp.ones((1, 1, length, length), bool))
