@@ -13,6 +13,9 @@ from clip_jax.nn.winograd import winograd_kernels
 # Of a ResNet's batch, the images at a time whose activations stay in the caches: in the stem, in
 # the first two stages, in the last two. Each array of the stem is over 100 MB at batch 32.
 SLICE_SIZES = (1, 4, 8)
+# Likewise of a Vision Transformer's, the tokens at a time: enough rows for products of matrices to
+# be at their best, few enough for the scores of attention, which grow with the tokens squared.
+SLICE_TOKENS = 2200
 
 
 def rearrange_for_cpu(model: CLIP, *, in_slices: bool) -> None:
@@ -25,8 +28,8 @@ def rearrange_for_cpu(model: CLIP, *, in_slices: bool) -> None:
 
     Args:
         model: in evaluation, with arrays of its own.
-        in_slices: whether a ResNet may go through a batch slice by slice; not over a mesh, where
-            the rows lie on several devices.
+        in_slices: whether the image tower may go through a batch slice by slice; not over a mesh,
+            where the rows lie on several devices.
     """
     for _, module in list(nnx.iter_modules(model)):
         if isinstance(module, Linear | PatchEmbedding):
@@ -45,6 +48,9 @@ def rearrange_for_cpu(model: CLIP, *, in_slices: bool) -> None:
             del module.kernel
     if in_slices and isinstance(model.visual, ModifiedResNet):
         model.visual.slice_sizes = SLICE_SIZES
+    elif in_slices:
+        images = SLICE_TOKENS // len(model.visual.positional_embedding[...])
+        model.visual.slice_size = 2 ** max(0, images.bit_length() - 1)
 
 
 def _transpose(module: Linear | PatchEmbedding | Conv) -> None:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -197,6 +197,16 @@ def take_rows(x: Shaped[Array, "#b l *w"], rows: Rows | None) -> Shaped[Array, "
     return jnp.take_along_axis(x, rows.reshape(-1, *[1] * (x.ndim - 1)), axis=1)
 
 
+def in_slices(
+    function: Callable[[Array], Array], x: Shaped[Array, "b ..."], size: int | None
+) -> Shaped[Array, "b ..."]:
+    """`function` over `size` rows at a time; over all at once if it is None or leaves a rest."""
+    if size is None or len(x) == size or len(x) % size:
+        return function(x)
+    y = jax.lax.map(function, x.reshape(-1, size, *x.shape[1:]))
+    return y.reshape(len(x), *y.shape[2:])
+
+
 def split_heads(x: Float[Array, "b l w"], num_heads: int) -> Float[Array, "b l h c"]:
     """Cuts the width into heads."""
     return x.reshape(*x.shape[:2], num_heads, -1)
@@ -294,6 +304,23 @@ class ResidualBlock(nnx.Module):
         return x + self.mlp(self.ln_2(x))
 
 
+def run_block(
+    block: nnx.Module, x: Float[Array, "b ..."], rematerializes: bool, **options: Any
+) -> Float[Array, "b ..."]:
+    """`block(x)`; its hidden states are either kept for the gradient or computed once more."""
+    if not rematerializes:
+        return block(x, **options)  # pyright: ignore[reportCallIssue]
+
+    def forward(block: Any, x: Array) -> tuple[Array, nnx.State]:
+        y = block(x, **options)
+        # What a block notes of the batch is noted in the copy that went in here.
+        return y, nnx.state(block, nnx.BatchStat)
+
+    y, statistics = jax.checkpoint(forward)(block, x)
+    nnx.update(block, statistics)
+    return y
+
+
 class Transformer(nnx.Module):
     """A stack of residual blocks, pooled to one row of each sequence."""
 
@@ -307,6 +334,7 @@ class Transformer(nnx.Module):
         init: BlockInit,
         rngs: nnx.Rngs | None,
     ):
+        self.rematerializes = False  # set by `rematerialize`
         self.resblocks = nnx.List(
             ResidualBlock(width, num_heads, activation, init=init, rngs=rngs)
             for _ in range(num_layers)
@@ -322,11 +350,11 @@ class Transformer(nnx.Module):
     ) -> Float[Array, "b w"]:
         *blocks, last = self.resblocks
         for i, block in enumerate(blocks):
-            x = block(x, is_causal=is_causal)
+            x = run_block(block, x, self.rematerializes, is_causal=is_causal)
             tap(f"transformer.resblocks.{i}", x)
         if tap is ignore:
             # All rows are needed up to the last block's keys and values, one row from there on.
-            return last(x, is_causal=is_causal, rows=rows)[:, 0]
+            return run_block(last, x, self.rematerializes, is_causal=is_causal, rows=rows)[:, 0]
         x = last(x, is_causal=is_causal)
         tap(f"transformer.resblocks.{len(blocks)}", x)
         return take_rows(x, rows)[:, 0]

@@ -1,13 +1,12 @@
 """The ModifiedResNet of CLIP: three-convolution stem, anti-aliased strides, attention pooling."""
 
-from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Shaped
+from jaxtyping import Array, Float
 
 from clip_jax.config import ResNetConfig
 from clip_jax.nn.layers import (
@@ -19,10 +18,12 @@ from clip_jax.nn.layers import (
     attend,
     attend_from,
     ignore,
+    in_slices,
     multiply,
     normal,
     ones,
     parameter,
+    run_block,
     split_heads,
     uniform_fan_in,
     zeros,
@@ -216,6 +217,7 @@ class ModifiedResNet(nnx.Module):
 
     def __init__(self, config: ResNetConfig, embed_dim: int, *, rngs: nnx.Rngs | None):
         width = config.width
+        self.rematerializes = False  # set by `rematerialize`
         # Images at a time in the stem, in the first two stages, in the last two.
         self.slice_sizes: tuple[int | None, int | None, int | None] = (None, None, None)
         self.conv1 = Conv(3, width // 2, 3, stride=2, rngs=rngs)
@@ -260,16 +262,6 @@ class ModifiedResNet(nnx.Module):
 
     def _stage(self, i: int, x: Float[Array, "b h w c"], tap: Tap) -> Float[Array, "b h2 w2 c2"]:
         for j, block in enumerate(getattr(self, f"layer{i}")):
-            x = block(x)
+            x = run_block(block, x, self.rematerializes)
             tap(f"layer{i}.{j}", x)
         return x
-
-
-def in_slices(
-    function: Callable[[Array], Array], x: Shaped[Array, "b ..."], size: int | None
-) -> Shaped[Array, "b ..."]:
-    """`function` over `size` rows at a time; over all at once if it is None or leaves a rest."""
-    if size is None or len(x) == size or len(x) % size:
-        return function(x)
-    y = jax.lax.map(function, x.reshape(-1, size, *x.shape[1:]))
-    return y.reshape(len(x), *y.shape[2:])

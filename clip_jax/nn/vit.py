@@ -10,6 +10,7 @@ from clip_jax.nn.layers import (
     Tap,
     Transformer,
     ignore,
+    in_slices,
     multiply,
     normal,
     parameter,
@@ -48,6 +49,7 @@ class VisionTransformer(nnx.Module):
     ):
         width = config.width
         init = normal(width**-0.5)
+        self.slice_size: int | None = None  # images at a time; set by `rearrange_for_cpu`
         self.conv1 = PatchEmbedding(config.patch_size, width, rngs=rngs)
         self.class_embedding = parameter(rngs, init, width)
         self.positional_embedding = parameter(rngs, init, config.num_patches + 1, width)
@@ -64,6 +66,9 @@ class VisionTransformer(nnx.Module):
         self.proj = parameter(rngs, init, width, embed_dim)
 
     def __call__(self, images: Float[Array, "b n n 3"], tap: Tap = ignore) -> Float[Array, "b d"]:
+        return in_slices(lambda images: self._embed(images, tap), images, self.slice_size)
+
+    def _embed(self, images: Float[Array, "b n n 3"], tap: Tap) -> Float[Array, "b d"]:
         x = self.conv1(images)  # b p w
         tap("conv1", x)
         token = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), x[:, :1].shape)
