@@ -126,10 +126,10 @@ class CLIPConfig:
         if isinstance(vision.get("stage_depths"), list):
             vision["stage_depths"] = tuple(vision["stage_depths"])
         towers = {
-            "vision": _build(kinds[kind], vision),
-            "text": _build(TextConfig, _fields(document, "text")),
+            "vision": build(kinds[kind], vision),
+            "text": build(TextConfig, _fields(document, "text")),
         }
-        return _build(cls, {**document, **towers})
+        return build(cls, {**document, **towers})
 
 
 def _fields(document: Any, name: str) -> dict[str, Any]:
@@ -139,9 +139,19 @@ def _fields(document: Any, name: str) -> dict[str, Any]:
     return dict(fields)
 
 
-def _build(cls: type, fields: dict[str, Any]) -> Any:
+def build(cls: type, fields: dict[str, Any]) -> Any:
+    """An instance of a dataclass.
+
+    Raises:
+        ValueError: lists the fields that are missing or unknown.
+    """
     known = {field.name: field for field in dataclasses.fields(cls)}
-    required = {name for name, field in known.items() if field.default is dataclasses.MISSING}
+    missing = dataclasses.MISSING
+    required = {
+        name
+        for name, field in known.items()
+        if field.default is missing and field.default_factory is missing
+    }
     problems = [f"- {name}: missing" for name in sorted(required - fields.keys())]
     problems += [f"+ {name}: unknown" for name in sorted(fields.keys() - known.keys())]
     if problems:

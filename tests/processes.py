@@ -1,18 +1,22 @@
-"""One of several processes that encode together; `test_encoder.py` starts them.
+"""Two processes that encode or train together, and what each of them does.
 
-Run as `python -m tests.processes PORT COUNT INDEX OUT`: writes OUT/INDEX.npz with the embeddings of
-this process's rows, by the name of the call.
+Run as `python -m tests.processes PORT COUNT INDEX OUT JOB`, one of them writes OUT/INDEX.npz with
+what came of its rows, by name.
 """
 
 import faulthandler
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from clip_jax import Encoder
+from clip_jax.train import OptimizerConfig, StepConfig, init_state, make_step
 from tests.models import SMALL_VIT, random_images, random_tokens, small
 
 BATCH_SIZE = 4
@@ -21,6 +25,8 @@ IMAGES = ((9, 3), (5, 0), (0, 4))
 TEXTS = ((6, 2), (0, 3))
 # Columns of each process's texts: neither needs all the programs that the other needs.
 COLUMNS = (8, 12)
+# Rows of a batch of training, over all processes.
+TRAIN_ROWS = 16
 
 
 def images(call: int, index: int) -> np.ndarray:
@@ -41,12 +47,8 @@ def _refusal(**options) -> np.ndarray:
     return np.array("none")
 
 
-def _main(port: str, count: str, index: str, out: str) -> None:
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"localhost:{port}", int(count), int(index))
-    faulthandler.dump_traceback_later(100)  # says where it hangs
-    me, model = int(index), small(SMALL_VIT)
-    devices = np.array(jax.devices())
+def _encode(me: int) -> dict[str, np.ndarray]:
+    model, devices = small(SMALL_VIT), np.array(jax.devices())
     results: dict[str, np.ndarray] = {
         "devices": np.array([jax.local_device_count(), len(devices)]),
         "pmap": _refusal(parallel="pmap"),
@@ -75,8 +77,79 @@ def _main(port: str, count: str, index: str, out: str) -> None:
     if me == 0:
         results["jit"] = alone.images(images(0, me))
         results["local mesh"] = own.images(images(0, me))
-    np.savez(Path(out) / f"{me}.npz", **results)
+    return results
+
+
+def train(mesh: Mesh, index: int, count: int) -> dict[str, np.ndarray]:
+    """The parameters after some steps over a mesh, of which `index` of `count` gives its rows."""
+    config = OptimizerConfig(learning_rate=1e-3, warmup_steps=1, total_steps=4)
+    how = StepConfig(micro_batches=2, precision="highest")
+    rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
+    state = init_state(small(SMALL_VIT), config)
+    state = jax.device_put(jax.tree.map(np.asarray, state), NamedSharding(mesh, PartitionSpec()))
+    step = jax.jit(make_step(SMALL_VIT, config, how, mesh=mesh))
+    share = TRAIN_ROWS // count
+    mine = slice(index * share, (index + 1) * share)
+    metrics: dict[str, np.ndarray] = {}
+    for i in range(3):
+        batch = {
+            "images": random_images(TRAIN_ROWS, 32, seed=i)[mine],
+            "tokens": random_tokens(TRAIN_ROWS, 16, seed=i)[mine],
+        }
+        batch = {k: jax.make_array_from_process_local_data(rows, v) for k, v in batch.items()}
+        state, measured = step(state, batch, jax.random.key(i))
+        metrics |= {f"{name} {i}": np.asarray(value) for name, value in measured.items()}
+    return metrics | {path: np.asarray(array) for path, array in state.parameters.items()}
+
+
+def _train(me: int) -> dict[str, np.ndarray]:
+    mesh = Mesh(np.array(jax.devices()), "x", axis_types=(AxisType.Auto,))
+    return train(mesh, me, jax.process_count())
+
+
+def _main(port: str, count: str, index: str, out: str, job: str) -> None:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", int(count), int(index))
+    faulthandler.dump_traceback_later(100)  # says where it hangs
+    results = {"encode": _encode, "train": _train}[job](int(index))
+    np.savez(Path(out) / f"{index}.npz", **results)
     jax.distributed.shutdown()
+
+
+def run_two(out: Path, job: str) -> list[dict[str, np.ndarray]]:
+    """What two processes of two devices each have written, of that job."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = str(listener.getsockname()[1])
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+    logs = [out / f"{index}.log" for index in range(2)]
+    running = []
+    try:
+        for index, log in enumerate(logs):
+            command = [sys.executable, "-m", "tests.processes", port, "2", str(index), str(out)]
+            with log.open("w") as file:
+                running.append(
+                    subprocess.Popen(
+                        [*command, job],
+                        env=environment,
+                        cwd=Path(__file__).parents[1],
+                        stdout=file,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+        codes = [process.wait(timeout=120) for process in running]
+    except subprocess.TimeoutExpired:
+        codes = ["hangs"]
+    finally:
+        for process in running:
+            process.kill()  # not terminate: JAX's runtime takes that signal for a preemption
+            process.wait()
+    assert codes == [0, 0], "\n".join(log.read_text()[-4000:] for log in logs)
+    results = []
+    for index in range(2):
+        with np.load(out / f"{index}.npz") as file:
+            results.append(dict(file))
+    return results
 
 
 if __name__ == "__main__":

@@ -1,11 +1,6 @@
 """The encoder: equal to the model however rows are cut, padded and placed, on few programs."""
 
 import functools
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -432,9 +427,8 @@ def test_cudnn_attends_in_half_precision_with_a_flag_instead_of_a_mask(
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     fused = Encoder(model, batch_size=8, dtype="bfloat16", attention="cudnn")
     given_ = fused.images(images[:8])
-    assert calls == [
-        ("cudnn", {"is_causal": False}, {"bfloat16"})
-    ]  # the pooled row's block is XLA's
+    # Of two blocks the one before the last, whose pooled row is XLA's.
+    assert calls == [("cudnn", {"is_causal": False}, {"bfloat16"})]
     assert relative_error(given_, half.images(images[:8])) < TOLERANCE["bfloat16"]
     calls.clear()
     given_ = fused.texts(tokens[:8])
@@ -467,39 +461,7 @@ def test_what_becomes_of_the_model_does_not_reach_the_encoder(images, embedded):
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
     """What two processes of two devices each have written."""
-    out = tmp_path_factory.mktemp("processes")
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        port = str(listener.getsockname()[1])
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
-    logs = [out / f"{index}.log" for index in range(2)]
-    running = []
-    try:
-        for index, log in enumerate(logs):
-            command = [sys.executable, "-m", "tests.processes", port, "2", str(index), str(out)]
-            with log.open("w") as file:
-                running.append(
-                    subprocess.Popen(
-                        command,
-                        env=environment,
-                        cwd=Path(__file__).parents[1],
-                        stdout=file,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
-        codes = [process.wait(timeout=120) for process in running]
-    except subprocess.TimeoutExpired:
-        codes = ["hangs"]
-    finally:
-        for process in running:
-            process.kill()  # not terminate: JAX's runtime takes that signal for a preemption
-            process.wait()
-    assert codes == [0, 0], "\n".join(log.read_text()[-4000:] for log in logs)
-    results = []
-    for index in range(2):
-        with np.load(out / f"{index}.npz") as file:
-            results.append(dict(file))
-    return results
+    return processes.run_two(tmp_path_factory.mktemp("processes"), "encode")
 
 
 def test_each_of_several_processes_gets_its_own_images(together, model):

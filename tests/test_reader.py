@@ -67,7 +67,7 @@ def refusal(path: Path) -> str:
     started = time.monotonic()
     with pytest.raises(CheckpointError) as caught:
         read_checkpoint(path)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20  # one that works takes minutes; two tests run at a time
     message = str(caught.value)
     assert str(path) in message and "\n" not in message and len(message) < 3_000
     return message

@@ -1,7 +1,6 @@
 """`clip-jax classify`: which of some labels fits a picture best."""
 
 import argparse
-import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -60,10 +59,12 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Classifies, and prints what could be read."""
+    from clip_jax import compile_cache
+
     # Before weights are loaded or even downloaded for nothing.
     paths = [path for path in args.images if _exists(path)]
     results = []
-    with _compile_cache(args.compile_cache):
+    with compile_cache(args.compile_cache):
         for result in _results(args, paths) if paths else ():
             if not args.json:
                 _print(result, first=not results)
@@ -95,17 +96,6 @@ def _results(args: argparse.Namespace, paths: Sequence[str]) -> Iterator[dict[st
             weights = np.exp(logits - logits.max())
             scores = _scores(args.labels, weights / weights.sum())
             yield {"image": path, "scores": scores[: args.top]}
-
-
-def _compile_cache(folder: str | None) -> contextlib.AbstractContextManager:
-    import jax
-
-    from clip_jax import compile_cache
-
-    if folder is not None and jax.default_backend() == "cpu":
-        complain("--compile-cache is for GPUs and TPUs; on a CPU nothing is kept, leave it out")
-        folder = None
-    return compile_cache(folder)
 
 
 def _exists(path: str) -> bool:

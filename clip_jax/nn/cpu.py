@@ -7,7 +7,7 @@ from flax import nnx
 from clip_jax.nn.clip import CLIP
 from clip_jax.nn.layers import Linear
 from clip_jax.nn.resnet import Conv, ModifiedResNet, square_kernel
-from clip_jax.nn.vit import PatchEmbedding
+from clip_jax.nn.vit import PatchEmbedding, VisionTransformer
 from clip_jax.nn.winograd import winograd_kernels
 
 # Of a ResNet's batch, the images at a time whose activations stay in the caches: in the stem, in
@@ -48,7 +48,7 @@ def rearrange_for_cpu(model: CLIP, *, in_slices: bool) -> None:
             del module.kernel
     if in_slices and isinstance(model.visual, ModifiedResNet):
         model.visual.slice_sizes = SLICE_SIZES
-    elif in_slices:
+    elif in_slices and isinstance(model.visual, VisionTransformer):
         images = SLICE_TOKENS // len(model.visual.positional_embedding[...])
         model.visual.slice_size = 2 ** max(0, images.bit_length() - 1)
 

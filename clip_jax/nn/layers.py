@@ -311,7 +311,7 @@ def run_block(
     if not rematerializes:
         return block(x, **options)  # pyright: ignore[reportCallIssue]
 
-    def forward(block: Any, x: Array) -> tuple[Array, nnx.State]:
+    def forward(block: Any, x: Array) -> Any:
         y = block(x, **options)
         # What a block notes of the batch is noted in the copy that went in here.
         return y, nnx.state(block, nnx.BatchStat)

@@ -1,0 +1,38 @@
+"""`clip-jax train`: contrastive training from a TOML file."""
+
+import argparse
+from typing import Any
+
+from clip_jax.cli.output import progress
+
+
+def add(commands: Any) -> None:
+    """Declares the command."""
+    parser = commands.add_parser(
+        "train",
+        help="train or fine-tune a model",
+        description="Train or fine-tune a model on pairs of pictures and captions. Stopped at any "
+        "moment and started again with the same command, it goes on from its last checkpoint.",
+        epilog="example: clip-jax train emoji.toml --set run.batch_size=128 --set out=runs/small",
+    )
+    parser.add_argument("config", metavar="CONFIG", help="a TOML file; see the README")
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a value instead of the file's, such as optimizer.learning_rate=1e-4",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Trains, and prints where the model is."""
+    from clip_jax.train.config import read_config
+    from clip_jax.train.run import train
+
+    config = read_config(args.config, args.overrides)
+    progress(f"training in {config.out}")
+    print(train(config))
+    return 0

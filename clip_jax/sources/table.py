@@ -1,0 +1,132 @@
+"""Pairs from a folder of pictures with a table of captions: CSV, JSON lines or Parquet."""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from clip_jax.sources.records import Pair, as_captions, refuse
+
+TABLE = "captions"  # the name of the table in a folder, before its suffix
+
+
+class TablePairs:
+    """The rows of a table, each with the path of a picture and its captions.
+
+    The columns are `image`, a path from the table's folder; `caption`, a text, or `captions`, a
+    list of them (in a CSV file one text); and `key`, which is the path where there is no such
+    column. Others are left alone.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        """Reads the table, but no picture.
+
+        Args:
+            path: a .csv, .jsonl or .parquet file, or a folder with one of them named `captions`.
+
+        Raises:
+            ValueError: lists all that is wrong: columns or captions missing, keys twice, files
+                that don't exist.
+            FileNotFoundError: there is no such table.
+            ModuleNotFoundError: Parquet needs pyarrow.
+        """
+        table = _table(Path(path))
+        read = _READERS.get(table.suffix)
+        if read is None:
+            raise ValueError(
+                f"{table}: a table of captions ends in {', '.join(_READERS)}. Got {table.suffix!r}."
+            )
+        self._rows: list[tuple[str, Path, tuple[str, ...]]] = []
+        problems, seen = [], set()
+        for number, row in enumerate(read(table), start=1):
+            try:
+                key, image, captions = _parse(row)
+                if key in seen:
+                    raise ValueError(f"the key {key!r} has been there before")
+                file = table.parent / image
+                if not file.is_file():
+                    raise ValueError(f"no such picture: {image}")
+            except ValueError as error:
+                problems.append(f"row {number}: {error}")
+                continue
+            seen.add(key)
+            self._rows.append((key, file, captions))
+        refuse(str(table), problems)
+        if not self._rows:
+            raise ValueError(f"{table}: the table has no rows")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Pair:
+        key, file, captions = self._rows[index]
+        return Pair(key, file.read_bytes(), captions)
+
+
+def _table(path: Path) -> Path:
+    if not path.is_dir():
+        if not path.exists():
+            raise FileNotFoundError(2, "no such file or folder", str(path))
+        return path
+    names = [f"{TABLE}{suffix}" for suffix in _READERS]
+    found = [path / name for name in names if (path / name).is_file()]
+    if len(found) != 1:
+        what = "more than one table" if found else "no table"
+        raise ValueError(f"{path}: {what} of captions; expected one of {', '.join(names)}")
+    return found[0]
+
+
+def _parse(row: dict[str, Any]) -> tuple[str, str, tuple[str, ...]]:
+    if missing := [name for name in ("image",) if not row.get(name)]:
+        raise ValueError(f"no {missing[0]!r}; its columns are {', '.join(map(repr, row))}")
+    if ("caption" in row) == ("captions" in row):
+        raise ValueError(
+            "there must be a column 'caption' or 'captions', one of them. "
+            f"Got {', '.join(map(repr, row))}"
+        )
+    image = str(row["image"])
+    captions = as_captions(row.get("caption", row.get("captions")))
+    return str(row.get("key") or image), image, captions
+
+
+def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        for row in csv.DictReader(file):
+            if row.pop(None, None) is not None:  # pyright: ignore[reportArgumentType]
+                yield {}  # more cells than columns, which a comma in a caption makes
+            else:
+                yield row
+
+
+def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path}: line {number} is no JSON: {error}") from None
+            yield row if isinstance(row, dict) else {}
+
+
+def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        import pyarrow.parquet
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "Parquet tables need pyarrow: pip install 'clip-jax-flax[train]'"
+        ) from None
+    file = pyarrow.parquet.ParquetFile(path)
+    known = {"key", "image", "caption", "captions"}
+    for batch in file.iter_batches(columns=[n for n in file.schema_arrow.names if n in known]):
+        yield from batch.to_pylist()
+
+
+_READERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
+    ".csv": _read_csv,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}

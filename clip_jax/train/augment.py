@@ -1,0 +1,97 @@
+"""A picture to the pixels of an example: the published random crop, and more on demand."""
+
+import dataclasses
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageEnhance
+
+WHITE = (255, 255, 255)
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """What is done to a picture; by default what CLIP was trained with, a random square crop.
+
+    Attributes:
+        crop: "random", a square anywhere in the picture, or "center".
+        scale: the least and the largest size of the picture's shorter side, by the size of the
+            square; drawn evenly between. Below 1 it is put somewhere on the background.
+        rotation: the largest angle, in degrees, either way.
+        flip: whether one of two pictures is mirrored, left to right.
+        color: how far brightness, contrast and saturation are changed at most, as a share of 1.
+        background: what shows through transparency and beside the picture: "white", or "random",
+            any colour, another each time.
+    """
+
+    crop: str = "random"
+    scale: tuple[float, float] = (1.0, 1.0)
+    rotation: float = 0.0
+    flip: bool = False
+    color: float = 0.0
+    background: str = "white"
+
+    def __post_init__(self):
+        """Refuses what can't be meant.
+
+        Raises:
+            ValueError: a name is not known, or a number is out of range.
+        """
+        for name, known in (("crop", ("random", "center")), ("background", ("white", "random"))):
+            if getattr(self, name) not in known:
+                raise ValueError(
+                    f"{name} must be {' or '.join(map(repr, known))}. Got {getattr(self, name)!r}."
+                )
+        if len(self.scale) != 2 or not 0 < self.scale[0] <= self.scale[1]:
+            raise ValueError(
+                f"scale must be two numbers above 0, the less first. Got {self.scale}."
+            )
+        if not 0 <= self.rotation <= 180:
+            raise ValueError(f"rotation must be from 0 to 180 degrees. Got {self.rotation}.")
+        if not 0 <= self.color < 1:
+            raise ValueError(f"color must be from 0 to 1, and not 1. Got {self.color}.")
+
+
+def augment(
+    image: Image.Image, size: int, config: AugmentConfig, rng: np.random.Generator
+) -> UInt8[np.ndarray, "n n 3"]:
+    """A square of `size` pixels a side from a picture of any size and mode.
+
+    Raises:
+        ValueError: the picture has no pixels, or a mode that Pillow can't convert.
+    """
+    if 0 in image.size:
+        raise ValueError(f"the image has no pixels: its size is {image.size}")
+    transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+    image = image.convert("RGBA" if transparent else "RGB")
+    ground = WHITE
+    if config.background == "random":
+        ground = tuple(int(value) for value in rng.integers(0, 256, 3))
+
+    side = size
+    if config.scale != (1.0, 1.0):
+        side = max(1, round(size * rng.uniform(*config.scale)))
+    factor = side / min(image.size)
+    resized = (max(side, int(image.width * factor)), max(side, int(image.height * factor)))
+    image = image.resize(resized, Image.Resampling.BICUBIC)
+    if config.flip and rng.random() < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if config.rotation:
+        angle = rng.uniform(-config.rotation, config.rotation)
+        fill = (*ground, 0) if transparent else ground
+        image = image.rotate(angle, Image.Resampling.BICUBIC, fillcolor=fill)
+
+    square = Image.new("RGB", (size, size), ground)
+    place = [_place(size - length, config.crop, rng) for length in image.size]
+    square.paste(image, (place[0], place[1]), image if transparent else None)
+    if config.color:
+        for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
+            square = enhance(square).enhance(1 + rng.uniform(-config.color, config.color))
+    return np.array(square)
+
+
+def _place(room: int, crop: str, rng: np.random.Generator) -> int:
+    """Where a side begins that is shorter than the square by `room`, or longer by -`room`."""
+    if crop == "center":
+        return round(room / 2)
+    return int(rng.integers(min(room, 0), max(room, 0) + 1))

@@ -1,0 +1,178 @@
+"""A training run as a TOML file: read, overridden, checked, and told apart from another."""
+
+import dataclasses
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from clip_jax.config import CLIPConfig, build
+from clip_jax.train.augment import AugmentConfig
+from clip_jax.train.optimizer import OptimizerConfig
+from clip_jax.train.step import StepConfig
+
+# What may change between a run and its continuation, because no number depends on it.
+FREE = ("checkpoint_every", "keep_checkpoints", "log_every", "num_threads")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the pairs are.
+
+    Attributes:
+        train: shards (a path or pattern that ends in .tar), a table of captions, or its folder.
+        text_length: columns of tokens, at most the model's context; 0 is the context's.
+        templates: sentences with `{}`, one of which is put around each caption.
+        max_skipped: the share of pictures that may be unreadable before the run stops.
+        num_threads: that read and decode.
+    """
+
+    train: str
+    text_length: int = 0
+    templates: tuple[str, ...] = ("{}",)
+    max_skipped: float = 0.01
+    num_threads: int = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """How long and how often.
+
+    Attributes:
+        batch_size: pairs of a batch, over all devices of all processes.
+        seed: of the parameters, the order, the augmentation.
+        log_every: steps between lines of `metrics.jsonl`.
+        checkpoint_every: steps between checkpoints.
+        keep_checkpoints: the last ones.
+    """
+
+    batch_size: int
+    seed: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 3
+
+    def __post_init__(self):
+        """Refuses what can't be meant.
+
+        Raises:
+            ValueError: a number is not positive.
+        """
+        for name in ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1. Got {getattr(self, name)}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        out: the folder of its checkpoints, metrics, plot and model.
+        model: a name or path to start from, or the architecture of a fresh model.
+        data: where the pairs are.
+        run: how long and how often.
+        augment: of the pictures.
+        optimizer: how far parameters are moved.
+        step: how a step computes.
+    """
+
+    out: str
+    model: str | CLIPConfig
+    data: DataConfig
+    run: RunConfig
+    augment: AugmentConfig = AugmentConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    step: StepConfig = StepConfig()
+
+    def identity(self) -> dict[str, Any]:
+        """What a continuation must agree with, as plain JSON by dotted names."""
+        document = json.loads(json.dumps(dataclasses.asdict(self), default=str))
+        flat = dict(_flatten(document))
+        return {name: v for name, v in flat.items() if name.rpartition(".")[2] not in FREE}
+
+
+def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """A run from a TOML file.
+
+    Args:
+        path: the file. `[model]` has `from`, a name or path, or what `config.json` of a model
+            holds; `[data]`, `[augment]`, `[optimizer]`, `[step]` and `[run]` are the fields of the
+            classes of these names; `out` stands before them. Paths are from the current folder.
+        overrides: `key=value` with dotted keys and TOML values (a bare word is a string).
+
+    Raises:
+        ValueError: it is no TOML, or a field is missing, unknown or out of range.
+        FileNotFoundError: there is no such file.
+    """
+    try:
+        document = tomllib.loads(Path(path).read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not TOML: {error}") from None
+    for override in overrides:
+        _override(document, override)
+    return parse_config(document)
+
+
+def parse_config(document: Mapping[str, Any]) -> TrainConfig:
+    """A run from nested dictionaries.
+
+    Raises:
+        ValueError: a field is missing, unknown or out of range.
+    """
+    fields = dict(document)
+    for name, cls in _SECTIONS.items():
+        if name not in fields:
+            continue
+        section = fields[name]
+        if not isinstance(section, Mapping):
+            raise ValueError(f"[{name}] must be a table. Got {section!r}.")
+        section = {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
+        try:
+            fields[name] = build(cls, section)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"[{name}] {error}") from None
+    model = fields.get("model")
+    if isinstance(model, Mapping):
+        if "from" in model:
+            if len(model) > 1:
+                raise ValueError("[model] has `from`, so it must have nothing else.")
+            fields["model"] = str(model["from"])
+        else:
+            fields["model"] = CLIPConfig.from_json(json.dumps(model))
+    return build(TrainConfig, fields)
+
+
+_SECTIONS = {
+    "data": DataConfig,
+    "run": RunConfig,
+    "augment": AugmentConfig,
+    "optimizer": OptimizerConfig,
+    "step": StepConfig,
+}
+
+
+def _override(document: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise ValueError(f"expected key=value, such as run.batch_size=64. Got {override!r}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # a bare word
+    *parents, leaf = key.split(".")
+    node = document
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ValueError(f"{key}: {parent} is no table")
+    node[leaf] = value
+
+
+def _flatten(document: Any, prefix: str = "") -> Any:
+    for key, value in document.items():
+        if isinstance(value, dict) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value

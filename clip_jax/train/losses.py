@@ -1,0 +1,343 @@
+"""Losses over every pair of a global batch, of which no device holds the matrix of similarities.
+
+Each device keeps its images; the texts go round from device to device, a ring of all of them, and
+carry along what they have gathered. What meets is cut into blocks of columns, so that memory is
+linear in a device's rows. The gradients go the same way once more and compute each block again, as
+fused attention does.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float
+
+from clip_jax.nn import normalize
+
+# Columns of similarities that a device holds at one time.
+COLUMNS = 1024
+
+Scalar = Float[Array, ""]
+
+
+def contrastive_loss(
+    image_embeddings: Float[Array, "b d"],
+    text_embeddings: Float[Array, "b d"],
+    logit_scale: Scalar,
+    *,
+    mesh: Mesh | None = None,
+) -> Scalar:
+    """The symmetric cross entropy of CLIP (Radford et al. 2021, figure 3).
+
+    Row i of the images belongs to row i of the texts and to no other.
+
+    Args:
+        image_embeddings: not normalised; any float dtype, the loss is computed in float32 at least.
+        text_embeddings: not normalised.
+        logit_scale: the logarithm of the factor of the cosines, as models hold it.
+        mesh: over all of whose axes the rows are split. Without it they are on one device.
+
+    Returns:
+        The mean over the batch of the cross entropies of images to texts and of texts to images,
+        halved; in nats.
+
+    Raises:
+        ValueError: the shapes differ, or the devices don't divide the rows.
+    """
+    return contrastive_metrics(image_embeddings, text_embeddings, logit_scale, mesh=mesh)[0]
+
+
+def sigmoid_loss(
+    image_embeddings: Float[Array, "b d"],
+    text_embeddings: Float[Array, "b d"],
+    logit_scale: Scalar,
+    logit_bias: Scalar,
+    *,
+    mesh: Mesh | None = None,
+) -> Scalar:
+    """The pairwise sigmoid loss of SigLIP (Zhai et al. 2023, section 3.2).
+
+    Args:
+        image_embeddings: not normalised; any float dtype, the loss is computed in float32 at least.
+        text_embeddings: not normalised.
+        logit_scale: the logarithm of the factor of the cosines; ln 10 is the published start.
+        logit_bias: added to all logits; -10 is the published start.
+        mesh: over all of whose axes the rows are split. Without it they are on one device.
+
+    Returns:
+        The sum over all pairs of -log sigmoid(+-logit) by the number of rows; in nats.
+
+    Raises:
+        ValueError: the shapes differ, or the devices don't divide the rows.
+    """
+    return sigmoid_metrics(image_embeddings, text_embeddings, logit_scale, logit_bias, mesh=mesh)[0]
+
+
+def contrastive_metrics(
+    image_embeddings: Float[Array, "b d"],
+    text_embeddings: Float[Array, "b d"],
+    logit_scale: Scalar,
+    *,
+    mesh: Mesh | None = None,
+) -> tuple[Scalar, Scalar]:
+    """`contrastive_loss`, and the share of images whose own text is the nearest of the batch."""
+    image, text = _checked(image_embeddings, text_embeddings, mesh)
+    return _contrastive(mesh, image, text, jnp.exp(logit_scale.astype(image.dtype)))
+
+
+def sigmoid_metrics(
+    image_embeddings: Float[Array, "b d"],
+    text_embeddings: Float[Array, "b d"],
+    logit_scale: Scalar,
+    logit_bias: Scalar,
+    *,
+    mesh: Mesh | None = None,
+) -> tuple[Scalar, Scalar]:
+    """`sigmoid_loss`, and the share of images whose own text is the nearest of the batch."""
+    image, text = _checked(image_embeddings, text_embeddings, mesh)
+    scale, bias = (x.astype(image.dtype) for x in (jnp.exp(logit_scale), logit_bias))
+    return _sigmoid(mesh, image, text, scale, bias)
+
+
+def _checked(image: Array, text: Array, mesh: Mesh | None) -> tuple[Array, Array]:
+    if image.shape != text.shape or image.ndim != 2 or not len(image):
+        raise ValueError(
+            "image and text embeddings must be as many rows of one width. "
+            f"Got {image.shape} and {text.shape}."
+        )
+    if mesh is not None and len(image) % mesh.size:
+        raise ValueError(
+            f"the rows must be a multiple of the {mesh.size} devices of the mesh. Got {len(image)}."
+        )
+    dtype = jnp.promote_types(jnp.promote_types(image.dtype, text.dtype), jnp.float32)
+    return normalize(image.astype(dtype)), normalize(text.astype(dtype))
+
+
+# --- the symmetric softmax loss, of normalised rows
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _contrastive(
+    mesh: Mesh | None, image: Array, text: Array, scale: Array
+) -> tuple[Scalar, Scalar]:
+    return _contrastive_forward(mesh, image, text, scale)[0]
+
+
+def _contrastive_forward(mesh: Mesh | None, image: Array, text: Array, scale: Array) -> Any:
+    def forward(image: Array, text: Array, scale: Array) -> Any:
+        nothing = jnp.full(len(image), -jnp.inf, image.dtype), jnp.zeros(len(image), image.dtype)
+
+        def meet(own: Any, text: Array, is_row: Array, column: Any) -> tuple[Any, Any]:
+            logits = _logits(image, text, is_row, scale)
+            return _add_exp(own, logits, axis=1), _add_exp(column, logits, axis=0)
+
+        row, column = _ring(meet, nothing, text, nothing, mesh)
+        own = scale * (image * text).sum(1)
+        per_image, per_text = _log_sum_exp(row), _log_sum_exp(column)
+        loss = _mean((per_image + per_text) / 2 - own, mesh)
+        # The largest logit of a row was computed by a product of matrices, its own by a sum.
+        accuracy = _mean(own >= row[0] - 1e-5 * scale, mesh)
+        return (loss, accuracy), (per_image, per_text)
+
+    rows, whole = _specs(mesh)
+    outcome, sums = _over(mesh, forward, (rows, rows, whole), ((whole, whole), (rows, rows)))(
+        image, text, scale
+    )
+    return outcome, (image, text, scale, *sums)
+
+
+def _contrastive_backward(mesh: Mesh | None, residuals: Any, cotangents: Any) -> Any:
+    def backward(
+        image: Array, text: Array, scale: Array, per_image: Array, per_text: Array, g: Array
+    ) -> Any:
+        def meet(own: Any, text: Array, is_row: Array, column: Any) -> tuple[Any, Any]:
+            per_text, d_text = column
+            logits = _logits(image, text, is_row, scale)
+            d_logits = jnp.exp(logits - per_image[:, None]) + jnp.exp(logits - per_text)
+            d_image, d_scale = _add_gradients(own, d_logits / 2, image, text, scale)
+            return (d_image, d_scale), (per_text, d_text + scale * _product(d_logits.T / 2, image))
+
+        start = jnp.zeros_like(image), jnp.zeros_like(scale)
+        (d_image, d_scale), (_, d_text) = _ring(
+            meet, start, text, (per_text, jnp.zeros_like(text)), mesh
+        )
+        return _less_own(g, mesh, image, text, scale, d_image, d_text, d_scale)
+
+    rows, whole = _specs(mesh)
+    specs = (rows, rows, whole, rows, rows, whole), (rows, rows, whole)
+    return _over(mesh, backward, *specs)(*residuals, cotangents[0])
+
+
+_contrastive.defvjp(_contrastive_forward, _contrastive_backward)
+
+
+# --- the pairwise sigmoid loss, of normalised rows
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sigmoid(
+    mesh: Mesh | None, image: Array, text: Array, scale: Array, bias: Array
+) -> tuple[Scalar, Scalar]:
+    return _sigmoid_forward(mesh, image, text, scale, bias)[0]
+
+
+def _sigmoid_forward(
+    mesh: Mesh | None, image: Array, text: Array, scale: Array, bias: Array
+) -> Any:
+    def forward(image: Array, text: Array, scale: Array, bias: Array) -> Any:
+        def meet(own: Any, text: Array, is_row: Array, column: Any) -> tuple[Any, Any]:
+            total, largest = own
+            logits = _logits(image, text, is_row, scale) + bias
+            total = total + jax.nn.softplus(logits).sum(1)
+            return (total, jnp.maximum(largest, logits.max(1))), column
+
+        start = jnp.zeros(len(image), image.dtype), jnp.full(len(image), -jnp.inf, image.dtype)
+        (total, largest), _ = _ring(meet, start, text, (), mesh)
+        own = scale * (image * text).sum(1) + bias
+        # -log sigmoid(x) = softplus(x) - x: one term for all pairs, and what sets its own apart.
+        return _mean(total - own, mesh), _mean(own >= largest - 1e-5 * scale, mesh)
+
+    rows, whole = _specs(mesh)
+    outcome = _over(mesh, forward, (rows, rows, whole, whole), (whole, whole))(
+        image, text, scale, bias
+    )
+    return outcome, (image, text, scale, bias)
+
+
+def _sigmoid_backward(mesh: Mesh | None, residuals: Any, cotangents: Any) -> Any:
+    def backward(image: Array, text: Array, scale: Array, bias: Array, g: Array) -> Any:
+        def meet(own: Any, text: Array, is_row: Array, d_text: Array) -> tuple[Any, Any]:
+            *own, d_bias = own
+            d_logits = jax.nn.sigmoid(_logits(image, text, is_row, scale) + bias)
+            d_image, d_scale = _add_gradients(own, d_logits, image, text, scale)
+            d_text = d_text + scale * _product(d_logits.T, image)
+            return (d_image, d_scale, d_bias + d_logits.sum()), d_text
+
+        start = jnp.zeros_like(image), jnp.zeros_like(scale), jnp.zeros_like(bias)
+        (d_image, d_scale, d_bias), d_text = _ring(meet, start, text, jnp.zeros_like(text), mesh)
+        gradients = _less_own(g, mesh, image, text, scale, d_image, d_text, d_scale)
+        return *gradients, _mean((d_bias / len(image) - 1)[None], mesh) * g
+
+    rows, whole = _specs(mesh)
+    specs = (rows, rows, whole, whole, whole), (rows, rows, whole, whole)
+    return _over(mesh, backward, *specs)(*residuals, cotangents[0])
+
+
+_sigmoid.defvjp(_sigmoid_forward, _sigmoid_backward)
+
+
+# --- what both are made of
+
+
+def _specs(mesh: Mesh | None) -> tuple[PartitionSpec, PartitionSpec]:
+    """What is split over all devices, and what is on each."""
+    return PartitionSpec(mesh.axis_names if mesh else None), PartitionSpec()
+
+
+def _over(mesh: Mesh | None, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
+    """`function` of each device's rows."""
+    if mesh is None:
+        return function
+    # What goes round is the same on no two devices and what is summed is the same on all; that
+    # this is so, `custom_vjp` leaves to us.
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+
+
+def _ring(meet: Callable, own: Any, text: Array, column: Any, mesh: Mesh | None) -> tuple[Any, Any]:
+    """Has every device's texts, with what they carry, meet every device, and come home again.
+
+    Args:
+        meet: takes what a device keeps, a block of texts, which of its rows are texts rather than
+            filling, and what these carry; gives the first and the last anew.
+        own: what this device keeps.
+        text: this device's texts.
+        column: what they carry, arrays with a row for each.
+        mesh: the devices; None is this one alone.
+    """
+    count = len(text)
+    blocks = -(-count // COLUMNS)
+    size = -(-count // blocks)
+
+    def in_blocks(x: Array) -> Array:
+        filled = jnp.pad(x, ((0, blocks * size - count), *[(0, 0)] * (x.ndim - 1)))
+        return filled.reshape(blocks, size, *x.shape[1:])
+
+    is_row = in_blocks(jnp.ones(count, bool))
+    visitors = jax.tree.map(in_blocks, (text, column))
+
+    def meet_all(own: Any, visitors: Any) -> tuple[Any, Any]:
+        texts, columns = visitors
+
+        def meet_one(own: Any, block: Any) -> tuple[Any, Any]:
+            return meet(own, *block)
+
+        own, columns = jax.lax.scan(meet_one, own, (texts, is_row, columns))
+        return own, (texts, columns)
+
+    if mesh is None:
+        own, visitors = meet_all(own, visitors)
+    else:
+        moves = [(device, (device + 1) % mesh.size) for device in range(mesh.size)]
+
+        def step(_: Array, both: Any) -> Any:
+            own, visitors = meet_all(*both)
+            return own, jax.lax.ppermute(visitors, mesh.axis_names, moves)
+
+        own, visitors = jax.lax.fori_loop(0, mesh.size, step, (own, visitors))
+    return own, jax.tree.map(lambda x: x.reshape(blocks * size, *x.shape[2:])[:count], visitors[1])
+
+
+def _product(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision="highest")
+
+
+def _logits(image: Array, text: Array, is_row: Array, scale: Array) -> Float[Array, "i t"]:
+    return jnp.where(is_row, scale * _product(image, text.T), -jnp.inf)
+
+
+def _add_exp(so_far: Any, logits: Array, axis: int) -> Any:
+    """The largest so far, and the sum of exponentials relative to it."""
+    largest, total = so_far
+    new = jnp.maximum(largest, logits.max(axis))
+    base = jnp.maximum(new, jnp.finfo(new.dtype).min)  # a column of filling has no largest
+    terms = jnp.exp(logits - jnp.expand_dims(base, axis)).sum(axis)
+    return new, total * jnp.exp(largest - base) + terms
+
+
+def _log_sum_exp(so_far: Any) -> Array:
+    largest, total = so_far
+    return largest + jnp.log(total)
+
+
+def _add_gradients(own: Any, d_logits: Array, image: Array, text: Array, scale: Array) -> Any:
+    d_image, d_scale = own
+    pulled = _product(d_logits, text)
+    return d_image + scale * pulled, d_scale + (pulled * image).sum()
+
+
+def _less_own(
+    g: Array,
+    mesh: Mesh | None,
+    image: Array,
+    text: Array,
+    scale: Array,
+    d_image: Array,
+    d_text: Array,
+    d_scale: Array,
+) -> tuple[Array, Array, Array]:
+    """Gradients of the mean, from those of the sum over all pairs: less every row's own pair."""
+    devices = 1 if mesh is None else mesh.size
+    each = g / (len(image) * devices)
+    d_scale = d_scale - (image * text).sum()
+    d_scale = d_scale if mesh is None else jax.lax.psum(d_scale, mesh.axis_names)
+    return each * (d_image - scale * text), each * (d_text - scale * image), each * d_scale
+
+
+def _mean(x: Array, mesh: Mesh | None) -> Array:
+    mean = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean()
+    return mean if mesh is None else jax.lax.pmean(mean, mesh.axis_names)

@@ -1,0 +1,75 @@
+"""What a run has measured: a line of JSON at a time, and a picture at the end."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+FILE, PLOT = "metrics.jsonl", "training.png"
+
+
+class Metrics:
+    """The file of a run's metrics, which a continuation goes on with.
+
+    Only the first of several processes writes.
+    """
+
+    def __init__(self, folder: Path, step: int):
+        """Opens the file.
+
+        Args:
+            folder: of the run.
+            step: where it goes on; what was noted of later steps, by a run that was killed before
+                its next checkpoint, is dropped.
+        """
+        self._path = folder / FILE
+        self.records: list[dict[str, Any]] = []
+        if jax.process_index() != 0:
+            return
+        if self._path.exists():
+            lines = self._path.read_text().splitlines()
+            self.records = [r for r in map(_parsed, lines) if r and r["step"] <= step]
+        folder.mkdir(parents=True, exist_ok=True)
+        aside = self._path.with_suffix(".part")
+        aside.write_text("".join(json.dumps(record) + "\n" for record in self.records))
+        os.replace(aside, self._path)
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Adds a line, which is in the file when this returns."""
+        if jax.process_index() != 0:
+            return
+        self.records.append(record)
+        with self._path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def plot(self) -> None:
+        """Draws loss, accuracy and learning rate over the steps, where matplotlib is installed."""
+        try:
+            from matplotlib.figure import Figure
+        except ModuleNotFoundError:
+            return
+        steps = [record["step"] for record in self.records]
+        figure = Figure(figsize=(8, 7), layout="constrained")
+        panels = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 1))
+        for panel, name, label in zip(
+            panels,
+            ("loss", "accuracy", "learning_rate"),
+            ("loss, nats", "own text nearest\nin the batch", "learning rate"),
+            strict=True,
+        ):
+            panel.plot(steps, [record[name] for record in self.records], color="#d1495b")
+            panel.set_ylabel(label)
+            panel.grid(alpha=0.3)
+        panels[0].set_ylim(bottom=0)
+        panels[1].set_ylim(0, 1)
+        panels[-1].set_xlabel("step")
+        figure.savefig(self._path.with_name(PLOT), dpi=110)
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except ValueError:  # half a line, of a run that was killed as it wrote
+        return None

@@ -1,0 +1,177 @@
+"""A training run from its first step to the finished model, through any number of deaths."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
+
+from clip_jax.nn import CLIP
+from clip_jax.sources import open_pairs
+from clip_jax.train.checkpoints import Checkpoints
+from clip_jax.train.config import TrainConfig
+from clip_jax.train.data import Skipped, batches
+from clip_jax.train.metrics import Metrics
+from clip_jax.train.step import TrainState, init_state, make_step, model_of
+from clip_jax.weights import load, save
+
+AXIS = "data"
+
+
+def train(config: TrainConfig, *, progress: bool = True) -> Path:
+    """Trains a model, or goes on with it where an earlier call was stopped.
+
+    Whatever moment that was, the run ends with the same parameters to the bit, on the same devices.
+    Under several processes all call this with the same configuration.
+
+    Args:
+        config: the whole run.
+        progress: whether a bar on standard error shows the step, the loss and pairs a second.
+
+    Returns:
+        The folder of the finished model, `model` in `config.out`, which `clip_jax.load` takes.
+        Beside it are `metrics.jsonl`, `training.png` and the last checkpoints.
+
+    Raises:
+        ValueError: the configuration, the data or the folder doesn't fit; the loss is no number;
+            too many pictures can't be read.
+        OSError: a checkpoint can't be written; names the last good one.
+        ModuleNotFoundError: training needs the extra `train`.
+    """
+    out = Path(config.out)
+    model = _model(config)
+    mesh = Mesh(np.array(jax.devices()), (AXIS,), axis_types=(AxisType.Auto,))
+    rows = _share(config.run.batch_size, mesh)
+    text_length = config.data.text_length or model.config.text.context_length
+    if text_length > model.config.text.context_length:
+        raise ValueError(
+            f"text_length must be at most the context, {model.config.text.context_length}. "
+            f"Got {text_length}."
+        )
+    iterator, skipped = batches(
+        open_pairs(config.data.train),
+        batch_size=rows,
+        image_size=model.config.vision.image_size,
+        text_length=text_length,
+        augmentation=config.augment,
+        templates=config.data.templates,
+        seed=config.run.seed,
+        process=jax.process_index(),
+        num_processes=jax.process_count(),
+        num_threads=config.data.num_threads,
+    )
+    state = init_state(model, config.optimizer, config.step.loss)
+    whole = NamedSharding(mesh, PartitionSpec())
+    if jax.process_count() > 1:  # what lies on one process's device can't be put on all
+        state = jax.tree.map(np.asarray, state)
+    state = jax.device_put(state, whole)
+    architecture = model.config
+    del model
+    step = jax.jit(
+        make_step(architecture, config.optimizer, config.step, mesh=mesh), donate_argnums=0
+    )
+
+    with Checkpoints(out, config.identity(), keep=config.run.keep_checkpoints) as checkpoints:
+        state = checkpoints.restore(state, iterator)
+        metrics = Metrics(out, int(state.step))
+        state = _loop(config, state, step, iterator, skipped, checkpoints, metrics, mesh, progress)
+    trained = model_of(state, architecture)
+    if jax.process_index() == 0:
+        save(trained, out / "model")
+        metrics.plot()
+    return out / "model"
+
+
+def _model(config: TrainConfig) -> CLIP:
+    if isinstance(config.model, str):
+        return load(config.model)[0]
+    return CLIP(config.model, rngs=nnx.Rngs(config.run.seed))
+
+
+def _share(batch_size: int, mesh: Mesh) -> int:
+    if batch_size % mesh.size:
+        raise ValueError(
+            f"batch_size must be a multiple of the {mesh.size} devices. Got {batch_size}."
+        )
+    return batch_size // jax.process_count()
+
+
+def _loop(
+    config: TrainConfig,
+    state: TrainState,
+    step: Callable,
+    iterator: Any,
+    skipped: Skipped,
+    checkpoints: Checkpoints,
+    metrics: Metrics,
+    mesh: Mesh,
+    progress: bool,
+) -> TrainState:
+    begin, end = int(state.step), config.optimizer.total_steps
+    split = NamedSharding(mesh, PartitionSpec(AXIS))
+    key = jax.random.key(config.run.seed)
+    waiting: list[tuple[int, dict]] = []
+    since = time.monotonic()
+    hidden = not progress or jax.process_index() != 0
+    with tqdm(total=end, initial=begin, unit="step", disable=hidden) as bar:
+        for i in range(begin + 1, end + 1):
+            batch = {
+                name: jax.make_array_from_process_local_data(split, array)
+                for name, array in next(iterator).items()
+            }
+            _check_skipped(skipped, config.data.max_skipped)
+            state, measured = step(state, batch, jax.random.fold_in(key, i))
+            waiting.append((i, measured))
+            is_checkpoint = i % config.run.checkpoint_every == 0 or i == end
+            if i % config.run.log_every == 0 or is_checkpoint:
+                seconds, since = time.monotonic() - since, time.monotonic()
+                fetched = [(at, jax.device_get(values)) for at, values in waiting]
+                waiting = []
+                _check_loss(fetched, checkpoints)
+                record = _record(fetched, config.run.batch_size, seconds, skipped)
+                metrics.add(record)
+                bar.update(i - bar.n)
+                bar.set_postfix_str(
+                    f"loss {record['loss']:.3f}, accuracy {record['accuracy']:.0%}, "
+                    f"{record['pairs_per_second']:.0f} pairs/s"
+                )
+            if is_checkpoint:
+                checkpoints.save(i, state, iterator)
+    return state
+
+
+def _record(
+    fetched: list[tuple[int, dict]], batch_size: int, seconds: float, skipped: Skipped
+) -> dict[str, Any]:
+    """The means over the steps since the last record, as they go into a line of metrics."""
+    names = fetched[0][1]
+    means = {name: float(np.mean([values[name] for _, values in fetched])) for name in names}
+    return {
+        "step": fetched[-1][0],
+        **means,
+        "pairs_per_second": len(fetched) * batch_size / seconds,
+        "skipped": skipped.count,
+    }
+
+
+def _check_loss(fetched: list[tuple[int, dict]], checkpoints: Checkpoints) -> None:
+    for step, values in fetched:
+        if not np.isfinite(values["loss"]):
+            raise ValueError(
+                f"the loss is {values['loss']} at step {step}. {checkpoints.last_good()} "
+                "Lower the learning rate, or cut the gradients to a smaller norm."
+            )
+
+
+def _check_skipped(skipped: Skipped, share: float) -> None:
+    # A few at the start are no share yet.
+    if skipped.count > max(share * skipped.seen, 10 if share else 0):
+        raise ValueError(
+            f"{skipped.count} of {skipped.seen} pictures can't be read, more than the share of "
+            f"{share:g} that max_skipped admits; the last one: {skipped.last}"
+        )

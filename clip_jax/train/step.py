@@ -1,0 +1,290 @@
+"""A training step: (state, batch, key) to (state, metrics), over any number of devices."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float
+
+from clip_jax.config import CLIPConfig
+from clip_jax.nn import CLIP, rematerialize
+from clip_jax.nn.tree import variables
+from clip_jax.train.losses import contrastive_metrics, sigmoid_metrics
+from clip_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
+
+Arrays = dict[str, Array]  # by their paths in the public tree
+# uint8 images (b, n, n, 3) as "images", int32 ids (b, l) as "tokens".
+Batch = Mapping[str, Array]
+# Changes uint8 images on the device, at random.
+Augment = Callable[[Array, Array], Array]
+
+MAX_LOGIT_SCALE = math.log(100)
+# The published start of the sigmoid loss (Zhai et al. 2023, section 3.2).
+SIGMOID_START = {"logit_scale": math.log(10), "logit_bias": -10.0}
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["step", "parameters", "statistics", "optimizer"],
+    meta_fields=[],
+)
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a step changes; a pytree.
+
+    Attributes:
+        step: how many steps were taken, an int32 scalar.
+        parameters: float32, by their paths in the public tree; `logit_bias` besides, under the
+            sigmoid loss.
+        statistics: BatchNorm's running ones, by their paths; empty for ViTs.
+        optimizer: Optax's state.
+    """
+
+    step: Array
+    parameters: Arrays
+    statistics: Arrays
+    optimizer: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """How a step computes.
+
+    Attributes:
+        loss: "softmax", CLIP's, or "sigmoid", SigLIP's.
+        micro_batches: into how many parts a batch is cut, of which one at a time is in memory. The
+            gradient is that of the whole batch, not of its parts.
+        rematerialize: whether hidden states are computed once more instead of kept.
+        dtype: in which the towers compute; parameters and the loss are float32.
+        precision: of matrix products, for `jax.default_matmul_precision`.
+    """
+
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    micro_batches: int = 1
+    rematerialize: bool = False
+    dtype: str = "float32"
+    precision: str = "default"
+
+    def __post_init__(self):
+        """Refuses what can't be meant.
+
+        Raises:
+            ValueError: a name is not known, or a number is out of range.
+        """
+        if self.loss not in ("softmax", "sigmoid"):
+            raise ValueError(f'loss must be "softmax" or "sigmoid". Got {self.loss!r}.')
+        if self.dtype not in ("float32", "bfloat16", "float16"):
+            raise ValueError(f"dtype must be float32, bfloat16 or float16. Got {self.dtype!r}.")
+        if self.micro_batches < 1:
+            raise ValueError(f"micro_batches must be at least 1. Got {self.micro_batches}.")
+
+
+def init_state(model: CLIP, config: OptimizerConfig, loss: str = "softmax") -> TrainState:
+    """The state before the first step, with copies of the model's arrays.
+
+    Copies, because a compiled step that may write over its state takes a third less memory.
+
+    Args:
+        model: fresh, or loaded from any checkpoint.
+        config: of the optimiser.
+        loss: "softmax", or "sigmoid", which starts from its own published scale and bias.
+    """
+    arrays = variables(model)
+    parameters, statistics = (
+        {
+            path: jnp.array(variable[...], jnp.float32)
+            for path, variable in arrays.items()
+            if isinstance(variable, kind)
+        }
+        for kind in (nnx.Param, nnx.BatchStat)
+    )
+    if loss == "sigmoid":
+        start = {name: jnp.float32(value) for name, value in SIGMOID_START.items()}
+        parameters = {**parameters, **start}
+    transformation = make_optimizer(config, model.config)
+    return TrainState(jnp.int32(0), parameters, statistics, transformation.init(parameters))
+
+
+def model_of(state: TrainState, config: CLIPConfig, **options: Any) -> CLIP:
+    """The model with the parameters of a state, in evaluation.
+
+    Args:
+        state: of the training of such a model.
+        config: what was trained.
+        **options: `dtype` and `precision` of the model.
+    """
+    model = CLIP(config, **options)
+    for path, variable in variables(model).items():
+        of = state.parameters if isinstance(variable, nnx.Param) else state.statistics
+        variable.set_value(of[path])
+    return model
+
+
+def make_step(
+    model: CLIPConfig,
+    config: OptimizerConfig,
+    step: StepConfig | None = None,
+    *,
+    mesh: Mesh | None = None,
+    augment: Augment | None = None,
+) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]:
+    """A pure function (state, batch, key) -> (state, metrics), to be compiled by `jax.jit`.
+
+    Args:
+        model: the architecture.
+        config: of the optimiser.
+        step: how to compute.
+        mesh: over all of whose axes the rows of a batch are split, parameters being on every
+            device. Without it everything is on one.
+        augment: called with a key and uint8 images, gives such images.
+
+    Returns:
+        The step. Its metrics are float32 scalars: `loss`; `accuracy`, the share of images whose
+        own text is the nearest of the batch; `gradient_norm`, before it is cut; `learning_rate`;
+        `logit_scale`, the factor itself. It raises ValueError where micro-batches and devices
+        don't divide the rows.
+    """
+    how = step or StepConfig()
+    transformation, rate = make_optimizer(config, model), make_schedule(config)
+
+    def take_step(
+        state: TrainState, batch: Batch, key: Array
+    ) -> tuple[TrainState, dict[str, Array]]:
+        images, tokens = batch["images"], batch["tokens"]
+        if augment is not None:
+            images = augment(key, images)
+        micro = _cut({"images": images, "tokens": tokens}, how.micro_batches, mesh)
+        embed = functools.partial(_embed, model, how)
+        measure = functools.partial(_measure, how.loss, mesh)
+        gradients, statistics, (loss, accuracy) = contrastive_gradients(
+            embed, measure, state.parameters, state.statistics, micro
+        )
+        updates, optimizer_state = transformation.update(
+            gradients, state.optimizer, state.parameters
+        )
+        parameters: Any = optax.apply_updates(state.parameters, updates)
+        parameters["logit_scale"] = jnp.minimum(parameters["logit_scale"], MAX_LOGIT_SCALE)
+        metrics = {
+            "loss": loss,
+            "accuracy": accuracy,
+            "gradient_norm": optax.tree.norm(gradients),
+            "learning_rate": jnp.asarray(rate(state.step), jnp.float32),
+            "logit_scale": jnp.exp(parameters["logit_scale"]),
+        }
+        return TrainState(state.step + 1, parameters, statistics, optimizer_state), metrics
+
+    return take_step
+
+
+def contrastive_gradients(
+    embed: Callable[[Arrays, Arrays, Any], tuple[tuple[Array, Array], Arrays]],
+    measure: Callable[[Array, Array, Arrays], tuple[Array, Any]],
+    parameters: Arrays,
+    statistics: Arrays,
+    micro_batches: Any,
+) -> tuple[Arrays, Arrays, tuple[Array, Any]]:
+    """The exact gradient of a loss over all pairs, with one micro-batch at a time in memory.
+
+    A contrastive loss is no mean over micro-batches: every image meets the texts of all of them.
+    So all are embedded first, the loss is differentiated by the embeddings, and these gradients
+    are carried back through each micro-batch (Gao et al. 2021, section 3).
+
+    Args:
+        embed: parameters, statistics and a micro-batch to the embeddings of images and texts and
+            the statistics after it.
+        measure: all embeddings and the parameters to the loss and whatever else is wanted.
+        parameters: what is differentiated by.
+        statistics: BatchNorm's running ones. Under micro-batches each normalises by its own rows.
+        micro_batches: a pytree of arrays (micro-batches, rows, ...).
+
+    Returns:
+        Gradients, the statistics after all micro-batches, and what `measure` gave.
+    """
+    (count,) = {len(leaf) for leaf in jax.tree.leaves(micro_batches)}
+    if count == 1:  # nothing to be saved: one pass forward instead of two
+        whole = jax.tree.map(lambda x: x[0], micro_batches)
+
+        def loss(parameters: Arrays) -> tuple[Array, Any]:
+            embeddings, after = embed(parameters, statistics, whole)
+            value, others = measure(*embeddings, parameters)
+            return value, (others, after)
+
+        (value, (others, after)), gradients = jax.value_and_grad(loss, has_aux=True)(parameters)
+        return gradients, after, (value, others)
+
+    def forward(statistics: Arrays, micro: Any) -> tuple[Arrays, Any]:
+        embeddings, after = embed(parameters, statistics, micro)
+        return after, (embeddings, statistics)
+
+    after, (embeddings, before) = jax.lax.scan(forward, statistics, micro_batches)
+    images, texts = (x.reshape(-1, x.shape[-1]) for x in embeddings)
+    (value, others), by_all = jax.value_and_grad(measure, argnums=(0, 1, 2), has_aux=True)(
+        images, texts, parameters
+    )
+    *by_embeddings, gradients = by_all
+    by_embeddings = tuple(
+        by.reshape(x.shape) for by, x in zip(by_embeddings, embeddings, strict=True)
+    )
+
+    def backward(gradients: Arrays, one: Any) -> tuple[Arrays, None]:
+        micro, statistics, cotangents = one
+        _, pull = jax.vjp(lambda p: embed(p, statistics, micro)[0], parameters)
+        return jax.tree.map(jnp.add, gradients, pull(cotangents)[0]), None
+
+    gradients, _ = jax.lax.scan(backward, gradients, (micro_batches, before, by_embeddings))
+    return gradients, after, (value, others)
+
+
+def _embed(
+    config: CLIPConfig, how: StepConfig, parameters: Arrays, statistics: Arrays, batch: Batch
+) -> tuple[tuple[Array, Array], Arrays]:
+    model = CLIP(config, dtype=how.dtype, precision=how.precision)
+    for path, variable in variables(model).items():
+        of = parameters if isinstance(variable, nnx.Param) else statistics
+        variable.set_value(of[path])
+    model.train()
+    if how.rematerialize:
+        rematerialize(model)
+    with jax.default_matmul_precision(how.precision):
+        images = model.image_features(batch["images"])
+        texts = model.text_features(batch["tokens"], model.dtype)
+    after = {path: v[...] for path, v in variables(model).items() if path in statistics}
+    return (images, texts), after
+
+
+def _measure(
+    loss: str, mesh: Mesh | None, images: Array, texts: Array, parameters: Arrays
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    scale = parameters["logit_scale"]
+    if loss == "sigmoid":
+        return sigmoid_metrics(images, texts, scale, parameters["logit_bias"], mesh=mesh)
+    return contrastive_metrics(images, texts, scale, mesh=mesh)
+
+
+def _cut(batch: Batch, count: int, mesh: Mesh | None) -> dict[str, Array]:
+    """A batch as (micro-batches, rows, ...), each device's rows cut for themselves."""
+    devices = 1 if mesh is None else mesh.size
+    (rows,) = {len(x) for x in batch.values()}
+    if rows % (count * devices) or not rows:
+        raise ValueError(
+            f"the rows of a batch must be a multiple of {count} micro-batches times {devices} "
+            f"devices, {count * devices}. Got {rows}."
+        )
+
+    def cut(x: Array) -> Array:
+        if mesh is None:
+            return x.reshape(count, -1, *x.shape[1:])
+        # Device by device, so that no row has to leave its own.
+        x = x.reshape(devices, count, -1, *x.shape[1:]).swapaxes(0, 1)
+        x = x.reshape(count, -1, *x.shape[3:])
+        split = NamedSharding(mesh, PartitionSpec(None, mesh.axis_names))
+        return jax.lax.with_sharding_constraint(x, split)
+
+    return {name: cut(x) for name, x in batch.items()}

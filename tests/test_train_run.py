@@ -1,0 +1,482 @@
+"""A training run as its user starts it: data, TOML, checkpoints, kills, and what comes out."""
+
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import clip_jax
+from clip_jax.cli import main
+from clip_jax.sources import Pair, open_pairs
+from clip_jax.train import read_config, train
+from clip_jax.train.augment import AugmentConfig, augment
+from clip_jax.train.checkpoints import Checkpoints
+from clip_jax.train.data import batches
+from tests.models import SMALL_VIT, small
+from tests.test_sources import picture, write_tar
+
+pytest.importorskip("grain")
+pytest.importorskip("orbax.checkpoint")
+
+COUNT = 40
+COLORS = [(i * 37 % 256, i * 91 % 256, i * 53 % 256) for i in range(COUNT)]
+
+
+class ListPairs:
+    """Pairs in memory."""
+
+    def __init__(self, images: list[bytes]):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return Pair(f"{index:02d}", self.images[index], (f"number {index}", f"no {index}"))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    members = {}
+    for i, color in enumerate(COLORS):
+        members[f"{i:02d}.png"] = picture(color, (40, 32))
+        members[f"{i:02d}.txt"] = f"colour number {i}".encode()
+    names = sorted(members)
+    half = len(names) // 2
+    for shard, part in enumerate((names[:half], names[half:])):
+        write_tar(folder / f"pairs-{shard}.tar", {name: members[name] for name in part})
+    return f"{folder}/pairs-{{0..1}}.tar"
+
+
+TOML = """
+# clip-jax train small.toml
+out = "{out}"
+[model]
+embed_dim = 16
+[model.vision]
+type = "vit"
+image_size = 32
+patch_size = 8
+width = 64
+num_layers = 2
+num_heads = 1
+[model.text]
+width = 64
+num_layers = 2
+num_heads = 1
+[data]
+train = "{shards}"
+text_length = 12
+templates = ["{{}}", "a photo of {{}}."]
+[augment]
+scale = [0.8, 1.2]
+color = 0.2
+[optimizer]
+learning_rate = 1e-3
+warmup_steps = 4
+total_steps = 24
+[run]
+batch_size = 16
+log_every = 4
+checkpoint_every = 4
+keep_checkpoints = 2
+"""
+
+
+@pytest.fixture
+def toml(tmp_path, shards):
+    path = tmp_path / "small.toml"
+    path.write_text(TOML.format(out=tmp_path / "run", shards=shards))
+    return path
+
+
+# --- augmentation
+
+
+def gradient_image(width=50, height=40, mode="RGB") -> Image.Image:
+    x = np.linspace(0, 255, width, dtype=np.uint8)[None].repeat(height, 0)
+    y = np.linspace(0, 255, height, dtype=np.uint8)[:, None].repeat(width, 1)
+    image = Image.fromarray(np.stack([x, y, 255 - x], -1))
+    if mode == "RGBA":
+        alpha = Image.new("L", image.size, 0)
+        alpha.paste(255, (10, 10, 30, 30))
+        image.putalpha(alpha)
+    return image.convert(mode)
+
+
+def test_the_middle_of_a_picture_is_what_preprocessing_gives():
+    image = gradient_image()
+    given = augment(image, 32, AugmentConfig(crop="center"), np.random.default_rng(0))
+    assert np.array_equal(given, clip_jax.Preprocess(32).pixels(image))
+
+
+def test_random_crops_are_squares_of_the_resized_picture():
+    image = gradient_image(80, 40)
+    resized = np.array(image.resize((64, 32), Image.Resampling.BICUBIC))
+    rng, starts = np.random.default_rng(0), set()
+    for _ in range(60):
+        given = augment(image, 32, AugmentConfig(), rng)
+        (start,) = [x for x in range(33) if np.array_equal(given, resized[:, x : x + 32])]
+        starts.add(start)
+    assert {0, 32} <= starts and len(starts) > 20  # the ends, too
+
+
+def test_transparency_shows_the_background():
+    image = gradient_image(mode="RGBA")
+    white = augment(image, 40, AugmentConfig(crop="center"), np.random.default_rng(0))
+    assert (white[:5, :5] == 255).all()
+    random_ = AugmentConfig(crop="center", background="random")
+    corners = {tuple(augment(image, 40, random_, np.random.default_rng(i))[0, 0]) for i in range(8)}
+    assert len(corners) == 8
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16", "CMYK"])
+def test_all_that_can_be_done_is_done_to_every_mode(mode):
+    image = gradient_image().convert("L").convert("I").convert("I;16") if mode == "I;16" else None
+    image = image or gradient_image().convert(mode)
+    config = AugmentConfig(scale=(0.6, 1.4), rotation=30, flip=True, color=0.3, background="random")
+    seen = {augment(image, 32, config, np.random.default_rng(i)).tobytes() for i in range(6)}
+    assert len(seen) == 6
+    given = augment(image, 32, config, np.random.default_rng(0))
+    assert given.shape == (32, 32, 3) and given.dtype == np.uint8
+    again = augment(image, 32, config, np.random.default_rng(0))
+    assert np.array_equal(given, again)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"crop": "left"},
+        {"background": "blue"},
+        {"scale": (1.0,)},
+        {"scale": (1.2, 0.8)},
+        {"scale": (0.0, 1.0)},
+        {"rotation": 200},
+        {"color": 1.0},
+    ],
+)
+def test_augmentations_out_of_range_are_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        AugmentConfig(**options)
+
+
+# --- batches
+
+
+def identities(batch) -> list[int]:
+    """Which of `COLORS` each row is."""
+    return [COLORS.index(tuple(int(v) for v in image[0, 0])) for image in batch["images"]]
+
+
+def color_pairs() -> ListPairs:
+    return ListPairs([picture(color, (8, 8)) for color in COLORS])
+
+
+def test_every_pair_comes_once_an_epoch_in_another_order():
+    iterator, skipped = batches(color_pairs(), batch_size=10, image_size=8, text_length=8)
+    epochs = [[i for _ in range(4) for i in identities(next(iterator))] for _ in range(3)]
+    assert all(sorted(epoch) == list(range(COUNT)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert skipped.count == 0
+
+
+def test_processes_share_every_epoch():
+    shares = []
+    for process in range(2):
+        iterator, _ = batches(
+            color_pairs(),
+            batch_size=10,
+            image_size=8,
+            text_length=8,
+            process=process,
+            num_processes=2,
+        )
+        shares.append([[i for _ in range(2) for i in identities(next(iterator))] for _ in range(2)])
+    for epoch in range(2):
+        assert sorted(shares[0][epoch] + shares[1][epoch]) == list(range(COUNT))
+
+
+def test_the_seed_decides_everything_and_the_place_can_be_taken_up_again():
+    config = AugmentConfig(scale=(0.5, 1.5), background="random")
+    options = {"batch_size": 7, "image_size": 8, "text_length": 8, "augmentation": config}
+    first, again, other = (
+        batches(color_pairs(), **options, seed=seed, num_threads=threads)[0]
+        for seed, threads in ((3, 4), (3, 1), (4, 4))
+    )
+    seen = [next(first) for _ in range(9)]
+    for batch in seen[:4]:
+        given = next(again)
+        assert all(np.array_equal(given[name], batch[name]) for name in batch)
+    assert not np.array_equal(next(other)["images"], seen[0]["images"])
+    place = again.get_state()
+    later, _ = batches(color_pairs(), **options, seed=3)
+    later.set_state(place)
+    for batch in seen[4:]:
+        given = next(later)
+        assert all(np.array_equal(given[name], batch[name]) for name in batch)
+
+
+def test_captions_and_templates_are_drawn_anew():
+    iterator, _ = batches(
+        color_pairs(),
+        batch_size=COUNT,
+        image_size=8,
+        text_length=10,
+        templates=("{}", "a {} b", "no braces: {} {}"),
+    )
+    tokens = np.concatenate([next(iterator)["tokens"] for _ in range(6)])
+    expected = {
+        tuple(clip_jax.tokenize(t.replace("{}", c), 10, truncate=True)[0])
+        for t in ("{}", "a {} b", "no braces: {} {}")
+        for i in range(COUNT)
+        for c in (f"number {i}", f"no {i}")
+    }
+    found = {tuple(row) for row in tokens}
+    assert found <= expected
+    assert len(found) > 100
+
+
+def test_pictures_that_can_not_be_read_are_skipped_and_counted():
+    images = [picture(color, (8, 8)) for color in COLORS]
+    images[3], images[17] = b"no picture", picture()[:30]
+    iterator, skipped = batches(ListPairs(images), batch_size=19, image_size=8, text_length=8)
+    epoch = identities(next(iterator)) + identities(next(iterator))
+    assert sorted(epoch) == [i for i in range(COUNT) if i not in (3, 17)]
+    assert skipped.count >= 2
+    assert skipped.last.split(":")[0] in ("03", "17")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 41}, "a batch of 41 rows needs as many pairs. Got 40"),
+        ({"batch_size": 4, "templates": ("a photo",)}, "must have {}"),
+        ({"batch_size": 4, "templates": ()}, "must have {}"),
+    ],
+)
+def test_batches_that_can_not_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        batches(color_pairs(), image_size=8, text_length=8, **options)
+
+
+# --- the configuration
+
+
+def test_a_toml_file_is_read_and_overridden(toml):
+    config = read_config(
+        toml,
+        [
+            "optimizer.learning_rate=2e-4",
+            "run.seed=7",
+            "out=elsewhere",
+            'optimizer.learning_rates={"^visual/" = 0.1}',
+            "step.dtype=bfloat16",
+        ],
+    )
+    assert config.model == SMALL_VIT
+    assert config.optimizer.learning_rate == 2e-4
+    assert config.optimizer.learning_rates == {"^visual/": 0.1}
+    assert (config.run.seed, config.out, config.step.dtype) == (7, "elsewhere", "bfloat16")
+    assert config.augment.scale == (0.8, 1.2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("run.batchsize=3", r"\[run\] RunConfig does not fit: \+ batchsize: unknown"),
+        ("run.batch_size=0", r"\[run\] batch_size must be at least 1"),
+        ("optimizer.b1=2", r"\[optimizer\] b1 must be"),
+        ("more.x=1", r"\+ more: unknown"),
+        ("model.from=ViT-B/32", "nothing else"),
+        ("model.embed_dim=0", "embed_dim must be positive"),
+        ("run", "expected key=value"),
+        ("out.x=1", "out is no table"),
+    ],
+)
+def test_configurations_that_do_not_fit_are_refused(toml, change, message):
+    with pytest.raises(ValueError, match=message):
+        read_config(toml, [change])
+
+
+def test_a_file_that_is_no_toml_is_refused(tmp_path):
+    (tmp_path / "x.toml").write_text("= 3")
+    with pytest.raises(ValueError, match="x.toml is not TOML"):
+        read_config(tmp_path / "x.toml")
+
+
+# --- runs
+
+
+def read_metrics(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_gives_a_model_metrics_and_a_plot(toml, tmp_path, capsys):
+    assert main(["train", str(toml)]) == 0
+    folder = tmp_path / "run"
+    assert capsys.readouterr().out.strip() == str(folder / "model")
+    model, preprocess = clip_jax.load(folder / "model")
+    assert model.config == SMALL_VIT
+    assert preprocess.image_size == 32
+    records = read_metrics(folder)
+    assert [record["step"] for record in records] == list(range(4, 25, 4))
+    assert records[0].keys() == {
+        "step",
+        "loss",
+        "accuracy",
+        "gradient_norm",
+        "learning_rate",
+        "logit_scale",
+        "pairs_per_second",
+        "skipped",
+    }
+    assert records[-1]["loss"] < records[0]["loss"]
+    with Image.open(folder / "training.png") as image:
+        assert image.size[0] > 500
+    kept = sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
+    assert kept == [20, 24]
+    before = (folder / "model" / "model.safetensors").read_bytes()
+    train(read_config(toml), progress=False)  # there is nothing left to do
+    assert (folder / "model" / "model.safetensors").read_bytes() == before
+
+
+def start(toml, log):
+    return subprocess.Popen(
+        [sys.executable, "-m", "clip_jax", "train", str(toml)],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"},
+        cwd=toml.parent,
+        stdout=log,
+        stderr=log,
+    )
+
+
+def test_killed_runs_end_with_the_same_bits(toml, tmp_path, shards):
+    other = tmp_path / "undisturbed.toml"
+    other.write_text(TOML.format(out=tmp_path / "undisturbed", shards=shards))
+    rng, kills = random.Random(0), 0
+    with (tmp_path / "log").open("w") as log:
+        assert start(other, log).wait(timeout=240) == 0, (tmp_path / "log").read_text()[-3000:]
+        metrics = tmp_path / "run" / "metrics.jsonl"
+        for lines in (1, 3):  # killed some time after that many lines
+            process = start(toml, log)
+            deadline = time.monotonic() + 200
+            while not metrics.exists() or len(metrics.read_text().splitlines()) < lines:
+                assert process.poll() is None, (tmp_path / "log").read_text()[-3000:]
+                assert time.monotonic() < deadline
+                time.sleep(0.005)
+            time.sleep(rng.uniform(0, 0.08))
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+            process.wait()
+        assert start(toml, log).wait(timeout=240) == 0, (tmp_path / "log").read_text()[-3000:]
+    assert kills == 2
+    files = [tmp_path / name / "model" / "model.safetensors" for name in ("run", "undisturbed")]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    records = [read_metrics(tmp_path / name) for name in ("run", "undisturbed")]
+    assert [r["step"] for r in records[0]] == [r["step"] for r in records[1]]
+    assert [r["loss"] for r in records[0]] == [r["loss"] for r in records[1]]
+
+
+def test_a_folder_of_another_run_is_refused(toml, tmp_path):
+    options = ["optimizer.total_steps=4"]
+    train(read_config(toml, options), progress=False)
+    with pytest.raises(ValueError, match="another run(.|\n)*optimizer.learning_rate: there 0.001"):
+        train(read_config(toml, [*options, "optimizer.learning_rate=5e-3"]), progress=False)
+    with pytest.raises(ValueError, match="model.embed_dim: there 16, here 8"):
+        train(read_config(toml, [*options, "model.embed_dim=8"]), progress=False)
+    train(read_config(toml, [*options, "run.log_every=2"]), progress=False)  # changes no number
+
+
+def test_training_starts_from_a_checkpoint(toml, tmp_path):
+    clip_jax.save(small(SMALL_VIT), tmp_path / "start")
+    text = toml.read_text()
+    begin, end = text.index("[model]"), text.index("[data]")
+    toml.write_text(f'{text[:begin]}[model]\nfrom = "{tmp_path / "start"}"\n{text[end:]}')
+    options = ["optimizer.total_steps=4", "optimizer.freeze_text=all"]
+    model, _ = clip_jax.load(train(read_config(toml, options), progress=False))
+    before = small(SMALL_VIT)
+    assert np.array_equal(model.ln_final.bias[...], before.ln_final.bias[...])
+    assert not np.array_equal(model.visual.proj[...], before.visual.proj[...])
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_last_good_checkpoint(toml, tmp_path):
+    train(read_config(toml, ["optimizer.total_steps=24"]), progress=False)
+    # As if it had been killed at step 20, and the rest goes wrong.
+    import shutil
+
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "24")
+    from clip_jax.train import run
+
+    make_step = run.make_step
+
+    def broken(*args, **options):
+        step = make_step(*args, **options)
+
+        def step_(state, batch, key):
+            state, metrics = step(state, batch, key)
+            return state, metrics | {"loss": metrics["loss"] * np.nan}
+
+        return step_
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "make_step", broken)
+        with pytest.raises(ValueError, match="nan at step 21.*checkpoint is of step 20"):
+            train(read_config(toml), progress=False)
+    assert not (tmp_path / "run" / "checkpoints" / "24").exists()
+
+
+def test_too_many_pictures_that_can_not_be_read_stop_the_run(tmp_path, toml):
+    members = {}
+    for i in range(40):
+        members[f"{i:02d}.png"] = picture() if i % 2 else b"no picture"
+        members[f"{i:02d}.txt"] = b"x"
+    bad = write_tar(tmp_path / "bad.tar", members)
+    options = [f"data.train={bad}", "run.batch_size=8"]
+    with pytest.raises(ValueError, match="pictures can't be read, more than the share of 0.01"):
+        train(read_config(toml, options), progress=False)
+    options += ["data.max_skipped=0.9", "optimizer.total_steps=4", f"out={tmp_path / 'second'}"]
+    train(read_config(toml, options), progress=False)
+    (record,) = read_metrics(tmp_path / "second")
+    assert record["skipped"] > 4
+
+
+def test_a_full_disk_is_said_with_the_last_good_checkpoint(toml, tmp_path, monkeypatch):
+    save = Checkpoints.save
+
+    def fails_later(self, step, state, iterator):
+        if step > 4:
+            monkeypatch.setattr(
+                self._manager, "save", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full"))
+            )
+        return save(self, step, state, iterator)
+
+    monkeypatch.setattr(Checkpoints, "save", fails_later)
+    with pytest.raises(OSError, match="last good one is of step 4: .*full.*Make room"):
+        train(read_config(toml), progress=False)
+    monkeypatch.setattr(Checkpoints, "save", save)
+    assert (train(read_config(toml), progress=False) / "config.json").exists()
+
+
+def test_batches_and_devices_must_fit(toml):
+    with pytest.raises(ValueError, match="multiple of the 8 devices. Got 12"):
+        train(read_config(toml, ["run.batch_size=12"]), progress=False)
+    with pytest.raises(ValueError, match="at most the context, 77. Got 78"):
+        train(read_config(toml, ["data.text_length=78"]), progress=False)
+
+
+def test_sources_are_found_by_their_path(shards):
+    assert len(open_pairs(shards)) == COUNT
+    with Image.open(io.BytesIO(open_pairs(shards)[5].image)) as image:
+        assert image.getpixel((0, 0)) == COLORS[5]
+    assert jax.device_count() == 8
