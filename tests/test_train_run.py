@@ -360,6 +360,7 @@ def start(toml, log):
     )
 
 
+@pytest.mark.long
 def test_killed_runs_end_with_the_same_bits(toml, tmp_path, shards):
     other = tmp_path / "undisturbed.toml"
     other.write_text(TOML.format(out=tmp_path / "undisturbed", shards=shards))
@@ -388,6 +389,7 @@ def test_killed_runs_end_with_the_same_bits(toml, tmp_path, shards):
     assert [r["loss"] for r in records[0]] == [r["loss"] for r in records[1]]
 
 
+@pytest.mark.long
 def test_a_folder_of_another_run_is_refused(toml, tmp_path):
     options = ["optimizer.total_steps=4"]
     train(read_config(toml, options), progress=False)
@@ -410,6 +412,7 @@ def test_training_starts_from_a_checkpoint(toml, tmp_path):
     assert not np.array_equal(model.visual.proj[...], before.visual.proj[...])
 
 
+@pytest.mark.long
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_last_good_checkpoint(toml, tmp_path):
     train(read_config(toml, ["optimizer.total_steps=24"]), progress=False)
     # As if it had been killed at step 20, and the rest goes wrong.
@@ -451,6 +454,7 @@ def test_too_many_pictures_that_can_not_be_read_stop_the_run(tmp_path, toml):
     assert record["skipped"] > 4
 
 
+@pytest.mark.long
 def test_a_full_disk_is_said_with_the_last_good_checkpoint(toml, tmp_path, monkeypatch):
     save = Checkpoints.save
 
