@@ -457,11 +457,18 @@ def test_averaging_the_losses_of_parts_would_be_another_gradient():
     assert relative_error(half["visual/proj"], whole["visual/proj"]) > 0.1
 
 
-def statistics_after(how: StepConfig) -> dict[str, jax.Array]:
+def statistics_after(how: StepConfig, config: OptimizerConfig = CONFIG) -> dict[str, jax.Array]:
     """A ResNet's statistics after a step; the rest of the step is not compiled."""
-    step = make_step(SMALL_RESNET, CONFIG, how)
+    step = make_step(SMALL_RESNET, config, how)
     run = jax.jit(lambda *arguments: step(*arguments)[0].statistics)
-    return run(init_state(small(SMALL_RESNET), CONFIG), batch(8, 64), jax.random.key(0))
+    return run(init_state(small(SMALL_RESNET), config), batch(8, 64), jax.random.key(0))
+
+
+def test_a_frozen_resnet_keeps_its_statistics():
+    before = init_state(small(SMALL_RESNET), CONFIG).statistics
+    after = statistics_after(EXACT, dataclasses.replace(CONFIG, freeze_image="all"))
+    for path, array in before.items():
+        assert np.array_equal(after[path], array), path
 
 
 def test_rematerialised_resnets_note_the_same_statistics():

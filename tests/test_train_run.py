@@ -454,6 +454,15 @@ def test_too_many_pictures_that_can_not_be_read_stop_the_run(tmp_path, toml):
     assert record["skipped"] > 4
 
 
+def test_a_run_of_which_no_picture_can_be_read_stops_too():
+    images = [b"no picture"] * COUNT
+    iterator, _ = batches(
+        ListPairs(images), batch_size=8, image_size=8, text_length=8, max_skipped=0.1
+    )
+    with pytest.raises(ValueError, match="pictures can't be read, more than the share of 0.1"):
+        next(iterator)
+
+
 @pytest.mark.long
 def test_a_full_disk_is_said_with_the_last_good_checkpoint(toml, tmp_path, monkeypatch):
     save = Checkpoints.save

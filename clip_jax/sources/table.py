@@ -79,8 +79,8 @@ def _table(path: Path) -> Path:
 
 
 def _parse(row: dict[str, Any]) -> tuple[str, str, tuple[str, ...]]:
-    if missing := [name for name in ("image",) if not row.get(name)]:
-        raise ValueError(f"no {missing[0]!r}; its columns are {', '.join(map(repr, row))}")
+    if not row.get("image"):
+        raise ValueError(f"no 'image'; its columns are {', '.join(map(repr, row))}")
     if ("caption" in row) == ("captions" in row):
         raise ValueError(
             "there must be a column 'caption' or 'captions', one of them. "

@@ -24,18 +24,31 @@ class Skipped:
         last: the key of the last one and what was wrong with it.
     """
 
-    def __init__(self):
+    def __init__(self, max_share: float = 1.0):
+        self._max_share = max_share
         self.count = self.seen = 0
         self.last = ""
         self._lock = threading.Lock()
 
     def add(self, reason: str | None) -> None:
-        """Notes one picture, and the reason if it is skipped."""
+        """Notes one picture, and the reason if it is skipped.
+
+        Raises:
+            ValueError: too many are skipped. Raised here, because where none can be read no batch
+                will ever be full.
+        """
         with self._lock:
             self.seen += 1
-            if reason is not None:
-                self.count += 1
-                self.last = reason
+            if reason is None:
+                return
+            self.count += 1
+            self.last = reason
+            # A few at the start are no share yet.
+            if self.count > max(self._max_share * self.seen, 10 if self._max_share else 0):
+                raise ValueError(
+                    f"{self.count} of {self.seen} pictures can't be read, more than the share of "
+                    f"{self._max_share:g} that max_skipped admits; the last one: {reason}"
+                )
 
 
 def batches(
@@ -50,6 +63,7 @@ def batches(
     process: int = 0,
     num_processes: int = 1,
     num_threads: int = 4,
+    max_skipped: float = 1.0,
 ) -> tuple[Any, Skipped]:
     """An endless iterator over this process's share of batches, and what it has skipped.
 
@@ -67,6 +81,8 @@ def batches(
         process: the index of this one.
         num_processes: how many share the pairs.
         num_threads: that read and decode.
+        max_skipped: the share of pictures that may be unreadable; the iterator raises ValueError
+            when there are more.
 
     Returns:
         A Grain iterator of {"images": uint8 (b, n, n, 3), "tokens": int32 (b, l)}, whose place
@@ -89,7 +105,7 @@ def batches(
         )
     if without := [template for template in templates if "{}" not in template] or not templates:
         raise ValueError(f"a template must have {{}} where the caption goes. Got {without}.")
-    config, skipped = augmentation or AugmentConfig(), Skipped()
+    config, skipped = augmentation or AugmentConfig(), Skipped(max_skipped)
 
     def example(pair: Pair | None, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
         if pair is None:

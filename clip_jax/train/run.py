@@ -64,6 +64,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
         process=jax.process_index(),
         num_processes=jax.process_count(),
         num_threads=config.data.num_threads,
+        max_skipped=config.data.max_skipped,
     )
     state = init_state(model, config.optimizer, config.step.loss)
     whole = NamedSharding(mesh, PartitionSpec())
@@ -124,7 +125,6 @@ def _loop(
                 name: jax.make_array_from_process_local_data(split, array)
                 for name, array in next(iterator).items()
             }
-            _check_skipped(skipped, config.data.max_skipped)
             state, measured = step(state, batch, jax.random.fold_in(key, i))
             waiting.append((i, measured))
             is_checkpoint = i % config.run.checkpoint_every == 0 or i == end
@@ -166,12 +166,3 @@ def _check_loss(fetched: list[tuple[int, dict]], checkpoints: Checkpoints) -> No
                 f"the loss is {values['loss']} at step {step}. {checkpoints.last_good()} "
                 "Lower the learning rate, or cut the gradients to a smaller norm."
             )
-
-
-def _check_skipped(skipped: Skipped, share: float) -> None:
-    # A few at the start are no share yet.
-    if skipped.count > max(share * skipped.seen, 10 if share else 0):
-        raise ValueError(
-            f"{skipped.count} of {skipped.seen} pictures can't be read, more than the share of "
-            f"{share:g} that max_skipped admits; the last one: {skipped.last}"
-        )

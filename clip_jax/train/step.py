@@ -161,7 +161,7 @@ def make_step(
         if augment is not None:
             images = augment(key, images)
         micro = _cut({"images": images, "tokens": tokens}, how.micro_batches, mesh)
-        embed = functools.partial(_embed, model, how)
+        embed = functools.partial(_embed, model, how, config.freeze_image == "all")
         measure = functools.partial(_measure, how.loss, mesh)
         gradients, statistics, (loss, accuracy) = contrastive_gradients(
             embed, measure, state.parameters, state.statistics, micro
@@ -243,13 +243,20 @@ def contrastive_gradients(
 
 
 def _embed(
-    config: CLIPConfig, how: StepConfig, parameters: Arrays, statistics: Arrays, batch: Batch
+    config: CLIPConfig,
+    how: StepConfig,
+    is_image_frozen: bool,
+    parameters: Arrays,
+    statistics: Arrays,
+    batch: Batch,
 ) -> tuple[tuple[Array, Array], Arrays]:
     model = CLIP(config, dtype=how.dtype, precision=how.precision)
     for path, variable in variables(model).items():
         of = parameters if isinstance(variable, nnx.Param) else statistics
         variable.set_value(of[path])
     model.train()
+    if is_image_frozen:  # its BatchNorm's statistics, too, stay what they are
+        model.visual.eval()
     if how.rematerialize:
         rematerialize(model)
     with jax.default_matmul_precision(how.precision):
