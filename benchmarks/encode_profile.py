@@ -25,7 +25,7 @@ from clip_jax.catalog import lookup
 from clip_jax.placement import OneDevice
 from tests.models import random_images, random_parameters, to_float
 
-CASES = [("ViT-B/32", 1), ("ViT-B/32", 32), ("RN50", 1), ("RN50", 32)]
+CASES = [("ViT-B/32", 1), ("ViT-B/32", 32), ("ViT-L/14", 8), ("RN50", 1), ("RN50", 32)]
 CALLS = 8
 SHOWN = 14  # rows of a table
 
