@@ -4,11 +4,14 @@ Run as `python -m tests.processes PORT COUNT INDEX OUT JOB`, one of them writes 
 what came of its rows, by name.
 """
 
+import contextlib
 import faulthandler
 import os
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -16,7 +19,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from clip_jax import Encoder
-from clip_jax.train import OptimizerConfig, StepConfig, init_state, make_step
+from clip_jax.train import OptimizerConfig, StepConfig, init_state, make_step, read_config
+from clip_jax.train import train as run_training
 from tests.models import SMALL_VIT, random_images, random_tokens, small
 
 BATCH_SIZE = 4
@@ -107,49 +111,79 @@ def _train(me: int) -> dict[str, np.ndarray]:
     return train(mesh, me, jax.process_count())
 
 
+def _run(out: Path) -> dict[str, np.ndarray]:
+    """A whole run, of OUT/run.toml; both write into its folder."""
+    folder = run_training(read_config(out / "run.toml"), progress=False)
+    return {"folder": np.array(str(folder))}
+
+
 def _main(port: str, count: str, index: str, out: str, job: str) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", int(count), int(index))
     faulthandler.dump_traceback_later(100)  # says where it hangs
-    results = {"encode": _encode, "train": _train}[job](int(index))
+    jobs: dict[str, Callable[[], dict[str, np.ndarray]]] = {
+        "encode": lambda: _encode(int(index)),
+        "train": lambda: _train(int(index)),
+        "run": lambda: _run(Path(out)),
+    }
+    results = jobs[job]()
     np.savez(Path(out) / f"{index}.npz", **results)
     jax.distributed.shutdown()
 
 
 def run_two(out: Path, job: str) -> list[dict[str, np.ndarray]]:
     """What two processes of two devices each have written, of that job."""
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        port = str(listener.getsockname()[1])
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
-    logs = [out / f"{index}.log" for index in range(2)]
-    running = []
-    try:
-        for index, log in enumerate(logs):
-            command = [sys.executable, "-m", "tests.processes", port, "2", str(index), str(out)]
-            with log.open("w") as file:
-                running.append(
-                    subprocess.Popen(
-                        [*command, job],
-                        env=environment,
-                        cwd=Path(__file__).parents[1],
-                        stdout=file,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
-        codes = [process.wait(timeout=120) for process in running]
-    except subprocess.TimeoutExpired:
-        codes = ["hangs"]
-    finally:
-        for process in running:
-            process.kill()  # not terminate: JAX's runtime takes that signal for a preemption
-            process.wait()
-    assert codes == [0, 0], "\n".join(log.read_text()[-4000:] for log in logs)
+    with start_two(out, job) as running:
+        try:
+            codes = [process.wait(timeout=120) for process in running]
+        except subprocess.TimeoutExpired:
+            codes = ["hangs"]
+    logs = [(out / f"{index}.log").read_text()[-4000:] for index in range(2)]
+    assert codes == [0, 0], "\n".join(logs)
     results = []
     for index in range(2):
         with np.load(out / f"{index}.npz") as file:
             results.append(dict(file))
     return results
+
+
+def kill_two(out: Path, job: str, is_time: Callable[[], bool]) -> None:
+    """Starts the two, and kills both as soon as it is time."""
+    with start_two(out, job) as running:
+        deadline = time.monotonic() + 100
+        while not is_time():
+            logs = [(out / f"{index}.log").read_text()[-4000:] for index in range(2)]
+            assert all(process.poll() is None for process in running), "\n".join(logs)
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def start_two(out: Path, job: str) -> Iterator[list[subprocess.Popen]]:
+    """Two processes that do a job, as long as the block lasts; they log into OUT."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        port = str(listener.getsockname()[1])
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+    running = []
+    try:
+        for index in range(2):
+            command = [sys.executable, "-m", "tests.processes", port, "2", str(index), str(out)]
+            with (out / f"{index}.log").open("w") as log:
+                running.append(
+                    subprocess.Popen(
+                        [*command, job],
+                        env=environment,
+                        cwd=Path(__file__).parents[1],
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                    )
+                )
+        yield running
+    finally:
+        for process in running:
+            process.kill()  # not terminate: JAX's runtime takes that signal for a preemption
+            process.wait()
 
 
 if __name__ == "__main__":

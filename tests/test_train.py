@@ -471,6 +471,14 @@ def test_a_frozen_resnet_keeps_its_statistics():
         assert np.array_equal(after[path], array), path
 
 
+def test_frozen_blocks_of_a_resnet_keep_their_statistics():
+    before = init_state(small(SMALL_RESNET), CONFIG).statistics
+    after = statistics_after(EXACT, dataclasses.replace(CONFIG, freeze_image=1))
+    last = f"visual/layer4/{SMALL_RESNET.vision.stage_depths[3] - 1}/"
+    for path, array in before.items():
+        assert np.array_equal(after[path], array) != path.startswith(last), path
+
+
 def test_rematerialised_resnets_note_the_same_statistics():
     before = init_state(small(SMALL_RESNET), CONFIG).statistics
     plain = statistics_after(EXACT)

@@ -20,8 +20,10 @@ class AugmentConfig:
         rotation: the largest angle, in degrees, either way.
         flip: whether one of two pictures is mirrored, left to right.
         color: how far brightness, contrast and saturation are changed at most, as a share of 1.
+        hue: how far hues are turned at most, in degrees, either way.
+        gray: the share of pictures that lose their colours.
         background: what shows through transparency and beside the picture: "white", or "random",
-            any colour, another each time.
+            for one of two pictures any colour, another each time.
     """
 
     crop: str = "random"
@@ -29,6 +31,8 @@ class AugmentConfig:
     rotation: float = 0.0
     flip: bool = False
     color: float = 0.0
+    hue: float = 0.0
+    gray: float = 0.0
     background: str = "white"
 
     def __post_init__(self):
@@ -46,10 +50,15 @@ class AugmentConfig:
             raise ValueError(
                 f"scale must be two numbers above 0, the less first. Got {self.scale}."
             )
-        if not 0 <= self.rotation <= 180:
-            raise ValueError(f"rotation must be from 0 to 180 degrees. Got {self.rotation}.")
+        for name in ("rotation", "hue"):
+            if not 0 <= getattr(self, name) <= 180:
+                raise ValueError(
+                    f"{name} must be from 0 to 180 degrees. Got {getattr(self, name)}."
+                )
         if not 0 <= self.color < 1:
             raise ValueError(f"color must be from 0 to 1, and not 1. Got {self.color}.")
+        if not 0 <= self.gray <= 1:
+            raise ValueError(f"gray must be from 0 to 1. Got {self.gray}.")
 
 
 def augment(
@@ -65,7 +74,7 @@ def augment(
     transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
     image = image.convert("RGBA" if transparent else "RGB")
     ground = WHITE
-    if config.background == "random":
+    if config.background == "random" and rng.random() < 0.5:
         ground = tuple(int(value) for value in rng.integers(0, 256, 3))
 
     side = size
@@ -87,7 +96,18 @@ def augment(
     if config.color:
         for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
             square = enhance(square).enhance(1 + rng.uniform(-config.color, config.color))
+    if config.hue:
+        square = _turn_hues(square, rng.uniform(-config.hue, config.hue))
+    if config.gray and rng.random() < config.gray:
+        square = square.convert("L").convert("RGB")
     return np.array(square)
+
+
+def _turn_hues(image: Image.Image, degrees: float) -> Image.Image:
+    hue, saturation, value = image.convert("HSV").split()
+    shift = round(degrees / 360 * 256)
+    hue = hue.point([(old + shift) % 256 for old in range(256)])
+    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
 
 
 def _place(room: int, crop: str, rng: np.random.Generator) -> int:

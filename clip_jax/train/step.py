@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 import jax
@@ -15,9 +15,15 @@ from jaxtyping import Array, Float
 
 from clip_jax.config import CLIPConfig
 from clip_jax.nn import CLIP, rematerialize
+from clip_jax.nn.resnet import BatchNorm
 from clip_jax.nn.tree import variables
 from clip_jax.train.losses import contrastive_metrics, sigmoid_metrics
-from clip_jax.train.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from clip_jax.train.optimizer import (
+    OptimizerConfig,
+    factors,
+    make_optimizer,
+    make_schedule,
+)
 
 Arrays = dict[str, Array]  # by their paths in the public tree
 # uint8 images (b, n, n, 3) as "images", int32 ids (b, l) as "tokens".
@@ -153,6 +159,7 @@ def make_step(
     """
     how = step or StepConfig()
     transformation, rate = make_optimizer(config, model), make_schedule(config)
+    frozen = {path for path, factor in factors(config, model).items() if factor == 0}
 
     def take_step(
         state: TrainState, batch: Batch, key: Array
@@ -161,7 +168,7 @@ def make_step(
         if augment is not None:
             images = augment(key, images)
         micro = _cut({"images": images, "tokens": tokens}, how.micro_batches, mesh)
-        embed = functools.partial(_embed, model, how, config.freeze_image == "all")
+        embed = functools.partial(_embed, model, how, frozen)
         measure = functools.partial(_measure, how.loss, mesh)
         gradients, statistics, (loss, accuracy) = contrastive_gradients(
             embed, measure, state.parameters, state.statistics, micro
@@ -245,7 +252,7 @@ def contrastive_gradients(
 def _embed(
     config: CLIPConfig,
     how: StepConfig,
-    is_image_frozen: bool,
+    frozen: Collection[str],
     parameters: Arrays,
     statistics: Arrays,
     batch: Batch,
@@ -255,8 +262,10 @@ def _embed(
         of = parameters if isinstance(variable, nnx.Param) else statistics
         variable.set_value(of[path])
     model.train()
-    if is_image_frozen:  # its BatchNorm's statistics, too, stay what they are
-        model.visual.eval()
+    for path, module in nnx.iter_modules(model):
+        # The statistics of what is frozen, too, stay what they are.
+        if isinstance(module, BatchNorm) and "/".join(map(str, (*path, "scale"))) in frozen:
+            module.eval()
     if how.rematerialize:
         rematerialize(model)
     with jax.default_matmul_precision(how.precision):
