@@ -13,6 +13,7 @@ from clip_jax.convert.pytorch import from_pytorch
 from clip_jax.encoder import Encoder
 from clip_jax.nn import (
     CLIP,
+    cpu,
     flatten,
     from_parameters,
     normalize,
@@ -22,7 +23,7 @@ from clip_jax.nn import (
 )
 from clip_jax.nn.clip import _encode_image
 from clip_jax.nn.cpu import rearrange_for_cpu
-from clip_jax.nn.layers import LayerNorm, activate, attend
+from clip_jax.nn.layers import Attention, LayerNorm, activate, attend
 from clip_jax.nn.resnet import BatchNorm, Conv, convolve_squares, square_kernel
 from clip_jax.nn.tree import variables
 from clip_jax.nn.winograd import winograd_convolution, winograd_kernels
@@ -198,13 +199,15 @@ def test_the_three_activations_differ():
         np.testing.assert_allclose(activate(x, name), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_attention_equals_its_formula_in_float64():
+@pytest.mark.parametrize("heads_at_once", [None, 1, 2, 4])
+def test_attention_equals_its_formula_in_float64(heads_at_once):
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, n, 3, 5)) for n in (4, 7, 7))
     scores = np.einsum("bqhc,bkhc->bhqk", q, k) / math.sqrt(5)
     weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     expected = np.einsum("bhqk,bkhc->bqhc", weights, v)
-    given = attend(*(jnp.asarray(x, jnp.float32) for x in (q, k, v)))
+    arrays = (jnp.asarray(x, jnp.float32) for x in (q, k, v))
+    given = attend(*arrays, heads_at_once=heads_at_once)
     np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -237,6 +240,17 @@ def test_a_model_rearranged_for_the_cpu_is_the_same(config, in_slices, count):
     expected, given = model.encode_image(images), rearranged.encode_image(images)
     assert relative_error(given, expected) < 2e-6
     expected, given = model.encode_text(tokens), rearranged.encode_text(tokens)
+    assert relative_error(given, expected) < 2e-6
+
+
+def test_images_of_many_tokens_attend_a_few_heads_at_a_time(monkeypatch):
+    monkeypatch.setattr(cpu, "MANY_TOKENS", 5)
+    model, rearranged = small(TINY_VIT), small(TINY_VIT)
+    rearrange_for_cpu(rearranged, in_slices=True)
+    sizes = {m.heads_at_once for _, m in nnx.iter_modules(rearranged) if isinstance(m, Attention)}
+    assert sizes == {None, cpu.HEADS_AT_ONCE}  # the text tower's and the image tower's
+    images = random_images(3, TINY_VIT.vision.image_size)
+    expected, given = model.encode_image(images), rearranged.encode_image(images)
     assert relative_error(given, expected) < 2e-6
 
 
