@@ -464,13 +464,7 @@ def statistics_after(how: StepConfig, config: OptimizerConfig = CONFIG) -> dict[
     return run(init_state(small(SMALL_RESNET), config), batch(8, 64), jax.random.key(0))
 
 
-def test_a_frozen_resnet_keeps_its_statistics():
-    before = init_state(small(SMALL_RESNET), CONFIG).statistics
-    after = statistics_after(EXACT, dataclasses.replace(CONFIG, freeze_image="all"))
-    for path, array in before.items():
-        assert np.array_equal(after[path], array), path
-
-
+@pytest.mark.long
 def test_frozen_blocks_of_a_resnet_keep_their_statistics():
     before = init_state(small(SMALL_RESNET), CONFIG).statistics
     after = statistics_after(EXACT, dataclasses.replace(CONFIG, freeze_image=1))
@@ -479,6 +473,7 @@ def test_frozen_blocks_of_a_resnet_keep_their_statistics():
         assert np.array_equal(after[path], array) != path.startswith(last), path
 
 
+@pytest.mark.long
 def test_rematerialised_resnets_note_the_same_statistics():
     before = init_state(small(SMALL_RESNET), CONFIG).statistics
     plain = statistics_after(EXACT)
@@ -499,6 +494,7 @@ def test_statistics_are_updated_as_the_model_does_it():
         assert relative_error(array, expected[path][...]) < 1e-5
 
 
+@pytest.mark.long
 def test_micro_batches_update_the_statistics_one_after_the_other():
     model, images = small(SMALL_RESNET), batch(8, 64)["images"]
     model.train()
@@ -509,6 +505,7 @@ def test_micro_batches_update_the_statistics_one_after_the_other():
         assert relative_error(array, expected[path][...]) < 1e-5
 
 
+@pytest.mark.long
 def test_bfloat16_computes_with_float32_parameters():
     exact, _ = gradients_of(SMALL_VIT, EXACT, 8)
     half, _ = gradients_of(SMALL_VIT, StepConfig(dtype="bfloat16"), 8)
@@ -540,7 +537,13 @@ def test_the_sigmoid_loss_trains_a_bias_that_the_model_does_not_have():
     assert model.encode_image(batch(2)["images"]).shape == (2, 16)
 
 
-@pytest.mark.parametrize("config", [SMALL_VIT, SMALL_RESNET], ids=["vit", "resnet"])
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(SMALL_VIT, id="vit"),
+        pytest.param(SMALL_RESNET, id="resnet", marks=pytest.mark.long),
+    ],
+)
 def test_training_learns_pairs_and_gives_a_model(config):
     size = config.vision.image_size
     optimizer_config = OptimizerConfig(learning_rate=1e-3, warmup_steps=4, total_steps=40)

@@ -4,6 +4,8 @@ import io
 import json
 import os
 import random
+import re
+import resource
 import signal
 import subprocess
 import sys
@@ -19,7 +21,6 @@ from clip_jax.cli import main
 from clip_jax.sources import Pair, open_pairs
 from clip_jax.train import read_config, train
 from clip_jax.train.augment import AugmentConfig, augment
-from clip_jax.train.checkpoints import Checkpoints
 from clip_jax.train.data import batches
 from tests import processes
 from tests.models import SMALL_VIT, small
@@ -506,21 +507,26 @@ def test_a_run_of_which_no_picture_can_be_read_stops_too():
 
 
 @pytest.mark.long
-def test_a_full_disk_is_said_with_the_last_good_checkpoint(toml, tmp_path, monkeypatch):
-    save = Checkpoints.save
-
-    def fails_later(self, step, state, iterator):
-        if step > 4:
-            monkeypatch.setattr(
-                self._manager, "save", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full"))
-            )
-        return save(self, step, state, iterator)
-
-    monkeypatch.setattr(Checkpoints, "save", fails_later)
-    with pytest.raises(OSError, match="last good one is of step 4: .*full.*Make room"):
-        train(read_config(toml), progress=False)
-    monkeypatch.setattr(Checkpoints, "save", save)
-    assert (train(read_config(toml), progress=False) / "config.json").exists()
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="needs Linux")
+def test_a_disk_that_takes_no_more_is_said_with_the_last_good_checkpoint(toml, tmp_path):
+    checkpoints = tmp_path / "run" / "checkpoints"
+    with (tmp_path / "log").open("w") as log:
+        process = start(toml, log)
+        deadline = time.monotonic() + 200
+        while not (checkpoints / "4").exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+        # From here on the system refuses to write large files, as it does on a full disk.
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+        assert process.wait(timeout=200) == 1
+    lines = (tmp_path / "log").read_text().replace("\r", "\n").splitlines()
+    (said,) = [line for line in lines if line.startswith("clip-jax: ")]
+    last = int(re.search(r"can't be written to .*, the last good one is of step (\d+): ", said)[1])
+    assert said.endswith("Make room, and run the same command again.")
+    assert last == max(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
+    with (tmp_path / "log").open("w") as log:
+        assert start(toml, log).wait(timeout=240) == 0, (tmp_path / "log").read_text()[-3000:]
+    assert [record["step"] for record in read_metrics(tmp_path / "run")][-1] == 24
 
 
 def test_batches_and_devices_must_fit(toml):
