@@ -45,6 +45,15 @@ class Unreachable(OSError):
 class Storage(Protocol):
     """Files of one kind; everything may be called by several threads, and raises OSError."""
 
+    @property
+    def filesystem(self) -> Any:
+        """What pyarrow takes for its filesystem."""
+        ...
+
+    def within(self, path: str) -> str:
+        """What the path is called in `filesystem`."""
+        ...
+
     def is_folder(self, path: str) -> bool:
         """Whether there is a folder; object stores have those that hold something."""
         ...
@@ -97,6 +106,11 @@ class Storage(Protocol):
 
 class Disk(Storage):
     """This machine's disks."""
+
+    filesystem = None
+
+    def within(self, path: str) -> str:
+        return path
 
     def is_folder(self, path: str) -> bool:
         return os.path.isdir(path)
@@ -158,6 +172,13 @@ class Store(Storage):
 
     def __init__(self, address: str):
         self._fs: Any = _filesystem(address)
+
+    @property
+    def filesystem(self) -> Any:
+        return self._fs
+
+    def within(self, path: str) -> str:
+        return self._fs._strip_protocol(path)
 
     def is_folder(self, path: str) -> bool:
         with _said(path):

@@ -116,7 +116,13 @@ def embed(
         "columns": [columns.image, columns.caption, columns.key, *columns.others],
         "input": rows.listing,
     }
-    claimed = {"model": name, "source": absolute(source), "image_column": columns.image}
+    claimed = {
+        "model": name,
+        "source": absolute(source),
+        "image_column": columns.image,
+        "embeddings": TOWERS[what],
+        "dim": model.config.embed_dim,
+    }
     claim(out, identity, claimed, dry=True)
 
     about = {

@@ -96,13 +96,13 @@ class Parts:
 
     def finished(self, name: str) -> Finished | None:
         """What the part of that unit says, if it is whole and of this job."""
-        about = self._check(self._path(self.table, name), "rows")
+        about = self._check(self.path(self.table, name), "rows")
         if about is None:
             return None
         for column, file in self.beside.items():
-            if not self._has_array(self._path(file, name), about["beside"][column]):
+            if not self._has_array(self.path(file, name), about["beside"][column]):
                 return None
-        path = self._path(f"{ERRORS}/{self.table.rpartition('/')[2]}", name)
+        path = self.path(f"{ERRORS}/{self.table.rpartition('/')[2]}", name)
         if about["errors"]:
             errors = self._check(path, "errors")
             if errors is None or errors["errors"] != about["errors"]:
@@ -122,18 +122,16 @@ class Parts:
             "errors": len(errors),
             "shard_rows": shard_rows,
         }
-        path = self._path(f"{ERRORS}/{self.table.rpartition('/')[2]}", unit.name)
+        path = self.path(f"{ERRORS}/{self.table.rpartition('/')[2]}", unit.name)
         if errors:
             self._storage.write(path, _encoded(_error_table(errors), {}, about))
         inside = dict(part.embeddings)
         about["beside"] = {}
         for column, file in self.beside.items():
             data = _npy(inside.pop(column))
-            self._storage.write(self._path(file, unit.name), data)
+            self._storage.write(self.path(file, unit.name), data)
             about["beside"][column] = {"bytes": len(data), "crc32": zlib.crc32(data)}
-        self._storage.write(
-            self._path(self.table, unit.name), _encoded(part.columns, inside, about)
-        )
+        self._storage.write(self.path(self.table, unit.name), _encoded(part.columns, inside, about))
         if not errors:
             self._storage.remove(path)
 
@@ -145,15 +143,15 @@ class Parts:
         """
         import pyarrow.parquet as pq
 
-        table = pq.read_table(self._storage.open(self._path(self.table, unit.name)))
+        table = pq.read_table(self._storage.open(self.path(self.table, unit.name)))
         embeddings = {}
         for column in [name for name in table.column_names if name in COLUMNS]:
-            embeddings[column] = _matrix(table.column(column))
+            embeddings[column] = matrix(table.column(column))
             table = table.drop_columns(column)
         for column, file in self.beside.items():
-            data = self._storage.read(self._path(file, unit.name))
+            data = self._storage.read(self.path(file, unit.name))
             embeddings[column] = np.load(io.BytesIO(data))
-        path = self._path(f"{ERRORS}/{self.table.rpartition('/')[2]}", unit.name)
+        path = self.path(f"{ERRORS}/{self.table.rpartition('/')[2]}", unit.name)
         try:
             errors = pq.read_table(self._storage.open(path)).to_pylist()
         except FileNotFoundError:
@@ -172,7 +170,8 @@ class Parts:
     def _files(self) -> list[str]:
         return [self.table, *self.beside.values()]
 
-    def _path(self, file: str, name: str) -> str:
+    def path(self, file: str, name: str) -> str:
+        """Where a unit's file is, of that pattern."""
         return f"{self._out}/{file.format(name)}"
 
     def _check(self, path: str, count: str) -> dict[str, Any] | None:
@@ -255,7 +254,7 @@ def _encoded(table: Any, embeddings: Mapping[str, np.ndarray], about: Mapping[st
     writer = pq.ParquetWriter(
         sink,
         table.schema,
-        compression=dict.fromkeys(compressed, "zstd"),
+        compression=dict.fromkeys(compressed, "zstd"),  # pyright: ignore[reportArgumentType]
         use_dictionary=False,
         write_statistics=compressed,
         data_page_size=1 << 30,
@@ -271,7 +270,7 @@ def _encoded(table: Any, embeddings: Mapping[str, np.ndarray], about: Mapping[st
     return sink.getvalue()
 
 
-def _matrix(column: Any) -> np.ndarray:
+def matrix(column: Any) -> np.ndarray:
     """(rows, d) from a column of fixed-size lists."""
     values = column.combine_chunks().flatten()
     return values.to_numpy().reshape(len(column), column.type.list_size)

@@ -81,7 +81,9 @@ class Watch:
         Args:
             show: whether anything is shown.
         """
-        self._seconds = dict.fromkeys(("waiting", "reading", "decoding", "device", "writing"), 0.0)
+        self._seconds: dict[str, float] = dict.fromkeys(
+            ("waiting", "reading", "decoding", "device", "writing"), 0.0
+        )
         self._lock = threading.Lock()
         self._start = self._last = self._shown = time.monotonic()
         self._is_terminal = sys.stderr.isatty()

@@ -53,7 +53,8 @@ class ParquetRows:
         return sum(self._groups)
 
     def records(self, begin: int, end: int) -> Iterator[Record]:
-        first, wanted = 0, []
+        first = number = 0
+        wanted: list[int] = []
         for group, count in enumerate(self._groups):
             if first < end and first + count > begin:
                 if not wanted:
