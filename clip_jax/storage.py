@@ -107,7 +107,9 @@ class Storage(Protocol):
 class Disk(Storage):
     """This machine's disks."""
 
-    filesystem = None
+    @property
+    def filesystem(self) -> Any:
+        return None
 
     def within(self, path: str) -> str:
         return path

@@ -39,6 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from clip_jax.embed import contact_sheet, search
+    from clip_jax.embed.index import finished_job
 
     progress("searching")
     query = Path(args.query) if args.image else args.query
@@ -48,6 +49,7 @@ def run(args: argparse.Namespace) -> int:
             hits,
             os.path.basename(args.query) if args.image else args.query,
             query_image=os.path.abspath(args.query) if args.image else None,
+            image_column=finished_job(args.folder)["image_column"],
         )
         Path(args.html).write_text(page, encoding="utf-8")
     if args.json:

@@ -25,12 +25,18 @@ from clip_jax.storage import absolute
 from clip_jax.weights import load
 
 What = Literal["images", "texts", "both"]
+Preset = Literal["parity", "fast"]
 
 # What each column of embeddings is of.
 TOWERS = {
     "images": {"embedding": "image"},
     "texts": {"embedding": "text"},
     "both": {"embedding": "image", "text_embedding": "text"},
+}
+# How a model computes, for `clip_jax.load`.
+PRESETS: dict[Preset, dict[str, Any]] = {
+    "parity": {},
+    "fast": {"dtype": "bfloat16", "precision": "default"},
 }
 # Another version of the format is another job.
 VERSION = 1
@@ -42,6 +48,7 @@ def embed(
     out: str | os.PathLike[str],
     *,
     what: What | None = None,
+    preset: Preset = "parity",
     dtype: Literal["float32", "float16"] = "float32",
     format: Literal["parquet", "npy"] = "parquet",
     rows_per_part: int = 8192,
@@ -70,6 +77,8 @@ def embed(
         model: a model, or what `clip_jax.load` takes.
         out: the folder of the output; any address that fsspec knows.
         what: to embed; pictures where there are some, else texts, unless it is said.
+        preset: how a model given by name or path computes: "parity", float32 as PyTorch, or "fast",
+            bfloat16.
         dtype: of the embeddings as they are kept.
         format: "parquet", or "npy" for the layout of clip-retrieval.
         rows_per_part: rows of a unit of work, which is what a kill can cost. No part spans files.
@@ -95,14 +104,14 @@ def embed(
         OSError: the output can't be written, or a store can't be reached. What was finished counts.
         ModuleNotFoundError: the extra `embed`, or `remote` for addresses, is not installed.
     """
-    _check(what, dtype, format, rows_per_part, max_errors)
+    _check(what, preset, dtype, format, rows_per_part, max_errors)
     _require_pyarrow()
     share = Share(*(shard or (jax.process_index(), jax.process_count())))
     columns, out = columns or Columns(), os.fspath(out).rstrip("/")
     rows = open_input(source, columns)
     what = what or ("images" if rows.has_images else "texts")
     _check_has(os.fspath(source), rows, what)
-    name, model = _loaded(model)
+    name, model = _loaded(model, preset)
     identity = {
         "version": VERSION,
         "model": model_digest(model),
@@ -220,11 +229,14 @@ def _encoder(model: CLIP, batch_size: int | None) -> Encoder:
     )
 
 
-def _loaded(model: CLIP | str | os.PathLike[str]) -> tuple[str | None, CLIP]:
+def _loaded(model: CLIP | str | os.PathLike[str], preset: Preset) -> tuple[str | None, CLIP]:
     if isinstance(model, CLIP):
+        if PRESETS[preset]:
+            raise ValueError(f"preset={preset!r} is for models by name or path; cast this one")
         return None, model
     name = os.fspath(model)
-    return os.path.abspath(name) if os.path.exists(name) else name, load(model)[0]
+    name = os.path.abspath(name) if os.path.exists(name) else name
+    return name, load(model, **PRESETS[preset])[0]
 
 
 def _num_cores() -> int:
@@ -243,10 +255,16 @@ def _require_pyarrow() -> None:
 
 
 def _check(
-    what: str | None, dtype: str, format: str, rows_per_part: int, max_errors: int | None
+    what: str | None,
+    preset: str,
+    dtype: str,
+    format: str,
+    rows_per_part: int,
+    max_errors: int | None,
 ) -> None:
     choices: Sequence[tuple[str, object, tuple]] = (
         ("what", what, (None, *TOWERS)),
+        ("preset", preset, tuple(PRESETS)),
         ("dtype", dtype, ("float32", "float16")),
         ("format", format, ("parquet", "npy")),
     )

@@ -131,10 +131,9 @@ def _aligned(rows: int, dim: int, dtype: np.dtype) -> np.ndarray:
 
 
 def _model(out: str, job: dict[str, Any], model: CLIP | str | os.PathLike[str] | None) -> CLIP:
+    model = job["model"] if model is None else model
     if model is None:
-        if job["model"] is None:
-            raise ValueError(f"{out} doesn't know its model by name or path: give the model")
-        model = job["model"]
+        raise ValueError(f"{out} doesn't know its model by name or path: give the model")
     if not isinstance(model, CLIP):
         model = load(model)[0]
     theirs, ours = job["identity"]["model"], model_digest(model)

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+CLOCKS = ("waiting", "reading", "decoding", "device", "writing")
 # Seconds between two lines where there is no terminal.
 EVERY = 30.0
 
@@ -81,9 +82,7 @@ class Watch:
         Args:
             show: whether anything is shown.
         """
-        self._seconds: dict[str, float] = dict.fromkeys(
-            ("waiting", "reading", "decoding", "device", "writing"), 0.0
-        )
+        self._seconds: dict[str, float] = dict.fromkeys(CLOCKS, 0.0)
         self._lock = threading.Lock()
         self._start = self._last = self._shown = time.monotonic()
         self._is_terminal = sys.stderr.isatty()
