@@ -74,6 +74,10 @@ class Storage(Protocol):
         """A file to read, at any place of it."""
         ...
 
+    def arrow(self, path: str) -> Any:
+        """A file for pyarrow, which closes by itself."""
+        ...
+
     def descriptor(self, path: str) -> int:
         """A descriptor of the file, for `os.pread`; a remote file is fetched whole for that."""
         ...
@@ -131,6 +135,11 @@ class Disk(Storage):
 
     def open(self, path: str) -> BinaryIO:
         return open(path, "rb")
+
+    def arrow(self, path: str) -> Any:
+        import pyarrow
+
+        return pyarrow.OSFile(path)
 
     def descriptor(self, path: str) -> int:
         return os.open(path, os.O_RDONLY)
@@ -201,6 +210,11 @@ class Store(Storage):
     def open(self, path: str) -> BinaryIO:
         with _said(path):
             return self._fs.open(path, "rb")
+
+    def arrow(self, path: str) -> Any:
+        import pyarrow
+
+        return pyarrow.PythonFile(self.open(path), "r")
 
     def descriptor(self, path: str) -> int:
         with tempfile.NamedTemporaryFile() as file, self.open(path) as remote:

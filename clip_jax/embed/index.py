@@ -151,7 +151,7 @@ class Index:
             piece = self._pieces[place]
             row = piece.row + number - self._begins[place]
             path = self._parts.path(self._parts.table, piece.part)
-            file = pq.ParquetFile(self._storage.open(path))
+            file = pq.ParquetFile(self._storage.arrow(path))
             names = [name for name in file.schema_arrow.names if "embedding" not in name]
             group, offset = divmod(row, ROW_GROUP)
             (values,) = file.read_row_group(group, names).slice(offset, 1).to_pylist()
@@ -164,7 +164,7 @@ class Index:
 
         path = self._parts.path(self._parts.table, name)
         try:
-            metadata = pq.read_metadata(self._storage.open(path))
+            metadata = pq.read_metadata(self._storage.arrow(path))
             about, file = (json.loads(metadata.metadata[key]) for key in (ABOUT, FILE))
         except (pa.ArrowException, LookupError, TypeError) as error:
             raise ValueError(
@@ -193,7 +193,7 @@ class Index:
         if piece.offset is None:
             import pyarrow.parquet as pq
 
-            file = pq.ParquetFile(self._storage.open(piece.path))
+            file = pq.ParquetFile(self._storage.arrow(piece.path))
             return matrix(file.read_row_group(piece.group, ["embedding"]).column(0))[begin:end]
         width = self.dim * self.dtype.itemsize
         low, high = piece.offset + begin * width, piece.offset + end * width

@@ -143,7 +143,7 @@ class Parts:
         """
         import pyarrow.parquet as pq
 
-        table = pq.read_table(self._storage.open(self.path(self.table, unit.name)))
+        table = pq.read_table(self._storage.arrow(self.path(self.table, unit.name)))
         embeddings = {}
         for column in [name for name in table.column_names if name in COLUMNS]:
             embeddings[column] = matrix(table.column(column))
@@ -153,7 +153,7 @@ class Parts:
             embeddings[column] = np.load(io.BytesIO(data))
         path = self.path(f"{ERRORS}/{self.table.rpartition('/')[2]}", unit.name)
         try:
-            errors = pq.read_table(self._storage.open(path)).to_pylist()
+            errors = pq.read_table(self._storage.arrow(path)).to_pylist()
         except FileNotFoundError:
             errors = []
         return Part(table.replace_schema_metadata(None), embeddings), [Error(**e) for e in errors]
@@ -182,7 +182,7 @@ class Parts:
         try:
             # A store checks by itself what it gives; reading it all would cost as much as the job.
             data = self._storage.read(path) if isinstance(self._storage, Disk) else None
-            source = self._storage.open(path) if data is None else pa.BufferReader(data)
+            source = self._storage.arrow(path) if data is None else pa.BufferReader(data)
             found = pq.read_metadata(source)
             about, file = (json.loads(found.metadata[key]) for key in (ABOUT, FILE))
             whole = data is None or zlib.crc32(memoryview(data)[: file["end"]]) == file["crc32"]

@@ -101,7 +101,7 @@ def _open(path: str) -> Any:
     try:
         # In small pieces: the only row group may be the whole file.
         return pyarrow.parquet.ParquetFile(
-            storage(path).open(path), pre_buffer=False, buffer_size=1 << 22
+            storage(path).arrow(path), pre_buffer=False, buffer_size=1 << 22
         )
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{path} is no Parquet file, or a damaged one: {error}") from None

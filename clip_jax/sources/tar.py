@@ -47,7 +47,7 @@ class TarPairs:
                         raise ValueError("no image")
                     captions = group.captions()
                     if key in seen:
-                        raise ValueError("the key has been there before")
+                        raise ValueError(f"the key {key!r} has been there before")
                 except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are such
                     problems.append(f"{path}: {key}: {error}")
                     continue
