@@ -1,14 +1,17 @@
-"""Two processes that encode or train together, and what each of them does.
+"""Two processes that encode, train or embed together, and what each of them does.
 
 Run as `python -m tests.processes PORT COUNT INDEX OUT JOB`, one of them writes OUT/INDEX.npz with
 what came of its rows, by name.
 """
 
+import contextlib
+import dataclasses
 import faulthandler
 import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -16,6 +19,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from clip_jax import Encoder
+from clip_jax.embed import embed
 from clip_jax.train import OptimizerConfig, StepConfig, init_state, make_step
 from tests.models import SMALL_VIT, random_images, random_tokens, small
 
@@ -47,7 +51,7 @@ def _refusal(**options) -> np.ndarray:
     return np.array("none")
 
 
-def _encode(me: int) -> dict[str, np.ndarray]:
+def _encode(me: int, out: Path) -> dict[str, np.ndarray]:
     model, devices = small(SMALL_VIT), np.array(jax.devices())
     results: dict[str, np.ndarray] = {
         "devices": np.array([jax.local_device_count(), len(devices)]),
@@ -102,32 +106,54 @@ def train(mesh: Mesh, index: int, count: int) -> dict[str, np.ndarray]:
     return metrics | {path: np.asarray(array) for path, array in state.parameters.items()}
 
 
-def _train(me: int) -> dict[str, np.ndarray]:
+def _train(me: int, out: Path) -> dict[str, np.ndarray]:
     mesh = Mesh(np.array(jax.devices()), "x", axis_types=(AxisType.Auto,))
     return train(mesh, me, jax.process_count())
+
+
+def _embed(me: int, out: Path) -> dict[str, np.ndarray]:
+    source, model = ((out / name).resolve() for name in ("pictures", "model"))
+    summary = embed(source, model, out / "out", rows_per_part=2, batch_size=2)
+    return {name: np.array(value) for name, value in dataclasses.asdict(summary).items()}
 
 
 def _main(port: str, count: str, index: str, out: str, job: str) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", int(count), int(index))
     faulthandler.dump_traceback_later(100)  # says where it hangs
-    results = {"encode": _encode, "train": _train}[job](int(index))
+    results = {"encode": _encode, "train": _train, "embed": _embed}[job](int(index), Path(out))
     np.savez(Path(out) / f"{index}.npz", **results)
     jax.distributed.shutdown()
 
 
 def run_two(out: Path, job: str) -> list[dict[str, np.ndarray]]:
     """What two processes of two devices each have written, of that job."""
+    with started(out, job) as running:
+        try:
+            codes = [process.wait(timeout=120) for process in running]
+        except subprocess.TimeoutExpired:
+            codes = ["hangs"]
+    logs = [out / f"{index}.log" for index in range(2)]
+    assert codes == [0, 0], "\n".join(log.read_text()[-4000:] for log in logs)
+    results = []
+    for index in range(2):
+        with np.load(out / f"{index}.npz") as file:
+            results.append(dict(file))
+    return results
+
+
+@contextlib.contextmanager
+def started(out: Path, job: str) -> Iterator[list[subprocess.Popen]]:
+    """Two processes of two devices each, at that job; killed as the block ends."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         port = str(listener.getsockname()[1])
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
-    logs = [out / f"{index}.log" for index in range(2)]
     running = []
     try:
-        for index, log in enumerate(logs):
+        for index in range(2):
             command = [sys.executable, "-m", "tests.processes", port, "2", str(index), str(out)]
-            with log.open("w") as file:
+            with (out / f"{index}.log").open("w") as file:
                 running.append(
                     subprocess.Popen(
                         [*command, job],
@@ -137,19 +163,11 @@ def run_two(out: Path, job: str) -> list[dict[str, np.ndarray]]:
                         stderr=subprocess.STDOUT,
                     )
                 )
-        codes = [process.wait(timeout=120) for process in running]
-    except subprocess.TimeoutExpired:
-        codes = ["hangs"]
+        yield running
     finally:
         for process in running:
             process.kill()  # not terminate: JAX's runtime takes that signal for a preemption
             process.wait()
-    assert codes == [0, 0], "\n".join(log.read_text()[-4000:] for log in logs)
-    results = []
-    for index in range(2):
-        with np.load(out / f"{index}.npz") as file:
-            results.append(dict(file))
-    return results
 
 
 if __name__ == "__main__":

@@ -181,6 +181,7 @@ def embed(
                 break
             if encoder is None:
                 claim(out, identity, claimed, dry=False)
+                plan.clean()
                 encoder = _encoder(model, batch_size)
             if assembly is None:
                 assembly = Assembly(loaded.task, layout, encoder, watch)

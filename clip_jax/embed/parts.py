@@ -8,8 +8,9 @@ which are neither compressed nor encoded, so that they can be mapped.
 import dataclasses
 import io
 import json
+import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -158,13 +159,13 @@ class Parts:
             errors = []
         return Part(table.replace_schema_metadata(None), embeddings), [Error(**e) for e in errors]
 
-    def clean(self, names: Sequence[str]) -> None:
-        """Removes what killed processes began to write of these units."""
-        folders = {self._out, f"{self._out}/{ERRORS}"}
-        folders |= {f"{self._out}/{file}".rpartition("/")[0] for file in self._files()}
-        for folder in folders:
+    def clean(self, is_ours: Callable[[str], bool]) -> None:
+        """Removes what killed processes began to write of the units whose names are ours."""
+        folders = {f"{self._out}/{file}".rpartition("/")[0] for file in self._files()}
+        for folder in folders | {f"{self._out}/{ERRORS}"}:
             for file in self._storage.names(folder):
-                if file.endswith(ASIDE) and any(name in file for name in names):
+                unit = re.search(r"(\d{6,}-\d{6,})\..*" + re.escape(ASIDE), file)
+                if unit and is_ours(unit[1]):
                     self._storage.remove(f"{folder}/{file}")
 
     def _files(self) -> list[str]:

@@ -84,6 +84,10 @@ class Plan:
         """Whether the whole input was seen, and has no rows."""
         return self._opened == len(self._source.shards) and not self._rows
 
+    def clean(self) -> None:
+        """Removes what killed processes of this share began to write."""
+        self._parts.clean(self._is_mine)
+
     def tasks(self) -> Iterator[tuple[Task, Rows | None]]:
         """The units to do, each with the rows of its shard; None unless they had to be opened.
 

@@ -14,6 +14,8 @@ from tqdm import tqdm
 CLOCKS = ("waiting", "reading", "decoding", "device", "writing")
 # Seconds between two lines where there is no terminal.
 EVERY = 30.0
+# Seconds between two looks at what there is to show.
+REFRESH = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Watch:
     def shown(self, total: int | None) -> None:
         """Shows how far the job is, of so many rows if that is known."""
         now = time.monotonic()
-        if now - self._shown < 0.1:
+        if now - self._shown < REFRESH:
             return
         self._shown = now
         seconds, done = max(now - self._start, 1e-9), self.rows + self.errors
