@@ -47,13 +47,20 @@ def model():
     return small(SMALL_VIT)
 
 
-@pytest.fixture(autouse=True)
-def compiled_once(monkeypatch):
-    """Jobs of one model share their programs, which take longer than the jobs."""
-    monkeypatch.setattr(job, "_encoder", _ENCODER)
+@pytest.fixture(autouse=True, scope="module")
+def compiled_once():
+    """All jobs of small(SMALL_VIT) share their programs, which take longer than the jobs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "_encoder", lambda model, size: _encoder(str(model.dtype), size))
+        yield
 
 
-_ENCODER = functools.cache(job._encoder)
+_make_encoder = job._encoder
+
+
+@functools.cache
+def _encoder(dtype: str, batch_size: int | None) -> clip_jax.Encoder:
+    return _make_encoder(small(SMALL_VIT, dtype=dtype), batch_size)
 
 
 def noise(seed: int, size=(40, 36), kind="PNG", **options) -> bytes:
@@ -77,7 +84,7 @@ def pictures(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(pictures, model, tmp_path_factory) -> Path:
+def undisturbed(compiled_once, pictures, model, tmp_path_factory) -> Path:
     """What an embedding job of `pictures` leaves."""
     out = tmp_path_factory.mktemp("out") / "undisturbed"
     embed(pictures, model, out, rows_per_part=7, **QUIET)
@@ -744,6 +751,7 @@ def wait_for_parts(out: Path, count: int, running: list[subprocess.Popen]) -> No
         time.sleep(0.002)
 
 
+@pytest.mark.long
 def test_a_killed_job_goes_on_without_a_row_lost_or_doubled(many, tmp_path):
     model, pictures, undisturbed = many
     rng, out, kills = random.Random(0), tmp_path / "out", 0
@@ -763,6 +771,7 @@ def test_a_killed_job_goes_on_without_a_row_lost_or_doubled(many, tmp_path):
     assert len(keys) == len(set(keys)) == 240
 
 
+@pytest.mark.long
 def test_two_processes_of_which_one_is_killed_and_both_are_started_again(many, tmp_path):
     model, pictures, undisturbed = many
     for name, target in (("model", model), ("pictures", pictures)):
