@@ -205,7 +205,7 @@ class Store(Storage):
 
     def read_range(self, path: str, begin: int, end: int) -> bytes:
         with _said(path):
-            return self._fs.cat_file(path, begin, end)
+            return self._fs.cat_file(path, start=begin, end=end)
 
     def open(self, path: str) -> BinaryIO:
         with _said(path):

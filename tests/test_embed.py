@@ -504,6 +504,8 @@ def test_a_part_that_is_damaged_is_done_again(pictures, undisturbed, model, copy
     damage(copy / "part-000000-000003.parquet", how)
     (copy / ".part-000000-000004.parquet.0123.aside").write_bytes(b"left by a kill")
     (copy / "part-000000-000005.parquet").unlink()
+    (copy / "errors").mkdir()
+    (copy / "errors" / "part-000000-000001.parquet").write_bytes(b"left by a kill, too")
     summary = embed(pictures, model, copy, rows_per_part=7, **QUIET)
     assert (summary.parts, summary.rows, summary.rows_before) == (2, 12, 28)
     assert contents(copy) == contents(undisturbed)

@@ -156,6 +156,7 @@ def embed(
         _check_some(os.fspath(source), plan)
         return watch.summary(sum(to_do), len(to_do))
 
+    plan.clean()
     layout = Layout(rows, what, columns.others, np.dtype(dtype), format)
     loader = Loader(
         preprocess=None if what == "texts" else Preprocess(model.config.vision.image_size),
@@ -181,7 +182,6 @@ def embed(
                 break
             if encoder is None:
                 claim(out, identity, claimed, dry=False)
-                plan.clean()
                 encoder = _encoder(model, batch_size)
             if assembly is None:
                 assembly = Assembly(loaded.task, layout, encoder, watch)

@@ -10,7 +10,7 @@ import io
 import json
 import re
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,7 @@ class Parts:
             about: what the metadata says in every part: `fingerprint`, and the model's identity.
         """
         self._out, self._storage, self._about = out, storage(out), dict(about)
+        self._errors = f"{ERRORS}/{self.table.rpartition('/')[2]}"
 
     def names(self) -> set[str]:
         """The names of the units that have left something, whole or not."""
@@ -103,13 +104,10 @@ class Parts:
         for column, file in self.beside.items():
             if not self._has_array(self.path(file, name), about["beside"][column]):
                 return None
-        path = self.path(f"{ERRORS}/{self.table.rpartition('/')[2]}", name)
         if about["errors"]:
-            errors = self._check(path, "errors")
+            errors = self._check(self.path(self._errors, name), "errors")
             if errors is None or errors["errors"] != about["errors"]:
                 return None
-        else:
-            self._storage.remove(path)  # of a try before the last
         return Finished(about["rows"], about["errors"], about["shard_rows"])
 
     def write(self, unit: Unit, shard_rows: int, part: Part, errors: Sequence[Error]) -> None:
@@ -123,7 +121,7 @@ class Parts:
             "errors": len(errors),
             "shard_rows": shard_rows,
         }
-        path = self.path(f"{ERRORS}/{self.table.rpartition('/')[2]}", unit.name)
+        path = self.path(self._errors, unit.name)
         if errors:
             self._storage.write(path, _encoded(_error_table(errors), {}, about))
         inside = dict(part.embeddings)
@@ -152,24 +150,30 @@ class Parts:
         for column, file in self.beside.items():
             data = self._storage.read(self.path(file, unit.name))
             embeddings[column] = np.load(io.BytesIO(data))
-        path = self.path(f"{ERRORS}/{self.table.rpartition('/')[2]}", unit.name)
+        path = self.path(self._errors, unit.name)
         try:
             errors = pq.read_table(self._storage.arrow(path)).to_pylist()
         except FileNotFoundError:
             errors = []
         return Part(table.replace_schema_metadata(None), embeddings), [Error(**e) for e in errors]
 
-    def clean(self, is_ours: Callable[[str], bool]) -> None:
-        """Removes what killed processes began to write of the units whose names are ours."""
-        folders = {f"{self._out}/{file}".rpartition("/")[0] for file in self._files()}
-        for folder in folders | {f"{self._out}/{ERRORS}"}:
-            for file in self._storage.names(folder):
-                unit = re.search(r"(\d{6,}-\d{6,})\..*" + re.escape(ASIDE), file)
-                if unit and is_ours(unit[1]):
-                    self._storage.remove(f"{folder}/{file}")
+    def clean(self, is_ours: Callable[[str], bool], without_errors: Collection[str]) -> None:
+        """Removes what killed processes have left.
 
-    def _files(self) -> list[str]:
-        return [self.table, *self.beside.values()]
+        Args:
+            is_ours: tells of a unit's name whether it is of our share.
+            without_errors: units that count, of which no row has failed.
+        """
+        for file in (self.table, self._errors, *self.beside.values()):
+            folder, _, pattern = f"{self._out}/{file}".rpartition("/")
+            for name in self._storage.names(folder):
+                unit = re.search(r"\d{6,}-\d{6,}", name)
+                if unit is None or not is_ours(unit[0]):
+                    continue
+                # Errors of a try before the last are removed after the part is there.
+                is_stale = file == self._errors and unit[0] in without_errors
+                if name.endswith(ASIDE) or (is_stale and name == pattern.format(unit[0])):
+                    self._storage.remove(f"{folder}/{name}")
 
     def path(self, file: str, name: str) -> str:
         """Where a unit's file is, of that pattern."""

@@ -85,8 +85,9 @@ class Plan:
         return self._opened == len(self._source.shards) and not self._rows
 
     def clean(self) -> None:
-        """Removes what killed processes of this share began to write."""
-        self._parts.clean(self._is_mine)
+        """Removes what killed processes of this share have left."""
+        without = {name for name, finished in self._finished.items() if not finished.errors}
+        self._parts.clean(self._is_mine, without)
 
     def tasks(self) -> Iterator[tuple[Task, Rows | None]]:
         """The units to do, each with the rows of its shard; None unless they had to be opened.
