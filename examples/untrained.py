@@ -1,4 +1,4 @@
-"""Makes a small model and a picture to try everything with, offline.
+"""Makes a small model and pictures to try everything with, offline.
 
     python examples/untrained.py DIR
 
@@ -16,8 +16,8 @@ from PIL import Image
 import clip_jax
 from clip_jax.config import TextConfig, ViTConfig
 
-parser = argparse.ArgumentParser(description="Make a small untrained model and a picture.")
-parser.add_argument("folder", type=Path, metavar="DIR", help="where model/ and picture.png go")
+parser = argparse.ArgumentParser(description="Make a small untrained model and pictures.")
+parser.add_argument("folder", type=Path, metavar="DIR", help="where model/ and the pictures go")
 folder = parser.parse_args().folder
 
 config = clip_jax.CLIPConfig(
@@ -27,11 +27,35 @@ config = clip_jax.CLIPConfig(
 )
 clip_jax.save(clip_jax.CLIP(config, rngs=nnx.Rngs(0)), folder / "model")
 
-# A red disc on a blue square
 y, x = np.mgrid[-1:1:96j, -1:1:96j]
-disc = (x**2 + y**2 < 0.5)[..., None]
-Image.fromarray(np.where(disc, (200, 40, 40), (40, 60, 160)).astype(np.uint8)).save(
-    folder / "picture.png"
-)
+SHAPES = {
+    "disc": x**2 + y**2 < 0.5,
+    "square": np.maximum(abs(x), abs(y)) < 0.6,
+    "triangle": (y < 0.6) & (y > 2 * abs(x) - 0.7),
+    "ring": abs(x**2 + y**2 - 0.4) < 0.2,
+}
+COLORS = {
+    "red": (200, 40, 40),
+    "green": (40, 160, 60),
+    "yellow": (235, 200, 40),
+    "white": (250, 250, 250),
+    "black": (20, 20, 20),
+    "violet": (150, 60, 190),
+}
+
+
+def picture(shape: str, color: str, background: tuple[int, int, int]) -> Image.Image:
+    """A shape of one colour on another."""
+    return Image.fromarray(
+        np.where(SHAPES[shape][..., None], COLORS[color], background).astype(np.uint8)
+    )
+
+
+# A red disc on a blue square
+picture("disc", "red", (40, 60, 160)).save(folder / "picture.png")
+(folder / "pictures").mkdir(exist_ok=True)
+for shape in SHAPES:
+    for color in COLORS:
+        picture(shape, color, (110, 150, 190)).save(folder / "pictures" / f"{color}-{shape}.png")
 
 print(f"wrote {folder / 'model'} (untrained: its answers are random) and {folder / 'picture.png'}")
