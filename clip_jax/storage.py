@@ -279,7 +279,7 @@ def _walk(
         if _is_folder(entry):
             below = (*above, (stat.st_dev, stat.st_ino))
             yield from _walk(entry.path, f"{prefix}{entry.name}/", below)
-        else:
+        elif entry.is_symlink() or entry.is_file():  # not a pipe, which would be waited for
             yield prefix + entry.name, None
 
 

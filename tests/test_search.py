@@ -262,6 +262,7 @@ def test_search_takes_a_picture_and_writes_a_page(run, folder, tmp_path):
         (("embed", "in.tar"), 2, "--out"),
         (("embed", "in.tar", "--out", "o", "--shard", "4/4"), 2, "such as 0/4. Got '4/4'"),
         (("embed", "in.tar", "--out", "o", "--rows-per-part", "0"), 2, "from 1 on"),
+        (("embed", "in.tar", "--out", "o", "--distributed"), 1, "finds no pod or cluster here"),
         (("embed", "none.tar", "--out", "o"), 1, "none.tar: no such file"),
         (("embed", "in.tar", "--out", "parquet", "--model", "model"), 1, "output of another job"),
         (("embed", "in.tar", "--out", "o", "--model", "model", "--columns", "x", "key"), 1, "key"),

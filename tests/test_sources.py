@@ -244,6 +244,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     (tmp_path / "elsewhere" / "b.png").write_bytes(b"b")
     (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "in" / "sub" / "up").symlink_to(tmp_path / "in")
+    os.mkfifo(tmp_path / "in" / "pipe.png")
     (tmp_path / "in" / "gone.png").symlink_to(tmp_path / "nothing")
     (tmp_path / "in" / "self.png").symlink_to(tmp_path / "in" / "self.png")
     records = {record.key: record for record in rows_of(tmp_path / "in")}

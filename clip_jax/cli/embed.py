@@ -106,7 +106,12 @@ def run(args: argparse.Namespace) -> int:
     from clip_jax.embed import Columns, embed
 
     if args.distributed:
-        jax.distributed.initialize(shutdown_timeout_seconds=A_WEEK)
+        try:
+            jax.distributed.initialize(shutdown_timeout_seconds=A_WEEK)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"--distributed finds no pod or cluster here ({error}): use --shard I/N"
+            ) from None
     progress("loading the model")
     summary = embed(
         args.source,

@@ -167,6 +167,7 @@ def embed(
     assembly: Assembly | None = None
     encoder: Encoder | None = None
     with (
+        contextlib.closing(watch),
         loading(
             plan.records(),
             loader,

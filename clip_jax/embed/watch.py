@@ -137,9 +137,12 @@ class Watch:
             }
             print(json.dumps(line), file=sys.stderr, flush=True)
 
-    def summary(self, rows_to_do: int = 0, parts_to_do: int = 0) -> Summary:
-        """Stops the display, and says what there is to say."""
+    def close(self) -> None:
+        """Stops the display."""
         self._bar.close()
+
+    def summary(self, rows_to_do: int = 0, parts_to_do: int = 0) -> Summary:
+        """What there is to say at the end."""
         return Summary(
             rows=self.rows,
             errors=self.errors + self.errors_before,
