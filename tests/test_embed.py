@@ -559,13 +559,14 @@ def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(pictures, undisturb
     assert not new.exists()
 
 
+@pytest.mark.parametrize("format", ["parquet", "npy"])
 def test_errors_are_retried_only_if_it_is_said_and_then_are_as_if_they_had_never_been(
-    model, tmp_path
+    model, tmp_path, format
 ):
     folder = write_pictures(tmp_path / "in", 20)
     failing = [folder / "000.png", folder / "sub" / "010.png", folder / "sub" / "019.png"]
     good = {path: path.read_bytes() for path in failing}
-    options = {"rows_per_part": 6, **QUIET}
+    options = {"rows_per_part": 6, "format": format, **QUIET}
     embed(folder, model, tmp_path / "undisturbed", **options)
     for path in failing:
         path.write_bytes(b"broken")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.embed.units import Unit
-from clip_jax.storage import ASIDE, Disk, storage
+from clip_jax.storage import ASIDE, Disk, Unreachable, storage
 
 # Keys of the metadata.
 ABOUT, FILE = b"clip_jax", b"clip_jax.file"
@@ -193,6 +193,8 @@ class Parts:
             whole = data is None or zlib.crc32(memoryview(data)[: file["end"]]) == file["crc32"]
             ours = about["fingerprint"] == self._about["fingerprint"]
             rows = found.num_rows == about[count]
+        except Unreachable:
+            raise
         except (OSError, pa.ArrowException, ValueError, TypeError, LookupError):
             return None
         return about if whole and ours and rows else None
@@ -202,7 +204,7 @@ class Parts:
             if not isinstance(self._storage, Disk):
                 return self._storage.size(path) == expected["bytes"]
             return zlib.crc32(self._storage.read(path)) == expected["crc32"]
-        except OSError:
+        except FileNotFoundError:
             return False
 
 
