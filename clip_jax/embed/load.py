@@ -22,6 +22,9 @@ from clip_jax.sources import Record
 from clip_jax.storage import Unreachable
 from clip_jax.tokenizer import tokenize
 
+# More records on their way than this would take memory and help nobody, however small they are.
+MOST = 2048
+
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
@@ -131,7 +134,7 @@ def loading(
     def feed() -> None:
         try:
             for task, row, record in records:
-                size = loader.size(record)
+                size = max(loader.size(record), read_ahead // MOST)
                 if not budget.take(size):
                     return
                 ready.put((pool.submit(loader, task, row, record), size))

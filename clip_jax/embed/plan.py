@@ -24,7 +24,7 @@ class Task:
 
     unit: Unit
     shard_rows: int
-    rows: tuple[int, ...]
+    rows: range | frozenset[int]
 
     @property
     def is_retry(self) -> bool:
@@ -124,9 +124,8 @@ class Plan:
             if task.unit.shard != shard:
                 shard, rows = task.unit.shard, opened or self._open(task.unit.shard)
             assert rows is not None
-            wanted = set(task.rows)
             for number, record in self._numbered(rows, task):
-                if number in wanted:
+                if number in task.rows:
                     yield task, number, record
 
     def _numbered(self, rows: Rows, task: Task) -> Iterator[tuple[int, Record]]:
@@ -151,16 +150,16 @@ class Plan:
             name = self._source.shards[shard].name
             return ListRows([Record(name, problem=str(error))])
 
-    def _missing(self, unit: Unit) -> tuple[int, ...]:
+    def _missing(self, unit: Unit) -> range | frozenset[int]:
         """The rows of a unit that are to be embedded."""
         finished = self._finished.get(unit.name)
         if finished is None or finished.rows + finished.errors != len(unit):
-            return tuple(range(unit.begin, unit.end))
+            return range(unit.begin, unit.end)
         self._watch.rows_before += finished.rows
         if finished.errors and self._retry:
-            return tuple(error.row for error in self._parts.read(unit)[1])
+            return frozenset(error.row for error in self._parts.read(unit)[1])
         self._watch.errors_before += finished.errors
-        return ()
+        return range(0)
 
     def _is_mine(self, name: str) -> bool:
         shard, _, number = name.partition("-")

@@ -27,28 +27,28 @@ class FolderShard:
         """
         self._folder, self._storage = absolute(folder), storage(folder)
         listed = sorted(self._storage.walk(folder))
-        self._files = [
-            (name, problem)
-            for name, problem in listed
-            if problem is not None or _suffix(name) in SUFFIXES
+        self._problems = {name: problem for name, problem in listed if problem is not None}
+        self._names = [
+            name for name, _ in listed if name in self._problems or _suffix(name) in SUFFIXES
         ]
-        if not self._files:
+        if not self._names:
             raise ValueError(f"{folder}: no pictures ({', '.join(SUFFIXES)}){_instead(listed)}")
         digest = hashlib.sha256()
-        for name, _ in self._files:
+        for name in self._names:
             digest.update(os.fsencode(name) + b"\0")
-        self.name, self.size = digest.hexdigest(), len(self._files)
+        self.name, self.size = digest.hexdigest(), len(self._names)
 
     def open(self) -> "FolderShard":
         return self
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._names)
 
     def records(self, begin: int, end: int) -> Iterator[Record]:
-        for name, problem in self._files[begin:end]:
+        for name in self._names[begin:end]:
             path = f"{self._folder.rstrip('/')}/{name}"
             read = functools.partial(self._storage.read, path)
+            problem = self._problems.get(name)
             yield Record(as_text(name), read, as_text(path), problem=problem)
 
 
