@@ -43,6 +43,7 @@ class Encoder:
 
     Attributes:
         batch_size: rows of a batch, over all devices of this process.
+        embed_dim: columns of the embeddings.
         num_compilations: programs compiled so far: at most one for each size of batch, for images
             of each dtype and for texts of each length.
     """
@@ -59,6 +60,7 @@ class Encoder:
         mesh: Mesh | None = None,
         attention: Implementation = "xla",
         compile_cache: str | os.PathLike | None = None,
+        whole_batches: bool = False,
     ):
         """Takes the parameters to the devices; compiles when it is first needed.
 
@@ -82,6 +84,8 @@ class Encoder:
                 Not chosen by itself yet: where it is faster has not been measured.
             compile_cache: a folder that keeps the compiled programs for the next process; on GPUs
                 and TPUs only. See `clip_jax.compile_cache`.
+            whole_batches: whether calls smaller than a batch are filled up to one, too, so that a
+                row runs through one program whatever the size of the call.
 
         Raises:
             ValueError: a number is out of range, or the placement can't be had here.
@@ -93,9 +97,11 @@ class Encoder:
         if operator.index(batch_size) < 1:
             raise ValueError(f"batch_size must be at least 1. Got {batch_size}.")
         self.batch_size = _round_up(batch_size, devices)
-        small = {_round_up(size, devices) for size in SMALL_SIZES}
+        sizes = () if whole_batches else SMALL_SIZES
+        small = {_round_up(size, devices) for size in sizes}
         self._sizes = sorted({size for size in small if size < self.batch_size} | {self.batch_size})
         self._config = model.config
+        self.embed_dim = model.config.embed_dim
         context = model.config.text.context_length
         self._lengths = [length for length in TEXT_LENGTHS if length < context] + [context]
         self._normalize = normalize
@@ -159,7 +165,7 @@ class Encoder:
         buckets = np.searchsorted(self._lengths, lengths)
         rows = [np.flatnonzero(buckets == i) for i in range(len(self._lengths))]
         parts = [tokens[row, :length] for row, length in zip(rows, self._lengths, strict=True)]
-        embeddings = np.empty((len(tokens), self._config.embed_dim), np.float32)
+        embeddings = np.empty((len(tokens), self.embed_dim), np.float32)
         for row, embedded in zip(rows, self._run(_text_features, parts), strict=True):
             embeddings[row] = embedded
         return self._checked(embeddings)
@@ -184,7 +190,7 @@ class Encoder:
         """Embeds each part, a stack of rows of one shape, all of them in one queue."""
         # Under several processes everybody takes part in every batch, if only with filling.
         counts = self._placement.most(np.array([len(part) for part in parts]))
-        results = [np.empty((len(part), self._config.embed_dim), np.float32) for part in parts]
+        results = [np.empty((len(part), self.embed_dim), np.float32) for part in parts]
         queue: collections.deque[tuple[np.ndarray, Array]] = collections.deque()
 
         def receive() -> None:

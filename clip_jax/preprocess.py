@@ -1,6 +1,7 @@
 """PIL image to model input, equal to the reference's torchvision pipeline to the last bit."""
 
 import dataclasses
+import io
 import os
 
 import numpy as np
@@ -95,14 +96,32 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
         raise ValueError(f"{os.fspath(path)}: {_reason(path, error)}") from error
 
 
+def decode_image(data: bytes) -> Image.Image:
+    """The picture in the bytes of an image file, all of it; as `open_image`.
+
+    Raises:
+        ValueError: it is no image, or one that is damaged or unreasonably large; says the reason.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+            return image
+    except Exception as error:  # as above
+        raise ValueError(_fault(error, is_empty=not data)) from error
+
+
 def _reason(path: str | os.PathLike[str], error: Exception) -> str:
     if os.path.isdir(path):
         return "is a directory, not an image file"
     if isinstance(error, PermissionError):
         return "no permission to read it"
+    return _fault(error, is_empty=os.path.isfile(path) and os.path.getsize(path) == 0)
+
+
+def _fault(error: Exception, *, is_empty: bool) -> str:
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"refused, because it is too large: {error}"
-    if os.path.isfile(path) and os.path.getsize(path) == 0:
+    if is_empty:
         return "the file is empty"
     if isinstance(error, Image.UnidentifiedImageError):
         return "is not an image in a format that Pillow knows"

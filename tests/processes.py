@@ -1,10 +1,11 @@
-"""Two processes that encode or train together, and what each of them does.
+"""Two processes that encode, train or embed together, and what each of them does.
 
 Run as `python -m tests.processes PORT COUNT INDEX OUT JOB`, one of them writes OUT/INDEX.npz with
 what came of its rows, by name.
 """
 
 import contextlib
+import dataclasses
 import faulthandler
 import os
 import socket
@@ -19,6 +20,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from clip_jax import Encoder
+from clip_jax.embed import embed
 from clip_jax.train import OptimizerConfig, StepConfig, init_state, make_step, read_config
 from clip_jax.train import train as run_training
 from tests.models import SMALL_VIT, random_images, random_tokens, small
@@ -51,7 +53,7 @@ def _refusal(**options) -> np.ndarray:
     return np.array("none")
 
 
-def _encode(me: int) -> dict[str, np.ndarray]:
+def _encode(me: int, out: Path) -> dict[str, np.ndarray]:
     model, devices = small(SMALL_VIT), np.array(jax.devices())
     results: dict[str, np.ndarray] = {
         "devices": np.array([jax.local_device_count(), len(devices)]),
@@ -106,34 +108,36 @@ def train(mesh: Mesh, index: int, count: int) -> dict[str, np.ndarray]:
     return metrics | {path: np.asarray(array) for path, array in state.parameters.items()}
 
 
-def _train(me: int) -> dict[str, np.ndarray]:
+def _train(me: int, out: Path) -> dict[str, np.ndarray]:
     mesh = Mesh(np.array(jax.devices()), "x", axis_types=(AxisType.Auto,))
     return train(mesh, me, jax.process_count())
 
 
-def _run(out: Path) -> dict[str, np.ndarray]:
+def _run(me: int, out: Path) -> dict[str, np.ndarray]:
     """A whole run, of OUT/run.toml; both write into its folder."""
     folder = run_training(read_config(out / "run.toml"), progress=False)
     return {"folder": np.array(str(folder))}
+
+
+def _embed(me: int, out: Path) -> dict[str, np.ndarray]:
+    source, model = ((out / name).resolve() for name in ("pictures", "model"))
+    summary = embed(source, model, out / "out", rows_per_part=2, batch_size=2)
+    return {name: np.array(value) for name, value in dataclasses.asdict(summary).items()}
 
 
 def _main(port: str, count: str, index: str, out: str, job: str) -> None:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", int(count), int(index))
     faulthandler.dump_traceback_later(100)  # says where it hangs
-    jobs: dict[str, Callable[[], dict[str, np.ndarray]]] = {
-        "encode": lambda: _encode(int(index)),
-        "train": lambda: _train(int(index)),
-        "run": lambda: _run(Path(out)),
-    }
-    results = jobs[job]()
+    jobs = {"encode": _encode, "train": _train, "run": _run, "embed": _embed}
+    results = jobs[job](int(index), Path(out))
     np.savez(Path(out) / f"{index}.npz", **results)
     jax.distributed.shutdown()
 
 
 def run_two(out: Path, job: str) -> list[dict[str, np.ndarray]]:
     """What two processes of two devices each have written, of that job."""
-    with start_two(out, job) as running:
+    with started(out, job) as running:
         try:
             codes = [process.wait(timeout=120) for process in running]
         except subprocess.TimeoutExpired:
@@ -149,7 +153,7 @@ def run_two(out: Path, job: str) -> list[dict[str, np.ndarray]]:
 
 def kill_two(out: Path, job: str, is_time: Callable[[], bool]) -> None:
     """Starts the two, and kills both as soon as it is time."""
-    with start_two(out, job) as running:
+    with started(out, job) as running:
         deadline = time.monotonic() + 100
         while not is_time():
             logs = [(out / f"{index}.log").read_text()[-4000:] for index in range(2)]
@@ -159,8 +163,8 @@ def kill_two(out: Path, job: str, is_time: Callable[[], bool]) -> None:
 
 
 @contextlib.contextmanager
-def start_two(out: Path, job: str) -> Iterator[list[subprocess.Popen]]:
-    """Two processes that do a job, as long as the block lasts; they log into OUT."""
+def started(out: Path, job: str) -> Iterator[list[subprocess.Popen]]:
+    """Two processes of two devices each, at that job; killed as the block ends."""
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         port = str(listener.getsockname()[1])
@@ -169,13 +173,13 @@ def start_two(out: Path, job: str) -> Iterator[list[subprocess.Popen]]:
     try:
         for index in range(2):
             command = [sys.executable, "-m", "tests.processes", port, "2", str(index), str(out)]
-            with (out / f"{index}.log").open("w") as log:
+            with (out / f"{index}.log").open("w") as file:
                 running.append(
                     subprocess.Popen(
                         [*command, job],
                         env=environment,
                         cwd=Path(__file__).parents[1],
-                        stdout=log,
+                        stdout=file,
                         stderr=subprocess.STDOUT,
                     )
                 )

@@ -19,6 +19,8 @@ def test_every_python_block_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(clip_jax, "load", lambda name: (model, preprocess))
     Image.fromarray(random_images(1, 50)[0]).save("photo.jpg")
+    Path("pictures").mkdir()
+    Image.fromarray(random_images(1, 50)[0]).save("pictures/a.jpg")
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     namespace = {}
     for block in blocks:

@@ -2,13 +2,14 @@
 
 import io
 import json
+import os
 import tarfile
 
 import pytest
 from PIL import Image
 
-from clip_jax.sources import TablePairs, TarPairs, open_pairs
-from clip_jax.sources.tar import expand
+from clip_jax.sources import Columns, TablePairs, TarPairs, open_input, open_pairs, read_picture
+from clip_jax.sources.patterns import expand
 
 
 def picture(color=(200, 30, 40), size=(6, 5), kind="PNG") -> bytes:
@@ -211,3 +212,236 @@ def test_pictures_are_read_by_many_threads_at_a_time(tmp_path):
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         images = list(pool.map(lambda i: pairs[i].image, list(range(40)) * 20))
     assert images == [members[f"{i:02d}.png"] for i in range(40)] * 20
+
+
+# --- rows to embed
+
+
+def rows_of(source, columns: Columns | None = None) -> list:
+    """All records of an input."""
+    records = []
+    for shard in open_input(source, columns).shards:
+        rows = shard.open()
+        records += rows.records(0, len(rows))
+    return records
+
+
+def test_a_folder_gives_its_pictures_in_the_order_of_their_names(tmp_path):
+    for name in ("b.JPG", "a.png", "sub/deeper/c.webp", "notes.txt", "sub/.d.gif"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    records = rows_of(tmp_path)
+    names = ["a.png", "b.JPG", "sub/.d.gif", "sub/deeper/c.webp"]
+    assert [record.key for record in records] == names
+    assert [record.read().decode() for record in records] == names
+    assert [read_picture(record.path).decode() for record in records] == names
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path):
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    (tmp_path / "in" / "sub" / "a.png").write_bytes(b"a")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "b.png").write_bytes(b"b")
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "sub" / "up").symlink_to(tmp_path / "in")
+    os.mkfifo(tmp_path / "in" / "pipe.png")
+    (tmp_path / "in" / "gone.png").symlink_to(tmp_path / "nothing")
+    (tmp_path / "in" / "self.png").symlink_to(tmp_path / "in" / "self.png")
+    records = {record.key: record for record in rows_of(tmp_path / "in")}
+    assert set(records) == {"gone.png", "link/b.png", "self.png", "sub/a.png", "sub/up"}
+    assert records["link/b.png"].read() == b"b"
+    assert records["sub/up"].problem == "a link to a folder that it lies in"
+    for name in ("gone.png", "self.png"):
+        with pytest.raises(OSError):
+            records[name].read()
+
+
+def test_names_that_are_not_utf8_are_escaped(tmp_path):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    with open(path, "wb") as file:
+        file.write(b"x")
+    (record,) = rows_of(tmp_path)
+    assert record.key == "caf\\xe9.png"
+    assert record.read() == b"x"
+    record.path.encode()
+
+
+def test_a_folder_without_pictures_says_what_there_is(tmp_path):
+    with pytest.raises(ValueError, match="no pictures .*it is empty"):
+        open_input(tmp_path)
+    write_tar(tmp_path / "a.tar", {"a.png": picture()})
+    with pytest.raises(ValueError, match=r"it holds .tar files: give them as a pattern"):
+        open_input(tmp_path)
+    with pytest.raises(ValueError, match="expected a folder of pictures, or files that end in"):
+        open_input(tmp_path / "*.zip")
+    with pytest.raises(FileNotFoundError):
+        open_input(tmp_path / "none")
+    with pytest.raises(FileNotFoundError):
+        open_input(tmp_path / "none-*.tar")
+
+
+def test_shards_give_rows_with_and_without_captions(tmp_path):
+    write_tar(
+        tmp_path / "a.tar",
+        {
+            "x.png": b"X",
+            "x.json": b'{"caption": "an x", "license": "CC0", "n": [1]}',
+            "d/y.jpg": b"Y",
+            "z.txt": b"only a text",
+            "w.png": b"W",
+            "w.json": b"{",
+        },
+    )
+    x, y, z, w = rows_of(tmp_path / "*.tar", Columns(others=("license", "n")))
+    assert (x.key, x.caption, dict(x.columns)) == ("x", "an x", {"license": "CC0", "n": [1]})
+    assert (y.key, y.caption, y.read()) == ("d/y", None, b"Y")
+    assert (z.key, z.caption, z.read) == ("z", "only a text", None)
+    assert (w.key, w.caption, w.problem) == ("w", None, None)  # the picture is fine
+    assert read_picture(x.path) == b"X"
+    with pytest.raises(FileNotFoundError):
+        read_picture(x.path + "x")
+
+
+def test_a_second_picture_of_a_name_is_a_problem_of_its_own(tmp_path):
+    write_tar(tmp_path / "a.tar", {"x.png": b"first", "y.png": b"Y", "x.jpg": b"second"})
+    x, y, second = rows_of(tmp_path / "a.tar")
+    assert (x.key, x.read()) == ("x", b"first")
+    assert second.key == "x.jpg" and "comes before it" in second.problem
+
+
+@pytest.mark.parametrize("cut", [512 + 100, 2 * 1024 + 200, 2 * 1024 + 512 + 100, 2 * 1024])
+def test_what_precedes_a_cut_is_there_and_the_rest_is_one_row(tmp_path, cut):
+    members = {f"{i}.png": bytes([65 + i]) * 300 for i in range(5)}
+    whole = write_tar(tmp_path / "a.tar", members).read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[:cut])
+    *before, rest = rows_of(tmp_path / "a.tar")
+    assert len(before) == cut // 1024
+    assert [record.read() for record in before] == list(members.values())[: len(before)]
+    assert rest.key == "a.tar" and "damaged or cut off" in rest.problem
+
+
+def parquet(path, table: dict, **options):
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    pq.write_table(pa.table(table), path, **options)
+    return path
+
+
+def test_parquet_gives_pictures_as_bytes_or_by_their_paths(tmp_path):
+    (tmp_path / "p.png").write_bytes(b"beside")
+    parquet(
+        tmp_path / "a.parquet",
+        {
+            "image": [b"0", None, b"2"],
+            "hf": [{"bytes": b"h0", "path": "x"}, {"bytes": None, "path": "p.png"}, None],
+            "file": ["p.png", str(tmp_path / "p.png"), ""],
+            "caption": ["zero", None, "two"],
+            "url": ["u0", "u1", "u2"],
+        },
+        row_group_size=2,
+    )
+    path = tmp_path / "a.parquet"
+    zero, one, two = rows_of(path, Columns(others=("url",)))
+    assert (zero.key, zero.caption, zero.read()) == ("a.parquet:0", "zero", b"0")
+    assert (one.read, one.caption, dict(one.columns)) == (None, None, {"url": "u1"})
+    assert read_picture(two.path) == b"2"
+    hf = rows_of(path, Columns(image="hf"))
+    assert [record.read and record.read() for record in hf] == [b"h0", b"beside", None]
+    files = rows_of(path, Columns(image="file", key="url"))
+    assert [record.read and record.read() for record in files] == [b"beside", b"beside", None]
+    assert [record.key for record in files] == ["u0", "u1", "u2"]
+
+
+def test_any_rows_of_a_parquet_file_can_be_had(tmp_path):
+    path = parquet(
+        tmp_path / "a.parquet", {"caption": [str(i) for i in range(100)]}, row_group_size=37
+    )
+    rows = open_input(path).shards[0].open()
+    for begin, end in ((0, 100), (36, 38), (37, 74), (99, 100), (5, 5)):
+        found = [record.caption for record in rows.records(begin, end)]
+        assert found == [str(i) for i in range(begin, end)]
+
+
+def test_a_table_without_the_columns_says_which_it_has(tmp_path):
+    parquet(tmp_path / "a.parquet", {"picture": [b"x"], "TEXT": ["y"]})
+    message = "no column 'image' and no column 'caption'; its columns are 'picture', 'TEXT'"
+    with pytest.raises(ValueError, match=message):
+        open_input(tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="no column 'url'; its columns are 'picture', 'TEXT'"):
+        open_input(tmp_path / "a.parquet", Columns(image="picture", others=("url",)))
+    found = open_input(tmp_path / "a.parquet", Columns(caption="TEXT"))
+    assert (found.has_images, found.has_captions) == (False, True)
+
+
+def test_a_file_that_is_no_parquet_is_refused(tmp_path):
+    pytest.importorskip("pyarrow")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 not at all")
+    with pytest.raises(ValueError, match="is no Parquet file, or a damaged one"):
+        open_input(tmp_path / "a.parquet")
+
+
+def test_text_files_give_a_row_a_line(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\n\nthr\xe9e\nfo\xc3\xbcr")
+    records = rows_of(tmp_path / "a.txt")
+    assert [record.key for record in records] == [f"a.txt:{i}" for i in (1, 2, 3, 4)]
+    assert [record.caption for record in records] == ["one", None, None, "foür"]
+    assert "blank" in records[1].problem and "not UTF-8" in records[2].problem
+    (tmp_path / "b.csv").write_bytes(b'key,caption,n\nk,"a, b",3\nl,x,y,z\nm,\xe9,5\n')
+    k, extra, broken = rows_of(tmp_path / "b.csv", Columns(others=("n",)))
+    assert (k.key, k.caption, dict(k.columns)) == ("k", "a, b", {"n": "3"})
+    assert "more cells" in extra.problem and "not UTF-8" in broken.problem
+    (tmp_path / "c.jsonl").write_text('{"caption": ["x", "y"], "key": 7}\n\n{"caption"\n[]\n')
+    seven, cut, other = rows_of(tmp_path / "c.jsonl")
+    assert (seven.key, seven.caption) == ("7", "x")
+    assert "no JSON" in cut.problem and "no JSON object" in other.problem
+
+
+def test_tables_of_pictures_can_be_embedded_too(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"A")
+    write_table(tmp_path, "csv", [{"image": "a.png", "caption": "x"}])
+    (record,) = rows_of(tmp_path / "captions.csv")
+    assert (record.key, record.caption, record.read()) == ("a.png", "x", b"A")
+    found = open_input(tmp_path / "captions.csv")
+    assert found.has_images and found.has_captions
+
+
+def test_inputs_of_other_names_or_sizes_have_other_listings(tmp_path):
+    seen = set()
+    for names in (("a.png",), ("b.png",), ("a.png", "b.png")):
+        folder = tmp_path / "-".join(names)
+        folder.mkdir()
+        for name in names:
+            (folder / name).write_bytes(b"x")
+        seen.add(open_input(folder).listing)
+    for text in ("x\n", "xy\n"):
+        (tmp_path / "t.txt").write_text(text)
+        seen.add(open_input(tmp_path / "t.txt").listing)
+    assert len(seen) == 5
+
+
+def test_sources_are_read_from_object_stores():
+    fsspec = pytest.importorskip("fsspec")
+    store = fsspec.filesystem("memory")
+    store.pipe_file("/in/pics/a.png", b"A")
+    store.pipe_file("/in/pics/sub/b.jpg", b"B")
+    store.pipe_file("/in/t-0.txt", b"one\n")
+    store.pipe_file("/in/t-1.txt", b"two\n")
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        info = tarfile.TarInfo("x.png")
+        info.size = 1
+        tar.addfile(info, io.BytesIO(b"X"))
+    store.pipe_file("/in/x.tar", file.getvalue())
+    records = rows_of("memory://in/pics")
+    assert [(record.key, record.read()) for record in records] == [
+        ("a.png", b"A"),
+        ("sub/b.jpg", b"B"),
+    ]
+    assert read_picture(records[1].path) == b"B"
+    for pattern in ("memory://in/t-*.txt", "memory://in/t-{0..1}.txt"):
+        assert [record.caption for record in rows_of(pattern)] == ["one", "two"]
+    (record,) = rows_of("memory://in/*.tar")
+    assert record.read() == b"X"
+    with pytest.raises(FileNotFoundError):
+        open_input("memory://in/none.txt")
+    with pytest.raises(ValueError, match="no addresses of nowhere://"):
+        open_input("nowhere://in")

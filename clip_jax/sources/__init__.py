@@ -1,7 +1,14 @@
-"""Where pictures and their captions are read from; every source is read at random."""
+"""Where pictures and their captions are read from; every source of pairs is read at random."""
 
+from clip_jax.sources.inputs import Input as Input
+from clip_jax.sources.inputs import open_input as open_input
+from clip_jax.sources.inputs import read_picture as read_picture
+from clip_jax.sources.lines import Columns as Columns
 from clip_jax.sources.pairs import Pair as Pair
 from clip_jax.sources.pairs import Pairs as Pairs
 from clip_jax.sources.pairs import open_pairs as open_pairs
+from clip_jax.sources.records import Record as Record
+from clip_jax.sources.records import Rows as Rows
+from clip_jax.sources.records import Shard as Shard
 from clip_jax.sources.table import TablePairs as TablePairs
 from clip_jax.sources.tar import TarPairs as TarPairs

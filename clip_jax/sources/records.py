@@ -1,8 +1,9 @@
-"""What a source of image-text pairs gives, and how its problems are told."""
+"""What sources give: pairs to train on, records to embed; and how their problems are told."""
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Protocol
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,77 @@ class Pairs(Protocol):
             OSError: it can't be read.
         """
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """A row of an input: what is to be embedded, and what goes along with it.
+
+    Attributes:
+        key: says which one it is; text that UTF-8 can hold.
+        read: gives the bytes of the picture's file; raises OSError or ValueError. None where there
+            is no picture.
+        path: where the picture is, for `read_picture`.
+        caption: what is said of it, if anything is.
+        columns: what else is known of it, by name.
+        size: the bytes that the record keeps in memory until it is read.
+        problem: what is wrong with it, if that is known already.
+    """
+
+    key: str
+    read: Callable[[], bytes] | None = None
+    path: str | None = None
+    caption: str | None = None
+    columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    size: int = 0
+    problem: str | None = None
+
+
+class Rows(Protocol):
+    """The rows of a shard, opened."""
+
+    def __len__(self) -> int:
+        """How many there are."""
+        ...
+
+    def records(self, begin: int, end: int) -> Iterator[Record]:
+        """Those from `begin` to before `end`, in order; read by one thread at a time.
+
+        Raises:
+            OSError: they can't be read.
+        """
+        ...
+
+
+class Shard(Protocol):
+    """A file of rows, or a folder of them.
+
+    Attributes:
+        name: of the file, without its folder.
+        size: what tells it from another of its name: bytes of the file.
+    """
+
+    name: str
+    size: int
+
+    def open(self) -> Rows:
+        """Its rows.
+
+        Raises:
+            OSError: it can't be read.
+            ValueError: it holds something else than expected.
+        """
+        ...
+
+
+def as_text(text: str) -> str:
+    r"""Text that UTF-8 can hold: bytes of a name that are not UTF-8 are written as `\xe9`."""
+    return re.sub("[\ud800-\udfff]", lambda found: _escaped(ord(found[0])), text)
+
+
+def _escaped(surrogate: int) -> str:
+    byte = surrogate - 0xDC00  # where Python keeps them
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else f"\\u{surrogate:04x}"
 
 
 def refuse(source: str, problems: Sequence[str]) -> None:

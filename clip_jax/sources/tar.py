@@ -1,15 +1,17 @@
-"""Pairs from WebDataset shards: tar files whose members of one name belong together."""
+"""WebDataset shards: tar files whose members of one name belong together."""
 
-import glob
-import itertools
+import dataclasses
+import errno
+import functools
 import json
 import os
-import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from clip_jax.sources.records import Pair, as_captions, refuse
+from clip_jax.sources.patterns import expand
+from clip_jax.sources.records import Pair, Record, as_captions, as_text, refuse
+from clip_jax.storage import absolute, storage
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "ppm")
 
@@ -33,103 +35,233 @@ class TarPairs:
             FileNotFoundError: nothing fits the pattern.
         """
         paths = expand(os.fspath(pattern))
-        self._members: list[tuple[str, int, int, int, tuple[str, ...]]] = []
-        self._files: list[int] = []
+        self._pairs: list[tuple[str, _Member, tuple[str, ...]]] = []
         problems, seen = [], set()
-        for shard, path in enumerate(paths):
-            self._files.append(os.open(path, os.O_RDONLY))
-            for key, place, captions in _index(path, problems):
-                if key in seen:
-                    problems.append(f"{path}: the key {key!r} has been there before")
+        for path in paths:
+            index = _Index(path)
+            if index.end:
+                problems.append(f"{path}: {index.end}")
+            for key, group in index.groups.items():
+                try:
+                    if group.image is None:
+                        raise ValueError("no image")
+                    captions = group.captions()
+                    if key in seen:
+                        raise ValueError(f"the key {key!r} has been there before")
+                except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are such
+                    problems.append(f"{path}: {key}: {error}")
                     continue
                 seen.add(key)
-                self._members.append((key, shard, *place, captions))
+                self._pairs.append((key, group.image, captions))
         refuse(os.fspath(pattern), problems)
-        if not self._members:
+        if not self._pairs:
             raise ValueError(f"{os.fspath(pattern)}: no pairs in {len(paths)} shards")
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self._pairs)
 
     def __getitem__(self, index: int) -> Pair:
-        key, shard, offset, size, captions = self._members[index]
-        # At an offset, so that threads don't move each other's place.
-        image = os.pread(self._files[shard], size, offset)
-        if len(image) < size:
-            raise OSError(f"{key}: the shard ends before the picture does")
-        return Pair(key, image, captions)
-
-    def __del__(self, close=os.close):  # bound here: at the end of the process `os` is empty
-        for file in getattr(self, "_files", ()):
-            close(file)
+        key, image, captions = self._pairs[index]
+        return Pair(key, image.read(), captions)
 
 
-def expand(pattern: str) -> list[str]:
-    """The files that a pattern stands for, each once, in the order of their names.
+class TarShard:
+    """The rows of one shard: a picture, a caption, or both, under one name, which is the key.
+
+    What is wrong with some is their own problem: a second picture of a name is a row with that
+    problem, and so is the rest of a file that was cut off.
+    """
+
+    def __init__(self, path: str, columns: Sequence[str] = ()):
+        """Looks at the file's size, and reads nothing yet.
+
+        Args:
+            path: the tar file.
+            columns: what to take along from the JSON documents.
+        """
+        self.name = os.path.basename(path)
+        self.size = storage(path).size(path)
+        self._path, self._columns = path, columns
+
+    def open(self) -> "TarRows":
+        return TarRows(self._path, self._columns)
+
+
+class TarRows:
+    """The index of a shard."""
+
+    def __init__(self, path: str, columns: Sequence[str]):
+        """Reads headers and captions.
+
+        Raises:
+            OSError: the file can't be read.
+        """
+        self._path, self._columns = absolute(path), columns
+        index = _Index(path)
+        self._groups = list(index.groups.items())
+        self._problems = [
+            (member.name, "another picture of this name comes before it")
+            for member in index.surplus
+        ]
+        if index.end:
+            self._problems.append((os.path.basename(path), index.end))
+
+    def __len__(self) -> int:
+        return len(self._groups) + len(self._problems)
+
+    def records(self, begin: int, end: int) -> Iterator[Record]:
+        for key, group in self._groups[begin:end]:
+            yield self._record(key, group)
+        count = len(self._groups)
+        for name, problem in self._problems[max(begin - count, 0) : max(end - count, 0)]:
+            yield Record(as_text(name), problem=problem)
+
+    def _record(self, key: str, group: "_Group") -> Record:
+        caption, columns, problem = None, {}, None
+        try:
+            if group.txt is not None or group.json is not None:
+                caption = group.captions()[0]
+            if self._columns:
+                document = group.document()
+                columns = {name: document.get(name) for name in self._columns}
+        except ValueError as error:
+            # Where there is a picture it can be embedded all the same.
+            problem = str(error) if group.image is None else None
+        read = path = None
+        if group.image is not None:
+            read, path = group.image.read, as_text(f"{self._path}/{group.image.name}")
+        return Record(as_text(key), read, path, caption, columns, problem=problem)
+
+
+def read_member(path: str, name: str) -> bytes:
+    """The picture of that name in a tar file.
 
     Raises:
-        FileNotFoundError: a part of the pattern fits no file.
+        OSError: there is none, or it can't be read.
     """
-    found: list[str] = []
-    for part in _braces(pattern):
-        files = sorted(glob.glob(part)) if glob.has_magic(part) else [part]
-        if not files or not os.path.isfile(files[0]):
-            raise FileNotFoundError(2, "no such file", part)
-        found += files
-    return sorted(dict.fromkeys(found))
+    member = _members(path).get(name)
+    if member is None:
+        raise FileNotFoundError(errno.ENOENT, "no such member", f"{path}/{name}")
+    return member.read()
 
 
-def _braces(pattern: str) -> Iterator[str]:
-    """`a{1..3}`, `a{b,c}`, several of them too; the shell's rules, with numbers only."""
-    match = re.search(r"\{([^{}]*)\}", pattern)
-    if match is None:
-        yield pattern
-        return
-    head, inside, tail = pattern[: match.start()], match[1], pattern[match.end() :]
-    if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
-        first, last = numbers.groups()
-        width = len(first) if first.startswith("0") else 0
-        choices = [f"{i:0{width}d}" for i in range(int(first), int(last) + 1)]
-    else:
-        choices = inside.split(",")
-    yield from itertools.chain.from_iterable(_braces(head + c + tail) for c in choices)
+class _File:
+    """A tar file that threads read, each at a place of its own."""
+
+    def __init__(self, path: str):
+        self.descriptor = -1
+        self.descriptor = storage(path).descriptor(path)
+
+    def __del__(self, close=os.close):  # bound here: as the process ends `os` is emptied
+        if self.descriptor >= 0:
+            close(self.descriptor)
 
 
-def _index(path: str, problems: list[str]) -> Iterator[tuple[str, tuple[int, int], tuple]]:
-    groups: dict[str, dict[str, Any]] = {}
-    try:
-        with tarfile.open(path) as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                folder, _, name = member.name.rpartition("/")
-                stem, _, suffix = name.partition(".")
-                key = f"{folder}/{stem}" if folder else stem
-                group, suffix = groups.setdefault(key, {}), suffix.lower()
-                if suffix in IMAGES:
-                    group["image"] = member.offset_data, member.size
-                elif suffix in ("txt", "json"):
-                    file = tar.extractfile(member)
-                    assert file is not None  # it is a file
-                    group[suffix] = file.read()
-    except tarfile.TarError as error:
-        problems.append(f"{path}: the tar file is damaged: {error}")
-        return
-    for key, group in groups.items():
-        try:
-            if "image" not in group:
-                raise ValueError("no image")
-            yield key, group["image"], _captions(group)
-        except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are such
-            problems.append(f"{path}: {key}: {error}")
+@dataclasses.dataclass(frozen=True)
+class _Member:
+    """Where a picture lies in a tar file."""
+
+    file: _File
+    name: str
+    offset: int
+    size: int
+
+    def read(self) -> bytes:
+        # At an offset, so that threads don't move each other's place.
+        data = os.pread(self.file.descriptor, self.size, self.offset)
+        if len(data) < self.size:
+            raise OSError(f"{as_text(self.name)}: the shard ends before the picture does")
+        return data
 
 
-def _captions(group: dict[str, Any]) -> tuple[str, ...]:
-    if "txt" in group:
-        return as_captions(group["txt"].decode().strip())
-    if "json" not in group:
-        raise ValueError("no caption")
-    document = json.loads(group["json"])
-    if not isinstance(document, dict):
-        raise ValueError("the JSON document is no object")
-    return as_captions(document.get("captions", document.get("caption")))
+@dataclasses.dataclass
+class _Group:
+    """The members of one name."""
+
+    image: _Member | None = None
+    txt: bytes | None = None
+    json: bytes | None = None
+
+    def captions(self) -> tuple[str, ...]:
+        """One or more captions.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.txt is not None:
+            return as_captions(self.txt.decode().strip())
+        if self.json is None:
+            raise ValueError("no caption")
+        document = self.document()
+        return as_captions(document.get("captions", document.get("caption")))
+
+    def document(self) -> dict[str, Any]:
+        """The JSON document; an empty one where there is none.
+
+        Raises:
+            ValueError: it is damaged, or no object.
+        """
+        document = json.loads(self.json or b"{}")
+        if not isinstance(document, dict):
+            raise ValueError("the JSON document is no object")
+        return document
+
+
+class _Index:
+    """What is in a tar file.
+
+    Attributes:
+        groups: members that belong together, by their common name.
+        surplus: pictures under a name that has one already.
+        end: what is wrong with the file's end, or an empty text.
+    """
+
+    def __init__(self, path: str):
+        """Reads headers and captions; pictures that are cut off are left out.
+
+        Raises:
+            OSError: the file can't be read.
+        """
+        self.groups: dict[str, _Group] = {}
+        self.surplus: list[_Member] = []
+        self.end = ""
+        file = _File(path)
+        size = os.fstat(file.descriptor).st_size
+        with os.fdopen(os.dup(file.descriptor), "rb") as stream:
+            stream.seek(0)
+            try:
+                with tarfile.open(fileobj=stream, mode="r:") as tar:
+                    for member in tar:
+                        if member.isfile() and member.offset_data + member.size <= size:
+                            self._add(tar, member, file)
+                    # Python takes a header that is cut off or damaged for the end.
+                    stream.seek(tar.offset)
+                    if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                        self.end = f"the tar file is damaged or cut off at byte {tar.offset}"
+            except tarfile.TarError as error:
+                self.end = f"the tar file is damaged or cut off: {error}"
+
+    def _add(self, tar: tarfile.TarFile, member: tarfile.TarInfo, file: _File) -> None:
+        folder, _, name = member.name.rpartition("/")
+        stem, _, suffix = name.partition(".")
+        key, suffix = f"{folder}/{stem}" if folder else stem, suffix.lower()
+        if suffix in IMAGES:
+            group = self.groups.setdefault(key, _Group())
+            image = _Member(file, member.name, member.offset_data, member.size)
+            if group.image is None:
+                group.image = image
+            else:
+                self.surplus.append(image)
+        elif suffix in ("txt", "json"):
+            content = tar.extractfile(member)
+            assert content is not None  # it is a file
+            setattr(self.groups.setdefault(key, _Group()), suffix, content.read())
+
+
+@functools.lru_cache(4)
+def _members(path: str) -> dict[str, _Member]:
+    return {
+        as_text(group.image.name): group.image
+        for group in _Index(path).groups.values()
+        if group.image is not None
+    }

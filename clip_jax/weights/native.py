@@ -21,6 +21,7 @@ from clip_jax.config import CLIPConfig
 from clip_jax.convert.reader import read_safetensors
 from clip_jax.errors import CheckpointError
 from clip_jax.nn import CLIP, flatten, misfits, nest, parameter_shapes, parameters
+from clip_jax.storage import sync_folder
 
 VERSION = "1"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -221,15 +222,5 @@ def _replacing(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(new, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
-    _sync(folder)
-    _sync(folder.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Makes a folder's names outlast a power cut, where the system can."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    sync_folder(folder)
+    sync_folder(folder.parent)

@@ -1,0 +1,158 @@
+"""`clip-jax embed`: the embeddings of any number of pictures or texts, into a folder."""
+
+import argparse
+import re
+from typing import Any
+
+from clip_jax.cli.output import progress
+
+# A process that is done waits for the others, which may take their time.
+A_WEEK = 7 * 24 * 3600
+
+
+def add(commands: Any) -> None:
+    """Declares the command."""
+    parser = commands.add_parser(
+        "embed",
+        help="embed pictures or texts",
+        description="Embed any number of pictures or texts, into files of a fixed number of rows. "
+        "Stopped at any moment and started again with the same command, it does only what is "
+        "missing. A row that can't be embedded goes into a table of errors.",
+        epilog="example: clip-jax embed pictures --out embeddings --model ViT-B/32",
+    )
+    parser.add_argument(
+        "source",
+        metavar="INPUT",
+        help="a folder of pictures; WebDataset's .tar, .txt, .csv, .jsonl or .parquet files, by a "
+        "path or a quoted pattern such as 'shards/{000..099}.tar'; s3:// and the like, too",
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="where the embeddings go")
+    parser.add_argument(
+        "--model",
+        default="ViT-B/32",
+        metavar="NAME_OR_PATH",
+        help="as for classify (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--what",
+        choices=("images", "texts", "both"),
+        help="what to embed (default: images where there are some, else texts)",
+    )
+    parser.add_argument(
+        "--preset",
+        choices=("parity", "fast"),
+        default="parity",
+        help="compute in float32 as PyTorch does, or in bfloat16 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16"),
+        default="float32",
+        help="of the embeddings in the files (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=("parquet", "npy"),
+        default="parquet",
+        help="Parquet, or arrays in clip-retrieval's layout (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--rows-per-part",
+        type=_positive,
+        default=8192,
+        metavar="N",
+        help="rows of a file, which is what a kill can cost (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-size", type=_positive, metavar="N", help="rows that are computed at one time"
+    )
+    parser.add_argument("--image-column", default="image", metavar="NAME", help="of tables")
+    parser.add_argument("--caption-column", default="caption", metavar="NAME", help="of tables")
+    parser.add_argument("--key-column", default="key", metavar="NAME", help="of tables")
+    parser.add_argument(
+        "--columns", nargs="+", default=(), metavar="NAME", help="columns to take along"
+    )
+    parser.add_argument(
+        "--exif-transpose",
+        action="store_true",
+        help="turn pictures as their EXIF data say; the reference doesn't",
+    )
+    parser.add_argument(
+        "--shard",
+        type=_shard,
+        metavar="I/N",
+        help="do the I-th of N shares, counted from 0; start one job for each",
+    )
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="share the work with the same command on the other hosts of a pod or cluster",
+    )
+    parser.add_argument("--threads", type=_positive, metavar="N", help="that read and decode")
+    parser.add_argument("--dry-run", action="store_true", help="say only what would be done")
+    parser.add_argument(
+        "--retry-errors", action="store_true", help="try rows again that could not be embedded"
+    )
+    parser.add_argument(
+        "--max-errors", type=_count, metavar="N", help="stop when more rows than this fail"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Embeds, and prints what was done."""
+    import jax
+
+    from clip_jax.embed import Columns, embed
+
+    if args.distributed:
+        try:
+            jax.distributed.initialize(shutdown_timeout_seconds=A_WEEK)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"--distributed finds no pod or cluster here ({error}): use --shard I/N"
+            ) from None
+    progress("loading the model")
+    summary = embed(
+        args.source,
+        args.model,
+        args.out,
+        what=args.what,
+        preset=args.preset,
+        dtype=args.dtype,
+        format=args.format,
+        rows_per_part=args.rows_per_part,
+        batch_size=args.batch_size,
+        columns=Columns(
+            args.image_column, args.caption_column, args.key_column, tuple(args.columns)
+        ),
+        exif_transpose=args.exif_transpose,
+        shard=args.shard,
+        dry_run=args.dry_run,
+        retry_errors=args.retry_errors,
+        max_errors=args.max_errors,
+        num_threads=args.threads,
+    )
+    print(summary)
+    return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on. Got {text!r}")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 on. Got {text!r}")
+    return int(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or int(found[1]) >= int(found[2]):
+        raise argparse.ArgumentTypeError(
+            f"expected I/N with I from 0 to N - 1, such as 0/4. Got {text!r}"
+        )
+    return int(found[1]), int(found[2])

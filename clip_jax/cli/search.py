@@ -1,0 +1,68 @@
+"""`clip-jax search`: what is nearest to a text or a picture among embeddings."""
+
+import argparse
+import os
+from typing import Any
+
+from clip_jax.cli.output import print_json, print_table, progress
+
+
+def add(commands: Any) -> None:
+    """Declares the command."""
+    parser = commands.add_parser(
+        "search",
+        help="search what was embedded",
+        description="Compare a text or a picture with all embeddings that clip-jax embed has left "
+        "in a folder, and print the nearest, best first.",
+        epilog="example: clip-jax search embeddings 'a red bicycle' -k 20 --html page.html",
+    )
+    parser.add_argument("folder", metavar="DIR", help="what clip-jax embed was given as --out")
+    parser.add_argument("query", metavar="QUERY", help="a text; with --image, a picture's file")
+    parser.add_argument("--image", action="store_true", help="search for a picture")
+    parser.add_argument(
+        "--model",
+        metavar="NAME_OR_PATH",
+        help="where the model is now (default: where it was when the folder was written)",
+    )
+    parser.add_argument(
+        "-k", type=_count, default=10, metavar="N", help="how many (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--html", metavar="FILE", help="write a page with thumbnails, which needs no other file"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Searches, prints the table, and writes the page."""
+    from pathlib import Path
+
+    from clip_jax.embed import contact_sheet, search
+    from clip_jax.embed.index import finished_job
+
+    progress("searching")
+    query = Path(args.query) if args.image else args.query
+    hits = search(args.folder, args.model, query, args.k)
+    if args.html:
+        page = contact_sheet(
+            hits,
+            os.path.basename(args.query) if args.image else args.query,
+            query_image=os.path.abspath(args.query) if args.image else None,
+            image_column=finished_job(args.folder)["image_column"],
+        )
+        Path(args.html).write_text(page, encoding="utf-8")
+    if args.json:
+        print_json(hits)
+    else:
+        has_captions = any(hit.get("caption") for hit in hits)
+        header = ("score", "key", "caption") if has_captions else ("score", "key")
+        rows = [(f"{hit['score']:.4f}", hit["key"], hit.get("caption") or "") for hit in hits]
+        print_table(header, [row[: len(header)] for row in rows], left=len(header))
+    return 0
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on. Got {text!r}")
+    return int(text)

@@ -1,0 +1,181 @@
+"""A unit of work on its way: loaded rows go in, embeddings and errors come out as a part."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from clip_jax.embed.load import Loaded
+from clip_jax.embed.parts import Error, Part, Parts
+from clip_jax.embed.plan import Task
+from clip_jax.embed.watch import Watch
+from clip_jax.encoder import Encoder
+from clip_jax.sources import Input
+from clip_jax.sources.records import as_text
+
+# Batches that go to the encoder in one call, which computes one while the next is on its way.
+BATCHES = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What the parts of a job consist of.
+
+    Attributes:
+        source: the input.
+        what: is embedded.
+        others: columns that are taken along.
+        dtype: of the embeddings as they are kept.
+        format: of the parts.
+    """
+
+    source: Input
+    what: str
+    others: Sequence[str]
+    dtype: np.dtype
+    format: str
+
+    def __post_init__(self):
+        taken = [self.path, "key", "caption", "embedding", "text_embedding"]
+        if clashing := [name for name in self.others if name in taken]:
+            raise ValueError(
+                f"columns of these names are in the output already: {', '.join(clashing)}"
+            )
+
+    @property
+    def path(self) -> str:
+        """The name of the column of paths."""
+        return "image_path" if self.format == "npy" else "path"
+
+    def schema(self) -> Any:
+        """The Arrow schema of a part, without its embeddings."""
+        import pyarrow as pa
+
+        fields = [pa.field("key", pa.string(), nullable=False)]
+        if self.source.has_images:
+            fields.append(pa.field(self.path, pa.string()))
+        if self.source.has_captions:
+            fields.append(pa.field("caption", pa.string()))
+        types = self.source.types
+        return pa.schema([*fields, *(pa.field(n, types[n] or pa.string()) for n in self.others)])
+
+
+class Assembly:
+    """The rows of one unit, gathered in order and embedded in whole batches."""
+
+    def __init__(self, task: Task, layout: Layout, encoder: Encoder, watch: Watch):
+        """Begins with none."""
+        self._task, self._layout, self._encoder, self._watch = task, layout, encoder, watch
+        self._seen = 0
+        self._rows: list[int] = []
+        self._columns: list[dict[str, Any]] = []
+        self._errors: list[Error] = []
+        self._pixels: list[np.ndarray] = []
+        self._tokens: list[np.ndarray] = []
+        self._images: list[np.ndarray] = []
+        self._part: Part | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all rows of the unit have been added."""
+        return self._seen == len(self._task.rows)
+
+    def add(self, loaded: Loaded) -> None:
+        """Takes the next row."""
+        self._seen += 1
+        record = loaded.record
+        key = as_text(record.key)
+        if loaded.problem is not None:
+            reason = as_text(loaded.problem)
+            self._errors.append(Error(loaded.row, key, reason))
+            self._watch.failed(f"{key}: {reason}")
+            return
+        self._rows.append(loaded.row)
+        types = self._layout.source.types
+        columns = {"key": key, self._layout.path: record.path, "caption": record.caption}
+        columns = {name: text and as_text(text) for name, text in columns.items()}
+        others = {
+            name: value if types[name] is not None else _text(value)
+            for name, value in record.columns.items()
+        }
+        self._columns.append(columns | others)
+        if loaded.tokens is not None:
+            self._tokens.append(loaded.tokens)
+        if loaded.pixels is not None:
+            self._pixels.append(loaded.pixels)
+            if len(self._pixels) == BATCHES * self._encoder.batch_size:
+                self._embed_pixels()
+        else:
+            self._watch.rows += 1
+
+    def finish(self) -> None:
+        """Embeds what is left."""
+        import pyarrow as pa
+
+        towers = []
+        if self._layout.what != "texts":
+            self._embed_pixels()
+            dim = self._encoder.embed_dim
+            towers.append(np.concatenate([np.empty((0, dim), np.float32), *self._images]))
+        if self._layout.what != "images":
+            towers.append(self._embed_tokens())
+        names = ("embedding", "text_embedding")
+        self._part = Part(
+            pa.Table.from_pylist(self._columns, schema=self._layout.schema()),
+            {
+                name: tower.astype(self._layout.dtype)
+                for name, tower in zip(names, towers, strict=False)
+            },
+        )
+
+    def save(self, parts: Parts) -> None:
+        """Writes the part; together with the rows that are there, if these are the rest.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        assert self._part is not None  # finished
+        part = self._part
+        if self._task.is_retry:
+            if self._rows:
+                part = self._merged(part, parts)
+            else:
+                return  # nothing has changed
+        parts.write(self._task.unit, self._task.shard_rows, part, self._errors)
+        self._watch.parts += 1
+
+    def _embed_pixels(self) -> None:
+        if self._pixels:
+            with self._watch.timing("device"):
+                self._images.append(self._encoder.images(np.stack(self._pixels)))
+            self._watch.rows += len(self._pixels)
+            self._pixels = []
+
+    def _embed_tokens(self) -> np.ndarray:
+        if not self._tokens:
+            return np.empty((0, self._encoder.embed_dim), np.float32)
+        with self._watch.timing("device"):
+            return self._encoder.texts(np.stack(self._tokens))
+
+    def _merged(self, part: Part, parts: Parts) -> Part:
+        import pyarrow as pa
+
+        there, errors = parts.read(self._task.unit)
+        unit, failed = self._task.unit, {error.row for error in errors}
+        rows = [row for row in range(unit.begin, unit.end) if row not in failed] + self._rows
+        order = np.argsort(rows)
+        columns = pa.concat_tables([there.columns, part.columns]).take(order).combine_chunks()
+        embeddings = {
+            name: np.concatenate([there.embeddings[name], matrix])[order]
+            for name, matrix in part.embeddings.items()
+        }
+        return Part(columns, embeddings)
+
+
+def _text(value: Any) -> str | None:
+    """A value of a table without types."""
+    if value is None or isinstance(value, str):
+        return value and as_text(value)
+    return as_text(json.dumps(value, ensure_ascii=False, sort_keys=True))

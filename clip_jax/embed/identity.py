@@ -1,0 +1,88 @@
+"""What makes two jobs the same: model, preprocessing, options and input, as one fingerprint."""
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from clip_jax.nn import CLIP, flatten, parameters
+from clip_jax.storage import storage
+
+JOB = "job.json"
+
+
+def model_digest(model: CLIP) -> str:
+    """SHA-256 of a model's configuration and parameters."""
+    arrays = flatten(parameters(model))
+
+    def digest(path: str) -> bytes:
+        array = np.ascontiguousarray(arrays[path])
+        head = f"{path} {array.dtype} {array.shape}\0".encode()
+        return hashlib.sha256(head + array.tobytes()).digest()
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:  # hashing leaves Python's lock alone
+        digests = pool.map(digest, sorted(arrays))
+        return hashlib.sha256(model.config.to_json().encode() + b"".join(digests)).hexdigest()
+
+
+def fingerprint(identity: Mapping[str, Any]) -> str:
+    """A short name of an identity, which is plain JSON."""
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_job(out: str) -> dict[str, Any] | None:
+    """What was noted of the job whose output is in that folder: its identity, and its model's name.
+
+    Raises:
+        ValueError: the note is damaged.
+        OSError: it can't be read.
+    """
+    path = f"{out}/{JOB}"
+    try:
+        text = storage(out).read(path)
+    except FileNotFoundError:
+        return None
+    with contextlib.suppress(ValueError):
+        job = json.loads(text)
+        if isinstance(job, dict) and isinstance(job.get("identity"), dict):
+            return job
+    raise ValueError(f"{path} is damaged: remove it, and start the same job again")
+
+
+def claim(out: str, identity: Mapping[str, Any], about: Mapping[str, Any], dry: bool) -> None:
+    """Makes a folder this job's, or refuses another's.
+
+    Args:
+        out: the folder.
+        identity: of the job.
+        about: what else to note.
+        dry: whether to leave the folder as it is.
+
+    Raises:
+        ValueError: it is another's; names both fingerprints and lists what differs.
+        OSError: it can't be written.
+    """
+    job = read_job(out)
+    if job is None:
+        if not dry:
+            document = {"fingerprint": fingerprint(identity), "identity": identity, **about}
+            storage(out).write(f"{out}/{JOB}", json.dumps(document, indent=1).encode() + b"\n")
+        return
+    there = job["identity"]
+    if there == identity:
+        return
+    names = sorted(there.keys() | identity.keys())
+    lines = [
+        f"- {name}: there {there.get(name)!r}, here {identity.get(name)!r}"
+        for name in names
+        if there.get(name) != identity.get(name)
+    ]
+    raise ValueError(
+        f"{out} holds the output of another job, {fingerprint(there)}; this one is "
+        f"{fingerprint(identity)}. Give another folder, or the same options. They differ in:\n"
+        + "\n".join(lines)
+    )

@@ -1,0 +1,300 @@
+"""An embedding job: from its input to parts that are complete, through any number of deaths."""
+
+import concurrent.futures
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from clip_jax.embed.assembly import Assembly, Layout
+from clip_jax.embed.identity import claim, fingerprint, model_digest
+from clip_jax.embed.load import Loader, loading
+from clip_jax.embed.parts import NpyParts, Parts
+from clip_jax.embed.plan import Plan
+from clip_jax.embed.units import Share
+from clip_jax.embed.watch import Summary, Watch
+from clip_jax.encoder import Encoder
+from clip_jax.nn import CLIP
+from clip_jax.preprocess import Preprocess
+from clip_jax.sources import Columns, Input, open_input
+from clip_jax.storage import absolute
+from clip_jax.weights import load
+
+What = Literal["images", "texts", "both"]
+Preset = Literal["parity", "fast"]
+
+# What each column of embeddings is of.
+TOWERS = {
+    "images": {"embedding": "image"},
+    "texts": {"embedding": "text"},
+    "both": {"embedding": "image", "text_embedding": "text"},
+}
+# How a model computes, for `clip_jax.load`.
+PRESETS: dict[Preset, dict[str, Any]] = {
+    "parity": {},
+    "fast": {"dtype": "bfloat16", "precision": "default"},
+}
+# Another version of the format is another job.
+VERSION = 1
+
+
+def embed(
+    source: str | os.PathLike[str],
+    model: CLIP | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    what: What | None = None,
+    preset: Preset = "parity",
+    dtype: Literal["float32", "float16"] = "float32",
+    format: Literal["parquet", "npy"] = "parquet",
+    rows_per_part: int = 8192,
+    batch_size: int | None = None,
+    columns: Columns | None = None,
+    exif_transpose: bool = False,
+    shard: tuple[int, int] | None = None,
+    dry_run: bool = False,
+    retry_errors: bool = False,
+    max_errors: int | None = None,
+    num_threads: int | None = None,
+    read_ahead: int = 256 << 20,
+    progress: bool = True,
+) -> Summary:
+    """Embeds pictures or texts, or goes on where an earlier call was stopped.
+
+    Whatever moment that was, and however many processes share the work, the parts are the same to
+    the bit, on the same kind of devices in the same number for each process. Embeddings have the
+    L2 norm 1. A row that can't be embedded becomes a row of `errors/`. Texts that are too long for
+    the model are cut.
+
+    Args:
+        source: a folder of pictures (and the folders in it); WebDataset's tar files; tables: .txt,
+            .csv, .jsonl, .parquet. Files may be given by a pattern with `*` and braces. Any address
+            that fsspec knows.
+        model: a model, or what `clip_jax.load` takes.
+        out: the folder of the output; any address that fsspec knows.
+        what: to embed; pictures where there are some, else texts, unless it is said.
+        preset: how a model given by name or path computes: "parity", float32 as PyTorch, or "fast",
+            bfloat16.
+        dtype: of the embeddings as they are kept.
+        format: "parquet", or "npy" for the layout of clip-retrieval.
+        rows_per_part: rows of a unit of work, which is what a kill can cost. No part spans files.
+        batch_size: rows of a batch over the devices of this process; as `Encoder` has it.
+        columns: of tables, which hold what, and which to take along.
+        exif_transpose: whether pictures are turned as their EXIF data say; the reference doesn't.
+        shard: (i, n), to do the i-th of n shares, counted from 0. Under `jax.distributed` each
+            process does its own, unless it is said.
+        dry_run: whether to say only what would be done.
+        retry_errors: whether to try again the rows that earlier runs could not embed.
+        max_errors: how many rows of a share may fail; any number unless it is said.
+        num_threads: that read and decode; as many as there are cores.
+        read_ahead: bytes of rows on their way to the device, at most.
+        progress: whether standard error shows a bar, or a line of JSON now and then where it is no
+            terminal.
+
+    Returns:
+        What was done, and where the time went.
+
+    Raises:
+        ValueError: an option is out of range; the input is empty or lacks a column; `out` holds
+            the output of another job; more rows fail than `max_errors`.
+        OSError: the output can't be written, or a store can't be reached. What was finished counts.
+        ModuleNotFoundError: the extra `embed`, or `remote` for addresses, is not installed.
+    """
+    _check(what, preset, dtype, format, rows_per_part, max_errors)
+    _require_pyarrow()
+    share = Share(*(shard or (jax.process_index(), jax.process_count())))
+    columns, out = columns or Columns(), os.fspath(out).rstrip("/")
+    rows = open_input(source, columns)
+    what = what or ("images" if rows.has_images else "texts")
+    _check_has(os.fspath(source), rows, what)
+    name, model = _loaded(model, preset)
+    identity = {
+        "version": VERSION,
+        "model": model_digest(model),
+        "compute": f"{model.dtype}, precision {model.precision}",
+        "pixels": model.config.vision.image_size,
+        "exif_transpose": exif_transpose,
+        "what": what,
+        "dtype": dtype,
+        "format": format,
+        "rows_per_part": rows_per_part,
+        "columns": [columns.image, columns.caption, columns.key, *columns.others],
+        "input": rows.listing,
+    }
+    claimed = {
+        "model": name,
+        "source": absolute(source),
+        "image_column": columns.image,
+        "embeddings": TOWERS[what],
+        "dim": model.config.embed_dim,
+    }
+    claim(out, identity, claimed, dry=True)
+
+    about = {
+        "fingerprint": fingerprint(identity),
+        "model": identity["model"],
+        "compute": identity["compute"],
+        "embeddings": TOWERS[what],
+        "normalized": True,
+    }
+    parts = NpyParts(out, about, TOWERS[what]) if format == "npy" else Parts(out, about)
+    watch = Watch(progress and not dry_run)
+    plan = Plan(
+        rows,
+        parts,
+        share,
+        rows_per_part=rows_per_part,
+        retry_errors=retry_errors,
+        watch=watch,
+    )
+    if dry_run:
+        to_do = [len(task.rows) for task, _ in plan.tasks()]
+        _check_some(os.fspath(source), plan)
+        return watch.summary(sum(to_do), len(to_do))
+
+    plan.clean()
+    layout = Layout(rows, what, columns.others, np.dtype(dtype), format)
+    loader = Loader(
+        preprocess=None if what == "texts" else Preprocess(model.config.vision.image_size),
+        context_length=None if what == "images" else model.config.text.context_length,
+        exif_transpose=exif_transpose,
+        watch=watch,
+    )
+    assembly: Assembly | None = None
+    encoder: Encoder | None = None
+    with (
+        contextlib.closing(watch),
+        loading(
+            plan.records(),
+            loader,
+            num_threads=num_threads or _num_cores(),
+            read_ahead=read_ahead,
+        ) as ready,
+        _writing(parts, watch) as write,
+    ):
+        while True:
+            with watch.timing("waiting"):
+                loaded = next(ready, None)
+            if loaded is None:
+                break
+            if encoder is None:
+                claim(out, identity, claimed, dry=False)
+                encoder = _encoder(model, batch_size)
+            if assembly is None:
+                assembly = Assembly(loaded.task, layout, encoder, watch)
+            assembly.add(loaded)
+            _check_errors(watch, max_errors)
+            if assembly.is_complete:
+                write(assembly)
+                assembly = None
+            watch.shown(plan.total)
+    _check_some(os.fspath(source), plan)
+    return watch.summary()
+
+
+@contextlib.contextmanager
+def _writing(parts: Parts, watch: Watch) -> Iterator[Any]:
+    """Parts written by a thread of its own, one at a time, while the next is computed."""
+    last: list[concurrent.futures.Future] = []
+
+    def save(assembly: Assembly) -> None:
+        with watch.timing("writing"):
+            assembly.save(parts)
+
+    def write(assembly: Assembly) -> None:
+        assembly.finish()
+        while last:
+            last.pop().result()
+        last.append(pool.submit(save, assembly))
+
+    with concurrent.futures.ThreadPoolExecutor(1, "clip-jax-write") as pool:
+        yield write
+        while last:
+            last.pop().result()
+
+
+def _encoder(model: CLIP, batch_size: int | None) -> Encoder:
+    """All devices of this process, as one mesh; always the same program for a row."""
+    devices = jax.local_devices()
+    mesh = Mesh(np.array(devices), ("batch",)) if len(devices) > 1 else None
+    return Encoder(
+        model,
+        batch_size=batch_size,
+        parallel="mesh" if mesh else "jit",
+        mesh=mesh,
+        normalize=True,
+        whole_batches=True,
+    )
+
+
+def _loaded(model: CLIP | str | os.PathLike[str], preset: Preset) -> tuple[str | None, CLIP]:
+    if isinstance(model, CLIP):
+        if PRESETS[preset]:
+            raise ValueError(f"preset={preset!r} is for models by name or path; cast this one")
+        return None, model
+    name = os.fspath(model)
+    name = os.path.abspath(name) if os.path.exists(name) else name
+    return name, load(model, **PRESETS[preset])[0]
+
+
+def _num_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _require_pyarrow() -> None:
+    try:
+        import pyarrow.parquet  # noqa: F401
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "embedding writes Parquet with pyarrow: pip install 'clip-jax-flax[embed]'"
+        ) from None
+
+
+def _check(
+    what: str | None,
+    preset: str,
+    dtype: str,
+    format: str,
+    rows_per_part: int,
+    max_errors: int | None,
+) -> None:
+    choices: Sequence[tuple[str, object, tuple]] = (
+        ("what", what, (None, *TOWERS)),
+        ("preset", preset, tuple(PRESETS)),
+        ("dtype", dtype, ("float32", "float16")),
+        ("format", format, ("parquet", "npy")),
+    )
+    for name, value, known in choices:
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}. Got {value!r}.")
+    if rows_per_part < 1:
+        raise ValueError(f"rows_per_part must be at least 1. Got {rows_per_part}.")
+    if max_errors is not None and max_errors < 0:
+        raise ValueError(f"max_errors must be at least 0. Got {max_errors}.")
+
+
+def _check_has(source: str, rows: Input, what: str) -> None:
+    if what != "texts" and not rows.has_images:
+        raise ValueError(f"{source} has no pictures; what={what!r} needs some")
+    if what != "images" and not rows.has_captions:
+        raise ValueError(f"{source} has no texts; what={what!r} needs some")
+
+
+def _check_some(source: str, plan: Plan) -> None:
+    if plan.is_empty:
+        raise ValueError(f"{source} is empty: there is no row to embed")
+
+
+def _check_errors(watch: Watch, max_errors: int | None) -> None:
+    count = watch.errors + watch.errors_before
+    if max_errors is not None and count > max_errors:
+        raise ValueError(
+            f"{count} rows could not be embedded, more than max_errors={max_errors}; the last one: "
+            f"{watch.last_error}. Parts that are finished count."
+        )

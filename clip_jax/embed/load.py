@@ -1,0 +1,186 @@
+"""Pictures and captions by threads: read, decoded and cropped ahead of the device, in order.
+
+Not by Grain, which reads the pairs for training: it wants to know all rows before the first one is
+read, where the rows of a tar file are known when it is opened, and those of a Parquet file come in
+a stream; and it counts what it reads ahead in elements, where this counts bytes.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from PIL import ImageOps
+
+from clip_jax.embed.watch import Watch
+from clip_jax.preprocess import Preprocess, decode_image
+from clip_jax.sources import Record
+from clip_jax.storage import Unreachable
+from clip_jax.tokenizer import tokenize
+
+# More records on their way than this would take memory and help nobody, however small they are.
+MOST = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A record, ready for the device.
+
+    Attributes:
+        task: what it belongs to, as given.
+        row: counted from its shard's first, as given.
+        record: without what it has read.
+        pixels: (n, n, 3) uint8, if pictures are embedded.
+        tokens: (l,) int32, if texts are.
+        problem: why there are neither.
+    """
+
+    task: Any
+    row: int
+    record: Record
+    pixels: np.ndarray | None = None
+    tokens: np.ndarray | None = None
+    problem: str | None = None
+
+
+class Loader:
+    """How a record becomes what the encoder takes."""
+
+    def __init__(
+        self,
+        *,
+        preprocess: Preprocess | None,
+        context_length: int | None,
+        exif_transpose: bool,
+        watch: Watch,
+    ):
+        """Notes how.
+
+        Args:
+            preprocess: of pictures; None where none are embedded.
+            context_length: of texts, longer ones are cut; None where none are embedded.
+            exif_transpose: whether pictures are turned as their EXIF data say.
+            watch: is told how long reading and decoding take.
+        """
+        self._preprocess, self._context_length = preprocess, context_length
+        self._exif_transpose, self._watch = exif_transpose, watch
+
+    def size(self, record: Record) -> int:
+        """The bytes that a record takes on its way, at most."""
+        pixels = 3 * self._preprocess.image_size**2 if self._preprocess else 0
+        return record.size + pixels + 4 * (self._context_length or 0) + 1000
+
+    def __call__(self, task: Any, row: int, record: Record) -> Loaded:
+        """Reads and decodes; what goes wrong with the record becomes its problem.
+
+        Raises:
+            Unreachable: nothing can be read any more, whatever the record.
+        """
+        kept = dataclasses.replace(record, read=None)
+        pixels = tokens = None
+        try:
+            if record.problem is not None:
+                raise ValueError(record.problem)
+            if self._preprocess is not None:
+                pixels = self._pixels(record, self._preprocess)
+            if self._context_length is not None:
+                if record.caption is None:
+                    raise ValueError("no caption")
+                tokens = tokenize(record.caption, self._context_length, truncate=True)[0]
+        except Unreachable:
+            raise
+        except OSError as error:
+            return Loaded(task, row, kept, problem=error.strerror or str(error))
+        except Exception as error:  # whatever a record holds, the others can be embedded
+            return Loaded(task, row, kept, problem=str(error) or type(error).__name__)
+        return Loaded(task, row, kept, pixels, tokens)
+
+    def _pixels(self, record: Record, preprocess: Preprocess) -> np.ndarray:
+        if record.read is None:
+            raise ValueError("no picture")
+        with self._watch.timing("reading"):
+            data = record.read()
+        with self._watch.timing("decoding"):
+            image = decode_image(data)
+            if self._exif_transpose:
+                image = ImageOps.exif_transpose(image)
+            return preprocess.pixels(image)
+
+
+@contextlib.contextmanager
+def loading(
+    records: Iterator[tuple[Any, int, Record]],
+    loader: Loader,
+    *,
+    num_threads: int,
+    read_ahead: int,
+) -> Iterator[Iterator[Loaded]]:
+    """Records as they become ready, in order; a context that stops the threads as it ends.
+
+    Args:
+        records: tasks, row numbers and records; run through by a thread of its own.
+        loader: what is done with each.
+        num_threads: that read and decode.
+        read_ahead: how many bytes may be on their way, at most; one record always is.
+    """
+    budget = _Budget(read_ahead)
+    ready: queue.SimpleQueue = queue.SimpleQueue()
+    pool = concurrent.futures.ThreadPoolExecutor(num_threads, "clip-jax-load")
+
+    def feed() -> None:
+        try:
+            for task, row, record in records:
+                size = max(loader.size(record), read_ahead // MOST)
+                if not budget.take(size):
+                    return
+                ready.put((pool.submit(loader, task, row, record), size))
+            ready.put(None)
+        except BaseException as error:  # shown where the records are awaited
+            ready.put(error)
+
+    def results() -> Iterator[Loaded]:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            future, size = item
+            yield future.result()
+            budget.give_back(size)
+
+    feeder = threading.Thread(target=feed, name="clip-jax-feed", daemon=True)
+    feeder.start()
+    try:
+        yield results()
+    finally:
+        budget.close()
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Budget:
+    """Bytes that may be on their way."""
+
+    def __init__(self, limit: int):
+        self._limit, self._taken, self._closed = limit, 0, False
+        self._changed = threading.Condition()
+
+    def take(self, size: int) -> bool:
+        """Waits until there is room; False once nobody wants more."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or not self._taken or self._taken + size <= self._limit
+            )
+            self._taken += size
+            return not self._closed
+
+    def give_back(self, size: int) -> None:
+        with self._changed:
+            self._taken -= size
+            self._changed.notify()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify()

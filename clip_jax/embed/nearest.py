@@ -1,0 +1,145 @@
+"""Exact search: every embedding is compared with the query, block by block on the device."""
+
+import concurrent.futures
+import functools
+import os
+import threading
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int
+from PIL import Image
+
+from clip_jax.embed.identity import model_digest
+from clip_jax.embed.index import Index, finished_job
+from clip_jax.nn import CLIP, normalize
+from clip_jax.preprocess import Preprocess, open_image
+from clip_jax.tokenizer import tokenize
+from clip_jax.weights import load
+
+# Bytes of a block: on a CPU it stays in the cache, on others it is worth its way.
+BLOCK = {"cpu": 8 << 20}
+LARGE_BLOCK = 64 << 20
+# While one block is compared, another is read.
+THREADS = 2
+
+
+def search(
+    out: str | os.PathLike[str],
+    model: CLIP | str | os.PathLike[str] | None,
+    query: str | Image.Image | os.PathLike[str],
+    k: int = 10,
+) -> list[dict[str, Any]]:
+    """The rows of an embedding job whose embeddings are nearest to a query's.
+
+    Args:
+        out: the job's folder.
+        model: that of the job, or what `clip_jax.load` takes; None for the one the job had, if it
+            was named or loaded from a path.
+        query: a text; or a picture, opened or by its path, which is then no `str`.
+        k: how many rows.
+
+    Returns:
+        Dicts of `key`, `score` (the cosine), `path` (None for texts), and `caption` where the rows
+        have one; best first, equal ones in the order of the input.
+
+    Raises:
+        ValueError: there are no embeddings; the model is another; `k` is less than 1; the picture
+            can't be read.
+        OSError: the output can't be read.
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1. Got {k}.")
+    out = os.fspath(out).rstrip("/")
+    job = finished_job(out)
+    model = _model(out, job, model)
+    index = Index(out, job)
+    scores, numbers = nearest(index, embed_query(model, query), k)
+    found = []
+    for score, row in zip(scores, index.rows(numbers), strict=True):
+        path = row.get("path", row.get("image_path"))
+        hit = {"key": row["key"], "score": score, "path": path}
+        if "caption" in row:
+            hit["caption"] = row["caption"]
+        found.append(hit)
+    return found
+
+
+def embed_query(
+    model: CLIP, query: str | Image.Image | os.PathLike[str]
+) -> Float[np.ndarray, " d"]:
+    """The normalised embedding of a text or a picture."""
+    if isinstance(query, str):
+        tokens = tokenize(query, model.config.text.context_length, truncate=True)
+        return np.asarray(normalize(model.encode_text(tokens))[0], np.float32)
+    image = query if isinstance(query, Image.Image) else open_image(query)
+    pixels = Preprocess(model.config.vision.image_size).pixels(image)
+    return np.asarray(normalize(model.encode_image(pixels[None]))[0], np.float32)
+
+
+def nearest(index: Index, query: Float[np.ndarray, " d"], k: int) -> tuple[list[float], list[int]]:
+    """The scores and the numbers of the rows nearest to a query, best first.
+
+    Args:
+        index: the rows.
+        query: normalised.
+        k: how many; all where there are fewer.
+    """
+    width = index.dim * index.dtype.itemsize
+    size = max(BLOCK.get(jax.default_backend(), LARGE_BLOCK) // width, 1)
+    size = min(size, index.num_rows)
+    own = threading.local()
+    query_there = jax.device_put(query)
+
+    def compare(block: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        begin, end = block
+        if not hasattr(own, "rows"):
+            own.rows = _aligned(size, index.dim, index.dtype)
+        index.read(begin, end, own.rows)
+        scores, rows = _best(own.rows, query_there, end - begin, min(k, size))
+        # Fetched before the next block is read: the device may be looking at our memory.
+        scores, rows = np.asarray(scores), np.asarray(rows)
+        there = rows < end - begin
+        return scores[there], begin + rows[there]
+
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+        found = list(pool.map(compare, index.blocks(size)))
+    scores = np.concatenate([scores for scores, _ in found])
+    rows = np.concatenate([rows for _, rows in found])
+    order = np.lexsort((rows, -scores))[:k]
+    return scores[order].tolist(), rows[order].tolist()
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _best(
+    rows: Float[Array, "b d"], query: Float[Array, " d"], count: Int[Array, ""], k: int
+) -> tuple[Float[Array, " k"], Int[Array, " k"]]:
+    # No matrix product: reading the rows takes the time, and this is exact on every device.
+    scores = (rows.astype(jnp.float32) * query).sum(axis=-1)
+    return jax.lax.top_k(jnp.where(jnp.arange(len(rows)) < count, scores, -jnp.inf), k)
+
+
+def _aligned(rows: int, dim: int, dtype: np.dtype) -> np.ndarray:
+    """Memory that a CPU device computes on as it is."""
+    size = rows * dim * dtype.itemsize
+    memory = np.zeros(size + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    return memory[begin : begin + size].view(dtype).reshape(rows, dim)
+
+
+def _model(out: str, job: dict[str, Any], model: CLIP | str | os.PathLike[str] | None) -> CLIP:
+    model = job["model"] if model is None else model
+    if model is None:
+        raise ValueError(f"{out} doesn't know its model by name or path: give the model")
+    if not isinstance(model, CLIP):
+        model = load(model)[0]
+    theirs, ours = job["identity"]["model"], model_digest(model)
+    if theirs != ours:
+        raise ValueError(
+            f"{out} was embedded with another model: its fingerprint is {theirs[:16]}, this one's "
+            f"is {ours[:16]}"
+        )
+    return model

@@ -1,0 +1,89 @@
+"""A page of search results: one HTML file with everything in it, thumbnails too."""
+
+import base64
+import contextlib
+import html
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from clip_jax.preprocess import decode_image
+from clip_jax.sources import read_picture
+
+# Pixels of a thumbnail's longer side: sharp at 200 on a fine screen.
+SIDE = 400
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 15px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 75rem;
+  padding: 0 1rem; }}
+h1 {{ font-size: 1.3rem; font-weight: 600; }}
+h1 img {{ height: 6rem; vertical-align: middle; border-radius: .3rem; }}
+ol {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr));
+  list-style: none; padding: 0; }}
+li {{ border: 1px solid #8884; border-radius: .5rem; overflow: hidden; }}
+li > img, li > p.none {{ aspect-ratio: 1; background: #8881; display: block; object-fit: contain;
+  width: 100%; margin: 0; }}
+li > p.none {{ align-content: center; color: #888; text-align: center; }}
+div {{ overflow-wrap: anywhere; padding: .5rem .7rem .7rem; }}
+b {{ font-variant-numeric: tabular-nums; }}
+small {{ color: #888; display: block; }}
+</style>
+<h1>{title_html}</h1>
+<ol>
+{items}
+</ol>
+</html>
+"""
+
+
+def contact_sheet(
+    hits: Sequence[dict[str, Any]],
+    query: str,
+    *,
+    query_image: str | None = None,
+    image_column: str = "image",
+) -> str:
+    """An HTML page that shows what a search has found.
+
+    Args:
+        hits: as `search` returns them. A picture that can't be read any more is left blank.
+        query: the text that was searched for, or the name of the picture.
+        query_image: the picture that was searched for.
+        image_column: of Parquet files with pictures in them.
+    """
+    title = html.escape(query)
+    shown = _thumbnail(query_image, image_column) if query_image else None
+    items = "\n".join(_item(number, hit, image_column) for number, hit in enumerate(hits, 1))
+    title_html = f'<img src="{shown}" alt=""> {title}' if shown else title
+    return _PAGE.format(title=title, title_html=title_html, items=items)
+
+
+def _item(number: int, hit: dict[str, Any], image_column: str) -> str:
+    key, caption = html.escape(hit["key"]), html.escape(hit.get("caption") or "")
+    picture = ""
+    if hit["path"]:
+        source = _thumbnail(hit["path"], image_column)
+        picture = (
+            f'<img src="{source}" alt="{caption or key}">'
+            if source
+            else '<p class="none">not there any more</p>'
+        )
+    text = f"{caption}<small>{key}</small>" if caption else key
+    return f"<li>{picture}<div><b>{number}. {hit['score']:.4f}</b><br>{text}</div></li>"
+
+
+def _thumbnail(path: str, image_column: str) -> str | None:
+    """A picture as a data address, smaller; None where it can't be read."""
+    with contextlib.suppress(OSError, ValueError):
+        image = decode_image(read_picture(path, image_column))
+        image.thumbnail((SIDE, SIDE))
+        file = io.BytesIO()
+        image.convert("RGB").save(file, "JPEG", quality=85)
+        return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+    return None

@@ -1,0 +1,71 @@
+"""Division of an input into units of work, and of the units among processes."""
+
+import dataclasses
+
+# With fewer files than this for each process, the units of each file are shared instead of files.
+SHARDS_EACH = 4
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Unit:
+    """Rows of one shard that make one part.
+
+    Attributes:
+        shard: the index of the shard.
+        number: of the unit in its shard.
+        begin: its first row, counted from the shard's.
+        end: the row after its last.
+    """
+
+    shard: int
+    number: int
+    begin: int
+    end: int
+
+    @property
+    def name(self) -> str:
+        """Tells it from the others of a job, and sorts as they do."""
+        return f"{self.shard:06d}-{self.number:06d}"
+
+    def __len__(self) -> int:
+        return self.end - self.begin
+
+
+def divide(shard: int, rows: int, rows_per_part: int) -> list[Unit]:
+    """The units of a shard, which depend on nothing but these numbers."""
+    return [
+        Unit(shard, number, begin, min(begin + rows_per_part, rows))
+        for number, begin in enumerate(range(0, rows, rows_per_part))
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Share:
+    """The units that one of several processes takes.
+
+    A process with enough files takes whole ones, so that nobody else has to open them.
+
+    Attributes:
+        index: of the process.
+        count: of the processes.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def __post_init__(self):
+        if not 0 <= self.index < self.count:
+            raise ValueError(
+                f"a share I/N must have 0 <= I < N. Got {self.index}/{self.count}; the first of "
+                f"{max(self.count, 1)} is 0/{max(self.count, 1)}."
+            )
+
+    def shards(self, num_shards: int) -> range:
+        """The indices of the shards that this process opens."""
+        by_shard = num_shards >= SHARDS_EACH * self.count
+        return range(self.index, num_shards, self.count) if by_shard else range(num_shards)
+
+    def takes(self, unit: Unit, num_shards: int) -> bool:
+        """Whether that unit, of one of its shards, is this process's."""
+        by_shard = num_shards >= SHARDS_EACH * self.count
+        return by_shard or (unit.shard + unit.number) % self.count == self.index

@@ -1,0 +1,159 @@
+"""What a job is doing, for somebody who watches, and where its time went, at the end."""
+
+import contextlib
+import dataclasses
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from tqdm import tqdm
+
+CLOCKS = ("waiting", "reading", "decoding", "device", "writing")
+# Seconds between two lines where there is no terminal.
+EVERY = 30.0
+# Seconds between two looks at what there is to show.
+REFRESH = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a job has done.
+
+    Attributes:
+        rows: rows embedded now.
+        errors: rows of this job's share that could not be embedded, those of earlier runs too.
+        parts: parts written now.
+        rows_before: rows that earlier runs have embedded.
+        rows_to_do: rows left to do; none but after a dry run.
+        parts_to_do: likewise.
+        seconds: how long it took, compilation included.
+        waited: seconds in which the device had nothing to do for want of data.
+        reading: seconds of reading, of all threads together.
+        decoding: likewise, of decoding, resizing and cropping.
+        device: seconds of computing.
+        writing: seconds of writing parts, which runs beside the rest.
+    """
+
+    rows: int = 0
+    errors: int = 0
+    parts: int = 0
+    rows_before: int = 0
+    rows_to_do: int = 0
+    parts_to_do: int = 0
+    seconds: float = 0.0
+    waited: float = 0.0
+    reading: float = 0.0
+    decoding: float = 0.0
+    device: float = 0.0
+    writing: float = 0.0
+
+    @property
+    def bottleneck(self) -> str:
+        """What took the time: "reading", "decoding", "device" or "writing"."""
+        rest = max(self.seconds - self.waited - self.device, 0.0)
+        if self.waited >= max(self.device, rest):
+            return "reading" if self.reading > self.decoding else "decoding"
+        return "writing" if rest > self.device and self.writing > self.device else "device"
+
+    def __str__(self) -> str:
+        if self.parts_to_do:
+            return (
+                f"to do: {self.rows_to_do:,} rows in {_parts(self.parts_to_do)}; done before: "
+                f"{self.rows_before:,} rows, {self.errors:,} errors"
+            )
+        if not self.parts:
+            return f"no part to write: {self.rows_before:,} rows are there, {self.errors:,} errors"
+        return (
+            f"{self.rows:,} rows in {_parts(self.parts)}, {self.rows_before:,} rows before, "
+            f"{self.errors:,} errors; {self.seconds:.1f} s, {self.rows / self.seconds:,.1f} rows/s"
+            f"\nbottleneck: {self.bottleneck} (waited for data {self.waited:.1f} s, device "
+            f"{self.device:.1f} s, writing {self.writing:.1f} s; in all threads reading "
+            f"{self.reading:.1f} s, decoding {self.decoding:.1f} s)"
+        )
+
+
+def _parts(count: int) -> str:
+    return f"{count:,} part{'s' * (count != 1)}"
+
+
+class Watch:
+    """Counts and clocks of a running job; shows a bar, or lines of JSON where nobody is."""
+
+    def __init__(self, show: bool):
+        """Starts the clock.
+
+        Args:
+            show: whether anything is shown.
+        """
+        self._seconds: dict[str, float] = dict.fromkeys(CLOCKS, 0.0)
+        self._lock = threading.Lock()
+        self._start = self._last = self._shown = time.monotonic()
+        self._is_terminal = sys.stderr.isatty()
+        self._show = show
+        self._bar = tqdm(unit="row", disable=not (show and self._is_terminal), smoothing=0.05)
+        self.rows = self.errors = self.parts = self.rows_before = self.errors_before = 0
+        self.last_error = ""
+
+    @contextlib.contextmanager
+    def timing(self, what: str) -> Iterator[None]:
+        """Counts the time of a block; by any thread."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._seconds[what] += time.monotonic() - start
+
+    def failed(self, error: str) -> None:
+        """Counts a row that could not be embedded."""
+        self.errors += 1
+        self.last_error = error
+
+    def shown(self, total: int | None) -> None:
+        """Shows how far the job is, of so many rows if that is known."""
+        now = time.monotonic()
+        if now - self._shown < REFRESH:
+            return
+        self._shown = now
+        seconds, done = max(now - self._start, 1e-9), self.rows + self.errors
+        waiting = self._seconds["waiting"] / seconds
+        if self._is_terminal:
+            self._bar.total = total
+            self._bar.set_postfix_str(f"{self.errors} errors, {waiting:.0%} waiting", refresh=False)
+            self._bar.update(done - self._bar.n)
+        elif self._show and now - self._last >= EVERY:
+            self._last = now
+            left = (total - done) * seconds / done if total is not None and done else None
+            line: dict[str, Any] = {
+                "rows": self.rows,
+                "total": total,
+                "rows_per_second": round(self.rows / seconds, 1),
+                "remaining_seconds": None if left is None else round(left),
+                "errors": self.errors,
+                "waiting": round(waiting, 3),
+            }
+            print(json.dumps(line), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Stops the display."""
+        self._bar.close()
+
+    def summary(self, rows_to_do: int = 0, parts_to_do: int = 0) -> Summary:
+        """What there is to say at the end."""
+        return Summary(
+            rows=self.rows,
+            errors=self.errors + self.errors_before,
+            parts=self.parts,
+            rows_before=self.rows_before,
+            rows_to_do=rows_to_do,
+            parts_to_do=parts_to_do,
+            seconds=time.monotonic() - self._start,
+            waited=self._seconds["waiting"],
+            reading=self._seconds["reading"],
+            decoding=self._seconds["decoding"],
+            device=self._seconds["device"],
+            writing=self._seconds["writing"],
+        )

@@ -1,0 +1,135 @@
+"""Rows to embed from wherever they are, told by the address; and pictures by their paths."""
+
+import dataclasses
+import hashlib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from clip_jax.sources.folder import FolderShard
+from clip_jax.sources.lines import Columns, LinesShard
+from clip_jax.sources.parquet import ParquetShard, read_row
+from clip_jax.sources.patterns import expand
+from clip_jax.sources.records import Shard
+from clip_jax.sources.tar import TarShard, read_member
+from clip_jax.storage import storage
+
+TABLES = ("txt", "csv", "jsonl", "parquet")
+
+
+@dataclasses.dataclass(frozen=True)
+class Input:
+    """What there is to embed.
+
+    Attributes:
+        shards: files of rows, in the order of their names.
+        has_images: whether rows have pictures.
+        has_captions: whether rows have captions.
+        listing: a fingerprint of the files' names and sizes.
+        types: the Arrow types of the columns to take along; text where they have none.
+    """
+
+    shards: Sequence[Shard]
+    has_images: bool
+    has_captions: bool
+    listing: str
+    types: Mapping[str, Any]
+
+
+def open_input(source: str | os.PathLike[str], columns: Columns | None = None) -> Input:
+    """Lists the files of an input.
+
+    Args:
+        source: a folder of pictures; tar files; or tables: .txt, .csv, .jsonl, .parquet. Files may
+            be given by a pattern with `*`, `?`, `[...]` and braces. Any address that fsspec knows.
+        columns: of tables, which hold what.
+
+    Raises:
+        ValueError: there is nothing in it, or a table lacks the columns; says which it has.
+        OSError: it is not there or can't be read.
+    """
+    source = os.fspath(source)
+    columns = columns or Columns()
+    suffix = source.rpartition(".")[2].lower()
+    if suffix not in ("tar", *TABLES):
+        if storage(source).is_folder(source):
+            return _folder(source, columns)
+        if not _is_pattern(source):
+            storage(source).size(source)  # says so, where there is nothing
+        raise ValueError(
+            f"{source}: expected a folder of pictures, or files that end in "
+            f"{', '.join('.' + s for s in ('tar', *TABLES))}. Got {suffix!r}."
+        )
+    paths = expand(source)
+    if suffix == "tar":
+        shards = [TarShard(path, columns.others) for path in paths]
+        return Input(shards, True, True, _listing(shards), dict.fromkeys(columns.others))
+    kind = ParquetShard if suffix == "parquet" else LinesShard
+    shards = [kind(path, columns) for path in paths]
+    first, names = _names(shards)
+    _check(source, names, columns)
+    types: dict[str, Any] = dict.fromkeys(columns.others)
+    if isinstance(first, ParquetShard):
+        schema = first.schema()
+        types = {name: schema.field(name).type for name in columns.others}
+    return Input(shards, columns.image in names, columns.caption in names, _listing(shards), types)
+
+
+def read_picture(path: str, image_column: str = Columns.image) -> bytes:
+    """The bytes of a picture's file, by a record's path.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: there is no picture there.
+    """
+    if found := re.fullmatch(r"(.+\.tar)/(.+)", path):
+        return read_member(*found.groups())
+    if found := re.fullmatch(r"(.+\.parquet)/(\d+)", path):
+        return read_row(found[1], int(found[2]), image_column)
+    return storage(path).read(path)
+
+
+def _folder(source: str, columns: Columns) -> Input:
+    if columns.others:
+        raise ValueError(f"{source} is a folder of pictures, which has no columns to take along.")
+    shards = [FolderShard(source)]
+    return Input(shards, True, False, _listing(shards), {})
+
+
+def _is_pattern(source: str) -> bool:
+    return any(character in source for character in "*?[{")
+
+
+def _names(shards: Sequence[Any]) -> tuple[Any, list[str]]:
+    """A shard that can be read, and its columns: one that can't is no reason to do nothing."""
+    problem = ValueError("no files")
+    for shard in shards:
+        try:
+            return shard, shard.names()
+        except ValueError as error:
+            problem = error
+    raise problem
+
+
+def _check(source: str, names: Sequence[str], columns: Columns) -> None:
+    default = Columns()
+    asked = [columns.image] * (columns.image != default.image)
+    asked += [columns.caption] * (columns.caption != default.caption)
+    asked += [columns.key] * (columns.key != default.key)
+    missing = [name for name in (*asked, *columns.others) if name not in names]
+    if not missing and columns.image not in names and columns.caption not in names:
+        missing = [columns.image, columns.caption]
+    if missing:
+        raise ValueError(
+            f"{source}: no column {' and no column '.join(map(repr, missing))}; its columns are "
+            f"{', '.join(map(repr, names)) or 'none'}. Say which hold what: image_column, "
+            f"caption_column, key_column."
+        )
+
+
+def _listing(shards: Sequence[Shard]) -> str:
+    digest = hashlib.sha256()
+    for shard in shards:
+        digest.update(os.fsencode(shard.name) + f"\0{shard.size}\n".encode())
+    return digest.hexdigest()

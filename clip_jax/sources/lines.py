@@ -1,0 +1,177 @@
+"""Rows of text files: a text a line, or tables as CSV and JSON lines, with or without pictures."""
+
+import csv
+import dataclasses
+import functools
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from clip_jax.sources.records import Record, as_captions
+from clip_jax.storage import absolute, is_remote, storage
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+    """Which columns of a table hold what.
+
+    Attributes:
+        image: the picture: its path from the table's folder, or the bytes of its file.
+        caption: the text, or a list of which the first is taken.
+        key: says which row it is; without such a column the path or the row's number does.
+        others: to be taken along as they are.
+    """
+
+    image: str = "image"
+    caption: str = "caption"
+    key: str = "key"
+    others: tuple[str, ...] = ()
+
+
+class LinesShard:
+    """The rows of a .txt, .csv or .jsonl file, which is read whole.
+
+    A row that can't be read is a row with a problem.
+    """
+
+    def __init__(self, path: str, columns: Columns):
+        """Looks at the file's size, and reads nothing yet."""
+        self.name = os.path.basename(path)
+        self.size = storage(path).size(path)
+        self._path, self._columns = path, columns
+
+    def open(self) -> "ListRows":
+        lines = storage(self._path).read(self._path).removeprefix(b"\xef\xbb\xbf").splitlines(True)
+        parse = _PARSERS[self._path.rpartition(".")[2].lower()]
+        rows = parse(lines, self._columns)
+        return ListRows(
+            [
+                _record(row, f"{self.name}:{number}", self._path, self._columns)
+                for number, row in enumerate(rows, start=1)
+            ]
+        )
+
+    def names(self) -> list[str]:
+        """The columns that there are, as far as the first row tells."""
+        with storage(self._path).open(self._path) as file:
+            lines = [line.removeprefix(b"\xef\xbb\xbf") for line in (file.readline(),)]
+        if self._path.lower().endswith(".txt"):
+            return [self._columns.caption]
+        if self._path.lower().endswith(".csv"):
+            return next(csv.reader([lines[0].decode("utf-8", "backslashreplace")]), [])
+        first = next(iter(_parse_jsonl(lines, self._columns)), {})
+        return list(first) if isinstance(first, dict) else []
+
+
+class ListRows:
+    """Rows in memory."""
+
+    def __init__(self, records: list[Record]):
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def records(self, begin: int, end: int) -> Iterator[Record]:
+        yield from self._records[begin:end]
+
+
+def record_of(row: Mapping[str, Any], number: str, table: str, columns: Columns) -> Record:
+    """A table's row as a record.
+
+    Args:
+        row: values by column.
+        number: the key of a row that has none.
+        table: the table's path, from whose folder the paths of pictures go.
+        columns: which are which.
+
+    Raises:
+        ValueError: there is neither picture nor caption.
+    """
+    image, caption, problem = row.get(columns.image), row.get(columns.caption), None
+    if isinstance(image, Mapping):  # as Hugging Face's data sets have it
+        image = image.get("bytes") or image.get("path")
+    read = path = None
+    size = 0
+    if isinstance(image, bytes) and image:
+        read, size = functools.partial(bytes, image), len(image)
+        path = f"{absolute(table)}/{number.rpartition(':')[2]}"
+    elif isinstance(image, str) and image:
+        path = _beside(table, image)
+        read = functools.partial(storage(path).read, path)
+    try:
+        caption = as_captions(caption)[0]
+    except ValueError as error:
+        caption, problem = None, None if read is not None else str(error)
+    key = row.get(columns.key)
+    if key is None or key == "":
+        key = image if isinstance(image, str) and image else number
+    others = {name: row.get(name) for name in columns.others}
+    return Record(str(key), read, path, caption, others, size, problem)
+
+
+def _record(row: Mapping[str, Any] | str, number: str, table: str, columns: Columns) -> Record:
+    return (
+        Record(number, problem=row)
+        if isinstance(row, str)
+        else record_of(row, number, table, columns)
+    )
+
+
+def _beside(table: str, path: str) -> str:
+    if is_remote(path) or os.path.isabs(path):
+        return path
+    return f"{os.path.dirname(absolute(table))}/{path}"
+
+
+# Parsers give a row's values by column, or what is wrong with the row.
+_Row = Mapping[str, Any] | str
+
+
+def _parse_txt(lines: Sequence[bytes], columns: Columns) -> Iterator[_Row]:
+    for line in lines:
+        text = _decoded(line)
+        yield {columns.caption: text.strip()} if text is not None else "the line is not UTF-8"
+
+
+def _parse_jsonl(lines: Sequence[bytes], columns: Columns) -> Iterator[_Row]:
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            yield f"the line is no JSON: {error}"
+            continue
+        yield row if isinstance(row, dict) else "the line is no JSON object"
+
+
+def _parse_csv(lines: Sequence[bytes], columns: Columns) -> Iterator[_Row]:
+    text = io.StringIO(b"".join(lines).decode("utf-8", "surrogateescape"), newline="")
+    for row in csv.DictReader(text):
+        if row.pop(None, None) is not None:  # pyright: ignore[reportArgumentType]
+            yield "more cells than columns, which a comma in a caption makes"
+        elif any(value and not value.isascii() and _broken(value) for value in row.values()):
+            yield "the row is not UTF-8"
+        else:
+            yield row
+
+
+def _decoded(line: bytes) -> str | None:
+    try:
+        return line.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _broken(text: str) -> bool:
+    return any("\udc80" <= character <= "\udcff" for character in text)
+
+
+_PARSERS: dict[str, Callable[[Sequence[bytes], Columns], Iterator[_Row]]] = {
+    "txt": _parse_txt,
+    "jsonl": _parse_jsonl,
+    "csv": _parse_csv,
+}

@@ -1,0 +1,45 @@
+"""Paths with `*`, `?`, `[...]` and braces, to files."""
+
+import errno
+import glob
+import itertools
+import os
+import re
+from collections.abc import Iterator
+
+from clip_jax.storage import is_remote, storage
+
+
+def expand(pattern: str) -> list[str]:
+    """The files that a pattern stands for, each once, in the order of their names.
+
+    Raises:
+        FileNotFoundError: a part of the pattern fits no file.
+    """
+    found: list[str] = []
+    for part in _braces(pattern):
+        if not glob.has_magic(part) or os.path.isfile(part):
+            is_there = is_remote(part) or os.path.isfile(part)  # a remote one shows as it is read
+            files = [part] if is_there else []
+        else:
+            files = sorted(storage(part).glob(part))
+        if not files:
+            raise FileNotFoundError(errno.ENOENT, "no such file", part)
+        found += files
+    return sorted(dict.fromkeys(found))
+
+
+def _braces(pattern: str) -> Iterator[str]:
+    """`a{1..3}`, `a{b,c}`, several of them too; the shell's rules, with numbers only."""
+    match = re.search(r"\{([^{}]*)\}", pattern)
+    if match is None:
+        yield pattern
+        return
+    head, inside, tail = pattern[: match.start()], match[1], pattern[match.end() :]
+    if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
+        first, last = numbers.groups()
+        width = len(first) if first.startswith("0") else 0
+        choices = [f"{i:0{width}d}" for i in range(int(first), int(last) + 1)]
+    else:
+        choices = inside.split(",")
+    yield from itertools.chain.from_iterable(_braces(head + c + tail) for c in choices)

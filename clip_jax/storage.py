@@ -1,0 +1,322 @@
+"""Files by their address: on this machine's disks, or wherever fsspec goes (`s3://`, `gs://`, ...).
+
+The one place that knows of both. What is written is there complete or not at all: on a disk it is
+written aside, flushed and renamed; on an object store it is one PUT.
+"""
+
+import contextlib
+import errno
+import glob
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Protocol
+
+# What a killed process leaves behind of a file that it began to write.
+ASIDE = ".aside"
+
+
+def storage(address: str | os.PathLike[str]) -> "Storage":
+    """Where that address lies.
+
+    Raises:
+        ModuleNotFoundError: fsspec, or its driver for such addresses, is not installed.
+        ValueError: fsspec knows no such addresses.
+    """
+    return Store(os.fspath(address)) if is_remote(address) else Disk()
+
+
+def is_remote(address: str | os.PathLike[str]) -> bool:
+    """Whether fsspec is needed to get there."""
+    return "://" in os.fspath(address)
+
+
+def absolute(address: str | os.PathLike[str]) -> str:
+    """The address as it reads from any folder."""
+    return os.fspath(address) if is_remote(address) else os.path.abspath(address)
+
+
+class Unreachable(OSError):
+    """A store that can't be reached now: not the fault of one file."""
+
+
+class Storage(Protocol):
+    """Files of one kind; everything may be called by several threads, and raises OSError."""
+
+    @property
+    def filesystem(self) -> Any:
+        """What pyarrow takes for its filesystem."""
+        ...
+
+    def within(self, path: str) -> str:
+        """What the path is called in `filesystem`."""
+        ...
+
+    def is_folder(self, path: str) -> bool:
+        """Whether there is a folder; object stores have those that hold something."""
+        ...
+
+    def size(self, path: str) -> int:
+        """Bytes of a file."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """All of a file."""
+        ...
+
+    def read_range(self, path: str, begin: int, end: int) -> bytes:
+        """Some bytes of a file; fewer where it ends before."""
+        ...
+
+    def open(self, path: str) -> BinaryIO:
+        """A file to read, at any place of it."""
+        ...
+
+    def arrow(self, path: str) -> Any:
+        """A file for pyarrow, which closes by itself."""
+        ...
+
+    def descriptor(self, path: str) -> int:
+        """A descriptor of the file, for `os.pread`; a remote file is fetched whole for that."""
+        ...
+
+    def write(self, path: str, data: bytes) -> None:
+        """Puts a file there, complete or not at all, in place of one of that name."""
+        ...
+
+    def remove(self, path: str) -> None:
+        """Removes a file, if it is there."""
+        ...
+
+    def names(self, folder: str) -> list[str]:
+        """The names of the files right in a folder; none where there is no folder."""
+        ...
+
+    def walk(self, folder: str) -> Iterator[tuple[str, str | None]]:
+        """The files in a folder and all below, in no certain order.
+
+        Yields:
+            The path from the folder, with slashes; and what is wrong where a folder can't be
+            entered, else None.
+        """
+        ...
+
+    def glob(self, pattern: str) -> list[str]:
+        """The addresses of the files that fit a pattern."""
+        ...
+
+
+class Disk(Storage):
+    """This machine's disks."""
+
+    @property
+    def filesystem(self) -> Any:
+        return None
+
+    def within(self, path: str) -> str:
+        return path
+
+    def is_folder(self, path: str) -> bool:
+        return os.path.isdir(path)
+
+    def size(self, path: str) -> int:
+        return os.stat(path).st_size
+
+    def read(self, path: str) -> bytes:
+        with open(path, "rb") as file:
+            return file.read()
+
+    def read_range(self, path: str, begin: int, end: int) -> bytes:
+        with open(path, "rb") as file:
+            file.seek(begin)
+            return file.read(end - begin)
+
+    def open(self, path: str) -> BinaryIO:
+        return open(path, "rb")
+
+    def arrow(self, path: str) -> Any:
+        import pyarrow
+
+        return pyarrow.OSFile(path)
+
+    def descriptor(self, path: str) -> int:
+        return os.open(path, os.O_RDONLY)
+
+    def write(self, path: str, data: bytes) -> None:
+        folder, name = os.path.split(path)
+        aside = os.path.join(folder, f".{name}.{uuid.uuid4().hex}{ASIDE}")
+        os.makedirs(folder, exist_ok=True)
+        try:
+            with open(aside, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
+        except OSError as error:  # a full disk's own message doesn't say which
+            raise OSError(error.errno, error.strerror, path) from None
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(aside)
+        sync_folder(folder)
+
+    def remove(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+
+    def names(self, folder: str) -> list[str]:
+        try:
+            return os.listdir(folder)
+        except FileNotFoundError:
+            return []
+
+    def walk(self, folder: str) -> Iterator[tuple[str, str | None]]:
+        yield from _walk(folder, "", ())
+
+    def glob(self, pattern: str) -> list[str]:
+        return [path for path in glob.glob(pattern) if os.path.isfile(path)]
+
+
+class Store(Storage):
+    """What fsspec reaches."""
+
+    def __init__(self, address: str):
+        self._fs: Any = _filesystem(address)
+
+    @property
+    def filesystem(self) -> Any:
+        return self._fs
+
+    def within(self, path: str) -> str:
+        return self._fs._strip_protocol(path)
+
+    def is_folder(self, path: str) -> bool:
+        with _said(path):
+            return self._fs.isdir(path)
+
+    def size(self, path: str) -> int:
+        with _said(path):
+            return int(self._fs.size(path))
+
+    def read(self, path: str) -> bytes:
+        with _said(path):
+            return self._fs.cat_file(path)
+
+    def read_range(self, path: str, begin: int, end: int) -> bytes:
+        with _said(path):
+            return self._fs.cat_file(path, start=begin, end=end)
+
+    def open(self, path: str) -> BinaryIO:
+        with _said(path):
+            return self._fs.open(path, "rb")
+
+    def arrow(self, path: str) -> Any:
+        import pyarrow
+
+        return pyarrow.PythonFile(self.open(path), "r")
+
+    def descriptor(self, path: str) -> int:
+        with tempfile.NamedTemporaryFile() as file, self.open(path) as remote:
+            with _said(path):
+                shutil.copyfileobj(remote, file, 1 << 24)
+            file.flush()
+            return os.open(file.name, os.O_RDONLY)  # outlives the name
+
+    def write(self, path: str, data: bytes) -> None:
+        with _said(path):
+            self._fs.pipe_file(path, data)
+
+    def remove(self, path: str) -> None:
+        with contextlib.suppress(FileNotFoundError), _said(path):
+            self._fs.rm_file(path)
+
+    def names(self, folder: str) -> list[str]:
+        with _said(folder):
+            self._fs.invalidate_cache()  # others write here, too
+            try:
+                entries = self._fs.ls(folder, detail=True)
+            except FileNotFoundError:
+                return []
+        return [e["name"].rpartition("/")[2] for e in entries if e["type"] == "file"]
+
+    def walk(self, folder: str) -> Iterator[tuple[str, str | None]]:
+        root = self._fs._strip_protocol(folder).rstrip("/") + "/"
+        with _said(folder):
+            names = self._fs.find(folder)
+        yield from ((name.removeprefix(root), None) for name in names)
+
+    def glob(self, pattern: str) -> list[str]:
+        with _said(pattern):
+            return [self._fs.unstrip_protocol(name) for name in self._fs.glob(pattern)]
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Makes a folder's names outlast a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _walk(
+    folder: str, prefix: str, above: tuple[tuple[int, int], ...]
+) -> Iterator[tuple[str, str | None]]:
+    try:
+        stat = os.stat(folder)
+        if (stat.st_dev, stat.st_ino) in above:
+            yield prefix.rstrip("/"), "a link to a folder that it lies in"
+            return
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        if not above:
+            raise
+        yield prefix.rstrip("/"), f"the folder can't be read: {error.strerror}"
+        return
+    for entry in entries:
+        if _is_folder(entry):
+            below = (*above, (stat.st_dev, stat.st_ino))
+            yield from _walk(entry.path, f"{prefix}{entry.name}/", below)
+        elif entry.is_symlink() or entry.is_file():  # not a pipe, which would be waited for
+            yield prefix + entry.name, None
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def _filesystem(address: str) -> Any:
+    try:
+        import fsspec
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"{address} needs fsspec: pip install 'clip-jax-flax[remote]'"
+        ) from None
+    protocol = address.partition("://")[0]
+    try:
+        return fsspec.filesystem(protocol)
+    except ImportError as error:
+        raise ModuleNotFoundError(f"{address} needs fsspec's driver: {error}") from None
+    except ValueError:
+        raise ValueError(f"{address}: fsspec knows no addresses of {protocol}://") from None
+
+
+@contextlib.contextmanager
+def _said(address: str) -> Iterator[None]:
+    """Makes the drivers' errors, which are of any kind, OSErrors that name the address."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, "no such file or folder", address) from None
+    except PermissionError as error:
+        raise PermissionError(errno.EACCES, f"no permission ({error})", address) from None
+    except Exception as error:
+        raise Unreachable(
+            f"{address} can't be reached: {type(error).__name__}: {error}. Check the address, the "
+            "credentials and the network, and run the same command again."
+        ) from error
