@@ -1,13 +1,19 @@
 """Zero-shot, retrieval and the linear probe: the figures of plain NumPy and of scikit-learn."""
 
+import csv
+import json
 import warnings
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
+from PIL import Image
 
 import clip_jax
+from clip_jax.cli import main
+from clip_jax.embed import Columns, embed
 from clip_jax.evaluate import (
     ConvergenceWarning,
     LinearProbe,
@@ -18,7 +24,14 @@ from clip_jax.evaluate import (
     sweep,
     zeroshot,
 )
-from tests.models import SMALL_VIT, random_images, small, to_float
+from clip_jax.evaluate.classes import hold_out, name_classes
+from clip_jax.evaluate.data import without_projection
+from clip_jax.evaluate.scores import score, wilson
+from tests.models import SMALL_RESNET, SMALL_VIT, random_images, small, to_float
+from tests.test_examples import COLOURS
+from tests.test_sources import write_tar
+
+pytest.importorskip("pyarrow")
 
 NAMES = ("red bicycle", "dog", "cat")
 TEMPLATES = ("a photo of a {}.", "the {}, a drawing of a {}")
@@ -327,3 +340,240 @@ def test_splits_of_other_classes_are_refused(training, validation, message):
     features = np.arange(4.0)[:, None]
     with pytest.raises(ValueError, match=message):
         sweep(features, training, features[:2], validation)
+
+
+# --- figures
+
+
+def test_scores_are_those_of_plain_numpy():
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(size=(200, 7)), rng.integers(0, 6, 200)
+    logits[:50, 3] = logits[:50, 5]  # ties go to the class that comes first
+    given = score(logits, targets)
+    order = np.argsort(-logits, axis=1, kind="stable")
+    right = order[:, 0] == targets
+    assert given.top1 == right.mean() and given.count == 200
+    assert given.top5 == (order[:, :5] == targets[:, None]).any(axis=1).mean()
+    assert given.mean_per_class == pytest.approx(
+        np.mean([right[targets == c].mean() for c in range(6)])
+    )
+    assert given.confusion.sum() == 200 and given.confusion[6].sum() == 0
+    assert given.confusion[2, 4] == ((targets == 2) & (order[:, 0] == 4)).sum()
+
+
+def test_the_interval_is_wilsons():
+    assert wilson(45, 50) == pytest.approx((0.7864, 0.9565), abs=1e-4)  # R's prop.test, uncorrected
+    assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
+    assert wilson(10, 10) == pytest.approx((0.7225, 1), abs=1e-4)
+
+
+def test_labels_find_their_names():
+    assert name_classes(["b", "a", "b"], None)[0] == ["a", "b"]
+    assert name_classes(["b", "a", "b"], None)[1].tolist() == [1, 0, 1]
+    names, targets = name_classes(["n02", "n01"], ["n01\ttench", "n02\tgoldfish"])
+    assert (names, targets.tolist()) == (["tench", "goldfish"], [1, 0])
+    names, targets = name_classes(["2", "0"], ["x", "y", "z"])
+    assert (names, targets.tolist()) == (["x", "y", "z"], [2, 0])
+    for labels, lines, message in [
+        (["a", "c"], ["a", "b"], "not among the 2 classes: c. Expected a line"),
+        (["2"], ["a", "b"], "not among the 2 classes: 2"),
+        (["a"], ["a", "b", "a"], "classes given more than once: a"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            name_classes(labels, lines)
+
+
+def test_every_fifth_row_of_a_class_is_held_out():
+    rest, held = hold_out(["a"] * 6 + ["b"] * 10, "testing")
+    assert held.tolist() == [4, 10, 15] and len(rest) == 13
+    with pytest.raises(
+        ValueError, match=r"for testing, but these classes have fewer rows: b \(4\)"
+    ):
+        hold_out(["a"] * 6 + ["b"] * 4, "testing")
+
+
+# --- the command line
+
+
+@pytest.fixture(scope="module")
+def data(model, tmp_path_factory) -> Path:
+    """A model, pictures of three colours in class folders, and what holds the same."""
+    root = tmp_path_factory.mktemp("evaluate")
+    clip_jax.save(model, root / "model")
+    rng = np.random.default_rng(0)
+    members, captions = {}, []
+    for label, (name, colour) in enumerate(COLOURS.items()):
+        (root / "pictures" / name).mkdir(parents=True)
+        for i in range(10):
+            pixels = np.clip(np.array(colour) + rng.normal(0, 25, (40, 50, 3)), 0, 255)
+            path = root / "pictures" / name / f"{i}.png"
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+            members[f"{name}{i}.png"] = path.read_bytes()
+            members[f"{name}{i}.cls"] = str(label).encode()
+            texts = [f"something {name}", f"number {i}"]
+            captions.append({"image": f"pictures/{name}/{i}.png", "captions": texts})
+            members[f"{name}{i}.json"] = json.dumps({"captions": texts, "label": name}).encode()
+    write_tar(root / "in.tar", members)
+    lines = "".join(json.dumps(row) + "\n" for row in captions)
+    (root / "captions.jsonl").write_text(lines)
+    (root / "classes.txt").write_text("\n".join(COLOURS))
+    (root / "templates.txt").write_text("a photo of a {}.\n\na {} thing\n")
+    options = {"what": "both", "columns": Columns(others=("label",)), "progress": False}
+    embed(root / "in.tar", root / "model", root / "embedded", batch_size=8, **options)
+    return root
+
+
+@pytest.fixture
+def run(data, monkeypatch, capsys):
+    """Runs a command in this process, in the folder; gives its status, output and errors."""
+    monkeypatch.chdir(data)
+
+    def run(*argv: object) -> tuple[int, str, list[str]]:
+        try:
+            status = main(["eval", *map(str, argv)])
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return status, out, err.splitlines()
+
+    return run
+
+
+def test_zero_shot_of_folders_shards_and_embeddings_is_one(run, data, model):
+    options = ("--model", "model", "--templates", "templates.txt", "--batch-size", 8, "--json")
+    status, out, err = run("zeroshot", "pictures", *options)
+    assert (status, err) == (0, [])
+    folders = json.loads(out)
+    shards = json.loads(run("zeroshot", "in.tar", *options, "--classes", "classes.txt")[1])
+    rows = json.loads(run("zeroshot", "embedded", *options, "--classes", "classes.txt")[1])
+    assert folders["per_class"] == shards["per_class"] == rows["per_class"]
+    assert folders["count"] == 30 and folders["classes"] == 3 and folders["top5"] == 1
+    # By the classifier itself.
+    preprocess = clip_jax.Preprocess(32)
+    classifier = ZeroShotClassifier(model, sorted(COLOURS), ["a photo of a {}.", "a {} thing"])
+    right = 0
+    for path in sorted((data / "pictures").glob("*/*.png")):
+        number = classifier.predict(preprocess.pixels(Image.open(path))[None])[0]
+        right += sorted(COLOURS)[number] == path.parent.name
+    assert folders["top1"] == pytest.approx(right / 30)
+    low, high = folders["top1_interval"]
+    assert low < folders["top1"] < high
+
+
+def test_the_report_has_a_table_a_picture_and_an_escaped_page(run, data, tmp_path):
+    (data / "odd.txt").write_text("red\t<b>red</b>\ngreen\t$x$ green\nblue\tblue\n")
+    options = ("--classes", "odd.txt", "--report", tmp_path / "r")
+    status, out, _ = run("zeroshot", "embedded", *options)
+    assert status == 0 and "top-1" in out and "95% interval" in out and "mean per class" in out
+    rows = list(csv.DictReader((tmp_path / "r" / "per_class.csv").open()))
+    assert [row["class"] for row in rows] == ["<b>red</b>", "$x$ green", "blue"]
+    assert sum(int(row["rows"]) for row in rows) == 30
+    assert Image.open(tmp_path / "r" / "confusion.png").size[0] > 300
+    page = (tmp_path / "r" / "mistakes.html").read_text()
+    wrong = 30 - sum(int(row["right"]) for row in rows)
+    assert page.count("<li>") == wrong > 0
+    assert "<b>red" not in page and "&lt;b&gt;red" in page
+    assert page.count("data:image/jpeg;base64,") == wrong
+
+
+def test_retrieval_of_pairs_and_of_embeddings_is_one(run):
+    options = ("--model", "model", "--json")
+    table = json.loads(run("retrieval", "captions.jsonl", *options, "--batch-size", 8)[1])
+    shards = json.loads(run("retrieval", "in.tar", *options, "--batch-size", 8)[1])
+    assert table == shards
+    assert (table["images"], table["texts"]) == (30, 60)
+    assert set(table["image_to_text"]) == {"1", "5", "10"}
+    rows = json.loads(run("retrieval", "embedded", "--json")[1])
+    assert (rows["images"], rows["texts"]) == (30, 30)
+    assert "at 10" in run("retrieval", "embedded")[1]
+
+
+def test_the_probe_separates_colours(run, tmp_path):
+    options = ("--model", "model", "--batch-size", 8, "--report", tmp_path / "r")
+    status, out, err = run("probe", "pictures", *options, "--json")
+    given = json.loads(out)
+    assert (status, err) == (0, [])
+    assert (given["fitted"], given["count"], given["top1"]) == (24, 6, 1)
+    assert len(given["sweep"]) >= 7 and any(t["C"] == given["C"] for t in given["sweep"])
+    assert Image.open(tmp_path / "r" / "sweep.png").size[0] > 300
+
+
+def test_the_probe_takes_features_before_the_projection_and_other_test_rows(run):
+    options = ("--model", "model", "-C", 1, "--batch-size", 8)
+    status, out, _ = run(
+        "probe", "pictures", "--test", "pictures", "--features", "before", *options
+    )
+    assert status == 0 and "fitted 30 rows with C = 1\n30 images of 3 classes" in out
+    assert run("probe", "embedded", "-C", 1)[0] == 0
+
+
+def test_features_before_the_projection_are_the_towers(model):
+    images = random_images(2, 32)
+    given = without_projection(model).encode_image(images)
+    assert given.shape == (2, SMALL_VIT.vision.width)
+    proj = np.asarray(model.visual.proj[...])
+    assert np.allclose(given @ proj, model.encode_image(images), atol=1e-4)
+    with pytest.raises(ValueError, match="a ResNet has no projection"):
+        without_projection(small(SMALL_RESNET))
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "message"),
+    [
+        (("zeroshot", "nowhere"), 1, "nowhere"),
+        (("zeroshot", "pictures/red"), 1, "pictures/red holds no class folders"),
+        (("zeroshot", "bad"), 1, "a class folder without images: bad/empty"),
+        (("zeroshot", "embedded", "--model", "other"), 1, "another model: its fingerprint is"),
+        (
+            ("zeroshot", "embedded", "--label-column", "x"),
+            1,
+            "no column 'x'; its columns are 'key'",
+        ),
+        (("zeroshot", "in.tar", "--label-column", "x"), 1, "red0 has no 'x'"),
+        (
+            ("zeroshot", "embedded", "--classes", "templates.txt"),
+            1,
+            "not among the 2 classes: blue",
+        ),
+        (("zeroshot", "embedded", "--classes", "twice.txt"), 1, "given more than once: red"),
+        (("zeroshot", "embedded", "--templates", "classes.txt"), 1, "must have {} where the name"),
+        (("zeroshot", "embedded", "--templates", "empty.txt"), 1, "empty.txt is empty"),
+        (("retrieval", "model"), 1, "no table of captions"),
+        (("retrieval", "texts"), 1, "texts has no embeddings of images"),
+        (("probe", "embedded", "-C", "0"), 2, "expected a number above 0. Got '0'"),
+        (("probe", "embedded", "--features", "before"), 1, "give the pictures instead"),
+        (
+            ("probe", "one", "-C", "1", "--test", "pictures"),
+            1,
+            "no training row has these labels: blue",
+        ),
+        (("probe", "one", "-C", "1"), 1, "at least two classes. Got one class: 'red'"),
+    ],
+)
+def test_mistakes_are_said_in_a_line(run, data, argv, status, message):
+    for name, content in (("twice", "red\nblue\nred"), ("empty", "\n")):
+        (data / f"{name}.txt").write_text(content)
+    if not (data / "one").exists():
+        (data / "bad" / "empty").mkdir(parents=True)
+        (data / "one").mkdir()
+        (data / "one" / "red").symlink_to(data / "pictures" / "red")
+        other = small(SMALL_VIT)
+        other.ln_final.bias[...] = other.ln_final.bias[...] + 1
+        clip_jax.save(other, data / "other")
+        embed(data / "templates.txt", data / "model", data / "texts", progress=False)
+    if "pictures" in argv or "one" in argv or "in.tar" in argv or "bad" in argv:
+        argv = (*argv, "--model", "model", "--batch-size", "8")
+    code, out, err = run(*argv)
+    assert (code, out) == (status, "")
+    assert message in err[0]
+
+
+def test_pictures_that_can_not_be_read_are_left_out_and_told(run, data, tmp_path):
+    for name in COLOURS:
+        (tmp_path / "p" / name).mkdir(parents=True)
+        (tmp_path / "p" / name / "0.png").symlink_to(data / "pictures" / name / "0.png")
+    (tmp_path / "p" / "red" / "1.png").write_bytes(b"no picture")
+    status, out, err = run("zeroshot", tmp_path / "p", "--model", "model", "--json")
+    assert (status, json.loads(out)["count"], json.loads(out)["unreadable"]) == (1, 3, 1)
+    assert "red/1.png: is not an image" in err[0]

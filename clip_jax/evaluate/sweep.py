@@ -23,12 +23,14 @@ class Trial:
     Attributes:
         C: inverse strength of the regularisation.
         accuracy: on the validation rows.
+        mean_per_class: likewise, the mean of the classes' accuracies.
         num_iterations: of the fit.
         gradient_norm: where it ended.
     """
 
     C: float
     accuracy: float
+    mean_per_class: float
     num_iterations: int
     gradient_norm: float
 
@@ -79,9 +81,11 @@ def sweep(
     check_parameters(1.0, max_iter, tol, dtype)
     features = check_features(features, dtype)
     classes, targets = check_labels(labels, len(features))
-    check_same_classes(labels, validation_labels)
+    check_known(labels, validation_labels)
+    check_known(validation_labels, labels, "validation")
     problem = Problem(features, targets, len(classes), dtype=dtype, mesh=mesh)
-    found: dict[float, tuple[float, LinearProbe, Solution]] = {}
+    expected = np.asarray(validation_labels)
+    found: dict[float, tuple[Trial, LinearProbe, Solution]] = {}
 
     def attempt(power: float) -> None:
         nearest = min(found, key=lambda other: abs(other - power), default=None)
@@ -89,10 +93,19 @@ def sweep(
         solution = problem.solve(10.0**power, max_iter=max_iter, tol=tol, start=start)
         probe = LinearProbe(10.0**power, max_iter, tol, dtype=dtype, mesh=mesh)
         probe.take(solution, classes)
-        found[power] = probe.score(validation_features, validation_labels), probe, solution
+        is_right = probe.predict(validation_features) == expected
+        per_class = float(np.mean([is_right[expected == label].mean() for label in classes]))
+        trial = Trial(
+            probe.C,
+            float(is_right.mean()),
+            per_class,
+            solution.num_iterations,
+            solution.gradient_norm,
+        )
+        found[power] = trial, probe, solution
 
     def peak() -> float:
-        return max(found, key=lambda power: (found[power][0], -power))
+        return max(found, key=lambda power: (found[power][0].accuracy, -power))
 
     for power in FIRST:
         attempt(power)
@@ -102,24 +115,19 @@ def sweep(
         for power in (middle - step, middle + step):
             if FIRST[0] <= power <= FIRST[-1] and power not in found:
                 attempt(power)
-    trials = (
-        Trial(probe.C, accuracy, solution.num_iterations, solution.gradient_norm)
-        for _, (accuracy, probe, solution) in sorted(found.items())
-    )
-    return Sweep(tuple(trials), found[peak()][1])
+    trials = tuple(found[power][0] for power in sorted(found))
+    return Sweep(trials, found[peak()][1])
 
 
-def check_same_classes(training: Any, validation: Any) -> None:
-    """Refuses two splits of which one lacks a class of the other.
+def check_known(training: Any, other: Any, where: str = "training") -> None:
+    """Refuses labels that no training row has.
 
     Raises:
         ValueError: names the classes.
     """
-    here, there = (set(np.asarray(labels).tolist()) for labels in (training, validation))
-    for missing, where in ((there - here, "training"), (here - there, "validation")):
-        if missing:
-            names = sorted(map(str, missing))
-            shown = ", ".join(names[:10]) + (" and more" if len(names) > 10 else "")
-            raise ValueError(
-                f"no {where} row has these labels: {shown}. Every class needs rows in both splits."
-            )
+    if missing := set(np.asarray(other).tolist()) - set(np.asarray(training).tolist()):
+        names = sorted(map(str, missing))
+        shown = ", ".join(names[:10]) + (" and more" if len(names) > 10 else "")
+        raise ValueError(
+            f"no {where} row has these labels: {shown}. Every class needs rows in both splits."
+        )
