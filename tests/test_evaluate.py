@@ -14,6 +14,8 @@ from PIL import Image
 import clip_jax
 from clip_jax.cli import main
 from clip_jax.embed import Columns, embed
+from clip_jax.embed.identity import model_digest
+from clip_jax.encoder import Encoder
 from clip_jax.evaluate import (
     ConvergenceWarning,
     LinearProbe,
@@ -24,6 +26,8 @@ from clip_jax.evaluate import (
     sweep,
     zeroshot,
 )
+from clip_jax.evaluate import captions as captions_module
+from clip_jax.evaluate import data as data_module
 from clip_jax.evaluate.classes import hold_out, name_classes
 from clip_jax.evaluate.data import without_projection
 from clip_jax.evaluate.scores import score, wilson
@@ -396,7 +400,24 @@ def test_every_fifth_row_of_a_class_is_held_out():
 
 
 @pytest.fixture(scope="module")
-def data(model, tmp_path_factory) -> Path:
+def compiled_once():
+    """All commands share their programs, which take longer than the evaluations."""
+    made: dict[str, Encoder] = {}
+
+    def encoder(model, batch_size=None):
+        digest = model_digest(model)
+        if digest not in made:
+            made[digest] = Encoder(model, batch_size=8)
+        return made[digest]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (data_module, captions_module, zeroshot):
+            patch.setattr(module, "Encoder", encoder)
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(compiled_once, model, tmp_path_factory) -> Path:
     """A model, pictures of three colours in class folders, and what holds the same."""
     root = tmp_path_factory.mktemp("evaluate")
     clip_jax.save(model, root / "model")

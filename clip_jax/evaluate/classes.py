@@ -62,7 +62,7 @@ def name_classes(
     return names, np.array([numbers[label] for label in labels])
 
 
-def hold_out(labels: Sequence[str], what: str) -> tuple[np.ndarray, np.ndarray]:
+def hold_out(labels: Sequence[str] | np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
     """The rows that stay and those that are held out: of each class the fifth, the tenth, ...
 
     Args:

@@ -169,11 +169,11 @@ def check_parameters(C: object, max_iter: object, tol: object, dtype: object) ->
     Raises:
         ValueError: says what was expected, and what was given.
     """
-    if not isinstance(C, numbers.Real) or not 0 < C < math.inf:
+    if not isinstance(C, numbers.Real) or not 0 < float(C) < math.inf:
         raise ValueError(f"C must be a number above 0, and finite. Got {C!r}.")
-    if not isinstance(max_iter, numbers.Integral) or not 0 < max_iter < 2**31:
+    if not isinstance(max_iter, numbers.Integral) or not 0 < int(max_iter) < 2**31:
         raise ValueError(f"max_iter must be a whole number from 1 on. Got {max_iter!r}.")
-    if not isinstance(tol, numbers.Real) or not 0 < tol < math.inf:
+    if not isinstance(tol, numbers.Real) or not 0 < float(tol) < math.inf:
         raise ValueError(f"tol must be a number above 0, and finite. Got {tol!r}.")
     if dtype not in ("float32", "float64"):
         raise ValueError(f'dtype must be "float32" or "float64". Got {dtype!r}.')
@@ -184,7 +184,7 @@ def _logits(
     features: Float[np.ndarray, "n d"],
     coefficients: Float[np.ndarray, "c d"],
     intercepts: Float[np.ndarray, " c"],
-) -> jax.Array:
+) -> np.ndarray | jax.Array:  # under jit the latter
     return features @ coefficients.T + intercepts
 
 

@@ -67,7 +67,7 @@ def _write_table(path: Path, scores: Scores, class_names: Sequence[str]) -> None
         writer.writerow(("class", "rows", "right", "accuracy", "most often taken for"))
         for i, (name, counts) in enumerate(zip(class_names, scores.confusion, strict=True)):
             wrong = np.where(np.arange(len(counts)) == i, 0, counts)
-            other = class_names[wrong.argmax()] if wrong.any() else ""
+            other = class_names[int(wrong.argmax())] if wrong.any() else ""
             rows = counts.sum()
             accuracy = f"{counts[i] / rows:.4f}" if rows else ""
             writer.writerow((name, rows, counts[i], accuracy, other))
@@ -103,14 +103,17 @@ def _sheet(
     taken = logits.argmax(axis=1)
     wrong = np.flatnonzero(taken != targets)
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:SHOWN]
+    own_names, other_names = (
+        [class_names[i] for i in numbers[wrong]] for numbers in (targets, taken)
+    )
     mistakes = [
         {
             "key": keys[row],
             "score": float(confidence[row]),
             "path": paths[row],
-            "caption": f"{class_names[targets[row]]}, taken for {class_names[taken[row]]}",
+            "caption": f"{own}, taken for {other}",
         }
-        for row in wrong
+        for row, own, other in zip(wrong, own_names, other_names, strict=True)
     ]
     return contact_sheet(mistakes, f"The {len(mistakes)} most confident mistakes")
 

@@ -131,7 +131,7 @@ def _put(side: _Side, begin: int, dtype: str) -> Any:
 
 
 @jax.jit
-def _compare(images: Any, texts: Any, error: float) -> tuple[Any, Any]:
+def _compare(images: Any, texts: Any, error: Any) -> tuple[Any, Any]:
     image, image_owners, own_image = images
     text, text_owners, own_text = texts
     cosines = image @ text.T
