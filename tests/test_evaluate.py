@@ -487,7 +487,7 @@ def test_the_report_has_a_table_a_picture_and_an_escaped_page(run, data, tmp_pat
     options = ("--classes", "odd.txt", "--report", tmp_path / "r")
     status, out, _ = run("zeroshot", "embedded", *options)
     assert status == 0 and "top-1" in out and "95% interval" in out and "mean per class" in out
-    rows = list(csv.DictReader((tmp_path / "r" / "per_class.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "r" / "per_class.csv").read_text().splitlines()))
     assert [row["class"] for row in rows] == ["<b>red</b>", "$x$ green", "blue"]
     assert sum(int(row["rows"]) for row in rows) == 30
     assert Image.open(tmp_path / "r" / "confusion.png").size[0] > 300
