@@ -475,7 +475,7 @@ def test_zero_shot_of_folders_shards_and_embeddings_is_one(run, data, model):
     classifier = ZeroShotClassifier(model, sorted(COLOURS), ["a photo of a {}.", "a {} thing"])
     right = 0
     for path in sorted((data / "pictures").glob("*/*.png")):
-        number = classifier.predict(preprocess.pixels(Image.open(path))[None])[0]
+        number = classifier.predict(preprocess.pixels(clip_jax.open_image(path))[None])[0]
         right += sorted(COLOURS)[number] == path.parent.name
     assert folders["top1"] == pytest.approx(right / 30)
     low, high = folders["top1_interval"]
@@ -490,7 +490,7 @@ def test_the_report_has_a_table_a_picture_and_an_escaped_page(run, data, tmp_pat
     rows = list(csv.DictReader((tmp_path / "r" / "per_class.csv").read_text().splitlines()))
     assert [row["class"] for row in rows] == ["<b>red</b>", "$x$ green", "blue"]
     assert sum(int(row["rows"]) for row in rows) == 30
-    assert Image.open(tmp_path / "r" / "confusion.png").size[0] > 300
+    assert clip_jax.open_image(tmp_path / "r" / "confusion.png").size[0] > 300
     page = (tmp_path / "r" / "mistakes.html").read_text()
     wrong = 30 - sum(int(row["right"]) for row in rows)
     assert page.count("<li>") == wrong > 0
@@ -517,7 +517,7 @@ def test_the_probe_separates_colours(run, tmp_path):
     assert (status, err) == (0, [])
     assert (given["fitted"], given["count"], given["top1"]) == (24, 6, 1)
     assert len(given["sweep"]) >= 7 and any(t["C"] == given["C"] for t in given["sweep"])
-    assert Image.open(tmp_path / "r" / "sweep.png").size[0] > 300
+    assert clip_jax.open_image(tmp_path / "r" / "sweep.png").size[0] > 300
 
 
 def test_the_probe_takes_features_before_the_projection_and_other_test_rows(run):
