@@ -3,7 +3,7 @@
     python examples/linear_probe.py FOLDER [--model ViT-B/32]
 
 FOLDER holds one folder a class, with its pictures inside. Every fifth picture of a class is for
-testing, the others are for training. Needs scikit-learn.
+testing, the others are for training.
 """
 
 import argparse
@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from sklearn.linear_model import LogisticRegression
 
 import clip_jax
+from clip_jax.evaluate import LinearProbe
 
 parser = argparse.ArgumentParser(description="Train a classifier on embeddings of pictures.")
 parser.add_argument("folder", type=Path, help="one folder a class, with pictures inside")
@@ -50,7 +50,7 @@ def features(dataset: list[tuple[Path, int]]) -> tuple[np.ndarray, np.ndarray]:
 train_features, train_labels = features(train)
 test_features, test_labels = features(test)
 
-classifier = LogisticRegression(C=0.316, max_iter=1000)
+classifier = LinearProbe(C=0.316, max_iter=1000)
 classifier.fit(train_features, train_labels)
 
 print(f"Train accuracy: {100 * classifier.score(train_features, train_labels):.1f}%")

@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import clip_jax
-from clip_jax.cli import classify, convert, embed, models, parity, search, train
+from clip_jax.cli import classify, convert, embed, evaluate, models, parity, search, train
 from clip_jax.cli.output import complain, printable
 from clip_jax.errors import CheckpointError, DownloadError
 
-COMMANDS = (models, classify, embed, search, convert, parity, train)
+COMMANDS = (models, classify, embed, search, evaluate, convert, parity, train)
 
 FAILURE, BAD_ARGUMENTS = 1, 2
 INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 and the signal's number, as shells count
@@ -73,7 +73,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="clip-jax",
-        description="CLIP in JAX: classify, embed and search pictures, convert checkpoints, train.",
+        description="CLIP in JAX: classify, embed and search pictures, evaluate, convert, train.",
         epilog="example: clip-jax classify photo.jpg --labels 'a dog' 'a cat'",
     )
     parser.add_argument("--version", action="version", version=f"clip-jax {clip_jax.__version__}")

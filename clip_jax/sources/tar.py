@@ -77,7 +77,8 @@ class TarShard:
 
         Args:
             path: the tar file.
-            columns: what to take along from the JSON documents.
+            columns: what to take along from the JSON documents; `cls` is the label in the member
+                of that ending, where there is one.
         """
         self.name = os.path.basename(path)
         self.size = storage(path).size(path)
@@ -123,6 +124,8 @@ class TarRows:
                 caption = group.captions()[0]
             if self._columns:
                 document = group.document()
+                if group.cls is not None:
+                    document = document | {"cls": group.cls.decode().strip()}
                 columns = {name: document.get(name) for name in self._columns}
         except ValueError as error:
             # Where there is a picture it can be embedded all the same.
@@ -181,6 +184,7 @@ class _Group:
     image: _Member | None = None
     txt: bytes | None = None
     json: bytes | None = None
+    cls: bytes | None = None
 
     def captions(self) -> tuple[str, ...]:
         """One or more captions.
@@ -252,7 +256,7 @@ class _Index:
                 group.image = image
             else:
                 self.surplus.append(image)
-        elif suffix in ("txt", "json"):
+        elif suffix in ("txt", "json", "cls"):
             content = tar.extractfile(member)
             assert content is not None  # it is a file
             setattr(self.groups.setdefault(key, _Group()), suffix, content.read())

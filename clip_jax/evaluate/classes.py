@@ -1,0 +1,92 @@
+"""Class names for labels: from the labels themselves, or from a text file; and splits by class."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+# Of each class one row in so many is held out.
+FIFTH = 5
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """The lines of a text file that are not blank.
+
+    Raises:
+        ValueError: there are none, or the file is not UTF-8.
+        OSError: it can't be read.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = [line.strip() for line in file if line.strip()]
+    except UnicodeDecodeError:
+        raise ValueError(f"{os.fspath(path)} is not UTF-8: save it as that") from None
+    if not lines:
+        raise ValueError(f"{os.fspath(path)} is empty: expected one entry a line")
+    return lines
+
+
+def name_classes(
+    labels: Sequence[str], lines: Sequence[str] | None
+) -> tuple[list[str], Int[np.ndarray, " n"]]:
+    """The names of the classes, and the number of each label's.
+
+    Args:
+        labels: of rows.
+        lines: of a file of class names: `label<TAB>name`; or the labels as they are; or, where
+            labels are numbers, the name of class 0, of class 1, and so on. None for the labels
+            themselves, sorted.
+
+    Raises:
+        ValueError: a label has no line; names it. Or one has two.
+    """
+    if lines is None:
+        lines = sorted(set(labels))
+    pairs = [line.partition("\t") for line in lines]
+    if all(tab for _, tab, _ in pairs):
+        keys, names = [key.strip() for key, _, _ in pairs], [name.strip() for _, _, name in pairs]
+    else:
+        keys = names = list(lines)
+    if twice := sorted({key for key in keys if keys.count(key) > 1}):
+        raise ValueError(f"classes given more than once: {_listed(twice)}")
+    numbers = {key: i for i, key in enumerate(keys)}
+    missing = sorted(set(labels) - numbers.keys())
+    if missing and all(label.isdecimal() and int(label) < len(names) for label in set(labels)):
+        return names, np.array([int(label) for label in labels])
+    if missing:
+        raise ValueError(
+            f"labels that are not among the {len(names)} classes: {_listed(missing)}. Expected a "
+            "line for each: the label, or the label, a tab and the name"
+        )
+    return names, np.array([numbers[label] for label in labels])
+
+
+def hold_out(labels: Sequence[str] | np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that stay and those that are held out: of each class the fifth, the tenth, ...
+
+    Args:
+        labels: of the rows.
+        what: the held out rows are for, in the error.
+
+    Raises:
+        ValueError: a class has too few rows; names it.
+    """
+    array = np.asarray(labels)
+    held = np.zeros(len(array), bool)
+    few = []
+    for label in np.unique(array):
+        rows = np.flatnonzero(array == label)
+        held[rows[FIFTH - 1 :: FIFTH]] = True
+        if len(rows) < FIFTH:
+            few.append(f"{label} ({len(rows)})")
+    if few:
+        raise ValueError(
+            f"one row in {FIFTH} is held out for {what}, but these classes have fewer rows: "
+            f"{_listed(few)}"
+        )
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -1,0 +1,211 @@
+"""The linear probe: multinomial logistic regression with scikit-learn's face, on the device."""
+
+import math
+import numbers
+import warnings
+from typing import Any, Literal, Self
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from clip_jax.evaluate.checks import check_features, check_labels
+from clip_jax.evaluate.logistic import Problem, Solution
+
+
+class ConvergenceWarning(UserWarning):
+    """The allowed iterations did not reach the tolerance."""
+
+
+class LinearProbe:
+    """Logistic regression on embeddings (Radford et al. 2021, appendix A.3), full batch by L-BFGS.
+
+    Minimises scikit-learn's objective, mean cross entropy + ||W||^2 / (2 C N) with the intercepts
+    free, and follows its conventions: two classes have one row of coefficients, and the estimator
+    can be cloned, searched over and put into pipelines. scikit-learn itself is not needed.
+
+    Example:
+        >>> probe = LinearProbe(C=0.316).fit([[0.0], [1.0], [2.0], [3.0]], ["a", "a", "b", "b"])
+        >>> probe.predict([[0.5], [2.5]]).tolist()
+        ['a', 'b']
+
+    Attributes:
+        coef_: (k, d) coefficients, (1, d) for two classes.
+        intercept_: (k,) of sum 0, or (1,).
+        classes_: (k,) the labels, sorted.
+        n_iter_: (1,) how many iterations it took.
+        n_features_in_: d.
+    """
+
+    _estimator_type = "classifier"
+
+    def __init__(
+        self,
+        C: float = 1.0,
+        max_iter: int = 1000,
+        tol: float = 1e-4,
+        *,
+        dtype: Literal["float32", "float64"] = "float32",
+        mesh: Mesh | None = None,
+    ):
+        """Notes the parameters, which `fit` checks.
+
+        Args:
+            C: inverse strength of the L2 regularisation, above 0.
+            max_iter: iterations at most.
+            tol: how small the largest entry of the gradient has to become.
+            dtype: in which to compute; JAX's global setting is neither needed nor changed.
+            mesh: over all of whose axes the rows are split; without it they are on one device.
+        """
+        self.C, self.max_iter, self.tol = C, max_iter, tol
+        self.dtype, self.mesh = dtype, mesh
+
+    def fit(self, X: Float[np.ndarray, "n d"], y: Any) -> Self:
+        """Finds the coefficients.
+
+        Args:
+            X: (n, d) features; kept as they are, so normalise or scale them before if you want to.
+            y: (n,) labels, strings or whole numbers, of at least two classes.
+
+        Raises:
+            ValueError: a parameter is out of range; shapes don't fit; a feature is not finite;
+                there is one class only.
+            TypeError: the features are sparse.
+
+        Warns:
+            ConvergenceWarning: `max_iter` iterations did not reach `tol`; says how near they came.
+        """
+        check_parameters(self.C, self.max_iter, self.tol, self.dtype)
+        features = check_features(X, self.dtype)
+        classes, targets = check_labels(y, len(features))
+        problem = Problem(features, targets, len(classes), dtype=self.dtype, mesh=self.mesh)
+        solution = problem.solve(self.C, max_iter=self.max_iter, tol=self.tol)
+        if not solution.gradient_norm <= self.tol:
+            warnings.warn(_complaint(solution, self), ConvergenceWarning, stacklevel=2)
+        return self.take(solution, classes)
+
+    def take(self, solution: Solution, classes: np.ndarray) -> Self:
+        """Becomes the probe that a solution describes; for those that solve by themselves."""
+        self.coef_, self.intercept_ = solution.coefficients, solution.intercepts
+        self.classes_ = classes
+        self.n_iter_ = np.array([solution.num_iterations], np.int32)
+        self.n_features_in_ = self.coef_.shape[1]
+        return self
+
+    def decision_function(self, X: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n ..."]:
+        """Logits: (n, k), or (n,) of the second of two classes.
+
+        Raises:
+            ValueError: the features have another width or are not finite; `fit` comes first.
+        """
+        if not hasattr(self, "coef_"):
+            raise _not_fitted()
+        features = check_features(X, self.dtype, self.n_features_in_)
+        with (
+            jax.enable_x64(self.dtype == "float64"),
+            jax.default_matmul_precision("highest"),
+        ):
+            logits = np.asarray(_logits(features, self.coef_, self.intercept_))
+        return logits[:, 0] if logits.shape[1] == 1 else logits
+
+    def predict_proba(self, X: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
+        """The probability of each class; raises as `decision_function`."""
+        logits = self.decision_function(X)
+        if logits.ndim == 1:
+            logits = np.stack([np.zeros_like(logits), logits], axis=1)
+        weights = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return weights / weights.sum(axis=1, keepdims=True)
+
+    def predict(self, X: Float[np.ndarray, "n d"]) -> np.ndarray:
+        """(n,) the most probable labels; raises as `decision_function`."""
+        logits = self.decision_function(X)
+        return self.classes_[_best(logits)]
+
+    def score(self, X: Float[np.ndarray, "n d"], y: Any) -> float:
+        """The share of rows whose label is predicted; raises as `decision_function`."""
+        return float(np.mean(self.predict(X) == np.asarray(y)))
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """The parameters by name; `deep` is of scikit-learn's protocol and means nothing here."""
+        return {name: getattr(self, name) for name in _PARAMETERS}
+
+    def set_params(self, **parameters: Any) -> Self:
+        """Changes parameters.
+
+        Raises:
+            ValueError: there is none of that name.
+        """
+        for name, value in parameters.items():
+            if name not in _PARAMETERS:
+                raise ValueError(
+                    f"Invalid parameter {name!r} for LinearProbe: expected one of "
+                    f"{', '.join(_PARAMETERS)}."
+                )
+            setattr(self, name, value)
+        return self
+
+    def __repr__(self) -> str:
+        return f"LinearProbe({', '.join(f'{k}={v!r}' for k, v in self.get_params().items())})"
+
+    def __sklearn_tags__(self) -> Any:
+        # Called by scikit-learn alone, so it is there.
+        from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
+
+        return Tags(
+            estimator_type="classifier",
+            target_tags=TargetTags(required=True),
+            classifier_tags=ClassifierTags(),
+            input_tags=InputTags(),
+        )
+
+
+_PARAMETERS = ("C", "max_iter", "tol", "dtype", "mesh")
+
+
+def check_parameters(C: object, max_iter: object, tol: object, dtype: object) -> None:
+    """Refuses what is out of range.
+
+    Raises:
+        ValueError: says what was expected, and what was given.
+    """
+    if not isinstance(C, numbers.Real) or not 0 < float(C) < math.inf:
+        raise ValueError(f"C must be a number above 0, and finite. Got {C!r}.")
+    if not isinstance(max_iter, numbers.Integral) or not 0 < int(max_iter) < 2**31:
+        raise ValueError(f"max_iter must be a whole number from 1 on. Got {max_iter!r}.")
+    if not isinstance(tol, numbers.Real) or not 0 < float(tol) < math.inf:
+        raise ValueError(f"tol must be a number above 0, and finite. Got {tol!r}.")
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f'dtype must be "float32" or "float64". Got {dtype!r}.')
+
+
+@jax.jit
+def _logits(
+    features: Float[np.ndarray, "n d"],
+    coefficients: Float[np.ndarray, "c d"],
+    intercepts: Float[np.ndarray, " c"],
+) -> np.ndarray | jax.Array:  # under jit the latter
+    return features @ coefficients.T + intercepts
+
+
+def _best(logits: Float[np.ndarray, "n ..."]) -> Int[np.ndarray, " n"]:
+    return (logits > 0).astype(int) if logits.ndim == 1 else logits.argmax(axis=1)
+
+
+def _complaint(solution: Solution, probe: LinearProbe) -> str:
+    way_out = "scale the features, lower C, or raise max_iter or tol"
+    if solution.num_iterations < probe.max_iter:  # rounding is all that moves
+        way_out = 'raise tol, or take dtype="float64"' if probe.dtype == "float32" else "raise tol"
+    return (
+        f"no convergence in {solution.num_iterations} iterations: the gradient's norm (its largest "
+        f"entry) is {solution.gradient_norm:.2e}, tol is {probe.tol:.2e}; {way_out}"
+    )
+
+
+def _not_fitted() -> Exception:
+    """scikit-learn's own error where it is in use, so that its tools know it."""
+    import sys
+
+    message = "this LinearProbe is not fitted yet: call fit first."
+    exceptions: Any = sys.modules.get("sklearn.exceptions")
+    return exceptions.NotFittedError(message) if exceptions else ValueError(message)

@@ -1,0 +1,600 @@
+"""Zero-shot, retrieval and the linear probe: the figures of plain NumPy and of scikit-learn."""
+
+import csv
+import json
+import warnings
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+from PIL import Image
+
+import clip_jax
+from clip_jax.cli import main
+from clip_jax.embed import Columns, embed
+from clip_jax.embed.identity import model_digest
+from clip_jax.encoder import Encoder
+from clip_jax.evaluate import (
+    ConvergenceWarning,
+    LinearProbe,
+    ZeroShotClassifier,
+    logistic,
+    recall_at_k,
+    retrieval,
+    sweep,
+    zeroshot,
+)
+from clip_jax.evaluate import captions as captions_module
+from clip_jax.evaluate import data as data_module
+from clip_jax.evaluate.classes import hold_out, name_classes
+from clip_jax.evaluate.data import without_projection
+from clip_jax.evaluate.scores import score, wilson
+from tests.models import SMALL_RESNET, SMALL_VIT, random_images, small, to_float
+from tests.test_examples import COLOURS
+from tests.test_sources import write_tar
+
+pytest.importorskip("pyarrow")
+
+NAMES = ("red bicycle", "dog", "cat")
+TEMPLATES = ("a photo of a {}.", "the {}, a drawing of a {}")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return small(SMALL_VIT)
+
+
+def unit(x) -> np.ndarray:
+    x = np.asarray(x, np.float64)
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+# --- zero-shot
+
+
+@pytest.fixture(scope="module")
+def classifier(model):
+    return ZeroShotClassifier(model, NAMES, TEMPLATES, batch_size=8)
+
+
+def test_zero_shot_is_the_published_ensemble(model, classifier):
+    images = random_images(3, 32)
+    prompts = [[template.replace("{}", name) for template in TEMPLATES] for name in NAMES]
+    each = [unit(model.encode_text(clip_jax.tokenize(texts))) for texts in prompts]
+    weights = unit(np.stack([rows.mean(axis=0) for rows in each]))
+    logits = (
+        np.exp(np.float64(model.logit_scale[...])) * unit(model.encode_image(images)) @ weights.T
+    )
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    given = classifier.probabilities(images)
+    assert given.dtype == np.float32 and np.allclose(given, expected, atol=1e-4)
+    assert np.array_equal(classifier.predict(images), expected.argmax(axis=1))
+    best, numbers = classifier.top_k(images, 2)
+    assert np.array_equal(numbers, np.argsort(-expected, axis=1)[:, :2])
+    assert np.array_equal(best, np.take_along_axis(given, numbers, axis=1))
+
+
+def test_normalised_floats_are_classified_as_pixels(classifier):
+    images = random_images(3, 32)
+    floats = classifier.probabilities(np.asarray(to_float(images)))
+    assert np.allclose(floats, classifier.probabilities(images), atol=1e-4)
+    assert classifier.predict(images[:0]).shape == (0,)
+
+
+def test_logits_are_those_of_float64_and_leave_jax_as_it_was(classifier):
+    embeddings = np.random.default_rng(1).normal(size=(50, 16)).astype(np.float32)
+    scale = classifier.logits(classifier.weights).max()
+    expected = scale * unit(embeddings) @ classifier.weights.T
+    assert np.allclose(classifier.logits(embeddings), expected, rtol=1e-12, atol=1e-12)
+    assert not jax.config.jax_enable_x64
+
+
+def test_prompts_are_embedded_once_for_a_model(model, classifier, monkeypatch):
+    monkeypatch.setattr(zeroshot, "_tokens", None)
+    again = ZeroShotClassifier(model, NAMES, TEMPLATES)
+    assert again.weights is classifier.weights
+    other = small(SMALL_VIT)
+    other.ln_final.bias[...] = other.ln_final.bias[...] + 1
+    for arguments in ((other, NAMES, TEMPLATES), (model, NAMES[:2], TEMPLATES), (model, NAMES)):
+        with pytest.raises(TypeError, match="NoneType"):
+            ZeroShotClassifier(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("names", "templates", "message"),
+    [
+        (("dog", "cat", "dog"), ("{}",), "Given more than once: 'dog'"),
+        (("dog", " "), ("{}",), "must not be blank"),
+        ((), ("{}",), "class_names must not be empty"),
+        (("dog",), (), "templates must not be empty"),
+        (("dog",), ("a photo",), "must have {} where the name goes.* Got 'a photo'"),
+        (("dog",), ("{} " * 80,), "more than the context length of 77"),
+    ],
+)
+def test_prompts_that_make_no_classifier_are_refused(model, names, templates, message):
+    with pytest.raises(ValueError, match=message):
+        ZeroShotClassifier(model, names, templates)
+
+
+def test_a_single_string_is_no_list_of_names(model):
+    with pytest.raises(TypeError, match="class_names must be a sequence of strings. Got 'dog'"):
+        ZeroShotClassifier(model, "dog")
+
+
+def test_what_can_not_be_classified_is_refused(classifier):
+    with pytest.raises(ValueError, match=r"must have the shape \(rows, 16\). Got \(2, 5\)"):
+        classifier.logits(np.ones((2, 5)))
+    with pytest.raises(ValueError, match="k must be from 1 to 3. Got 4"):
+        classifier.top_k(random_images(1, 32), 4)
+
+
+# --- retrieval
+
+
+def plain_recall(image, text, owners, ks) -> dict:
+    """By the whole matrix, sorted; a stranger as near as the own one comes first."""
+    cosines = unit(image) @ unit(text).T
+    mine = owners == np.arange(len(image))[:, None]
+    ranks = {}
+    for name, scores, own in (
+        ("image_to_text", cosines, mine),
+        ("text_to_image", cosines.T, mine.T),
+    ):
+        best = np.where(own, scores, -np.inf).max(axis=1, keepdims=True)
+        ranks[name] = (~own & (scores >= best - 1e-14)).sum(axis=1)
+    return {name: {k: np.mean(rank < k) for k in ks} for name, rank in ranks.items()}
+
+
+@pytest.mark.parametrize("block", [7, 2048])
+def test_recall_is_that_of_plain_numpy(block, monkeypatch):
+    monkeypatch.setattr(retrieval, "BLOCK", block)
+    rng = np.random.default_rng(0)
+    owners = rng.permutation(np.concatenate([np.arange(23), rng.integers(0, 23, 36)]))
+    image = rng.normal(size=(23, 11)).astype(np.float32)
+    text = (image[owners] + rng.normal(size=(59, 11)) * 2).astype(np.float32)
+    image[5], text[3], text[4] = image[9], text[17], text[17]  # ties
+    ks = (1, 2, 3, 5, 10, 100)
+    assert recall_at_k(image, text, owners, ks) == plain_recall(image, text, owners, ks)
+    assert not jax.config.jax_enable_x64
+
+
+def test_recall_without_pairs_goes_by_rows():
+    image = np.eye(4)
+    assert recall_at_k(image, image[[0, 1, 3, 2]], ks=[1, 4]) == {
+        "image_to_text": {1: 0.5, 4: 1.0},
+        "text_to_image": {1: 0.5, 4: 1.0},
+    }
+
+
+def test_a_model_that_tells_nothing_apart_recalls_nothing():
+    same = np.ones((20, 8), np.float32)
+    given = recall_at_k(same, same, ks=(1, 10, 20))
+    assert given["image_to_text"] == given["text_to_image"] == {1: 0, 10: 0, 20: 1}
+
+
+def test_differences_below_float32_are_told_apart():
+    image = np.array([[1.0, 0.0], [0.0, 1.0]])
+    text = np.array([[1.0, 1.0 - 1e-10], [1.0 - 1e-10, 1.0]])
+    assert recall_at_k(image, text, ks=(1,))["text_to_image"] == {1: 1.0}
+    assert recall_at_k(image, text[::-1], ks=(1,))["text_to_image"] == {1: 0.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "pairs", "ks", "message"),
+    [
+        (np.ones((2, 4)), None, (1,), "as many images as texts. Got 3 and 2"),
+        (np.ones((3, 5)), None, (1,), r"one width. Got \(3, 4\) and \(3, 5\)"),
+        (np.ones(3), None, (1,), r"shape \(rows, width\). Got \(3,\)"),
+        (np.diag([1.0, 1, 0, 1])[:3], None, (1,), "finite and not zero. Rows that aren't: 2"),
+        (np.ones((3, 4)), [0, 1, 3], (1,), "from 0 to 2. Text 2 has 3"),
+        (np.ones((3, 4)), [0, 1, 1], (1,), "1 images have no text, such as image 2"),
+        (np.ones((3, 4)), [0.0, 1.0, 2.0], (1,), "3 whole numbers, one for each text"),
+        (np.ones((3, 4)), None, (1, 0), r"from 1 on. Got \(1, 0\)"),
+    ],
+)
+def test_retrieval_refuses(text, pairs, ks, message):
+    with pytest.raises(ValueError, match=message):
+        recall_at_k(np.ones((3, 4)), text, pairs, ks)
+
+
+# --- the linear probe
+
+
+def blobs(rows: int, columns: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Features that overlap, of unequal scales and means, and their classes."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.arange(rows) % classes)
+    centres = rng.normal(size=(classes, columns))
+    features = centres[labels] + rng.normal(size=(rows, columns)) * 1.5
+    return (features * rng.uniform(0.3, 3, columns) + rng.normal(size=columns) * 2), labels
+
+
+@pytest.mark.parametrize("classes", [2, 4])
+@pytest.mark.parametrize(("dtype", "reach"), [("float32", 1e-4), ("float64", 1e-6)])
+def test_coefficients_are_scikit_learns(classes, dtype, reach):
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    features, labels = blobs(300, 7, classes)
+    names = np.array(["ant", "bee", "cow", "dog"])[labels]
+    reference = linear_model.LogisticRegression(C=0.7, tol=1e-10, max_iter=10_000)
+    reference.fit(features, names)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # 1e-10 is below float32
+        probe = LinearProbe(C=0.7, tol=1e-10, dtype=dtype).fit(features, names)
+    centred = reference.intercept_ - (reference.intercept_.mean() if classes > 2 else 0)
+    assert probe.coef_.dtype == dtype
+    assert probe.coef_.shape == reference.coef_.shape
+    assert np.abs(probe.coef_ - reference.coef_).max() < reach
+    assert np.abs(probe.intercept_ - centred).max() < reach
+    assert np.array_equal(probe.predict(features), reference.predict(features))
+    assert np.allclose(probe.predict_proba(features), reference.predict_proba(features), atol=reach)
+    assert probe.decision_function(features).shape == reference.decision_function(features).shape
+    assert probe.score(features, names) == reference.score(features, names)
+    assert probe.classes_.tolist() == reference.classes_.tolist()
+    assert not jax.config.jax_enable_x64
+
+
+def test_rows_over_a_mesh_give_the_same_probe():
+    features, labels = blobs(101, 5, 3)
+    mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("a", "b"))
+    split = LinearProbe(tol=1e-9, dtype="float64", mesh=mesh).fit(features, labels)
+    alone = LinearProbe(tol=1e-9, dtype="float64").fit(features, labels)
+    assert np.allclose(split.coef_, alone.coef_, atol=1e-7)
+    assert np.allclose(split.intercept_, alone.intercept_, atol=1e-7)
+
+
+def test_constant_features_get_no_weight():
+    features, labels = blobs(90, 3, 3)
+    constant = np.concatenate([features, np.full((90, 1), 7.0)], axis=1)
+    with_it, without = (
+        LinearProbe(tol=1e-6, dtype="float64").fit(x, labels) for x in (constant, features)
+    )
+    assert np.abs(with_it.coef_[:, 3]).max() < 1e-9
+    assert np.allclose(with_it.coef_[:, :3], without.coef_, atol=1e-4)
+    assert np.allclose(LinearProbe().fit(np.ones((90, 2)), labels).coef_, 0)
+
+
+def test_no_convergence_is_told_with_the_gradient_norm():
+    features, labels = blobs(90, 5, 3)
+    with pytest.warns(ConvergenceWarning, match=r"in 2 iterations: the gradient's norm .* is \d"):
+        probe = LinearProbe(max_iter=2, tol=1e-6).fit(features, labels)
+    assert probe.n_iter_.tolist() == [2]
+    with pytest.warns(ConvergenceWarning, match='raise tol, or take dtype="float64"'):
+        LinearProbe(tol=1e-20).fit(features, labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"C": 0}, "C must be a number above 0, and finite. Got 0"),
+        ({"C": -1.0}, "C must be"),
+        ({"C": float("nan")}, "C must be"),
+        ({"max_iter": 0}, "max_iter must be"),
+        ({"tol": 0}, "tol must be"),
+        ({"dtype": "float16"}, 'must be "float32" or "float64"'),
+        ({"y": [1, 1, 1]}, "two classes. Got one class: 1"),
+        ({"y": [1, 2]}, r"the shape \(3,\), one for each row of the features. Got \(2,\)"),
+        ({"y": [0.5, 1, 2]}, "Unknown label type"),
+        ({"y": None}, "labels are missing"),
+        ({"X": [[1.0], [np.nan], [0.0]]}, "rows 1 hold NaN or infinity"),
+        ({"X": [[1.0], [1e300], [0.0]]}, "too large for float32"),
+        ({"X": [1.0, 2.0, 3.0]}, r"shape \(rows, columns\). Got \(3,\)"),
+    ],
+)
+def test_probes_refuse(change, message):
+    data = {"X": [[1.0], [2.0], [0.0]], "y": [1, 2, 1]} | change
+    X, y = data.pop("X"), data.pop("y")
+    with pytest.raises(ValueError, match=message):
+        LinearProbe(**data).fit(X, y)
+
+
+def test_another_width_is_refused_when_predicting():
+    probe = LinearProbe().fit([[1.0, 2.0], [2.0, 1.0]], ["a", "b"])
+    with pytest.raises(ValueError, match="X has 1 features, but LinearProbe is expecting 2"):
+        probe.predict([[1.0]])
+    with pytest.raises(ValueError, match="call fit first"):
+        LinearProbe().predict([[1.0]])
+
+
+@pytest.mark.long
+def test_scikit_learn_takes_it_for_an_estimator():
+    checks = pytest.importorskip("sklearn.utils.estimator_checks")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        checks.check_estimator(LinearProbe())
+
+
+# --- the sweep
+
+
+def test_the_sweep_is_the_papers_and_finds_the_best():
+    features, labels = blobs(240, 6, 3)
+    # Noise that only a strong regularisation ignores.
+    features = np.concatenate([features, np.random.default_rng(1).normal(size=(240, 40))], axis=1)
+    found = sweep(features[:80], labels[:80], features[80:], labels[80:], tol=1e-3)
+    strengths = np.log10([trial.C for trial in found.trials])
+    assert {-6, -4, -2, 0, 2, 4, 6} <= set(strengths.round(6)) and 11 <= len(strengths) <= 15
+    best = max(found.trials, key=lambda trial: (trial.accuracy, -trial.C))
+    assert found.best.C == best.C
+    assert np.isclose(np.diff(strengths)[np.searchsorted(strengths, np.log10(best.C)) - 1], 0.125)
+    assert found.best.score(features[80:], labels[80:]) == best.accuracy
+    cold = LinearProbe(C=best.C, tol=1e-6, dtype="float64").fit(features[:80], labels[:80])
+    assert np.array_equal(cold.predict(features[80:]), found.best.predict(features[80:]))
+
+
+def test_a_warm_start_saves_iterations():
+    features, labels = blobs(200, 6, 3)
+    problem = logistic.Problem(features, labels, 3, dtype="float64")
+    cold = problem.solve(2.0, max_iter=100, tol=1e-8)
+    start = problem.solve(1.9, max_iter=100, tol=1e-8).start
+    warm = problem.solve(2.0, max_iter=100, tol=1e-8, start=start)
+    assert warm.num_iterations < cold.num_iterations
+    assert np.allclose(warm.coefficients, cold.coefficients, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("training", "validation", "message"),
+    [
+        ([0, 0, 1, 1], [0, 2], "no training row has these labels: 2"),
+        ([0, 0, 1, 1], [0, 0], "no validation row has these labels: 1"),
+    ],
+)
+def test_splits_of_other_classes_are_refused(training, validation, message):
+    features = np.arange(4.0)[:, None]
+    with pytest.raises(ValueError, match=message):
+        sweep(features, training, features[:2], validation)
+
+
+# --- figures
+
+
+def test_scores_are_those_of_plain_numpy():
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(size=(200, 7)), rng.integers(0, 6, 200)
+    logits[:50, 3] = logits[:50, 5]  # ties go to the class that comes first
+    given = score(logits, targets)
+    order = np.argsort(-logits, axis=1, kind="stable")
+    right = order[:, 0] == targets
+    assert given.top1 == right.mean() and given.count == 200
+    assert given.top5 == (order[:, :5] == targets[:, None]).any(axis=1).mean()
+    assert given.mean_per_class == pytest.approx(
+        np.mean([right[targets == c].mean() for c in range(6)])
+    )
+    assert given.confusion.sum() == 200 and given.confusion[6].sum() == 0
+    assert given.confusion[2, 4] == ((targets == 2) & (order[:, 0] == 4)).sum()
+
+
+def test_the_interval_is_wilsons():
+    assert wilson(45, 50) == pytest.approx((0.7864, 0.9565), abs=1e-4)  # R's prop.test, uncorrected
+    assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
+    assert wilson(10, 10) == pytest.approx((0.7225, 1), abs=1e-4)
+
+
+def test_labels_find_their_names():
+    assert name_classes(["b", "a", "b"], None)[0] == ["a", "b"]
+    assert name_classes(["b", "a", "b"], None)[1].tolist() == [1, 0, 1]
+    names, targets = name_classes(["n02", "n01"], ["n01\ttench", "n02\tgoldfish"])
+    assert (names, targets.tolist()) == (["tench", "goldfish"], [1, 0])
+    names, targets = name_classes(["2", "0"], ["x", "y", "z"])
+    assert (names, targets.tolist()) == (["x", "y", "z"], [2, 0])
+    for labels, lines, message in [
+        (["a", "c"], ["a", "b"], "not among the 2 classes: c. Expected a line"),
+        (["2"], ["a", "b"], "not among the 2 classes: 2"),
+        (["a"], ["a", "b", "a"], "classes given more than once: a"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            name_classes(labels, lines)
+
+
+def test_every_fifth_row_of_a_class_is_held_out():
+    rest, held = hold_out(["a"] * 6 + ["b"] * 10, "testing")
+    assert held.tolist() == [4, 10, 15] and len(rest) == 13
+    with pytest.raises(
+        ValueError, match=r"for testing, but these classes have fewer rows: b \(4\)"
+    ):
+        hold_out(["a"] * 6 + ["b"] * 4, "testing")
+
+
+# --- the command line
+
+
+@pytest.fixture(scope="module")
+def compiled_once():
+    """All commands share their programs, which take longer than the evaluations."""
+    made: dict[str, Encoder] = {}
+
+    def encoder(model, batch_size=None):
+        digest = model_digest(model)
+        if digest not in made:
+            made[digest] = Encoder(model, batch_size=8)
+        return made[digest]
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (data_module, captions_module, zeroshot):
+            patch.setattr(module, "Encoder", encoder)
+        yield
+
+
+@pytest.fixture(scope="module")
+def data(compiled_once, model, tmp_path_factory) -> Path:
+    """A model, pictures of three colours in class folders, and what holds the same."""
+    root = tmp_path_factory.mktemp("evaluate")
+    clip_jax.save(model, root / "model")
+    rng = np.random.default_rng(0)
+    members, captions = {}, []
+    for label, (name, colour) in enumerate(COLOURS.items()):
+        (root / "pictures" / name).mkdir(parents=True)
+        for i in range(10):
+            pixels = np.clip(np.array(colour) + rng.normal(0, 25, (40, 50, 3)), 0, 255)
+            path = root / "pictures" / name / f"{i}.png"
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+            members[f"{name}{i}.png"] = path.read_bytes()
+            members[f"{name}{i}.cls"] = str(label).encode()
+            texts = [f"something {name}", f"number {i}"]
+            captions.append({"image": f"pictures/{name}/{i}.png", "captions": texts})
+            members[f"{name}{i}.json"] = json.dumps({"captions": texts, "label": name}).encode()
+    write_tar(root / "in.tar", members)
+    lines = "".join(json.dumps(row) + "\n" for row in captions)
+    (root / "captions.jsonl").write_text(lines)
+    (root / "classes.txt").write_text("\n".join(COLOURS))
+    (root / "templates.txt").write_text("a photo of a {}.\n\na {} thing\n")
+    options = {"what": "both", "columns": Columns(others=("label",)), "progress": False}
+    embed(root / "in.tar", root / "model", root / "embedded", batch_size=8, **options)
+    return root
+
+
+@pytest.fixture
+def run(data, monkeypatch, capsys):
+    """Runs a command in this process, in the folder; gives its status, output and errors."""
+    monkeypatch.chdir(data)
+
+    def run(*argv: object) -> tuple[int, str, list[str]]:
+        try:
+            status = main(["eval", *map(str, argv)])
+        except SystemExit as stop:
+            status = stop.code
+        out, err = capsys.readouterr()
+        assert "Traceback" not in err
+        return status, out, err.splitlines()
+
+    return run
+
+
+def test_zero_shot_of_folders_shards_and_embeddings_is_one(run, data, model):
+    options = ("--model", "model", "--templates", "templates.txt", "--batch-size", 8, "--json")
+    status, out, err = run("zeroshot", "pictures", *options)
+    assert (status, err) == (0, [])
+    folders = json.loads(out)
+    shards = json.loads(run("zeroshot", "in.tar", *options, "--classes", "classes.txt")[1])
+    rows = json.loads(run("zeroshot", "embedded", *options, "--classes", "classes.txt")[1])
+    assert folders["per_class"] == shards["per_class"] == rows["per_class"]
+    assert folders["count"] == 30 and folders["classes"] == 3 and folders["top5"] == 1
+    # By the classifier itself.
+    preprocess = clip_jax.Preprocess(32)
+    classifier = ZeroShotClassifier(model, sorted(COLOURS), ["a photo of a {}.", "a {} thing"])
+    right = 0
+    for path in sorted((data / "pictures").glob("*/*.png")):
+        number = classifier.predict(preprocess.pixels(clip_jax.open_image(path))[None])[0]
+        right += sorted(COLOURS)[number] == path.parent.name
+    assert folders["top1"] == pytest.approx(right / 30)
+    low, high = folders["top1_interval"]
+    assert low <= folders["top1"] < high
+
+
+def test_the_report_has_a_table_a_picture_and_an_escaped_page(run, data, tmp_path):
+    (data / "odd.txt").write_text("red\t<b>red</b>\ngreen\t$x$ green\nblue\tblue\n")
+    options = ("--classes", "odd.txt", "--report", tmp_path / "r")
+    status, out, _ = run("zeroshot", "embedded", *options)
+    assert status == 0 and "top-1" in out and "95% interval" in out and "mean per class" in out
+    rows = list(csv.DictReader((tmp_path / "r" / "per_class.csv").read_text().splitlines()))
+    assert [row["class"] for row in rows] == ["<b>red</b>", "$x$ green", "blue"]
+    assert sum(int(row["rows"]) for row in rows) == 30
+    assert clip_jax.open_image(tmp_path / "r" / "confusion.png").size[0] > 300
+    page = (tmp_path / "r" / "mistakes.html").read_text()
+    wrong = 30 - sum(int(row["right"]) for row in rows)
+    assert page.count("<li>") == wrong > 0
+    assert "<b>red" not in page and "&lt;b&gt;red" in page
+    assert page.count("data:image/jpeg;base64,") == wrong
+
+
+def test_retrieval_of_pairs_and_of_embeddings_is_one(run):
+    options = ("--model", "model", "--json")
+    table = json.loads(run("retrieval", "captions.jsonl", *options, "--batch-size", 8)[1])
+    shards = json.loads(run("retrieval", "in.tar", *options, "--batch-size", 8)[1])
+    assert table == shards
+    assert (table["images"], table["texts"]) == (30, 60)
+    assert set(table["image_to_text"]) == {"1", "5", "10"}
+    rows = json.loads(run("retrieval", "embedded", "--json")[1])
+    assert (rows["images"], rows["texts"]) == (30, 30)
+    assert "at 10" in run("retrieval", "embedded")[1]
+
+
+def test_the_probe_separates_colours(run, tmp_path):
+    options = ("--model", "model", "--batch-size", 8, "--report", tmp_path / "r")
+    status, out, err = run("probe", "pictures", *options, "--json")
+    given = json.loads(out)
+    assert (status, err) == (0, [])
+    assert (given["fitted"], given["count"], given["top1"]) == (24, 6, 1)
+    assert len(given["sweep"]) >= 7 and any(t["C"] == given["C"] for t in given["sweep"])
+    assert clip_jax.open_image(tmp_path / "r" / "sweep.png").size[0] > 300
+
+
+def test_the_probe_takes_features_before_the_projection_and_other_test_rows(run):
+    options = ("--model", "model", "-C", 1, "--batch-size", 8)
+    status, out, _ = run(
+        "probe", "pictures", "--test", "pictures", "--features", "before", *options
+    )
+    assert status == 0 and "fitted 30 rows with C = 1\n30 images of 3 classes" in out
+    assert run("probe", "embedded", "-C", 1)[0] == 0
+
+
+def test_features_before_the_projection_are_the_towers(model):
+    images = random_images(2, 32)
+    given = without_projection(model).encode_image(images)
+    assert given.shape == (2, SMALL_VIT.vision.width)
+    proj = np.asarray(model.visual.proj[...])
+    assert np.allclose(given @ proj, model.encode_image(images), atol=1e-4)
+    with pytest.raises(ValueError, match="a ResNet has no projection"):
+        without_projection(small(SMALL_RESNET))
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "message"),
+    [
+        (("zeroshot", "nowhere"), 1, "nowhere"),
+        (("zeroshot", "pictures/red"), 1, "pictures/red holds no class folders"),
+        (("zeroshot", "bad"), 1, "a class folder without images: bad/empty"),
+        (("zeroshot", "embedded", "--model", "other"), 1, "another model: its fingerprint is"),
+        (
+            ("zeroshot", "embedded", "--label-column", "x"),
+            1,
+            "no column 'x'; its columns are 'key'",
+        ),
+        (("zeroshot", "in.tar", "--label-column", "x"), 1, "red0 has no 'x'"),
+        (
+            ("zeroshot", "embedded", "--classes", "templates.txt"),
+            1,
+            "not among the 2 classes: blue",
+        ),
+        (("zeroshot", "embedded", "--classes", "twice.txt"), 1, "given more than once: red"),
+        (("zeroshot", "embedded", "--templates", "classes.txt"), 1, "must have {} where the name"),
+        (("zeroshot", "embedded", "--templates", "empty.txt"), 1, "empty.txt is empty"),
+        (("retrieval", "model"), 1, "no table of captions"),
+        (("retrieval", "texts"), 1, "texts has no embeddings of images"),
+        (("probe", "embedded", "-C", "0"), 2, "expected a number above 0. Got '0'"),
+        (("probe", "embedded", "--features", "before"), 1, "give the pictures instead"),
+        (
+            ("probe", "one", "-C", "1", "--test", "pictures"),
+            1,
+            "no training row has these labels: blue",
+        ),
+        (("probe", "one", "-C", "1"), 1, "at least two classes. Got one class: 'red'"),
+    ],
+)
+def test_mistakes_are_said_in_a_line(run, data, argv, status, message):
+    for name, content in (("twice", "red\nblue\nred"), ("empty", "\n")):
+        (data / f"{name}.txt").write_text(content)
+    if not (data / "one").exists():
+        (data / "bad" / "empty").mkdir(parents=True)
+        (data / "one").mkdir()
+        (data / "one" / "red").symlink_to(data / "pictures" / "red")
+        other = small(SMALL_VIT)
+        other.ln_final.bias[...] = other.ln_final.bias[...] + 1
+        clip_jax.save(other, data / "other")
+        embed(data / "templates.txt", data / "model", data / "texts", progress=False)
+    if "pictures" in argv or "one" in argv or "in.tar" in argv or "bad" in argv:
+        argv = (*argv, "--model", "model", "--batch-size", "8")
+    code, out, err = run(*argv)
+    assert (code, out) == (status, "")
+    assert message in err[0]
+
+
+def test_pictures_that_can_not_be_read_are_left_out_and_told(run, data, tmp_path):
+    for name in COLOURS:
+        (tmp_path / "p" / name).mkdir(parents=True)
+        (tmp_path / "p" / name / "0.png").symlink_to(data / "pictures" / name / "0.png")
+    (tmp_path / "p" / "red" / "1.png").write_bytes(b"no picture")
+    status, out, err = run("zeroshot", tmp_path / "p", "--model", "model", "--json")
+    assert (status, json.loads(out)["count"], json.loads(out)["unreadable"]) == (1, 3, 1)
+    assert "red/1.png: is not an image" in err[0]
