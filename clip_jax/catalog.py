@@ -15,11 +15,13 @@ class CatalogEntry:
     Attributes:
         name: what `load` is called with.
         config: the architecture, known without its file.
-        file: the name of its file, in the cache and at its address.
-        sha256: the file's checksum, in hexadecimal.
+        file: the name of its file, in the cache and at its address; of a bundled model, that of
+            its native folder among this package's data.
+        sha256: the checksum of the file, or of a bundled model's weights, in hexadecimal.
         num_parameters: trainable numbers; BatchNorm's statistics don't count.
         num_vision_parameters: those of them in the vision tower.
         gflops: multiply-adds of one image's embedding, times two, in billions.
+        is_bundled: whether its weights come with this package.
     """
 
     name: str
@@ -29,15 +31,19 @@ class CatalogEntry:
     num_parameters: int
     num_vision_parameters: int
     gflops: float
+    is_bundled: bool = False
 
     @property
     def url(self) -> str:
-        """Where the file can be fetched."""
+        """Where the file of an official model can be fetched."""
         return f"{_BASE}/{self.sha256}/{self.file}"
 
 
 def available_models() -> list[str]:
-    """The names that `load` takes besides paths: OpenAI's nine models, in their usual order."""
+    """The names that `load` takes besides paths.
+
+    OpenAI's nine models in their usual order, then those that come with this package.
+    """
     return list(CATALOG)
 
 
@@ -168,6 +174,20 @@ _ENTRIES = (
         427_944_193,
         304_293_888,
         381.92,
+    ),
+    CatalogEntry(
+        "emoji",
+        CLIPConfig(
+            embed_dim=128,
+            vision=ViTConfig(48, 8, 192, 4, num_heads=3),
+            text=TextConfig(128, num_layers=3, num_heads=2),
+        ),
+        "emoji",
+        "8604d1a0f247619b0b2b5537e733d07780ce08b21f68daa4200b84f161a96c3a",
+        8_794_497,
+        1_848_960,
+        0.14,
+        is_bundled=True,
     ),
 )
 

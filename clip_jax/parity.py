@@ -26,7 +26,7 @@ from clip_jax.nn import CLIP
 from clip_jax.preprocess import Preprocess
 from clip_jax.reference import import_reference, quiet
 from clip_jax.tokenizer import tokenize
-from clip_jax.weights import archive, read_native
+from clip_jax.weights import archive, native, read_native
 
 Measure = Literal["absolute", "relative"]
 
@@ -151,9 +151,10 @@ def load_reference(name_or_path: str | os.PathLike[str]) -> Reference:
     """Loads what `clip_jax.load` loads in the reference, with PyTorch's own readers.
 
     Args:
-        name_or_path: an official name, whose file is downloaded if need be; a TorchScript archive,
+        name_or_path: a name, whose official file is downloaded if need be; a TorchScript archive,
             a state dictionary that `torch.save` wrote, a `.safetensors` file; or a native folder,
-            which is exported first. The reference has no activation but `quick_gelu`.
+            which is exported first, as a bundled model is. The reference has no activation but
+            `quick_gelu`.
 
     Raises:
         ModuleNotFoundError: PyTorch or the reference is missing; says how to install them.
@@ -162,8 +163,9 @@ def load_reference(name_or_path: str | os.PathLike[str]) -> Reference:
     """
     clip = import_reference()
     torch = importlib.import_module("torch")
-    is_name = isinstance(name_or_path, str) and name_or_path in CATALOG
-    path = archive(str(name_or_path)) if is_name else Path(name_or_path)
+    path = Path(name_or_path)
+    if isinstance(name_or_path, str) and name_or_path in CATALOG:
+        path = (native if CATALOG[name_or_path].is_bundled else archive)(name_or_path)
     with quiet(), tempfile.TemporaryDirectory() as folder:
         bare = Path(folder) / "state.pt"
         if _is_torchscript(path):

@@ -18,6 +18,7 @@ from clip_jax.catalog import CATALOG
 from clip_jax.cli import COMMANDS, main
 from clip_jax.cli import models as models_command
 from clip_jax.convert import from_pytorch, read_checkpoint, to_pytorch
+from clip_jax.errors import DownloadError
 from clip_jax.nn import normalize
 from clip_jax.weights import read_native, save_parameters
 from tests.models import SMALL_RESNET, SMALL_VIT, fresh, random_parameters
@@ -283,6 +284,26 @@ def test_what_is_no_model_is_one_line(run, model):
     status, out, err = run("classify", "a.png", "--labels", "x", "--model", model)
     assert (status, out, len(err)) == (1, "", 1)
     assert model in err[0]
+
+
+def test_without_a_network_the_model_that_needs_none_is_named(run, monkeypatch):
+    def load(name, **_):
+        raise DownloadError(f"{name} could not be downloaded: no connection")
+
+    monkeypatch.setattr(clip_jax, "load", load)
+    status, out, err = run("classify", "a.png", "--labels", "x")
+    assert (status, out, len(err)) == (1, "", 1)
+    assert "ViT-B/32 could not be downloaded: no connection" in err[0]
+    assert "--model emoji" in err[0]
+
+
+@pytest.mark.filterwarnings("default")
+def test_a_compile_cache_on_a_cpu_is_left_out_with_a_word(run, tmp_path):
+    command = ("classify", "a.png", "--labels", "x", "--model", "model", "--compile-cache")
+    status, out, err = run(*command, str(tmp_path / "programs"))
+    assert status == 0 and "x" in out
+    assert len(err) == 1 and "for GPUs and TPUs" in err[0]
+    assert not (tmp_path / "programs").exists()
 
 
 def test_no_weights_are_loaded_for_pictures_that_do_not_exist(run, monkeypatch):

@@ -14,8 +14,8 @@ __all__ = ["compiled_once"]  # a fixture here, too
 @pytest.fixture(scope="module")
 def bucket():
     """An empty bucket of a server that speaks S3."""
-    server_module = pytest.importorskip("moto.server")
-    pytest.importorskip("s3fs")
+    server_module = pytest.importorskip("moto.server", reason="needs the extra test-s3")
+    pytest.importorskip("s3fs", reason="needs the extra test-s3")
     import boto3
 
     server = server_module.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -65,7 +65,7 @@ def test_a_job_from_s3_to_s3_leaves_what_it_leaves_on_a_disk(bucket, tmp_path):
 
 
 def test_a_server_that_is_not_there_is_said(tmp_path, monkeypatch):
-    pytest.importorskip("s3fs")
+    pytest.importorskip("s3fs", reason="needs the extra test-s3")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x")

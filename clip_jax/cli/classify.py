@@ -77,10 +77,15 @@ def run(args: argparse.Namespace) -> int:
 def _results(args: argparse.Namespace, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
     import numpy as np
 
-    from clip_jax import load, tokenize
+    from clip_jax import DownloadError, load, tokenize
     from clip_jax.nn import normalize
 
-    model, preprocess = load(args.model)
+    try:
+        model, preprocess = load(args.model)
+    except DownloadError as error:
+        raise DownloadError(
+            f"{error}. A small model that knows emoji needs no network: --model emoji"
+        ) from None
     texts = [args.template.replace("{}", label) for label in args.labels]
     tokens = tokenize(texts, model.config.text.context_length)
     text = np.asarray(normalize(model.encode_text(tokens)), np.float64)

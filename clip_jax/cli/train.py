@@ -24,15 +24,24 @@ def add(commands: Any) -> None:
         metavar="KEY=VALUE",
         help="a value instead of the file's, such as optimizer.learning_rate=1e-4",
     )
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help="train together with the same command on the other hosts of a pod or cluster",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains, and prints where the model is."""
+    import jax
+
     from clip_jax.train.config import read_config
     from clip_jax.train.run import train
 
     config = read_config(args.config, args.overrides)
+    if args.distributed:
+        jax.distributed.initialize()  # finds the others by itself on TPU, Slurm and the like
     progress(f"training in {config.out}")
     print(train(config))
     return 0

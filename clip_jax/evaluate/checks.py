@@ -1,5 +1,7 @@
 """What features and labels must be, for the linear probe; messages as scikit-learn words them."""
 
+import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -61,7 +63,15 @@ def check_labels(labels: Any, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError("requires y to be passed, but the target y is None: labels are missing.")
     labels = np.asarray(labels)
     if labels.ndim == 2 and labels.shape[1] == 1:
-        raise ValueError(f"y should be a 1d array, got an array of shape {labels.shape} instead.")
+        # Its own warning where scikit-learn is in use, so that its tools know it.
+        exceptions: Any = sys.modules.get("sklearn.exceptions")
+        kind = exceptions.DataConversionWarning if exceptions else UserWarning
+        warnings.warn(
+            "A column-vector y was passed when a 1d array was expected: give y.ravel().",
+            kind,
+            stacklevel=3,
+        )
+        labels = labels.ravel()
     if labels.ndim != 1 or len(labels) != num_rows:
         raise ValueError(
             f"labels must have the shape ({num_rows},), one for each row of the features. "

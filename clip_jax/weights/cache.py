@@ -1,5 +1,6 @@
 """From a model's name to weights on this machine: downloaded once, converted once."""
 
+import importlib.resources
 import os
 import shutil
 import warnings
@@ -36,6 +37,8 @@ def cached(name: str, download_root: Root = None) -> bool:
         ValueError: there is no model of this name.
     """
     entry, root = lookup(name), cache_root(download_root)
+    if entry.is_bundled:
+        return True
     return _native(entry, root).is_dir() or any(path.is_file() for path in _places(entry, root))
 
 
@@ -43,10 +46,12 @@ def archive(name: str, download_root: Root = None, progress: bool = True) -> Pat
     """The official file of a model, downloaded if this machine has none with its checksum.
 
     Raises:
-        ValueError: there is no model of this name.
+        ValueError: there is no model of this name, or it is no official one.
         DownloadError: it can't be downloaded.
     """
     entry, root = lookup(name), cache_root(download_root)
+    if entry.is_bundled:
+        raise ValueError(f"{name!r} is no official model: it comes as a native folder")
     for path in _places(entry, root):
         if has_checksum(path, entry.sha256):
             return path
@@ -56,7 +61,7 @@ def archive(name: str, download_root: Root = None, progress: bool = True) -> Pat
 
 
 def native(name: str, download_root: Root = None, progress: bool = True) -> Path:
-    """The native folder of a model, float32, converted from its official file if there is none.
+    """The native folder of a model: bundled, or converted from its official file, once, to float32.
 
     The official file's checksum is verified before it is converted, not again later.
 
@@ -69,6 +74,8 @@ def native(name: str, download_root: Root = None, progress: bool = True) -> Path
         CheckpointError: the official file can't be read.
     """
     entry, root = lookup(name), cache_root(download_root)
+    if entry.is_bundled:
+        return Path(str(importlib.resources.files("clip_jax.data"))) / entry.file
     folder = _native(entry, root)
     if folder.is_dir():
         return folder
