@@ -138,7 +138,10 @@ def test_command_line_reads_nothing_heavy_for_help():
     assert done.stdout == "[]\n"
 
 
-@pytest.mark.parametrize("command", [command.__name__.split(".")[-1] for command in COMMANDS])
+@pytest.mark.parametrize(
+    "command",
+    [command.__name__.split(".")[-1].replace("evaluate", "eval") for command in COMMANDS],
+)
 def test_every_command_has_help_with_an_example(run, command):
     status, out, _ = run(command, "--help")
     assert status == 0

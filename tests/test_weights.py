@@ -840,7 +840,7 @@ def test_the_bundled_model_loads_where_nothing_can_be_fetched_or_written(tmp_pat
     monkeypatch.setattr(socket, "socket", None)
     assert cached("emoji")
     model, preprocess = load("emoji")
-    assert model.config.vision.image_size == preprocess.image_size == 64
+    assert model.config.vision.image_size == preprocess.image_size == 48
     assert {array.dtype for array in flatten(parameters(model)).values()} == {np.dtype(np.float32)}
     assert not (tmp_path / "none").exists()
 
