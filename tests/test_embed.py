@@ -35,6 +35,8 @@ from tests.models import SMALL_VIT, small
 from tests.test_sources import parquet, picture, write_tar
 
 pytest.importorskip("pyarrow")
+
+pytestmark = pytest.mark.long
 import pyarrow as pa  # noqa: E402
 import pyarrow.parquet as pq  # noqa: E402
 

@@ -461,6 +461,7 @@ def run(data, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.long
 def test_zero_shot_of_folders_shards_and_embeddings_is_one(run, data, model):
     options = ("--model", "model", "--templates", "templates.txt", "--batch-size", 8, "--json")
     status, out, err = run("zeroshot", "pictures", *options)
@@ -482,6 +483,7 @@ def test_zero_shot_of_folders_shards_and_embeddings_is_one(run, data, model):
     assert low <= folders["top1"] < high
 
 
+@pytest.mark.long
 def test_the_report_has_a_table_a_picture_and_an_escaped_page(run, data, tmp_path):
     (data / "odd.txt").write_text("red\t<b>red</b>\ngreen\t$x$ green\nblue\tblue\n")
     options = ("--classes", "odd.txt", "--report", tmp_path / "r")
@@ -498,6 +500,7 @@ def test_the_report_has_a_table_a_picture_and_an_escaped_page(run, data, tmp_pat
     assert page.count("data:image/jpeg;base64,") == wrong
 
 
+@pytest.mark.long
 def test_retrieval_of_pairs_and_of_embeddings_is_one(run):
     options = ("--model", "model", "--json")
     table = json.loads(run("retrieval", "captions.jsonl", *options, "--batch-size", 8)[1])
@@ -510,6 +513,7 @@ def test_retrieval_of_pairs_and_of_embeddings_is_one(run):
     assert "at 10" in run("retrieval", "embedded")[1]
 
 
+@pytest.mark.long
 def test_the_probe_separates_colours(run, tmp_path):
     options = ("--model", "model", "--batch-size", 8, "--report", tmp_path / "r")
     status, out, err = run("probe", "pictures", *options, "--json")
@@ -520,6 +524,7 @@ def test_the_probe_separates_colours(run, tmp_path):
     assert clip_jax.open_image(tmp_path / "r" / "sweep.png").size[0] > 300
 
 
+@pytest.mark.long
 def test_the_probe_takes_features_before_the_projection_and_other_test_rows(run):
     options = ("--model", "model", "-C", 1, "--batch-size", 8)
     status, out, _ = run(
@@ -529,6 +534,7 @@ def test_the_probe_takes_features_before_the_projection_and_other_test_rows(run)
     assert run("probe", "embedded", "-C", 1)[0] == 0
 
 
+@pytest.mark.long
 def test_features_before_the_projection_are_the_towers(model):
     images = random_images(2, 32)
     given = without_projection(model).encode_image(images)
@@ -539,6 +545,7 @@ def test_features_before_the_projection_are_the_towers(model):
         without_projection(small(SMALL_RESNET))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("argv", "status", "message"),
     [
@@ -590,6 +597,7 @@ def test_mistakes_are_said_in_a_line(run, data, argv, status, message):
     assert message in err[0]
 
 
+@pytest.mark.long
 def test_pictures_that_can_not_be_read_are_left_out_and_told(run, data, tmp_path):
     for name in COLOURS:
         (tmp_path / "p" / name).mkdir(parents=True)

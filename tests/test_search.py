@@ -23,6 +23,8 @@ from tests.test_embed import QUIET, compiled_once, contents, noise
 from tests.test_sources import parquet, write_tar
 
 pytest.importorskip("pyarrow")
+
+pytestmark = pytest.mark.long
 __all__ = ["compiled_once"]  # a fixture here, too
 
 COUNT = 30

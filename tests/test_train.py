@@ -484,6 +484,7 @@ def test_rematerialised_resnets_note_the_same_statistics():
         assert not np.array_equal(array, before[path]), path
 
 
+@pytest.mark.long
 def test_statistics_are_updated_as_the_model_does_it():
     model = small(SMALL_RESNET)
     model.train()
@@ -561,6 +562,7 @@ def test_training_learns_pairs_and_gives_a_model(config):
         assert (np.argmax(logits, 1) == np.arange(16)).mean() > 0.9
 
 
+@pytest.mark.long
 def test_augmentation_gets_the_key_and_the_pixels():
     def augment(key, images):
         assert images.dtype == jnp.uint8
