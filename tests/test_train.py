@@ -605,6 +605,7 @@ def test_steps_that_can_not_be_meant_are_refused(options):
 # --- several devices, several processes
 
 
+@pytest.mark.long
 def test_two_processes_of_two_devices_train_like_one_of_four(tmp_path):
     expected = processes.train(mesh_of(4), 0, 1)
     for given in processes.run_two(tmp_path, "train"):
