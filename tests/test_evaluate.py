@@ -598,6 +598,18 @@ def test_mistakes_are_said_in_a_line(run, data, argv, status, message):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("what", ["zeroshot", "retrieval", "probe"])
+def test_no_model_is_loaded_for_data_that_does_not_exist(run, monkeypatch, what):
+    def load(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(clip_jax, "load", load)
+    status, out, err = run(what, "nowhere-{0..3}.tar")
+    assert (status, out, len(err)) == (1, "", 1)
+    assert "nowhere-0.tar" in err[0]
+
+
+@pytest.mark.long
 def test_pictures_that_can_not_be_read_are_left_out_and_told(run, data, tmp_path):
     for name in COLOURS:
         (tmp_path / "p" / name).mkdir(parents=True)

@@ -176,9 +176,10 @@ def run_zeroshot(args: argparse.Namespace) -> int:
 
 def run_retrieval(args: argparse.Namespace) -> int:
     """Evaluates, and prints the recalls."""
+    from clip_jax.embed.identity import check_model
     from clip_jax.evaluate import recall_at_k
     from clip_jax.evaluate.captions import embed_captioned, read_captioned
-    from clip_jax.evaluate.data import check_model, embedding_job
+    from clip_jax.evaluate.data import embedding_job
 
     job = embedding_job(args.data)
     if job is not None:
@@ -211,9 +212,10 @@ def run_probe(args: argparse.Namespace) -> int:
     """Fits, evaluates, prints the figures, and writes the report."""
     import numpy as np
 
+    from clip_jax.embed.identity import check_model
     from clip_jax.evaluate import LinearProbe, sweep
     from clip_jax.evaluate.classes import hold_out
-    from clip_jax.evaluate.data import check_model, embedding_job
+    from clip_jax.evaluate.data import embedding_job
     from clip_jax.evaluate.scores import score
     from clip_jax.evaluate.sweep import check_known
 
@@ -280,9 +282,14 @@ def run_probe(args: argparse.Namespace) -> int:
 def _model(args: argparse.Namespace, source: str) -> Any:
     """The model asked for, else that of the embedding job."""
     from clip_jax import load
-    from clip_jax.evaluate.data import check_model, embedding_job
+    from clip_jax.embed.identity import check_model
+    from clip_jax.evaluate.data import embedding_job
+    from clip_jax.sources.patterns import expand
+    from clip_jax.storage import storage
 
     job = embedding_job(source)
+    if job is None and not storage(source).is_folder(source):
+        expand(source)  # raises where there is none, before a model is downloaded for nothing
     name = args.model or (job["model"] if job else "ViT-B/32")
     if name is None:
         raise ValueError(f"{source} doesn't know its model by name or path: give --model")

@@ -53,6 +53,20 @@ def read_job(out: str) -> dict[str, Any] | None:
     raise ValueError(f"{path} is damaged: remove it, and start the same job again")
 
 
+def check_model(source: str, job: dict[str, Any], model: CLIP) -> None:
+    """Refuses embeddings of another model.
+
+    Raises:
+        ValueError: they are; gives both fingerprints.
+    """
+    theirs, ours = job["identity"]["model"], model_digest(model)
+    if theirs != ours:
+        raise ValueError(
+            f"{source} was embedded with another model: its fingerprint is {theirs[:16]}, this "
+            f"one's is {ours[:16]}"
+        )
+
+
 def claim(out: str, identity: Mapping[str, Any], about: Mapping[str, Any], dry: bool) -> None:
     """Makes a folder this job's, or refuses another's.
 

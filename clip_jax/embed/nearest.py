@@ -13,7 +13,7 @@ from jax import Array
 from jaxtyping import Float, Int
 from PIL import Image
 
-from clip_jax.embed.identity import model_digest
+from clip_jax.embed.identity import check_model
 from clip_jax.embed.index import Index, finished_job
 from clip_jax.nn import CLIP, normalize
 from clip_jax.preprocess import Preprocess, open_image
@@ -136,10 +136,5 @@ def _model(out: str, job: dict[str, Any], model: CLIP | str | os.PathLike[str] |
         raise ValueError(f"{out} doesn't know its model by name or path: give the model")
     if not isinstance(model, CLIP):
         model = load(model)[0]
-    theirs, ours = job["identity"]["model"], model_digest(model)
-    if theirs != ours:
-        raise ValueError(
-            f"{out} was embedded with another model: its fingerprint is {theirs[:16]}, this one's "
-            f"is {ours[:16]}"
-        )
+    check_model(out, job, model)
     return model

@@ -10,7 +10,7 @@ from jaxtyping import Float
 
 from clip_jax.config import ViTConfig
 from clip_jax.embed import read_embeddings
-from clip_jax.embed.identity import model_digest, read_job
+from clip_jax.embed.identity import read_job
 from clip_jax.embed.load import Loader, loading
 from clip_jax.embed.watch import Watch
 from clip_jax.encoder import Encoder
@@ -50,20 +50,6 @@ class Images:
 def embedding_job(source: str) -> dict[str, Any] | None:
     """What is noted of the embedding job in that folder; None where it is no such folder."""
     return read_job(source) if storage(source).is_folder(source) else None
-
-
-def check_model(source: str, job: dict[str, Any], model: CLIP) -> None:
-    """Refuses embeddings of another model.
-
-    Raises:
-        ValueError: they are; gives both fingerprints.
-    """
-    theirs, ours = job["identity"]["model"], model_digest(model)
-    if theirs != ours:
-        raise ValueError(
-            f"{source} was embedded with another model: its fingerprint is {theirs[:16]}, this "
-            f"one's is {ours[:16]}"
-        )
 
 
 def read_images(source: str, label_column: str = "label") -> Images:

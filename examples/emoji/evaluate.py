@@ -8,16 +8,17 @@ in the training set. `--drawings choose` takes the drawings to choose a recipe b
 
 import argparse
 import csv
-from collections.abc import Callable, Sequence
+import io
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
-from prepare import captioned
 
 import clip_jax
 from clip_jax.parity import load_reference
+from clip_jax.sources import open_pairs
 
 # Chosen before any of them was tried, each with all emoji that are plainly that thing.
 WORDS = {
@@ -47,8 +48,8 @@ def main() -> None:
     with open(args.folder / "drawings.csv", newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["is_base"] == "1"]
     base = {row["key"] for row in rows}
-    drawn = [one for one in captioned(args.folder / f"{args.drawings}.tar") if one[0] in base]
-    pictures, names = [picture for _, picture, _ in drawn], [captions[0] for *_, captions in drawn]
+    drawn = [one for one in drawings(args.folder / f"{args.drawings}.tar") if one[0] in base]
+    pictures, names = [picture for _, picture, _ in drawn], [name for *_, name in drawn]
 
     model, preprocess = clip_jax.load(args.model)
     pixels = np.stack([preprocess.pixels(picture) for picture in pictures])
@@ -68,6 +69,16 @@ def main() -> None:
             print(f"\n{name} features against PyTorch: relative difference {difference:.1e}")
     if args.drawings == "test":
         words(encoder.texts(list(WORDS)), images, names, pictures, args.sheet)
+
+
+def drawings(path: Path) -> Iterator[tuple[str, Image.Image, str]]:
+    """The key, the picture on white and the name of each drawing."""
+    pairs = open_pairs(str(path))
+    for pair in (pairs[i] for i in range(len(pairs))):
+        with Image.open(io.BytesIO(pair.image)) as image:
+            white = Image.new("RGBA", image.size, "white")
+            white.alpha_composite(image.convert("RGBA"))
+        yield pair.key, white.convert("RGB"), pair.captions[0]
 
 
 def report(images: np.ndarray, texts: np.ndarray, where: str = "") -> None:

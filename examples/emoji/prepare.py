@@ -19,7 +19,6 @@ import re
 import shutil
 import subprocess
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -196,18 +195,6 @@ def add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))
-
-
-def captioned(path: Path) -> Iterator[tuple[str, Image.Image, list[str]]]:
-    """The drawings of a tar that was written here, on white, with their captions."""
-    with tarfile.open(path) as tar:
-        files = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore
-    for name in (name for name in files if name.endswith(".png")):
-        with Image.open(io.BytesIO(files[name])) as image:
-            white = Image.new("RGBA", image.size, "white")
-            white.alpha_composite(image.convert("RGBA"))
-        key = name.removesuffix(".png")
-        yield key, white.convert("RGB"), json.loads(files[f"{key}.json"])["captions"]
 
 
 if __name__ == "__main__":
