@@ -37,8 +37,6 @@ from tests.pickles import (
 )
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-pytestmark = pytest.mark.long
-
 DTYPES = [BFLOAT16 if name == "bfloat16" else np.dtype(name) for name in STORAGE_NAMES]
 FIVE = {"0": np.arange(5, dtype=np.float32).tobytes()}
 W = tensor("FloatStorage", "0", 5, 0, (5,), (1,))

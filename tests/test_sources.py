@@ -11,8 +11,6 @@ from PIL import Image
 from clip_jax.sources import Columns, TablePairs, TarPairs, open_input, open_pairs, read_picture
 from clip_jax.sources.patterns import expand
 
-pytestmark = pytest.mark.long
-
 
 def picture(color=(200, 30, 40), size=(6, 5), kind="PNG") -> bytes:
     file = io.BytesIO()
