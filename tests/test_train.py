@@ -236,6 +236,43 @@ def test_updates_are_adamws_with_decay_on_matrices_only():
         np.testing.assert_allclose(update, -0.1 * (1 + decay), rtol=1e-5)
 
 
+def test_muon_makes_the_blocks_matrices_orthogonal_and_leaves_the_rest_to_adam():
+    rng = np.random.default_rng(0)
+    parameters = {path: jnp.ones(shape) for path, shape in parameter_shapes(SMALL_VIT).items()}
+    gradients = {path: jnp.asarray(rng.normal(size=x.shape)) for path, x in parameters.items()}
+    matrices = {path for path, x in parameters.items() if "/resblocks/" in path and x.ndim == 2}
+    assert {path.partition("/")[0] for path in matrices} == {"visual", "transformer"}
+    vectors = {}
+    for path in matrices:
+        u, _, v = np.linalg.svd(np.asarray(gradients[path]), full_matrices=False)
+        vectors[path] = u, v
+        gradients[path] = jnp.asarray(u * np.linspace(5, 1, len(v)) @ v)
+    found = {}
+    for name in ("adamw", "muon"):
+        config = OptimizerConfig(
+            name=name,
+            learning_rate=0.1,
+            warmup_steps=0,
+            weight_decay=0.5,
+            max_gradient_norm=None,
+        )
+        transformation = make_optimizer(config, SMALL_VIT)
+        found[name], _ = transformation.update(
+            gradients, transformation.init(parameters), parameters
+        )
+    for path, update in found["muon"].items():
+        if path not in matrices:
+            assert np.array_equal(update, found["adamw"][path])
+            continue
+        step = np.asarray(update / -0.1 - 0.5) / (0.2 * max(update.shape) ** 0.5)
+        u, v = vectors[path]
+        turned = u.T @ step @ v.T
+        # The gradient's own singular vectors, with values that five iterations of Newton and
+        # Schulz bring to about 1, and no nearer.
+        assert (0.6 < turned.diagonal()).all() and (turned.diagonal() < 1.3).all()
+        np.testing.assert_allclose(turned, np.diag(turned.diagonal()), atol=1e-3)
+
+
 def test_gradients_are_cut_to_a_norm():
     parameters = {"visual/proj": jnp.zeros((64, 16)), "logit_scale": jnp.zeros(())}
     gradients = {"visual/proj": jnp.full((64, 16), 3.0), "logit_scale": jnp.float32(4.0)}
@@ -302,6 +339,7 @@ def test_frozen_parameters_stay_to_the_bit_and_take_no_memory():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"name": "sgd"}, "'adamw' or 'muon'. Got 'sgd'"),
         ({"total_steps": 0}, "total_steps=0"),
         ({"warmup_steps": 9, "total_steps": 8}, "warmup_steps=9"),
         ({"learning_rate": -1}, "learning_rate must be 0 or more. Got -1"),

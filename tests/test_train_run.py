@@ -158,12 +158,52 @@ def test_hues_turn_and_colours_go():
     assert 10 <= count <= 30
 
 
+def test_outlines_are_black_where_colours_change_and_only_there():
+    image = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+    image.paste((250, 200, 60, 255), (10, 10, 30, 30))
+    config = AugmentConfig(crop="center", outline=1.0)
+    given = augment(image, 40, config, np.random.default_rng(0)).astype(int)
+    assert (given[9:11, 10:30] == 0).all() and (given[10:30, 29:31] == 0).all()
+    assert (given[11:29, 11:29] == (250, 200, 60)).all()
+    assert (given[:9] == 255).all() and (given[:, :9] == 255).all()
+    # Shades are no edges.
+    shades = gradient_image(200, 200)
+    assert np.array_equal(
+        augment(shades, 200, config, np.random.default_rng(0)),
+        augment(shades, 200, AugmentConfig(crop="center"), np.random.default_rng(0)),
+    )
+    half = AugmentConfig(crop="center", outline=0.5)
+    seen = [augment(image, 40, half, np.random.default_rng(i))[10, 20].max() for i in range(40)]
+    assert 10 <= seen.count(0) <= 30
+
+
+def test_pictures_are_stretched_either_way_up_to_the_limit():
+    image = Image.new("RGBA", (200, 200), (0, 0, 0, 0))
+    image.paste((250, 200, 60, 255), (50, 50, 150, 150))
+    config = AugmentConfig(crop="center", stretch=0.25, scale=(0.8, 0.8))
+    ratios = []
+    for i in range(60):
+        given = augment(image, 200, config, np.random.default_rng(i))
+        drawn = (given != 255).any(-1)
+        ratios.append(drawn.any(0).sum() / drawn.any(1).sum())
+    # Pixels at the edges of a square of about 80 come or go.
+    assert 0.78 < min(ratios) < 0.85 and 1.18 < max(ratios) < 1.28
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16", "CMYK"])
 def test_all_that_can_be_done_is_done_to_every_mode(mode):
     image = gradient_image().convert("L").convert("I").convert("I;16") if mode == "I;16" else None
     image = image or gradient_image().convert(mode)
     config = AugmentConfig(
-        scale=(0.6, 1.4), rotation=30, flip=True, color=0.3, hue=30, gray=0.2, background="random"
+        scale=(0.6, 1.4),
+        stretch=0.2,
+        rotation=30,
+        flip=True,
+        color=0.3,
+        hue=30,
+        gray=0.2,
+        outline=0.5,
+        background="random",
     )
     seen = {augment(image, 32, config, np.random.default_rng(i)).tobytes() for i in range(6)}
     assert len(seen) == 6
@@ -184,6 +224,8 @@ def test_all_that_can_be_done_is_done_to_every_mode(mode):
         {"rotation": 200},
         {"hue": -1},
         {"gray": 1.5},
+        {"stretch": -0.1},
+        {"outline": 2},
         {"color": 1.0},
     ],
 )

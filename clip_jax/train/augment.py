@@ -17,22 +17,28 @@ class AugmentConfig:
         crop: "random", a square anywhere in the picture, or "center".
         scale: the least and the largest size of the picture's shorter side, by the size of the
             square; drawn evenly between. Below 1 it is put somewhere on the background.
+        stretch: how far width and height may differ: up to 1 + this times as wide as it was, by
+            its height, or as high.
         rotation: the largest angle, in degrees, either way.
         flip: whether one of two pictures is mirrored, left to right.
         color: how far brightness, contrast and saturation are changed at most, as a share of 1.
         hue: how far hues are turned at most, in degrees, either way.
         gray: the share of pictures that lose their colours.
+        outline: the share of pictures whose edges become black lines, about two pixels of the
+            picture wide: as drawn with a pen.
         background: what shows through transparency and beside the picture: "white", or "random",
             for one of two pictures any colour, another each time.
     """
 
     crop: str = "random"
     scale: tuple[float, float] = (1.0, 1.0)
+    stretch: float = 0.0
     rotation: float = 0.0
     flip: bool = False
     color: float = 0.0
     hue: float = 0.0
     gray: float = 0.0
+    outline: float = 0.0
     background: str = "white"
 
     def __post_init__(self):
@@ -57,8 +63,11 @@ class AugmentConfig:
                 )
         if not 0 <= self.color < 1:
             raise ValueError(f"color must be from 0 to 1, and not 1. Got {self.color}.")
-        if not 0 <= self.gray <= 1:
-            raise ValueError(f"gray must be from 0 to 1. Got {self.gray}.")
+        if not self.stretch >= 0:
+            raise ValueError(f"stretch must be 0 or more. Got {self.stretch}.")
+        for name in ("gray", "outline"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1. Got {getattr(self, name)}.")
 
 
 def augment(
@@ -77,6 +86,12 @@ def augment(
     if config.background == "random" and rng.random() < 0.5:
         ground = tuple(int(value) for value in rng.integers(0, 256, 3))
 
+    if config.outline and rng.random() < config.outline:
+        image = _outlined(image)
+    if config.stretch:
+        wider = (1 + config.stretch) ** rng.uniform(-1, 1)
+        width = max(1, round(image.width * wider))
+        image = image.resize((width, image.height), Image.Resampling.BICUBIC)
     side = size
     if config.scale != (1.0, 1.0):
         side = max(1, round(size * rng.uniform(*config.scale)))
@@ -101,6 +116,30 @@ def augment(
     if config.gray and rng.random() < config.gray:
         square = square.convert("L").convert("RGB")
     return np.array(square)
+
+
+def _outlined(image: Image.Image) -> Image.Image:
+    """Black where the next pixel's colour or transparency is another, by how much it is."""
+    # The colour under a transparent pixel is nobody's: only what is seen on white counts.
+    seen = Image.new("RGBA", image.size, WHITE)
+    seen.alpha_composite(image.convert("RGBA"))
+    alpha = image.getchannel("A") if image.mode == "RGBA" else Image.new("L", image.size, 255)
+    values = np.dstack([np.asarray(seen)[..., :3], np.asarray(alpha)]).astype(np.int16)
+    across = np.abs(np.diff(values, axis=1)).max(axis=-1)
+    down = np.abs(np.diff(values, axis=0)).max(axis=-1)
+    change = np.zeros(values.shape[:2], np.int16)
+    for part, step in (
+        (change[:, 1:], across),
+        (change[:, :-1], across),
+        (change[1:], down),
+        (change[:-1], down),
+    ):
+        np.maximum(part, step, out=part)
+    # Shades within a surface are no edge.
+    strength = np.clip((change - 24) * 6, 0, 255).astype(np.uint8)
+    lines = image.copy()
+    lines.paste((0, 0, 0, 255)[: len(image.getbands())], mask=Image.fromarray(strength))
+    return lines
 
 
 def _turn_hues(image: Image.Image, degrees: float) -> Image.Image:

@@ -1,4 +1,4 @@
-"""AdamW as CLIP was trained with it, and which parameters it moves how far."""
+"""AdamW as CLIP was trained with it, or Muon, and which parameters it moves how far."""
 
 import dataclasses
 import re
@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from clip_jax.config import CLIPConfig, ResNetConfig
 from clip_jax.nn import parameter_shapes
@@ -20,6 +21,10 @@ class OptimizerConfig:
     """Hyperparameters; the defaults are those published for ViTs (Radford et al. 2021, appendix F).
 
     Attributes:
+        name: "adamw", as published, or "muon": the matrices in the blocks of transformers move by
+            their momentum made orthogonal (Jordan et al. 2024), to the size of Adam's steps so that
+            one learning rate and weight decay serve both (Liu et al. 2025, section 2.2); all other
+            parameters by AdamW.
         learning_rate: the peak, at the end of the warm-up.
         warmup_steps: of a linear rise from 0.
         total_steps: the warm-up and the half cosine to `final_learning_rate`.
@@ -36,6 +41,7 @@ class OptimizerConfig:
         freeze_text: likewise of the text tower.
     """
 
+    name: str = "adamw"
     learning_rate: float = 5e-4
     warmup_steps: int = 2000
     total_steps: int = 100_000
@@ -55,6 +61,8 @@ class OptimizerConfig:
         Raises:
             ValueError: a number is out of range, or a name or an expression is none.
         """
+        if self.name not in ("adamw", "muon"):
+            raise ValueError(f"name must be 'adamw' or 'muon'. Got {self.name!r}.")
         if not 0 <= self.warmup_steps <= self.total_steps or self.total_steps < 1:
             raise ValueError(
                 "there must be a step or more, and no more of warm-up. "
@@ -156,12 +164,39 @@ def make_optimizer(config: OptimizerConfig, model: CLIPConfig) -> optax.Gradient
     )
     train = optax.chain(
         clip,
-        optax.scale_by_adam(config.b1, config.b2, config.eps),
+        _direction(config),
         optax.add_decayed_weights(config.weight_decay, is_matrix),
         optax.stateless(scaled),
         optax.scale_by_learning_rate(make_schedule(config)),
     )
     return optax.partition({"train": train, "freeze": optax.set_to_zero()}, labels)
+
+
+def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Gradients to steps of about the size 1 in each number."""
+    adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    if config.name == "adamw":
+        return adam
+
+    def labels(parameters: Parameters) -> dict[str, str]:
+        # Tables and projections into the joint space are no maps from one layer to the next.
+        return {
+            path: "muon" if "/resblocks/" in path and jnp.ndim(value) == 2 else "adam"
+            for path, value in parameters.items()
+        }
+
+    def to_adam_size(updates: Any, parameters: Any = None) -> Any:
+        # An orthogonal (m, n) has numbers of the size 1 / sqrt(max(m, n)), Adam's are about 0.2.
+        return jax.tree.map(lambda x: 0.2 * max(x.shape) ** 0.5 * x, updates)
+
+    def as_matrices(parameters: Parameters) -> Any:
+        return jax.tree.map(lambda x: optax.contrib.MuonDimensionNumbers(), parameters)
+
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(weight_dimension_numbers=as_matrices),
+        optax.stateless(to_adam_size),
+    )
+    return optax.partition({"muon": muon, "adam": adam}, labels)
 
 
 def _is_statistic(path: str) -> bool:
