@@ -166,7 +166,7 @@ def _theirs(network: Any, images: np.ndarray, tokens: np.ndarray) -> Step:
         schedule.step()
         with torch.no_grad():
             model.logit_scale.clamp_(max=np.log(100))
-        return float(loss)
+        return float(loss.detach())
 
     return take
 

@@ -66,6 +66,49 @@ def test_the_bundled_model_names_the_drawings_that_it_was_not_trained_on(capsys)
     assert found == list(names.values())
 
 
+def test_drawings_are_matched_by_what_names_one_concept_alone(tmp_path):
+    prepare = runpy.run_path(str(EXAMPLES / "emoji" / "prepare.py"), run_name="prepare")
+    known = [
+        prepare["Concept"](code, name, (), True)
+        for code, name in (("1F436", "dog face"), ("1F415", "dog"), ("1F43A", "wolf"))
+    ]
+    shortcodes = tmp_path / "names" / "en" / "shortcodes"
+    shortcodes.mkdir(parents=True)
+    (shortcodes / "a.json").write_text('{"1F436": ["dog", "puppy"], "1F415": "hound"}')
+    (shortcodes / "b.json").write_text('{"1F415": ["dog_2", "beast"], "1F43A": "beast"}')
+    codes = prepare["codes_by_name"](tmp_path / "names", known)
+    icons = {
+        name: {"body": f'<path id="{name}" fill="currentColor"/>'}
+        for name in ("dog-face", "pup-py", "beast", "hound-1", "hound-2", "wolf-2", "cat")
+    }
+    icons["dog-face"]["width"] = 24
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "icons.json").write_text(json.dumps({"icons": icons, "width": 32, "height": 32}))
+
+    first = prepare["iconify"](package, codes)
+    second = prepare["iconify"](package, codes, variant="-2")
+    # "beast" may be either of two; of several drawings of one concept the last one stays.
+    assert {code: re.findall('id="(.*?)"', svg) for code, svg in first.items()} == {
+        "1F436": ["pup-py"],
+        "1F415": ["hound-1"],
+    }
+    assert 'viewBox="0 0 32 32"' in first["1F436"] and 'fill="black"' in first["1F436"]
+    assert {code: re.findall('id="(.*?)"', svg) for code, svg in second.items()} == {
+        "1F415": ["hound-2"],
+        "1F43A": ["wolf-2"],
+    }
+
+
+def test_what_recipes_are_chosen_by_is_trained_on_in_no_style_of_the_same_artists():
+    split = runpy.run_path(str(EXAMPLES / "emoji" / "prepare.py"), run_name="prepare")["split"]
+    assert split(0, "google") == "choose"
+    assert split(0, "google-2017") is split(0, "google-lines") is None
+    assert split(0, "twitter") == split(0, "fluent-flat") == split(1, "google") == "train"
+    assert split(30, "fluent-modern") == "choose" and split(30, "fluent-3d") is None
+    assert {split(i, "openmoji") for i in range(60)} == {"test"}
+
+
 def test_zero_shot_predicts_every_picture_of_a_folder(run, folder, model):
     out = run("zero_shot.py", folder, "--model", model)
     assert out.count("Top predictions:") == 30

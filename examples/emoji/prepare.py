@@ -19,25 +19,47 @@ import re
 import shutil
 import subprocess
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import resvg_py
-from PIL import Image
+from PIL import Image, ImageChops, ImageDraw, ImageFont
 from tqdm import tqdm
 
-PACKAGES = {
-    "emoji-datasource-google": "16.0.0",  # Noto Emoji: Apache-2.0
-    "emoji-datasource-twitter": "16.0.0",  # Twemoji: CC-BY 4.0
-    "fluentui-emoji": "1.3.0",  # MIT
-    "openmoji": "17.0.0",  # CC-BY-SA 4.0: measured with, never trained on
-    "emojibase-data": "17.0.0",  # names and keywords: MIT
-}
+PACKAGES = (
+    "emoji-datasource-google@16.0.0",  # Noto Emoji: Apache-2.0
+    "emoji-datasource-google@3.0.0",  # Noto Emoji as it was until 2017: Apache-2.0
+    "@fontsource/noto-emoji@5.3.2",  # Noto Emoji as lines: OFL-1.1
+    "emoji-datasource-twitter@16.0.0",  # Twemoji: CC-BY 4.0
+    "fluentui-emoji@1.3.0",  # MIT
+    "@lobehub/fluent-emoji-3d@1.1.0",  # MIT
+    "@iconify-json/emojione@1.2.3",  # EmojiTwo, once EmojiOne 2: CC-BY 4.0
+    "@iconify-json/emojione-monotone@1.2.1",  # the same as lines: CC-BY 4.0
+    "@iconify-json/fxemoji@1.2.2",  # of Firefox OS: Apache-2.0
+    "@iconify-json/streamline-emojis@1.2.4",  # CC-BY 4.0
+    "openmoji@17.0.0",  # CC-BY-SA 4.0: measured with, never trained on
+    "emojibase-data@17.0.0",  # names and keywords: MIT
+)
 FLUENT = ("flat", "modern", "high-contrast")
-STYLES = ("google", "twitter", *(f"fluent-{kind}" for kind in FLUENT))
+CHOOSE_STYLES = ("google", "twitter", *(f"fluent-{kind}" for kind in FLUENT))
+STYLES = (
+    *CHOOSE_STYLES,
+    "fluent-3d",
+    "google-2017",
+    "google-lines",
+    "emojitwo",
+    "emojitwo-lines",
+    "fxemoji",
+    "streamline",
+    "streamline-2",
+)
 TEST_STYLE = "openmoji"
 COMPONENTS, FLAGS = 2, 9  # groups of Unicode's; components are skin tones and hair
 SIZE = 96  # of what is rendered; the others are 64 pixels a side
+
+
+Drawing = Path | Image.Image | str  # a string is an SVG document
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,19 +91,32 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="where everything goes")
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
-    packages = {name: fetch(name, version, folder) for name, version in PACKAGES.items()}
+    google, google_2017, lines, twitter, fluent_svg, fluent_3d, *icons, test_svg, names = (
+        fetch(package, folder) for package in PACKAGES
+    )
+    emojitwo, emojitwo_lines, fxemoji, streamline = icons
 
-    known = concepts(packages["emojibase-data"])
-    sources = {
-        **{style: datasource(packages[f"emoji-datasource-{style}"], style) for style in STYLES[:2]},
-        **{f"fluent-{kind}": fluent(packages["fluentui-emoji"], kind, known) for kind in FLUENT},
-        TEST_STYLE: openmoji(packages["openmoji"]),
+    known = concepts(names)
+    codes = codes_by_name(names, known)
+    sources: dict[str, Mapping[str, Drawing]] = {
+        "google": datasource(google, "google"),
+        "twitter": datasource(twitter, "twitter"),
+        **{f"fluent-{kind}": fluent(fluent_svg, kind, known) for kind in FLUENT},
+        "fluent-3d": by_code(fluent_3d / "assets", "*.webp"),
+        "google-2017": datasource(google_2017, "google"),
+        "google-lines": glyphs(lines / "files" / "noto-emoji-emoji-400-normal.woff2", known),
+        "emojitwo": iconify(emojitwo, codes),
+        "emojitwo-lines": iconify(emojitwo_lines, codes),
+        "fxemoji": iconify(fxemoji, codes),
+        "streamline": iconify(streamline, codes),
+        "streamline-2": iconify(streamline, codes, variant="-2"),
+        TEST_STYLE: by_code(test_svg / "color" / "svg", "*.svg"),
     }
     rows = [
-        (split(i, style), style, concept, sources[style][concept.code])
+        (name, style, concept, sources[style][concept.code])
         for i, concept in enumerate(known)
         for style in (*STYLES, TEST_STYLE)
-        if concept.code in sources[style]
+        if concept.code in sources[style] and (name := split(i, style))
     ]
     with (
         open(folder / "drawings.csv", "w", newline="") as file,
@@ -92,32 +127,30 @@ def main() -> None:
         tars = {"train": train, "choose": choose, "test": test}
         table = csv.writer(file)
         table.writerow(["key", "split", "style", "code", "name", "is_base"])
-        for name, style, concept, path in tqdm(rows, unit="drawing", mininterval=1):
+        for name, style, concept, drawing in tqdm(rows, unit="drawing", mininterval=1):
             key = f"{style}/{concept.code}"
             table.writerow([key, name, style, concept.code, concept.name, int(concept.is_base)])
             captions = {"captions": concept.captions}
-            add(tars[name], f"{key}.png", drawing(path))
+            add(tars[name], f"{key}.png", rendered(drawing))
             add(tars[name], f"{key}.json", json.dumps(captions, ensure_ascii=False).encode())
     for name in tars:
         of = [row for row in rows if row[0] == name]
         print(f"{name}.tar: {len(of):,} drawings of {len({row[2].code for row in of}):,} concepts")
 
 
-def fetch(name: str, version: str, folder: Path) -> Path:
+def fetch(package: str, folder: Path) -> Path:
     """Unpacks a package of the npm registry, once, and says where."""
-    target = folder / "npm" / f"{name}-{version}"
+    stem = package.removeprefix("@").replace("/", "-").replace("@", "-")
+    target = folder / "npm" / stem
     if not target.is_dir():
-        aside = target.with_suffix(".part")
+        aside = target.with_name(f"{stem}.part")
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-        print(f"fetching {name} {version} ...", flush=True)
+        print(f"fetching {package} ...", flush=True)
         subprocess.run(
-            ["npm", "pack", "--silent", f"{name}@{version}"],
-            cwd=aside,
-            check=True,
-            stdout=subprocess.DEVNULL,
+            ["npm", "pack", "--silent", package], cwd=aside, check=True, stdout=subprocess.DEVNULL
         )
-        with tarfile.open(aside / f"{name}-{version}.tgz") as tar:
+        with tarfile.open(aside / f"{stem}.tgz") as tar:
             tar.extractall(aside, filter="data")
         aside.rename(target)
     return target / "package"
@@ -160,17 +193,93 @@ def fluent(package: Path, kind: str, known: list[Concept]) -> dict[str, Path]:
     return by_code
 
 
-def openmoji(package: Path) -> dict[str, Path]:
-    """The drawings to test with, by their code points."""
-    return {plain(path.stem): path for path in sorted((package / "color" / "svg").glob("*.svg"))}
+def codes_by_name(package: Path, known: list[Concept]) -> dict[str, str]:
+    """The code points of whatever name or shortcode belongs to one concept alone."""
+    found: dict[str, set[str]] = {}
+    for path in sorted((package / "en" / "shortcodes").glob("*.json")):
+        for code, names in json.loads(path.read_text()).items():
+            for name in [names] if isinstance(names, str) else names:
+                found.setdefault(squeezed(name), set()).add(plain(code))
+    # The names come last, since they outweigh a shortcode of another concept.
+    found.update({squeezed(concept.name): {concept.code} for concept in known})
+    return {name: min(codes) for name, codes in found.items() if len(codes) == 1}
 
 
-def split(index: int, style: str) -> str:
-    """Where the drawing of a concept goes."""
+def squeezed(name: str) -> str:
+    """Letters and digits alone, which is what names in different spellings agree on."""
+    return re.sub("[^a-z0-9]", "", name.lower().replace("&", "and"))
+
+
+def iconify(package: Path, codes: Mapping[str, str], variant: str = "") -> dict[str, str]:
+    """The drawings of an Iconify package, by code points; where there are several, one of them."""
+    document = json.loads((package / "icons.json").read_text())
+    found: dict[str, str] = {}
+    for name, icon in document["icons"].items():
+        stem, number = re.fullmatch(r"(.+?)(-[12])?", name).groups()
+        code = codes.get(squeezed(stem if number else name))
+        if code and (number or "-1").replace("-1", "") == variant:
+            width, height = (icon.get(side, document.get(side, 16)) for side in ("width", "height"))
+            found[code] = (
+                f'<svg xmlns="http://www.w3.org/2000/svg" '
+                f'xmlns:xlink="http://www.w3.org/1999/xlink" viewBox="0 0 {width} {height}">'
+                f"{icon['body'].replace('currentColor', 'black')}</svg>"
+            )
+    return found
+
+
+def by_code(folder: Path, pattern: str) -> dict[str, Path]:
+    """The drawings of a folder whose files are named by their code points."""
+    return {plain(path.stem): path for path in sorted(folder.glob(pattern))}
+
+
+def glyphs(path: Path, known: list[Concept]) -> dict[str, Image.Image]:
+    """The drawings of a font of black lines, of emoji of one code point: white within the lines."""
+    font = ImageFont.truetype(path, SIZE, layout_engine=ImageFont.Layout.BASIC)
+    missing = bytes(font.getmask("\U0010ffff"))
+    found = {}
+    for concept in known:
+        if "-" in concept.code:
+            continue
+        letter = chr(int(concept.code, 16))
+        if bytes(font.getmask(letter)) != missing:
+            found[concept.code] = line_drawing(letter, font)
+    return found
+
+
+def line_drawing(letter: str, font: ImageFont.FreeTypeFont) -> Image.Image:
+    """A glyph in black, with what it encloses in white, and transparent around it."""
+    side = SIZE * 3 // 2
+    ink = Image.new("L", (side, side), 0)
+    ImageDraw.Draw(ink).text((side // 2, side // 2), letter, 255, font, anchor="mm")
+    # The font's fill of a corner reaches all that no line keeps it from.
+    around = ink.point([255 if value > 96 else 0 for value in range(256)])
+    ImageDraw.floodfill(around, (0, 0), 128)
+    inside = around.point([0 if value == 128 else 255 for value in range(256)])
+    drawing = Image.merge("RGBA", [ImageChops.invert(ink)] * 3 + [ImageChops.lighter(ink, inside)])
+    box = drawing.getbbox()
+    assert box is not None
+    width, height = box[2] - box[0], box[3] - box[1]
+    square = Image.new("RGBA", (max(width, height),) * 2)
+    square.paste(drawing.crop(box), ((square.width - width) // 2, (square.height - height) // 2))
+    return square.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+
+
+def split(index: int, style: str) -> str | None:
+    """Where the drawing of a concept goes; None where it is left out.
+
+    Of what one chooses by, no other drawing by the same artists is trained on.
+    """
     if style == TEST_STYLE:
         return "test"
-    is_chosen = index % 10 == 0 and STYLES[index // 10 % len(STYLES)] == style
-    return "choose" if is_chosen else "train"
+    chosen = CHOOSE_STYLES[index // 10 % len(CHOOSE_STYLES)]
+    if index % 10 or artists(style) != artists(chosen):
+        return "train"
+    return "choose" if style == chosen else None
+
+
+def artists(style: str) -> str:
+    """Whose a style is."""
+    return style.partition("-")[0]
 
 
 def plain(code: str) -> str:
@@ -178,15 +287,20 @@ def plain(code: str) -> str:
     return "-".join(point for point in code.upper().split("-") if point != "FE0F")
 
 
-def drawing(path: Path) -> bytes:
-    """A file as PNG."""
-    if path.suffix == ".svg":
-        data: Any = resvg_py.svg_to_bytes(svg_path=str(path), width=SIZE, height=SIZE)
-    else:
-        data = path.read_bytes()
-    with Image.open(io.BytesIO(bytes(data))) as image:
+def rendered(drawing: Drawing) -> bytes:
+    """A drawing as PNG."""
+    if isinstance(drawing, Path) and drawing.suffix == ".svg":
+        drawing = drawing.read_text()
+    if isinstance(drawing, str):
+        data: Any = resvg_py.svg_to_bytes(svg_string=drawing, width=SIZE, height=SIZE)
+        drawing = Image.open(io.BytesIO(bytes(data)))
+    elif isinstance(drawing, Path):
+        drawing = Image.open(drawing)
+    with drawing as image:
+        image = image.convert("RGBA")
+        image.thumbnail((SIZE, SIZE), Image.Resampling.LANCZOS)
         file = io.BytesIO()
-        image.convert("RGBA").save(file, "PNG")
+        image.save(file, "PNG")
     return file.getvalue()
 
 
