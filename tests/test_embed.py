@@ -360,6 +360,30 @@ def test_a_damaged_parquet_file_among_others_is_an_error(model, tmp_path):
     assert {"b.parquet"} < set(errors(tmp_path / "out"))
 
 
+@pytest.mark.parametrize("suffix", ["tar", "parquet"])
+def test_a_file_that_can_not_be_opened_is_an_error_until_it_is_tried_again(model, tmp_path, suffix):
+    for name in "ab":
+        images = [noise(ord(name) + i) for i in range(5)]
+        if suffix == "tar":
+            members = {f"{name}{i}.png": image for i, image in enumerate(images)}
+            write_tar(tmp_path / f"{name}.tar", members)
+        else:
+            parquet(tmp_path / f"{name}.parquet", {"image": images})
+    source, options = tmp_path / f"*.{suffix}", {"rows_per_part": 2, **QUIET}
+    embed(source, model, tmp_path / "undisturbed", **options)
+    first, out = tmp_path / f"a.{suffix}", tmp_path / "out"
+    good = first.read_bytes()
+    first.write_bytes(b"?" * len(good))  # of the same size, so of the same job
+    summary = embed(source, model, out, **options)
+    assert (summary.rows, summary.errors) == (5, 1)
+    assert f"a.{suffix}" in errors(out) or "damaged" in str(errors(out))
+    assert embed(source, model, out, **options).parts == 0
+    first.write_bytes(good)
+    assert embed(source, model, out, **options).parts == 0
+    assert embed(source, model, out, retry_errors=True, **options).rows == 5
+    assert contents(out) == contents(tmp_path / "undisturbed")
+
+
 def test_an_empty_input_is_refused_and_claims_nothing(model, tmp_path):
     (tmp_path / "in").mkdir()
     with pytest.raises(ValueError, match="no pictures"):
