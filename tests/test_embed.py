@@ -727,6 +727,18 @@ def test_lines_of_json_tell_how_it_goes_where_there_is_no_terminal(
         assert name in lines[-1]
 
 
+def test_a_bar_tells_how_it_goes_on_a_terminal(pictures, model, tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(watch_module, "REFRESH", 0.0)
+    embed(pictures, model, tmp_path, rows_per_part=7, batch_size=8)
+    last = sys.stderr.getvalue().rpartition("\r")[2]
+    assert re.search(rf"100%.* {COUNT}/{COUNT} .*row/s, 0 errors, \d+% waiting\]\n$", last)
+
+
 @pytest.mark.parametrize(
     ("seconds", "bottleneck"),
     [

@@ -264,6 +264,9 @@ def test_names_that_are_not_utf8_are_escaped(tmp_path):
     assert record.key == "caf\\xe9.png"
     assert record.read() == b"x"
     record.path.encode()
+    assert read_picture(record.path) == b"x"
+    with pytest.raises(FileNotFoundError):
+        read_picture(record.path.replace("caf", "tea"))
 
 
 def test_a_folder_without_pictures_says_what_there_is(tmp_path):

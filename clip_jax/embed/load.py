@@ -1,18 +1,22 @@
 """Pictures and captions by threads: read, decoded and cropped ahead of the device, in order.
 
-Not by Grain, which reads the pairs for training: it wants to know all rows before the first one is
-read, where the rows of a tar file are known when it is opened, and those of a Parquet file come in
-a stream; and it counts what it reads ahead in elements, where this counts bytes.
+Not by Grain, which reads the pairs for training: its threads want data of a known length that is
+read at random, where the rows of a tar file are known when it is opened, and those of a Parquet
+file come in a stream; a data set for each file would begin each with nothing read ahead. And it
+counts what it reads ahead in elements, where this counts bytes. `benchmarks/embed.py` has both.
 """
 
 import concurrent.futures
 import contextlib
 import dataclasses
+import os
 import queue
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import ImageOps
 
@@ -24,6 +28,8 @@ from clip_jax.tokenizer import tokenize
 
 # More records on their way than this would take memory and help nobody, however small they are.
 MOST = 2048
+# How far the threads stand back, as `nice` counts: they get what the device leaves.
+NICE = 19
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +135,9 @@ def loading(
     """
     budget = _Budget(read_ahead)
     ready: queue.SimpleQueue = queue.SimpleQueue()
-    pool = concurrent.futures.ThreadPoolExecutor(num_threads, "clip-jax-load")
+    pool = concurrent.futures.ThreadPoolExecutor(
+        num_threads, "clip-jax-load", initializer=_give_way
+    )
 
     def feed() -> None:
         try:
@@ -157,6 +165,17 @@ def loading(
     finally:
         budget.close()
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _give_way() -> None:
+    """Lets the device's threads go first where the device is this machine's CPU.
+
+    A matrix product is done when its slowest thread is, so a thread that has to wait for a picture
+    to be decoded keeps all of them waiting.
+    """
+    if sys.platform == "linux" and jax.default_backend() == "cpu":  # elsewhere it is the process
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
 class _Budget:

@@ -125,8 +125,7 @@ class Watch:
         waiting = self._seconds["waiting"] / seconds
         if self._is_terminal:
             self._bar.total = total
-            self._bar.set_postfix_str(f"{self.errors} errors, {waiting:.0%} waiting", refresh=False)
-            self._bar.update(done - self._bar.n)
+            self._draw(waiting)
         elif self._show and now - self._last >= EVERY:
             self._last = now
             left = (total - done) * seconds / done if total is not None and done else None
@@ -141,8 +140,14 @@ class Watch:
             print(json.dumps(line), file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Stops the display."""
+        """Shows the last state, and stops the display."""
+        self._draw(self._seconds["waiting"] / max(time.monotonic() - self._start, 1e-9))
         self._bar.close()
+
+    def _draw(self, waiting: float) -> None:
+        text = f"{_counted(self.errors, 'error')}, {waiting:.0%} waiting"
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(self.rows + self.errors - self._bar.n)
 
     def summary(self, rows_to_do: int = 0, parts_to_do: int = 0) -> Summary:
         """What there is to say at the end."""

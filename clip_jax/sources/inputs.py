@@ -11,7 +11,7 @@ from clip_jax.sources.folder import FolderShard
 from clip_jax.sources.lines import Columns, LinesShard
 from clip_jax.sources.parquet import ParquetShard, read_row
 from clip_jax.sources.patterns import expand
-from clip_jax.sources.records import Shard
+from clip_jax.sources.records import Shard, as_name
 from clip_jax.sources.tar import TarShard, read_member
 from clip_jax.storage import Unreachable, storage
 
@@ -90,7 +90,12 @@ def read_picture(path: str, image_column: str = Columns.image) -> bytes:
         return read_member(*found.groups())
     if found := re.fullmatch(r"(.+\.parquet)/(\d+)", path):
         return read_row(found[1], int(found[2]), image_column)
-    return storage(path).read(path)
+    try:
+        return storage(path).read(path)
+    except FileNotFoundError:
+        if (name := as_name(path)) == path:
+            raise
+        return storage(path).read(name)
 
 
 def _folder(source: str, columns: Columns) -> Input:

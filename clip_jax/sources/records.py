@@ -104,6 +104,11 @@ def as_text(text: str) -> str:
     return re.sub("[\ud800-\udfff]", lambda found: _escaped(ord(found[0])), text)
 
 
+def as_name(text: str) -> str:
+    r"""The name that `as_text` has written with `\xe9` and the like."""
+    return re.sub(r"\\x([89a-f][0-9a-f])", lambda found: chr(0xDC00 + int(found[1], 16)), text)
+
+
 def _escaped(surrogate: int) -> str:
     byte = surrogate - 0xDC00  # where Python keeps them
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else f"\\u{surrogate:04x}"

@@ -100,10 +100,10 @@ class TarShard:
         head = storage(self._path).read_range(self._path, 0, tarfile.BLOCKSIZE)
         if head.startswith(COMPRESSED):
             raise ValueError(f"{self._path} is compressed: unpack it to a plain tar file first")
+        if head == bytes(tarfile.BLOCKSIZE):
+            return  # a whole one, without members
         try:
             tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
-        except tarfile.EOFHeaderError:  # a whole one, without members
-            pass
         except tarfile.HeaderError as error:
             raise ValueError(f"{self._path} is no tar file, or a damaged one: {error}") from None
 
