@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -680,8 +681,6 @@ def test_a_process_with_files_enough_opens_no_other(model, tmp_path, monkeypatch
 
 
 def test_what_is_read_ahead_is_bounded_in_bytes():
-    import threading
-
     lock, alive, most = threading.Lock(), 0, 0
 
     class Counting(Loader):

@@ -9,14 +9,11 @@ counts what it reads ahead in elements, where this counts bytes. `benchmarks/emb
 import concurrent.futures
 import contextlib
 import dataclasses
-import os
 import queue
-import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 from PIL import ImageOps
 
@@ -28,8 +25,6 @@ from clip_jax.tokenizer import tokenize
 
 # More records on their way than this would take memory and help nobody, however small they are.
 MOST = 2048
-# How far the threads stand back, as `nice` counts: they get what the device leaves.
-NICE = 19
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +130,7 @@ def loading(
     """
     budget = _Budget(read_ahead)
     ready: queue.SimpleQueue = queue.SimpleQueue()
-    pool = concurrent.futures.ThreadPoolExecutor(
-        num_threads, "clip-jax-load", initializer=_give_way
-    )
+    pool = concurrent.futures.ThreadPoolExecutor(num_threads, "clip-jax-load")
 
     def feed() -> None:
         try:
@@ -165,17 +158,6 @@ def loading(
     finally:
         budget.close()
         pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _give_way() -> None:
-    """Lets the device's threads go first where the device is this machine's CPU.
-
-    A matrix product is done when its slowest thread is, so a thread that has to wait for a picture
-    to be decoded keeps all of them waiting.
-    """
-    if sys.platform == "linux" and jax.default_backend() == "cpu":  # elsewhere it is the process
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
 
 class _Budget:
