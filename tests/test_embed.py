@@ -26,7 +26,7 @@ import clip_jax
 from clip_jax import storage as storage_module
 from clip_jax.embed import Columns, Summary, embed, job, read_embeddings
 from clip_jax.embed import watch as watch_module
-from clip_jax.embed.load import Loader, loading
+from clip_jax.embed.load import Loader, Turns, loading
 from clip_jax.embed.units import Share, divide
 from clip_jax.embed.watch import Watch
 from clip_jax.nn import normalize
@@ -712,6 +712,38 @@ def test_what_is_read_ahead_is_bounded_in_bytes():
     # One that is larger than the limit comes all the same.
     with loading(iter(records), loader, num_threads=4, read_ahead=1) as ready:
         assert len(list(ready)) == 60
+
+
+@pytest.mark.parametrize("are_taken", [True, False])
+def test_nothing_is_decoded_while_a_cpu_computes(are_taken):
+    image, turns = picture(size=(40, 40)), Turns(are_taken=are_taken)
+    loader = Loader(
+        preprocess=clip_jax.Preprocess(32),
+        context_length=None,
+        exif_transpose=False,
+        watch=Watch(show=False),
+        turns=turns,
+    )
+    records = [(None, i, Record(str(i), lambda: image)) for i in range(40)]
+    with loading(iter(records), loader, num_threads=4, read_ahead=1 << 20) as ready:
+        with turns.computing():
+            running = [
+                threading.Thread(target=loader, args=(None, i, Record(str(i), lambda: image)))
+                for i in range(2)
+            ]
+            for thread in running:
+                thread.start()
+            for thread in running:
+                thread.join(0.5)
+            assert [thread.is_alive() for thread in running] == [are_taken] * 2
+        for thread in running:
+            thread.join(10)
+        assert not any(thread.is_alive() for thread in running)
+        assert [loaded.row for loaded in ready] == list(range(40))
+    # An error in the encoder, too, ends the turn.
+    with pytest.raises(ValueError, match="damaged"), turns.computing():
+        raise ValueError("damaged")
+    assert loader(None, 0, records[0][2]).problem is None
 
 
 def test_lines_of_json_tell_how_it_goes_where_there_is_no_terminal(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.embed.load import Loaded
+from clip_jax.embed.load import Loaded, Turns
 from clip_jax.embed.parts import Error, Part, Parts
 from clip_jax.embed.plan import Task
 from clip_jax.embed.watch import Watch
@@ -67,9 +67,10 @@ class Layout:
 class Assembly:
     """The rows of one unit, gathered in order and embedded in whole batches."""
 
-    def __init__(self, task: Task, layout: Layout, encoder: Encoder, watch: Watch):
+    def __init__(self, task: Task, layout: Layout, encoder: Encoder, watch: Watch, turns: Turns):
         """Begins with none."""
         self._task, self._layout, self._encoder, self._watch = task, layout, encoder, watch
+        self._turns = turns
         self._seen = 0
         self._rows: list[int] = []
         self._schema = layout.schema()
@@ -162,8 +163,9 @@ class Assembly:
 
     def _embed_pixels(self) -> None:
         if self._pixels:
-            with self._watch.timing("device"):
-                found = self._encoder.images(np.stack(self._pixels))
+            pixels = np.stack(self._pixels)
+            with self._turns.computing(), self._watch.timing("device"):
+                found = self._encoder.images(pixels)
             self._images.append(found.astype(self._layout.dtype, copy=False))
             self._watch.rows += len(self._pixels)
             self._pixels = []
