@@ -269,18 +269,23 @@ def _walk(
         if (stat.st_dev, stat.st_ino) in above:
             yield prefix.rstrip("/"), "a link to a folder that it lies in"
             return
-        entries = list(os.scandir(folder))
+        # Entries take several times the memory of their names, and there may be millions.
+        files, folders = [], []
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if _is_folder(entry):
+                    folders.append(entry.name)
+                elif entry.is_symlink() or entry.is_file():  # not a pipe, which is waited for
+                    files.append(prefix + entry.name)
     except OSError as error:
         if not above:
             raise
         yield prefix.rstrip("/"), f"the folder can't be read: {error.strerror}"
         return
-    for entry in entries:
-        if _is_folder(entry):
-            below = (*above, (stat.st_dev, stat.st_ino))
-            yield from _walk(entry.path, f"{prefix}{entry.name}/", below)
-        elif entry.is_symlink() or entry.is_file():  # not a pipe, which would be waited for
-            yield prefix + entry.name, None
+    yield from ((name, None) for name in files)
+    for name in folders:
+        below = (*above, (stat.st_dev, stat.st_ino))
+        yield from _walk(os.path.join(folder, name), f"{prefix}{name}/", below)
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

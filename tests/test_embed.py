@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -25,7 +26,7 @@ import clip_jax
 from clip_jax import storage as storage_module
 from clip_jax.embed import Columns, Summary, embed, job, read_embeddings
 from clip_jax.embed import watch as watch_module
-from clip_jax.embed.load import Loader, loading
+from clip_jax.embed.load import Loader, Turns, loading
 from clip_jax.embed.units import Share, divide
 from clip_jax.embed.watch import Watch
 from clip_jax.nn import normalize
@@ -360,6 +361,30 @@ def test_a_damaged_parquet_file_among_others_is_an_error(model, tmp_path):
     assert {"b.parquet"} < set(errors(tmp_path / "out"))
 
 
+@pytest.mark.parametrize("suffix", ["tar", "parquet"])
+def test_a_file_that_can_not_be_opened_is_an_error_until_it_is_tried_again(model, tmp_path, suffix):
+    for name in "ab":
+        images = [noise(ord(name) + i) for i in range(5)]
+        if suffix == "tar":
+            members = {f"{name}{i}.png": image for i, image in enumerate(images)}
+            write_tar(tmp_path / f"{name}.tar", members)
+        else:
+            parquet(tmp_path / f"{name}.parquet", {"image": images})
+    source, options = tmp_path / f"*.{suffix}", {"rows_per_part": 2, **QUIET}
+    embed(source, model, tmp_path / "undisturbed", **options)
+    first, out = tmp_path / f"a.{suffix}", tmp_path / "out"
+    good = first.read_bytes()
+    first.write_bytes(b"?" * len(good))  # of the same size, so of the same job
+    summary = embed(source, model, out, **options)
+    assert (summary.rows, summary.errors) == (5, 1)
+    assert f"a.{suffix}" in errors(out) or "damaged" in str(errors(out))
+    assert embed(source, model, out, **options).parts == 0
+    first.write_bytes(good)
+    assert embed(source, model, out, **options).parts == 0
+    assert embed(source, model, out, retry_errors=True, **options).rows == 5
+    assert contents(out) == contents(tmp_path / "undisturbed")
+
+
 def test_an_empty_input_is_refused_and_claims_nothing(model, tmp_path):
     (tmp_path / "in").mkdir()
     with pytest.raises(ValueError, match="no pictures"):
@@ -656,8 +681,6 @@ def test_a_process_with_files_enough_opens_no_other(model, tmp_path, monkeypatch
 
 
 def test_what_is_read_ahead_is_bounded_in_bytes():
-    import threading
-
     lock, alive, most = threading.Lock(), 0, 0
 
     class Counting(Loader):
@@ -691,6 +714,38 @@ def test_what_is_read_ahead_is_bounded_in_bytes():
         assert len(list(ready)) == 60
 
 
+@pytest.mark.parametrize("are_taken", [True, False])
+def test_nothing_is_decoded_while_a_cpu_computes(are_taken):
+    image, turns = picture(size=(40, 40)), Turns(are_taken=are_taken)
+    loader = Loader(
+        preprocess=clip_jax.Preprocess(32),
+        context_length=None,
+        exif_transpose=False,
+        watch=Watch(show=False),
+        turns=turns,
+    )
+    records = [(None, i, Record(str(i), lambda: image)) for i in range(40)]
+    with loading(iter(records), loader, num_threads=4, read_ahead=1 << 20) as ready:
+        with turns.computing():
+            running = [
+                threading.Thread(target=loader, args=(None, i, Record(str(i), lambda: image)))
+                for i in range(2)
+            ]
+            for thread in running:
+                thread.start()
+            for thread in running:
+                thread.join(0.5)
+            assert [thread.is_alive() for thread in running] == [are_taken] * 2
+        for thread in running:
+            thread.join(10)
+        assert not any(thread.is_alive() for thread in running)
+        assert [loaded.row for loaded in ready] == list(range(40))
+    # An error in the encoder, too, ends the turn.
+    with pytest.raises(ValueError, match="damaged"), turns.computing():
+        raise ValueError("damaged")
+    assert loader(None, 0, records[0][2]).problem is None
+
+
 def test_lines_of_json_tell_how_it_goes_where_there_is_no_terminal(
     pictures, model, tmp_path, capsys, monkeypatch
 ):
@@ -701,6 +756,18 @@ def test_lines_of_json_tell_how_it_goes_where_there_is_no_terminal(
     assert lines[-1]["rows"] == lines[-1]["total"] == COUNT
     for name in ("rows_per_second", "remaining_seconds", "errors", "waiting"):
         assert name in lines[-1]
+
+
+def test_a_bar_tells_how_it_goes_on_a_terminal(pictures, model, tmp_path, monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
+
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(watch_module, "REFRESH", 0.0)
+    embed(pictures, model, tmp_path, rows_per_part=7, batch_size=8)
+    last = sys.stderr.getvalue().rpartition("\r")[2]
+    assert re.search(rf"100%.* {COUNT}/{COUNT} .*row/s, 0 errors, \d+% waiting\]\n$", last)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,11 @@
 """Search over embeddings: exact, in the order of the scores, and shown in three ways."""
 
 import base64
+import errno
 import html.parser
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -252,6 +254,17 @@ def test_search_takes_a_picture_and_writes_a_page(run, folder, tmp_path):
         assert status == 0 and json.loads(out)[0]["key"] == "04"
         assert page.read_text().count("data:image/jpeg") == 5
         page.unlink()
+
+
+def test_a_page_that_can_not_be_written_leaves_nothing(run, tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    status, out, err = run("search", "parquet", "x", "--html", tmp_path / "page.html")
+    assert (status, out) == (1, "")
+    assert err == [f"clip-jax: {tmp_path}/page.html: No space left on device"]
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

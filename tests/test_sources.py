@@ -264,6 +264,9 @@ def test_names_that_are_not_utf8_are_escaped(tmp_path):
     assert record.key == "caf\\xe9.png"
     assert record.read() == b"x"
     record.path.encode()
+    assert read_picture(record.path) == b"x"
+    with pytest.raises(FileNotFoundError):
+        read_picture(record.path.replace("caf", "tea"))
 
 
 def test_a_folder_without_pictures_says_what_there_is(tmp_path):
@@ -278,6 +281,10 @@ def test_a_folder_without_pictures_says_what_there_is(tmp_path):
         open_input(tmp_path / "none")
     with pytest.raises(FileNotFoundError):
         open_input(tmp_path / "none-*.tar")
+    (tmp_path / "table.parquet").mkdir()
+    parquet(tmp_path / "table.parquet" / "0.parquet", {"caption": ["x"]})
+    with pytest.raises(ValueError, match=r"it holds .parquet files: give them as a pattern"):
+        open_input(tmp_path / "table.parquet")
 
 
 def test_shards_give_rows_with_and_without_captions(tmp_path):
@@ -307,6 +314,39 @@ def test_a_second_picture_of_a_name_is_a_problem_of_its_own(tmp_path):
     x, y, second = rows_of(tmp_path / "a.tar")
     assert (x.key, x.read()) == ("x", b"first")
     assert second.key == "x.jpg" and "comes before it" in second.problem
+
+
+def test_a_second_record_of_a_key_does_not_mix_with_the_first(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in (
+            ("x.png", b"first"),
+            ("x.txt", b"one"),
+            ("x.png", b"second"),
+            ("x.txt", b"two"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    x, second = rows_of(tmp_path / "a.tar")
+    assert (x.key, x.read(), x.caption) == ("x", b"first", "one")
+    assert second.problem is not None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "a.tar is empty"),
+        (b"\x1f\x8b" + bytes(600), "a.tar is compressed: unpack it"),
+        (b"something else" * 80, "a.tar is no tar file, or a damaged one"),
+    ],
+)
+def test_what_is_no_tar_file_is_refused_unless_it_is_one_among_others(tmp_path, content, message):
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        open_input(tmp_path / "a.tar")
+    write_tar(tmp_path / "b.tar", {"x.png": b"X"})
+    found = [record.problem is None for record in rows_of(tmp_path / "*.tar")]
+    assert found == [False, True]
 
 
 @pytest.mark.parametrize("cut", [512 + 100, 2 * 1024 + 200, 2 * 1024 + 512 + 100, 2 * 1024])
@@ -351,6 +391,15 @@ def test_parquet_gives_pictures_as_bytes_or_by_their_paths(tmp_path):
     assert [record.key for record in files] == ["u0", "u1", "u2"]
 
 
+def test_times_in_nanoseconds_are_taken_along_as_they_are(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    times = pa.array([1, None, 3], pa.timestamp("ns"))
+    path = parquet(tmp_path / "a.parquet", {"caption": ["x", "y", "z"], "time": times})
+    rows = open_input(path, Columns(others=("time",))).shards[0].open()
+    found = [record.columns["time"].value for record in rows.records(1, 3)]
+    assert found == [None, 3]
+
+
 def test_any_rows_of_a_parquet_file_can_be_had(tmp_path):
     path = parquet(
         tmp_path / "a.parquet", {"caption": [str(i) for i in range(100)]}, row_group_size=37
@@ -393,6 +442,23 @@ def test_text_files_give_a_row_a_line(tmp_path):
     seven, cut, other = rows_of(tmp_path / "c.jsonl")
     assert (seven.key, seven.caption) == ("7", "x")
     assert "no JSON" in cut.problem and "no JSON object" in other.problem
+
+
+def test_a_row_that_trips_the_parsers_is_a_problem_of_its_own(tmp_path):
+    (tmp_path / "a.csv").write_text(f"caption\n{'x' * 200_000}\nfine\n")
+    long, fine = rows_of(tmp_path / "a.csv")
+    assert "no CSV: field larger than" in long.problem and fine.caption == "fine"
+    (tmp_path / "b.csv").write_bytes(b"caption\rold\rMac\r")
+    assert [record.caption for record in rows_of(tmp_path / "b.csv")] == ["old", "Mac"]
+    (tmp_path / "c.jsonl").write_text('{"caption": "fine"}\n{"caption": ' + "[" * 100_000 + "\n")
+    fine, deep = rows_of(tmp_path / "c.jsonl")
+    assert fine.caption == "fine" and "nested too deep" in deep.problem
+
+
+def test_a_row_without_a_picture_says_so(tmp_path):
+    path = parquet(tmp_path / "a.parquet", {"image": [b"0", None]})
+    zero, none = rows_of(path)
+    assert zero.problem is None and none.problem == "no picture, and no caption"
 
 
 def test_tables_of_pictures_can_be_embedded_too(tmp_path):

@@ -1,6 +1,7 @@
 """`clip-jax embed`: the embeddings of any number of pictures or texts, into a folder."""
 
 import argparse
+import os
 import re
 from typing import Any
 
@@ -101,6 +102,8 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Embeds, and prints what was done."""
+    # Arrow's own allocator keeps, for each thread, what it has once had for a part.
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     import jax
 
     from clip_jax.embed import Columns, embed

@@ -40,6 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
     from clip_jax.embed import contact_sheet, search
     from clip_jax.embed.index import finished_job
+    from clip_jax.storage import absolute, storage
 
     progress("searching")
     query = Path(args.query) if args.image else args.query
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
             query_image=os.path.abspath(args.query) if args.image else None,
             image_column=finished_job(args.folder)["image_column"],
         )
-        Path(args.html).write_text(page, encoding="utf-8")
+        storage(args.html).write(absolute(args.html), page.encode(errors="backslashreplace"))
     if args.json:
         print_json(hits)
     else:

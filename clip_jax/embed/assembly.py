@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.embed.load import Loaded
+from clip_jax.embed.load import Loaded, Turns
 from clip_jax.embed.parts import Error, Part, Parts
 from clip_jax.embed.plan import Task
 from clip_jax.embed.watch import Watch
@@ -17,6 +17,8 @@ from clip_jax.sources.records import as_text
 
 # Batches that go to the encoder in one call, which computes one while the next is on its way.
 BATCHES = 4
+# Rows whose columns are kept as Python has them, which takes several times Arrow's memory.
+PLAIN = 512
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +67,15 @@ class Layout:
 class Assembly:
     """The rows of one unit, gathered in order and embedded in whole batches."""
 
-    def __init__(self, task: Task, layout: Layout, encoder: Encoder, watch: Watch):
+    def __init__(self, task: Task, layout: Layout, encoder: Encoder, watch: Watch, turns: Turns):
         """Begins with none."""
         self._task, self._layout, self._encoder, self._watch = task, layout, encoder, watch
+        self._turns = turns
         self._seen = 0
         self._rows: list[int] = []
+        self._schema = layout.schema()
         self._columns: list[dict[str, Any]] = []
+        self._tables: list[Any] = []
         self._errors: list[Error] = []
         self._pixels: list[np.ndarray] = []
         self._tokens: list[np.ndarray] = []
@@ -101,6 +106,8 @@ class Assembly:
             for name, value in record.columns.items()
         }
         self._columns.append(columns | others)
+        if len(self._columns) == PLAIN:
+            self._pack()
         if loaded.tokens is not None:
             self._tokens.append(loaded.tokens)
         if loaded.pixels is not None:
@@ -114,21 +121,20 @@ class Assembly:
         """Embeds what is left."""
         import pyarrow as pa
 
-        towers = []
+        dtype, towers = self._layout.dtype, []
         if self._layout.what != "texts":
             self._embed_pixels()
-            dim = self._encoder.embed_dim
-            towers.append(np.concatenate([np.empty((0, dim), np.float32), *self._images]))
+            towers.append(np.concatenate([self._no_rows(), *self._images]))
+            self._images = []
         if self._layout.what != "images":
             towers.append(self._embed_tokens())
+        self._pack()
         names = ("embedding", "text_embedding")
         self._part = Part(
-            pa.Table.from_pylist(self._columns, schema=self._layout.schema()),
-            {
-                name: tower.astype(self._layout.dtype)
-                for name, tower in zip(names, towers, strict=False)
-            },
+            pa.concat_tables(self._tables).combine_chunks(),
+            dict(zip(names, (tower.astype(dtype, copy=False) for tower in towers), strict=False)),
         )
+        self._tables = []
 
     def save(self, parts: Parts) -> None:
         """Writes the part; together with the rows that are there, if these are the rest.
@@ -146,16 +152,27 @@ class Assembly:
         parts.write(self._task.unit, self._task.shard_rows, part, self._errors)
         self._watch.parts += 1
 
+    def _pack(self) -> None:
+        import pyarrow as pa
+
+        self._tables.append(pa.Table.from_pylist(self._columns, schema=self._schema))
+        self._columns = []
+
+    def _no_rows(self) -> np.ndarray:
+        return np.empty((0, self._encoder.embed_dim), self._layout.dtype)
+
     def _embed_pixels(self) -> None:
         if self._pixels:
-            with self._watch.timing("device"):
-                self._images.append(self._encoder.images(np.stack(self._pixels)))
+            pixels = np.stack(self._pixels)
+            with self._turns.computing(), self._watch.timing("device"):
+                found = self._encoder.images(pixels)
+            self._images.append(found.astype(self._layout.dtype, copy=False))
             self._watch.rows += len(self._pixels)
             self._pixels = []
 
     def _embed_tokens(self) -> np.ndarray:
         if not self._tokens:
-            return np.empty((0, self._encoder.embed_dim), np.float32)
+            return self._no_rows()
         with self._watch.timing("device"):
             return self._encoder.texts(np.stack(self._tokens))
 

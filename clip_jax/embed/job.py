@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from clip_jax.embed.assembly import Assembly, Layout
 from clip_jax.embed.identity import claim, fingerprint, model_digest
-from clip_jax.embed.load import Loader, loading
+from clip_jax.embed.load import Loader, Turns, loading
 from clip_jax.embed.parts import NpyParts, Parts
 from clip_jax.embed.plan import Plan
 from clip_jax.embed.units import Share
@@ -158,11 +158,13 @@ def embed(
 
     plan.clean()
     layout = Layout(rows, what, columns.others, np.dtype(dtype), format)
+    turns = Turns(are_taken=jax.default_backend() == "cpu")
     loader = Loader(
         preprocess=None if what == "texts" else Preprocess(model.config.vision.image_size),
         context_length=None if what == "images" else model.config.text.context_length,
         exif_transpose=exif_transpose,
         watch=watch,
+        turns=turns,
     )
     assembly: Assembly | None = None
     encoder: Encoder | None = None
@@ -185,7 +187,7 @@ def embed(
                 claim(out, identity, claimed, dry=False)
                 encoder = _encoder(model, batch_size)
             if assembly is None:
-                assembly = Assembly(loaded.task, layout, encoder, watch)
+                assembly = Assembly(loaded.task, layout, encoder, watch, turns)
             assembly.add(loaded)
             _check_errors(watch, max_errors)
             if assembly.is_complete:

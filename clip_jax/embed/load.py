@@ -1,8 +1,9 @@
 """Pictures and captions by threads: read, decoded and cropped ahead of the device, in order.
 
-Not by Grain, which reads the pairs for training: it wants to know all rows before the first one is
-read, where the rows of a tar file are known when it is opened, and those of a Parquet file come in
-a stream; and it counts what it reads ahead in elements, where this counts bytes.
+Not by Grain, which reads the pairs for training: its threads want data of a known length that is
+read at random, where the rows of a tar file are known when it is opened, and those of a Parquet
+file come in a stream; a data set for each file would begin each with nothing read ahead. And it
+counts what it reads ahead in elements, where this counts bytes. `benchmarks/embed.py` has both.
 """
 
 import concurrent.futures
@@ -47,6 +48,34 @@ class Loaded:
     problem: str | None = None
 
 
+class Turns:
+    """Has decoding wait while the device computes, where that is the CPU that decodes.
+
+    There the two take each other's cores anyway, and each of the encoder's products waits for its
+    slowest thread: a picture that is decoded meanwhile costs more than its own time.
+    """
+
+    def __init__(self, *, are_taken: bool):
+        """Takes none where the device has cores of its own."""
+        self._are_taken = are_taken
+        self._may_decode = threading.Event()
+        self._may_decode.set()
+
+    def await_own(self) -> None:
+        """Waits while the device computes."""
+        self._may_decode.wait()
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """While this lasts nothing else is decoded."""
+        if self._are_taken:
+            self._may_decode.clear()
+        try:
+            yield
+        finally:
+            self._may_decode.set()
+
+
 class Loader:
     """How a record becomes what the encoder takes."""
 
@@ -57,6 +86,7 @@ class Loader:
         context_length: int | None,
         exif_transpose: bool,
         watch: Watch,
+        turns: Turns | None = None,
     ):
         """Notes how.
 
@@ -65,9 +95,11 @@ class Loader:
             context_length: of texts, longer ones are cut; None where none are embedded.
             exif_transpose: whether pictures are turned as their EXIF data say.
             watch: is told how long reading and decoding take.
+            turns: when pictures may be decoded; at any time where there are none.
         """
         self._preprocess, self._context_length = preprocess, context_length
         self._exif_transpose, self._watch = exif_transpose, watch
+        self._turns = turns or Turns(are_taken=False)
 
     def size(self, record: Record) -> int:
         """The bytes that a record takes on its way, at most."""
@@ -104,6 +136,7 @@ class Loader:
             raise ValueError("no picture")
         with self._watch.timing("reading"):
             data = record.read()
+        self._turns.await_own()
         with self._watch.timing("decoding"):
             image = decode_image(data)
             if self._exif_transpose:

@@ -271,7 +271,8 @@ def _encoded(table: Any, embeddings: Mapping[str, np.ndarray], about: Mapping[st
     file = {"end": len(content), "crc32": zlib.crc32(content), "groups": ROW_GROUP, "at": {}}
     for name, matrix in embeddings.items():
         groups = [matrix[i : i + ROW_GROUP] for i in range(0, len(matrix), ROW_GROUP)]
-        file["at"][name] = [content.find(group.tobytes()) for group in groups]
+        file["at"][name] = [content.find(group.data) for group in groups]
+    del content
     writer.add_key_value_metadata({FILE: json.dumps(file, sort_keys=True)})
     writer.close()
     return sink.getvalue()

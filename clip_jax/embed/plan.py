@@ -9,6 +9,7 @@ from clip_jax.embed.units import Share, Unit, divide
 from clip_jax.embed.watch import Watch
 from clip_jax.sources import Input, Record, Rows
 from clip_jax.sources.lines import ListRows
+from clip_jax.sources.records import as_text
 from clip_jax.storage import Unreachable
 
 
@@ -65,10 +66,15 @@ class Plan:
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             found = zip(mine, pool.map(parts.finished, mine), strict=True)
             self._finished = {name: finished for name, finished in found if finished}
-        # A part says how many rows its shard has, which then need not be opened for that.
-        self._known = {
-            int(name.partition("-")[0]): finished.shard_rows
-            for name, finished in self._finished.items()
+        # A part says how many rows its shard has, which then need not be opened for that; unless
+        # a file that could not be read, which is a single row, is tried again.
+        counts: dict[int, set[int | None]] = {}
+        for name, finished in self._finished.items():
+            is_open = retry_errors and finished.errors
+            count = None if is_open else finished.shard_rows
+            counts.setdefault(int(name.partition("-")[0]), set()).add(count)
+        self._known: dict[int, int | None] = {
+            shard: found.pop() for shard, found in counts.items() if len(found) == 1
         }
         self._opened = self._rows = self._to_do = 0
 
@@ -105,7 +111,7 @@ class Plan:
                 Task(unit, count, rows)
                 for unit in divide(shard, count, self._rows_per_part)
                 if self._share.takes(unit, len(self._source.shards))
-                if (rows := self._missing(unit))
+                if (rows := self._missing(unit, count))
             ]
             self._opened += 1
             self._rows += count
@@ -146,14 +152,17 @@ class Plan:
     def _open(self, shard: int) -> Rows:
         try:
             return self._source.shards[shard].open()
-        except ValueError as error:  # one file that is none, among others
+        except Unreachable:
+            raise
+        except (OSError, ValueError) as error:  # one file that can't be read, among others
             name = self._source.shards[shard].name
-            return ListRows([Record(name, problem=str(error))])
+            reason = error.strerror if isinstance(error, OSError) else None
+            return ListRows([Record(as_text(name), problem=reason or str(error))])
 
-    def _missing(self, unit: Unit) -> range | frozenset[int]:
+    def _missing(self, unit: Unit, shard_rows: int) -> range | frozenset[int]:
         """The rows of a unit that are to be embedded."""
         finished = self._finished.get(unit.name)
-        if finished is None or finished.rows + finished.errors != len(unit):
+        if finished is None or finished.shard_rows != shard_rows:
             return range(unit.begin, unit.end)
         self._watch.rows_before += finished.rows
         if finished.errors and self._retry:

@@ -61,22 +61,25 @@ class Summary:
     def __str__(self) -> str:
         if self.parts_to_do:
             return (
-                f"to do: {self.rows_to_do:,} rows in {_parts(self.parts_to_do)}; done before: "
-                f"{self.rows_before:,} rows, {self.errors:,} errors"
+                f"to do: {_counted(self.rows_to_do, 'row')} in "
+                f"{_counted(self.parts_to_do, 'part')}; done before: "
+                f"{self.rows_before:,} rows, {_counted(self.errors, 'error')}"
             )
         if not self.parts:
-            return f"no part to write: {self.rows_before:,} rows are there, {self.errors:,} errors"
+            errors = _counted(self.errors, "error")
+            return f"no part to write: {self.rows_before:,} rows are there, {errors}"
         return (
-            f"{self.rows:,} rows in {_parts(self.parts)}, {self.rows_before:,} rows before, "
-            f"{self.errors:,} errors; {self.seconds:.1f} s, {self.rows / self.seconds:,.1f} rows/s"
+            f"{_counted(self.rows, 'row')} in {_counted(self.parts, 'part')}, "
+            f"{self.rows_before:,} rows before, {_counted(self.errors, 'error')}; "
+            f"{self.seconds:.1f} s, {self.rows / self.seconds:,.1f} rows/s"
             f"\nbottleneck: {self.bottleneck} (waited for data {self.waited:.1f} s, device "
             f"{self.device:.1f} s, writing {self.writing:.1f} s; in all threads reading "
             f"{self.reading:.1f} s, decoding {self.decoding:.1f} s)"
         )
 
 
-def _parts(count: int) -> str:
-    return f"{count:,} part{'s' * (count != 1)}"
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'s' * (count != 1)}"
 
 
 class Watch:
@@ -122,8 +125,7 @@ class Watch:
         waiting = self._seconds["waiting"] / seconds
         if self._is_terminal:
             self._bar.total = total
-            self._bar.set_postfix_str(f"{self.errors} errors, {waiting:.0%} waiting", refresh=False)
-            self._bar.update(done - self._bar.n)
+            self._draw(waiting)
         elif self._show and now - self._last >= EVERY:
             self._last = now
             left = (total - done) * seconds / done if total is not None and done else None
@@ -138,8 +140,14 @@ class Watch:
             print(json.dumps(line), file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Stops the display."""
+        """Shows the last state, and stops the display."""
+        self._draw(self._seconds["waiting"] / max(time.monotonic() - self._start, 1e-9))
         self._bar.close()
+
+    def _draw(self, waiting: float) -> None:
+        text = f"{_counted(self.errors, 'error')}, {waiting:.0%} waiting"
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(self.rows + self.errors - self._bar.n)
 
     def summary(self, rows_to_do: int = 0, parts_to_do: int = 0) -> Summary:
         """What there is to say at the end."""

@@ -5,13 +5,14 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
 from clip_jax.config import ViTConfig
 from clip_jax.embed import read_embeddings
 from clip_jax.embed.identity import read_job
-from clip_jax.embed.load import Loader, loading
+from clip_jax.embed.load import Loader, Turns, loading
 from clip_jax.embed.watch import Watch
 from clip_jax.encoder import Encoder
 from clip_jax.nn import CLIP, flatten, from_parameters, nest, parameters
@@ -185,11 +186,13 @@ def encode_in_batches(
 def _embed(
     records: Iterable[Record], encoder: Encoder, model: CLIP, watch: Watch
 ) -> tuple[list[Record], Float[np.ndarray, "n d"], list[str]]:
+    turns = Turns(are_taken=jax.default_backend() == "cpu")
     loader = Loader(
         preprocess=Preprocess(model.config.vision.image_size),
         context_length=None,
         exif_transpose=False,
         watch=watch,
+        turns=turns,
     )
     numbered = ((None, number, record) for number, record in enumerate(records))
     kept: list[Record] = []
@@ -206,9 +209,12 @@ def _embed(
             watch.shown(None)
             yield loaded.pixels
 
+    def encode(pixels: np.ndarray) -> np.ndarray:
+        with turns.computing():
+            return encoder.images(pixels)
+
     with loading(numbered, loader, num_threads=THREADS, read_ahead=READ_AHEAD) as ready:
-        rows = BATCHES * encoder.batch_size
-        parts = encode_in_batches(good(ready), encoder.images, rows)
+        parts = encode_in_batches(good(ready), encode, BATCHES * encoder.batch_size)
     watch.summary()
     empty = np.empty((0, encoder.embed_dim), np.float32)
     return kept, np.concatenate([empty, *parts]), problems

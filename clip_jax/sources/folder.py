@@ -1,9 +1,10 @@
 """The pictures in a folder and all below it."""
 
+import collections
 import functools
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from clip_jax.sources.records import Record, as_text
 from clip_jax.storage import absolute, storage
@@ -26,13 +27,19 @@ class FolderShard:
             OSError: it can't be listed.
         """
         self._folder, self._storage = absolute(folder), storage(folder)
-        listed = sorted(self._storage.walk(folder))
-        self._problems = {name: problem for name, problem in listed if problem is not None}
-        self._names = [
-            name for name, _ in listed if name in self._problems or _suffix(name) in SUFFIXES
-        ]
+        self._problems: dict[str, str] = {}
+        self._names: list[str] = []
+        others: collections.Counter[str] = collections.Counter()
+        for name, problem in self._storage.walk(folder):
+            if problem is not None:
+                self._problems[name] = problem
+            elif (suffix := _suffix(name)) not in SUFFIXES:
+                others[suffix] += 1
+                continue
+            self._names.append(name)
         if not self._names:
-            raise ValueError(f"{folder}: no pictures ({', '.join(SUFFIXES)}){_instead(listed)}")
+            raise ValueError(f"{folder}: no pictures ({', '.join(SUFFIXES)}){_instead(others)}")
+        self._names.sort()
         digest = hashlib.sha256()
         for name in self._names:
             digest.update(os.fsencode(name) + b"\0")
@@ -56,8 +63,8 @@ def _suffix(name: str) -> str:
     return name.rpartition(".")[2].lower()
 
 
-def _instead(listed: list[tuple[str, str | None]]) -> str:
+def _instead(others: Mapping[str, int]) -> str:
     for suffix in ("tar", "parquet"):
-        if any(_suffix(name) == suffix for name, _ in listed):
+        if suffix in others:
             return f"; it holds .{suffix} files: give them as a pattern, such as '*.{suffix}'"
-    return f" among its {len(listed)} files" if listed else ": it is empty"
+    return f" among its {sum(others.values())} files" if others else ": it is empty"

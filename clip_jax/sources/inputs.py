@@ -4,16 +4,16 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clip_jax.sources.folder import FolderShard
 from clip_jax.sources.lines import Columns, LinesShard
 from clip_jax.sources.parquet import ParquetShard, read_row
 from clip_jax.sources.patterns import expand
-from clip_jax.sources.records import Shard
+from clip_jax.sources.records import Shard, as_name
 from clip_jax.sources.tar import TarShard, read_member
-from clip_jax.storage import storage
+from clip_jax.storage import Unreachable, storage
 
 TABLES = ("txt", "csv", "jsonl", "parquet")
 
@@ -52,9 +52,11 @@ def open_input(source: str | os.PathLike[str], columns: Columns | None = None) -
     source = os.fspath(source)
     columns = columns or Columns()
     suffix = source.rpartition(".")[2].lower()
-    if suffix not in ("tar", *TABLES):
-        if storage(source).is_folder(source):
-            return _folder(source, columns)
+    known = suffix in ("tar", *TABLES)
+    # What is named like a file may be a folder, as Spark writes tables.
+    if not (known and _is_pattern(source)) and storage(source).is_folder(source):
+        return _folder(source, columns)
+    if not known:
         if not _is_pattern(source):
             storage(source).size(source)  # says so, where there is nothing
         raise ValueError(
@@ -64,10 +66,11 @@ def open_input(source: str | os.PathLike[str], columns: Columns | None = None) -
     paths = expand(source)
     if suffix == "tar":
         shards = [TarShard(path, columns.others) for path in paths]
+        _first(shards, TarShard.check)
         return Input(shards, True, True, _listing(shards), dict.fromkeys(columns.others))
     kind = ParquetShard if suffix == "parquet" else LinesShard
     shards = [kind(path, columns) for path in paths]
-    first, names = _names(shards)
+    first, names = _first(shards, lambda shard: shard.names())
     _check(source, names, columns)
     types: dict[str, Any] = dict.fromkeys(columns.others)
     if isinstance(first, ParquetShard):
@@ -87,7 +90,12 @@ def read_picture(path: str, image_column: str = Columns.image) -> bytes:
         return read_member(*found.groups())
     if found := re.fullmatch(r"(.+\.parquet)/(\d+)", path):
         return read_row(found[1], int(found[2]), image_column)
-    return storage(path).read(path)
+    try:
+        return storage(path).read(path)
+    except FileNotFoundError:
+        if (name := as_name(path)) == path:
+            raise
+        return storage(path).read(name)
 
 
 def _folder(source: str, columns: Columns) -> Input:
@@ -101,15 +109,17 @@ def _is_pattern(source: str) -> bool:
     return any(character in source for character in "*?[{")
 
 
-def _names(shards: Sequence[Any]) -> tuple[Any, list[str]]:
-    """A shard that can be read, and its columns: one that can't is no reason to do nothing."""
-    problem = ValueError("no files")
+def _first(shards: Sequence[Any], look: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """A shard that can be read, and what it shows: one that can't is no reason to do nothing."""
+    problem: Exception | None = None
     for shard in shards:
         try:
-            return shard, shard.names()
-        except ValueError as error:
-            problem = error
-    raise problem
+            return shard, look(shard)
+        except Unreachable:
+            raise
+        except (OSError, ValueError) as error:
+            problem = problem or error
+    raise problem or ValueError("no files")
 
 
 def _check(source: str, names: Sequence[str], columns: Columns) -> None:

@@ -4,12 +4,11 @@ import csv
 import dataclasses
 import functools
 import io
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from clip_jax.sources.records import Record, as_captions
+from clip_jax.sources.records import Record, as_captions, parsed
 from clip_jax.storage import absolute, is_remote, storage
 
 
@@ -60,7 +59,11 @@ class LinesShard:
         if self._path.lower().endswith(".txt"):
             return [self._columns.caption]
         if self._path.lower().endswith(".csv"):
-            return next(csv.reader([lines[0].decode("utf-8", "backslashreplace")]), [])
+            text = lines[0].decode("utf-8", "backslashreplace")
+            names = next(_csv_rows(csv.reader(io.StringIO(text, newline=""))), [])
+            if isinstance(names, str):
+                raise ValueError(f"{self._path}: {names}")
+            return names
         first = next(iter(_parse_jsonl(lines, self._columns)), {})
         return list(first) if isinstance(first, dict) else []
 
@@ -104,7 +107,9 @@ def record_of(row: Mapping[str, Any], number: str, table: str, columns: Columns)
     try:
         caption = as_captions(caption)[0]
     except ValueError as error:
-        caption, problem = None, None if read is not None else str(error)
+        caption, problem = None, None
+        if read is None:
+            problem = f"no picture, and {error}" if columns.image in row else str(error)
     key = row.get(columns.key)
     if key is None or key == "":
         key = image if isinstance(image, str) and image else number
@@ -141,7 +146,7 @@ def _parse_jsonl(lines: Sequence[bytes], columns: Columns) -> Iterator[_Row]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parsed(line)
         except ValueError as error:
             yield f"the line is no JSON: {error}"
             continue
@@ -150,13 +155,26 @@ def _parse_jsonl(lines: Sequence[bytes], columns: Columns) -> Iterator[_Row]:
 
 def _parse_csv(lines: Sequence[bytes], columns: Columns) -> Iterator[_Row]:
     text = io.StringIO(b"".join(lines).decode("utf-8", "surrogateescape"), newline="")
-    for row in csv.DictReader(text):
-        if row.pop(None, None) is not None:  # pyright: ignore[reportArgumentType]
+    for row in _csv_rows(csv.DictReader(text)):
+        if isinstance(row, str):
+            yield row
+        elif row.pop(None, None) is not None:  # pyright: ignore[reportArgumentType]
             yield "more cells than columns, which a comma in a caption makes"
         elif any(value and not value.isascii() and _broken(value) for value in row.values()):
             yield "the row is not UTF-8"
         else:
             yield row
+
+
+def _csv_rows(rows: Iterator[Any]) -> Iterator[Any]:
+    """The rows of one of csv's readers; what is wrong in place of those that it trips over."""
+    while True:
+        try:
+            yield next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            yield f"the row is no CSV: {error}"
 
 
 def _decoded(line: bytes) -> str | None:

@@ -46,11 +46,18 @@ class ParquetRows:
         self._path, self._columns, self._file = path, columns, _open(path)
         wanted = {columns.image, columns.caption, columns.key, *columns.others}
         self._names = [name for name in self._file.schema_arrow.names if name in wanted]
+        self._times = [name for name in columns.others if self._is_time(name)]
         metadata = self._file.metadata
         self._groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 
     def __len__(self) -> int:
         return sum(self._groups)
+
+    def _is_time(self, name: str) -> bool:
+        import pyarrow.types
+
+        schema = self._file.schema_arrow
+        return name in schema.names and pyarrow.types.is_temporal(schema.field(name).type)
 
     def records(self, begin: int, end: int) -> Iterator[Record]:
         first = number = 0
@@ -68,9 +75,13 @@ class ParquetRows:
             if number >= end:
                 return
             skip = min(max(begin - number, 0), len(batch))
-            for i, row in enumerate(batch.slice(skip).to_pylist(), start=number + skip):
+            # Python's times are coarser than Arrow's: those that are taken along stay Arrow's.
+            times = {name: batch.column(name) for name in self._times}
+            kept = batch.drop_columns(self._times) if times else batch
+            for i, row in enumerate(kept.slice(skip).to_pylist(), start=number + skip):
                 if i >= end:
                     return
+                row |= {name: column[i - number] for name, column in times.items()}
                 name = f"{os.path.basename(self._path)}:{i}"
                 yield record_of(row, name, self._path, self._columns)
             number += len(batch)

@@ -1,6 +1,7 @@
 """What sources give: pairs to train on, records to embed; and how their problems are told."""
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -103,9 +104,26 @@ def as_text(text: str) -> str:
     return re.sub("[\ud800-\udfff]", lambda found: _escaped(ord(found[0])), text)
 
 
+def as_name(text: str) -> str:
+    r"""The name that `as_text` has written with `\xe9` and the like."""
+    return re.sub(r"\\x([89a-f][0-9a-f])", lambda found: chr(0xDC00 + int(found[1], 16)), text)
+
+
 def _escaped(surrogate: int) -> str:
     byte = surrogate - 0xDC00  # where Python keeps them
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else f"\\u{surrogate:04x}"
+
+
+def parsed(text: str | bytes) -> Any:
+    """A JSON document.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its brackets are nested too deep") from None
 
 
 def refuse(source: str, problems: Sequence[str]) -> None:

@@ -3,16 +3,17 @@
 import dataclasses
 import errno
 import functools
-import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clip_jax.sources.patterns import expand
-from clip_jax.sources.records import Pair, Record, as_captions, as_text, refuse
+from clip_jax.sources.records import Pair, Record, as_captions, as_text, parsed, refuse
 from clip_jax.storage import absolute, storage
 
+# How gzip's, bzip2's, xz's and zstd's files begin.
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "ppm")
 
 
@@ -86,6 +87,25 @@ class TarShard:
 
     def open(self) -> "TarRows":
         return TarRows(self._path, self._columns)
+
+    def check(self) -> None:
+        """Looks at the file's first bytes.
+
+        Raises:
+            OSError: it can't be read.
+            ValueError: it is no tar file; says what it is.
+        """
+        if not self.size:
+            raise ValueError(f"{self._path} is empty: there is no row to embed")
+        head = storage(self._path).read_range(self._path, 0, tarfile.BLOCKSIZE)
+        if head.startswith(COMPRESSED):
+            raise ValueError(f"{self._path} is compressed: unpack it to a plain tar file first")
+        if head == bytes(tarfile.BLOCKSIZE):
+            return  # a whole one, without members
+        try:
+            tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
+        except tarfile.HeaderError as error:
+            raise ValueError(f"{self._path} is no tar file, or a damaged one: {error}") from None
 
 
 class TarRows:
@@ -205,7 +225,7 @@ class _Group:
         Raises:
             ValueError: it is damaged, or no object.
         """
-        document = json.loads(self.json or b"{}")
+        document = parsed(self.json or b"{}")
         if not isinstance(document, dict):
             raise ValueError("the JSON document is no object")
         return document
@@ -259,7 +279,9 @@ class _Index:
         elif suffix in ("txt", "json", "cls"):
             content = tar.extractfile(member)
             assert content is not None  # it is a file
-            setattr(self.groups.setdefault(key, _Group()), suffix, content.read())
+            group = self.groups.setdefault(key, _Group())
+            if getattr(group, suffix) is None:  # the first one, as with pictures: they are a pair
+                setattr(group, suffix, content.read())
 
 
 @functools.lru_cache(4)
