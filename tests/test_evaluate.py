@@ -255,6 +255,25 @@ def test_constant_features_get_no_weight():
     assert np.allclose(LinearProbe().fit(np.ones((90, 2)), labels).coef_, 0)
 
 
+def test_what_classes_have_in_common_stays_out_of_the_coefficients():
+    # With weak regularisation nothing but the objective's symmetry keeps it out in float32.
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(500, 16)), rng.integers(0, 5, 500)
+    with pytest.warns(ConvergenceWarning):
+        single = LinearProbe(C=100, tol=1e-10).fit(features, labels)
+    double = LinearProbe(C=100, tol=1e-10, dtype="float64").fit(features, labels)
+    assert np.abs(single.coef_.sum(axis=0)).max() < 1e-6
+    assert np.abs(single.coef_ - double.coef_).max() < 1e-6
+
+
+@pytest.mark.parametrize("C", [1, 100, 1e4])
+def test_few_rows_and_many_features_are_learnt_from_not_by_heart(C):
+    # A first step along directions that the rows hardly vary in would satisfy the tolerance.
+    features, labels = blobs(1100, 90, 4)
+    probe = LinearProbe(C).fit(features[:100], labels[:100])
+    assert probe.score(features[100:], labels[100:]) > 0.99
+
+
 def test_no_convergence_is_told_with_the_gradient_norm():
     features, labels = blobs(90, 5, 3)
     with pytest.warns(ConvergenceWarning, match=r"in 2 iterations: the gradient's norm .* is \d"):
