@@ -512,7 +512,7 @@ def test_the_report_has_a_table_a_picture_and_an_escaped_page(run, data, tmp_pat
     assert [row["class"] for row in rows] == ["<b>red</b>", "$x$ green", "blue"]
     assert sum(int(row["rows"]) for row in rows) == 30
     assert clip_jax.open_image(tmp_path / "r" / "confusion.png").size[0] > 300
-    page = (tmp_path / "r" / "mistakes.html").read_text()
+    page = (tmp_path / "r" / "report.html").read_text()
     wrong = 30 - sum(int(row["right"]) for row in rows)
     assert page.count("<li>") == wrong > 0
     assert "<b>red" not in page and "&lt;b&gt;red" in page

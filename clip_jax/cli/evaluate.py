@@ -139,8 +139,8 @@ def _add_report(parser: Any) -> None:
     parser.add_argument(
         "--report",
         metavar="DIR",
-        help="write a table of the classes, the confusion matrix, and a page of the most confident "
-        "mistakes",
+        help="write report.html: the figures of each class, the confusion matrix, the most "
+        "confident mistakes; and these as files",
     )
 
 
@@ -165,7 +165,8 @@ def run_zeroshot(args: argparse.Namespace) -> int:
     if args.report:
         from clip_jax.evaluate.report import write_report
 
-        write_report(args.report, scores, names, logits, targets, images.keys, images.paths)
+        rows = logits, targets, images.keys, images.paths
+        write_report(args.report, f"Zero-shot: {args.data}", scores, names, *rows)
     document = _document(scores, names) | {
         "templates": list(templates),
         "unreadable": len(images.problems),
@@ -259,12 +260,11 @@ def run_probe(args: argparse.Namespace) -> int:
     names = probe.classes_.tolist()
     scores = score(logits, targets)
     if args.report:
-        from clip_jax.evaluate.report import draw_sweep, write_report
+        from clip_jax.evaluate.report import write_report
 
         keys, paths = ([column[row] for row in tested] for column in (test.keys, test.paths))
-        write_report(args.report, scores, names, logits, targets, keys, paths)
-        if found:
-            draw_sweep(args.report, found)
+        title = f"Linear probe: {args.data}"
+        write_report(args.report, title, scores, names, logits, targets, keys, paths, found)
     problems = train.problems + (other[0].problems if other else [])
     document = _document(scores, names) | {
         "fitted": len(fitted),
