@@ -629,6 +629,35 @@ def test_no_model_is_loaded_for_data_that_does_not_exist(run, monkeypatch, what)
 
 
 @pytest.mark.long
+def test_what_stops_the_evaluation_is_said_before_a_model_is_loaded(run, data, monkeypatch):
+    def load(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(clip_jax, "load", load)
+    (data / "double.txt").write_text("red\tthing\nblue\tthing\ngreen\tgreen\n")
+    for argv, message in (
+        (("zeroshot", "pictures", "--classes", "double.txt"), "Given more than once: 'thing'"),
+        (("zeroshot", "pictures", "--report", "classes.txt/r"), "classes.txt/r: Not a directory"),
+        (("probe", "pictures", "--report", "classes.txt"), "classes.txt: File exists"),
+    ):
+        status, out, err = run(*argv)
+        assert (status, out, len(err)) == (1, "", 1)
+        assert message in err[0]
+
+
+@pytest.mark.long
+def test_embeddings_whose_model_has_moved_ask_for_it(run, data):
+    (data / "model").rename(data / "moved")
+    try:
+        status, _, err = run("zeroshot", "embedded")
+        assert run("zeroshot", "embedded", "--model", "moved")[0] == 0
+        assert run("probe", "embedded", "-C", 1)[0] == 0  # which needs none
+    finally:
+        (data / "moved").rename(data / "model")
+    assert status == 1 and "model, is not there any more: give --model" in err[0]
+
+
+@pytest.mark.long
 def test_pictures_that_can_not_be_read_are_left_out_and_told(run, data, tmp_path):
     for name in COLOURS:
         (tmp_path / "p" / name).mkdir(parents=True)

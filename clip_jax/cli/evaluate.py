@@ -1,6 +1,7 @@
 """`clip-jax eval`: zero-shot, retrieval and the linear probe on data of one's own."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -154,7 +155,8 @@ def run_zeroshot(args: argparse.Namespace) -> int:
     # Before weights are loaded and pictures read for nothing.
     lines = read_lines(args.classes) if args.classes else None
     templates = read_lines(args.templates) if args.templates else TEMPLATES
-    check_prompts(["a"], templates)
+    check_prompts(name_classes([], lines)[0] if lines else ["a"], templates)
+    _prepare_report(args)
     model = _model(args, args.data)
     images = _images(args, args.data, model)
     names, targets = name_classes(images.labels, lines)
@@ -220,6 +222,7 @@ def run_probe(args: argparse.Namespace) -> int:
     from clip_jax.evaluate.scores import score
     from clip_jax.evaluate.sweep import check_known
 
+    _prepare_report(args)
     sources = [args.data, *([args.test] if args.test else [])]
     jobs = [embedding_job(source) for source in sources]
     if any(job and args.features == "before" for job in jobs):
@@ -279,9 +282,17 @@ def run_probe(args: argparse.Namespace) -> int:
     return _status(problems)
 
 
+def _prepare_report(args: argparse.Namespace) -> None:
+    """Says what is in the report's way before hours of work are done."""
+    if args.report:
+        from clip_jax.evaluate.report import prepare
+
+        prepare(args.report)
+
+
 def _model(args: argparse.Namespace, source: str) -> Any:
     """The model asked for, else that of the embedding job."""
-    from clip_jax import load
+    from clip_jax import available_models, load
     from clip_jax.embed.identity import check_model
     from clip_jax.evaluate.data import embedding_job
     from clip_jax.sources.patterns import expand
@@ -293,6 +304,8 @@ def _model(args: argparse.Namespace, source: str) -> Any:
     name = args.model or (job["model"] if job else "ViT-B/32")
     if name is None:
         raise ValueError(f"{source} doesn't know its model by name or path: give --model")
+    if not args.model and job and name not in available_models() and not os.path.exists(name):
+        raise ValueError(f"the model of {source}, {name}, is not there any more: give --model")
     progress("loading the model")
     model = load(name)[0]
     if job:

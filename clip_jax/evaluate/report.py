@@ -32,6 +32,17 @@ th { background: Canvas; font-weight: 600; position: sticky; top: 0; }
 """
 
 
+def prepare(folder: str | os.PathLike[str]) -> None:
+    """Makes the folder of a report.
+
+    Raises:
+        ModuleNotFoundError: the extra `evaluate` is not installed.
+        OSError: the folder can't be made.
+    """
+    _figure()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+
+
 def write_report(
     folder: str | os.PathLike[str],
     title: str,
@@ -50,8 +61,7 @@ def write_report(
         OSError: the folder can't be written.
     """
     out = Path(folder)
-    _figure()  # says what is missing before anything is written
-    out.mkdir(parents=True, exist_ok=True)
+    prepare(out)
     rows = _per_class(scores, class_names)
     with (out / PER_CLASS).open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows((COLUMNS, *rows))
