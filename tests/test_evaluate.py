@@ -1,6 +1,7 @@
 """Zero-shot, retrieval and the linear probe: the figures of plain NumPy and of scikit-learn."""
 
 import csv
+import gzip
 import json
 import warnings
 from pathlib import Path
@@ -322,6 +323,26 @@ def test_scikit_learn_takes_it_for_an_estimator():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         checks.check_estimator(LinearProbe())
+
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not FASHION.is_dir(), reason="apt-get install dataset-fashion-mnist")
+def test_real_pictures_are_learnt_as_by_scikit_learn():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    images, labels = (
+        np.frombuffer(gzip.decompress((FASHION / f"t10k-{kind}-ubyte.gz").read_bytes()), "u1")
+        for kind in ("images-idx3", "labels-idx1")
+    )
+    features, labels = images[16:].reshape(-1, 784)[:1500] / 255, labels[8:1508]
+    train, test = slice(1000), slice(1000, None)
+    reference = linear_model.LogisticRegression(C=0.316, tol=1e-6, max_iter=10_000)
+    reference.fit(features[train], labels[train])
+    probe = LinearProbe(C=0.316, tol=1e-6).fit(features[train], labels[train])
+    assert np.array_equal(probe.predict(features[test]), reference.predict(features[test]))
+    assert probe.score(features[test], labels[test]) > 0.8
 
 
 # --- the sweep
