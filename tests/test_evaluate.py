@@ -1,6 +1,7 @@
 """Zero-shot, retrieval and the linear probe: the figures of plain NumPy and of scikit-learn."""
 
 import csv
+import gzip
 import json
 import warnings
 from pathlib import Path
@@ -255,6 +256,25 @@ def test_constant_features_get_no_weight():
     assert np.allclose(LinearProbe().fit(np.ones((90, 2)), labels).coef_, 0)
 
 
+def test_what_classes_have_in_common_stays_out_of_the_coefficients():
+    # With weak regularisation nothing but the objective's symmetry keeps it out in float32.
+    rng = np.random.default_rng(0)
+    features, labels = rng.normal(size=(500, 16)), rng.integers(0, 5, 500)
+    with pytest.warns(ConvergenceWarning):
+        single = LinearProbe(C=100, tol=1e-10).fit(features, labels)
+    double = LinearProbe(C=100, tol=1e-10, dtype="float64").fit(features, labels)
+    assert np.abs(single.coef_.sum(axis=0)).max() < 1e-6
+    assert np.abs(single.coef_ - double.coef_).max() < 1e-6
+
+
+@pytest.mark.parametrize("C", [1, 100, 1e4])
+def test_few_rows_and_many_features_are_learnt_from_not_by_heart(C):
+    # A first step along directions that the rows hardly vary in would satisfy the tolerance.
+    features, labels = blobs(1100, 90, 4)
+    probe = LinearProbe(C).fit(features[:100], labels[:100])
+    assert probe.score(features[100:], labels[100:]) > 0.99
+
+
 def test_no_convergence_is_told_with_the_gradient_norm():
     features, labels = blobs(90, 5, 3)
     with pytest.warns(ConvergenceWarning, match=r"in 2 iterations: the gradient's norm .* is \d"):
@@ -303,6 +323,26 @@ def test_scikit_learn_takes_it_for_an_estimator():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         checks.check_estimator(LinearProbe())
+
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not FASHION.is_dir(), reason="apt-get install dataset-fashion-mnist")
+def test_real_pictures_are_learnt_as_by_scikit_learn():
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    images, labels = (
+        np.frombuffer(gzip.decompress((FASHION / f"t10k-{kind}-ubyte.gz").read_bytes()), "u1")
+        for kind in ("images-idx3", "labels-idx1")
+    )
+    features, labels = images[16:].reshape(-1, 784)[:1500] / 255, labels[8:1508]
+    train, test = slice(1000), slice(1000, None)
+    reference = linear_model.LogisticRegression(C=0.316, tol=1e-6, max_iter=10_000)
+    reference.fit(features[train], labels[train])
+    probe = LinearProbe(C=0.316, tol=1e-6).fit(features[train], labels[train])
+    assert np.array_equal(probe.predict(features[test]), reference.predict(features[test]))
+    assert probe.score(features[test], labels[test]) > 0.8
 
 
 # --- the sweep
@@ -493,7 +533,7 @@ def test_the_report_has_a_table_a_picture_and_an_escaped_page(run, data, tmp_pat
     assert [row["class"] for row in rows] == ["<b>red</b>", "$x$ green", "blue"]
     assert sum(int(row["rows"]) for row in rows) == 30
     assert clip_jax.open_image(tmp_path / "r" / "confusion.png").size[0] > 300
-    page = (tmp_path / "r" / "mistakes.html").read_text()
+    page = (tmp_path / "r" / "report.html").read_text()
     wrong = 30 - sum(int(row["right"]) for row in rows)
     assert page.count("<li>") == wrong > 0
     assert "<b>red" not in page and "&lt;b&gt;red" in page
@@ -607,6 +647,35 @@ def test_no_model_is_loaded_for_data_that_does_not_exist(run, monkeypatch, what)
     status, out, err = run(what, "nowhere-{0..3}.tar")
     assert (status, out, len(err)) == (1, "", 1)
     assert "nowhere-0.tar" in err[0]
+
+
+@pytest.mark.long
+def test_what_stops_the_evaluation_is_said_before_a_model_is_loaded(run, data, monkeypatch):
+    def load(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(clip_jax, "load", load)
+    (data / "double.txt").write_text("red\tthing\nblue\tthing\ngreen\tgreen\n")
+    for argv, message in (
+        (("zeroshot", "pictures", "--classes", "double.txt"), "Given more than once: 'thing'"),
+        (("zeroshot", "pictures", "--report", "classes.txt/r"), "classes.txt/r: Not a directory"),
+        (("probe", "pictures", "--report", "classes.txt"), "classes.txt: File exists"),
+    ):
+        status, out, err = run(*argv)
+        assert (status, out, len(err)) == (1, "", 1)
+        assert message in err[0]
+
+
+@pytest.mark.long
+def test_embeddings_whose_model_has_moved_ask_for_it(run, data):
+    (data / "model").rename(data / "moved")
+    try:
+        status, _, err = run("zeroshot", "embedded")
+        assert run("zeroshot", "embedded", "--model", "moved")[0] == 0
+        assert run("probe", "embedded", "-C", 1)[0] == 0  # which needs none
+    finally:
+        (data / "moved").rename(data / "model")
+    assert status == 1 and "model, is not there any more: give --model" in err[0]
 
 
 @pytest.mark.long

@@ -1,5 +1,6 @@
 """The programs in examples/ run as their docstrings say."""
 
+import gzip
 import json
 import re
 import runpy
@@ -130,3 +131,20 @@ def test_linear_probe_separates_colours(run, folder):
     out = run("linear_probe.py", folder, "--model", "emoji", "--batch-size", 7)
     train, test = (float(p) for p in re.findall(r"accuracy: ([\d.]+)%", out))
     assert train >= 95 and test >= 95
+
+
+def test_fashion_mnist_becomes_class_folders(run, tmp_path):
+    rng = np.random.default_rng(0)
+    for file in ("train", "t10k"):
+        images, labels = (
+            rng.integers(0, 256, (40, 28, 28), np.uint8),
+            np.arange(40, dtype="u1") % 10,
+        )
+        for kind, header, array in (("images-idx3", 16, images), ("labels-idx1", 8, labels)):
+            data = gzip.compress(bytes(header) + array.tobytes())
+            (tmp_path / f"{file}-{kind}-ubyte.gz").write_bytes(data)
+    run("fashion_mnist.py", tmp_path / "out", "--source", tmp_path, "--train", 3, "--test", 2)
+    found = sorted(path.relative_to(tmp_path / "out") for path in tmp_path.glob("out/*/*/*.png"))
+    assert len(found) == 50 and str(found[-1]) == "train/trousers/00021.png"
+    with Image.open(tmp_path / "out" / "test" / "boot" / "00019.png") as image:
+        assert np.array_equal(image, 255 - images[19])

@@ -1,6 +1,7 @@
 """`clip-jax eval`: zero-shot, retrieval and the linear probe on data of one's own."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -139,8 +140,8 @@ def _add_report(parser: Any) -> None:
     parser.add_argument(
         "--report",
         metavar="DIR",
-        help="write a table of the classes, the confusion matrix, and a page of the most confident "
-        "mistakes",
+        help="write report.html: the figures of each class, the confusion matrix, the most "
+        "confident mistakes; and these as files",
     )
 
 
@@ -154,7 +155,8 @@ def run_zeroshot(args: argparse.Namespace) -> int:
     # Before weights are loaded and pictures read for nothing.
     lines = read_lines(args.classes) if args.classes else None
     templates = read_lines(args.templates) if args.templates else TEMPLATES
-    check_prompts(["a"], templates)
+    check_prompts(name_classes([], lines)[0] if lines else ["a"], templates)
+    _prepare_report(args)
     model = _model(args, args.data)
     images = _images(args, args.data, model)
     names, targets = name_classes(images.labels, lines)
@@ -165,7 +167,8 @@ def run_zeroshot(args: argparse.Namespace) -> int:
     if args.report:
         from clip_jax.evaluate.report import write_report
 
-        write_report(args.report, scores, names, logits, targets, images.keys, images.paths)
+        rows = logits, targets, images.keys, images.paths
+        write_report(args.report, f"Zero-shot: {args.data}", scores, names, *rows)
     document = _document(scores, names) | {
         "templates": list(templates),
         "unreadable": len(images.problems),
@@ -219,6 +222,7 @@ def run_probe(args: argparse.Namespace) -> int:
     from clip_jax.evaluate.scores import score
     from clip_jax.evaluate.sweep import check_known
 
+    _prepare_report(args)
     sources = [args.data, *([args.test] if args.test else [])]
     jobs = [embedding_job(source) for source in sources]
     if any(job and args.features == "before" for job in jobs):
@@ -259,12 +263,11 @@ def run_probe(args: argparse.Namespace) -> int:
     names = probe.classes_.tolist()
     scores = score(logits, targets)
     if args.report:
-        from clip_jax.evaluate.report import draw_sweep, write_report
+        from clip_jax.evaluate.report import write_report
 
         keys, paths = ([column[row] for row in tested] for column in (test.keys, test.paths))
-        write_report(args.report, scores, names, logits, targets, keys, paths)
-        if found:
-            draw_sweep(args.report, found)
+        title = f"Linear probe: {args.data}"
+        write_report(args.report, title, scores, names, logits, targets, keys, paths, found)
     problems = train.problems + (other[0].problems if other else [])
     document = _document(scores, names) | {
         "fitted": len(fitted),
@@ -279,9 +282,17 @@ def run_probe(args: argparse.Namespace) -> int:
     return _status(problems)
 
 
+def _prepare_report(args: argparse.Namespace) -> None:
+    """Says what is in the report's way before hours of work are done."""
+    if args.report:
+        from clip_jax.evaluate.report import prepare
+
+        prepare(args.report)
+
+
 def _model(args: argparse.Namespace, source: str) -> Any:
     """The model asked for, else that of the embedding job."""
-    from clip_jax import load
+    from clip_jax import available_models, load
     from clip_jax.embed.identity import check_model
     from clip_jax.evaluate.data import embedding_job
     from clip_jax.sources.patterns import expand
@@ -293,6 +304,8 @@ def _model(args: argparse.Namespace, source: str) -> Any:
     name = args.model or (job["model"] if job else "ViT-B/32")
     if name is None:
         raise ValueError(f"{source} doesn't know its model by name or path: give --model")
+    if not args.model and job and name not in available_models() and not os.path.exists(name):
+        raise ValueError(f"the model of {source}, {name}, is not there any more: give --model")
     progress("loading the model")
     model = load(name)[0]
     if job:

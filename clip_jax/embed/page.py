@@ -33,9 +33,9 @@ li > p.none {{ align-content: center; color: #888; text-align: center; }}
 div {{ overflow-wrap: anywhere; padding: .5rem .7rem .7rem; }}
 b {{ font-variant-numeric: tabular-nums; }}
 small {{ color: #888; display: block; }}
-</style>
+{style}</style>
 <h1>{title_html}</h1>
-<ol>
+{before}<ol>
 {items}
 </ol>
 </html>
@@ -48,6 +48,8 @@ def contact_sheet(
     *,
     query_image: str | None = None,
     image_column: str = "image",
+    style: str = "",
+    before: str = "",
 ) -> str:
     """An HTML page that shows what a search has found.
 
@@ -56,12 +58,14 @@ def contact_sheet(
         query: the text that was searched for, or the name of the picture.
         query_image: the picture that was searched for.
         image_column: of Parquet files with pictures in them.
+        style: more of CSS.
+        before: HTML between the heading and the pictures.
     """
     title = html.escape(query)
     shown = _thumbnail(query_image, image_column) if query_image else None
     items = "\n".join(_item(number, hit, image_column) for number, hit in enumerate(hits, 1))
     title_html = f'<img src="{shown}" alt=""> {title}' if shown else title
-    return _PAGE.format(title=title, title_html=title_html, items=items)
+    return _PAGE.format(title=title, title_html=title_html, items=items, style=style, before=before)
 
 
 def _item(number: int, hit: dict[str, Any], image_column: str) -> str:

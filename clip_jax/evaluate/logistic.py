@@ -25,6 +25,10 @@ MEMORY = 10
 # A step along the line is good where the slope has fallen to this share of the first.
 LEVEL = 0.1
 MAX_TRIALS = 10
+# What is added to the variances in the covariance that the first guess goes by, in features a row.
+# The fewer rows, the less their covariance says of directions in which they vary little, and a leap
+# along these fits the rows at once with coefficients that are far from the minimum.
+SHRINKAGE = 30
 # Iterations between two computations of the logits from scratch, which sums of steps drift from.
 REFRESH = 20
 # Iterations without a smaller gradient after which rounding is what is left to see.
@@ -39,7 +43,7 @@ class Rows(NamedTuple):
         mean: of the features.
         targets: numbers of the classes.
         weights: one by the number of rows; 0 for filling.
-        basis: eigenvectors of the covariance, one a column.
+        basis: eigenvectors of the shrunk covariance, one a column.
         spectrum: its eigenvalues.
     """
 
@@ -124,14 +128,14 @@ class Problem:
                 self._rows, jnp.asarray(start, self._dtype), strength, tolerance, max_iter
             )
             # Leaving the context, float64 arrays are to be seen by NumPy only.
-            parameters, mean = (
-                np.asarray(a, np.float64) for a in (end.parameters, self._rows.mean)
-            )
-            iterations, norm = int(end.iteration), float(end.norm)
+            parameters, mean = (np.array(a, np.float64) for a in (end.best, self._rows.mean))
+            iterations, norm = int(end.iteration), float(end.lowest)
+        if len(parameters) > 1:
+            # What all classes have in common changes no probability and is 0 at the minimum, where
+            # weak regularisation doesn't bring it once rounding has moved it.
+            parameters -= parameters.mean(axis=0)
         coefficients = parameters[:, :-1]
         intercepts = parameters[:, -1] - coefficients @ mean
-        if len(intercepts) > 1:  # only their differences count
-            intercepts -= intercepts.mean()
         return Solution(
             coefficients.astype(self._dtype),
             intercepts.astype(self._dtype),
@@ -168,7 +172,9 @@ def _prepare(features: Float[Array, "n d"], targets: Array, weights: Array) -> R
     mean = weights @ features
     # Filling is 0 now and minus the mean after: its weight keeps it out of everything.
     x = (features - mean).T
-    spectrum, basis = jnp.linalg.eigh((x * weights) @ x.T)
+    covariance = (x * weights) @ x.T
+    shrinkage = SHRINKAGE * len(x) / (weights > 0).sum()
+    spectrum, basis = jnp.linalg.eigh(covariance + shrinkage * jnp.diag(jnp.diag(covariance)))
     # What rounding leaves of directions in which nothing varies.
     floor = 10 * jnp.finfo(x.dtype).eps * spectrum[-1]
     return Rows(x, mean, targets, weights, basis, jnp.maximum(spectrum, floor))
@@ -183,7 +189,9 @@ class _State(NamedTuple):
         logits: there.
         variance: of each class's probability, the mean over the rows.
         norm: the largest entry of the gradient, as it is for the features as they were given.
-        lowest: the smallest norm so far.
+        best: the parameters of the smallest norm so far. Where only rounding is left to see, the
+            iteration may leap anywhere.
+        lowest: that norm.
         since: iterations since that.
         steps: the last changes of the parameters, the newest first.
         changes: those of the gradient.
@@ -196,6 +204,7 @@ class _State(NamedTuple):
     logits: Float[Array, "c n"]
     variance: Float[Array, "c 1"]
     norm: Float[Array, ""]
+    best: Float[Array, "c p"]
     lowest: Float[Array, ""]
     since: Int[Array, ""]
     steps: Float[Array, "m c p"]
@@ -215,6 +224,8 @@ def _minimize(
         direction = _direction(rows, strength, state)
         slopes = _times(rows.x, direction)
         length = _line_search(rows, strength, state, direction, slopes)
+        is_down = (state.gradient * direction).sum() < 0
+        length = jnp.where(is_down, length, 0)
         parameters = state.parameters + length * direction
         logits = jax.lax.cond(
             (state.iteration + 1) % REFRESH == 0,
@@ -222,6 +233,7 @@ def _minimize(
             lambda: state.logits + length * slopes,
         )
         gradient, variance, norm = evaluate(parameters, logits)
+        is_better = norm < state.lowest
         step, change = parameters - state.parameters, gradient - state.gradient
         product = (step * change).sum()
         inverse = jnp.where(product > 0, 1 / jnp.where(product > 0, product, 1), 0)
@@ -231,11 +243,13 @@ def _minimize(
             logits,
             variance,
             norm,
+            jnp.where(is_better, parameters, state.best),
             jnp.minimum(norm, state.lowest),
-            jnp.where(norm < state.lowest, 0, state.since + 1),
+            jnp.where(is_better, 0, state.since + 1),
             _pushed(state.steps, step),
             _pushed(state.changes, change),
-            _pushed(state.inverses, inverse),
+            # A memory that leads uphill holds rounding errors: it is forgotten.
+            jnp.where(is_down, _pushed(state.inverses, inverse), 0),
             state.iteration + 1,
         )
 
@@ -248,7 +262,7 @@ def _minimize(
     nothing = jnp.zeros(MEMORY, start.dtype)
     zero = jnp.zeros((), jnp.int32)
     first = _State(
-        start, gradient, logits, variance, norm, norm, zero, memory, memory, nothing, zero
+        start, gradient, logits, variance, norm, start, norm, zero, memory, memory, nothing, zero
     )
     return jax.lax.while_loop(goes_on, iterate, first)
 

@@ -1,9 +1,12 @@
-"""A folder that shows a classification: a table, the confusion matrix, the worst mistakes."""
+"""A page that shows a classification: figures, classes, confusion, and the worst mistakes."""
 
+import base64
 import csv
+import html
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,43 +15,77 @@ from clip_jax.embed import contact_sheet
 from clip_jax.evaluate.scores import Scores
 from clip_jax.evaluate.sweep import Sweep
 
-PER_CLASS, CONFUSION, MISTAKES, SWEEP = (
-    "per_class.csv",
-    "confusion.png",
-    "mistakes.html",
-    "sweep.png",
-)
+PAGE, PER_CLASS, CONFUSION, SWEEP = "report.html", "per_class.csv", "confusion.png", "sweep.png"
 # Mistakes on the sheet.
 SHOWN = 100
 # Classes up to which the matrix has their names.
 NAMED = 50
 
+COLUMNS = "class", "rows", "right", "accuracy", "most often taken for"
+_STYLE = """h2 { font-size: 1.1rem; font-weight: 600; margin-top: 2rem; }
+main > img { display: block; max-width: 100%; }
+section { max-height: 26rem; overflow: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { border-bottom: 1px solid #8884; padding: .25rem 1.2rem .25rem 0; text-align: left; }
+th { background: Canvas; font-weight: 600; position: sticky; top: 0; }
+.number { text-align: right; }
+"""
+
+
+def prepare(folder: str | os.PathLike[str]) -> None:
+    """Makes the folder of a report.
+
+    Raises:
+        ModuleNotFoundError: the extra `evaluate` is not installed.
+        OSError: the folder can't be made.
+    """
+    _figure()
+    Path(folder).mkdir(parents=True, exist_ok=True)
+
 
 def write_report(
     folder: str | os.PathLike[str],
+    title: str,
     scores: Scores,
     class_names: Sequence[str],
     logits: Float[np.ndarray, "n k"],
     targets: Int[np.ndarray, " n"],
     keys: Sequence[str],
     paths: Sequence[str | None],
+    sweep: Sweep | None = None,
 ) -> None:
-    """Writes the table, the picture, and the sheet, which needs no other file.
+    """Writes the page, which needs no other file, and what is in it beside it.
 
     Raises:
         ModuleNotFoundError: the extra `evaluate` is not installed.
         OSError: the folder can't be written.
     """
     out = Path(folder)
-    _figure()  # says what is missing before anything is written
-    out.mkdir(parents=True, exist_ok=True)
-    _write_table(out / PER_CLASS, scores, class_names)
+    prepare(out)
+    rows = _per_class(scores, class_names)
+    with (out / PER_CLASS).open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows((COLUMNS, *rows))
     _draw_confusion(out / CONFUSION, scores, class_names)
-    (out / MISTAKES).write_text(_sheet(class_names, logits, targets, keys, paths), encoding="utf-8")
+    mistakes = _mistakes(class_names, logits, targets, keys, paths)
+    parts = [f"<p>{_summary(scores, class_names)}</p>"]
+    if sweep:
+        _draw_sweep(out / SWEEP, sweep)
+        parts += ["<h2>Strength of the regularisation</h2>", _embedded(out / SWEEP)]
+    wrong = int(scores.count - np.trace(scores.confusion))
+    last = f"Mistakes: the {len(mistakes)} most confident of {wrong:,}" if wrong else "No mistakes"
+    parts += [
+        "<h2>Classes</h2>",
+        f"<section>{_table(rows)}</section>",
+        "<h2>Confusion</h2>",
+        _embedded(out / CONFUSION),
+        f"<h2>{last}</h2>",
+    ]
+    before = "\n".join(["<main>", *parts, "</main>\n"])
+    page = contact_sheet(mistakes, title, style=_STYLE, before=before)
+    (out / PAGE).write_text(page, encoding="utf-8")
 
 
-def draw_sweep(folder: str | os.PathLike[str], sweep: Sweep) -> None:
-    """Draws the accuracy over the strengths; raises as `write_report`."""
+def _draw_sweep(path: Path, sweep: Sweep) -> None:
     figure = _figure()(figsize=(7, 4.5), layout="constrained")
     panel = figure.subplots()
     strengths = [trial.C for trial in sweep.trials]
@@ -57,20 +94,48 @@ def draw_sweep(folder: str | os.PathLike[str], sweep: Sweep) -> None:
     panel.set(xscale="log", xlabel="C, the inverse strength", ylabel="accuracy on validation rows")
     panel.legend()
     panel.grid(alpha=0.3)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    figure.savefig(Path(folder) / SWEEP, dpi=110)
+    figure.savefig(path, dpi=110)
 
 
-def _write_table(path: Path, scores: Scores, class_names: Sequence[str]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(("class", "rows", "right", "accuracy", "most often taken for"))
-        for i, (name, counts) in enumerate(zip(class_names, scores.confusion, strict=True)):
-            wrong = np.where(np.arange(len(counts)) == i, 0, counts)
-            other = class_names[int(wrong.argmax())] if wrong.any() else ""
-            rows = counts.sum()
-            accuracy = f"{counts[i] / rows:.4f}" if rows else ""
-            writer.writerow((name, rows, counts[i], accuracy, other))
+def _per_class(scores: Scores, class_names: Sequence[str]) -> list[tuple[object, ...]]:
+    """A row for each class, as COLUMNS has it."""
+    table = []
+    for i, (name, counts) in enumerate(zip(class_names, scores.confusion, strict=True)):
+        wrong = np.where(np.arange(len(counts)) == i, 0, counts)
+        other = class_names[int(wrong.argmax())] if wrong.any() else ""
+        rows = counts.sum()
+        table.append((name, rows, counts[i], f"{counts[i] / rows:.4f}" if rows else "", other))
+    return table
+
+
+def _summary(scores: Scores, class_names: Sequence[str]) -> str:
+    low, high = scores.interval
+    return (
+        f"{scores.count:,} images of {len(class_names):,} classes. Top-1 {scores.top1:.2%} (95% "
+        f"interval {low:.2%} to {high:.2%}), top-5 {scores.top5:.2%}, mean per class "
+        f"{scores.mean_per_class:.2%}."
+    )
+
+
+def _table(rows: Sequence[tuple[object, ...]]) -> str:
+    """HTML; all but the first and the last column are numbers."""
+
+    def line(tag: str, cells: Sequence[object]) -> str:
+        numbers = range(1, len(cells) - 1)
+        marked = (
+            f"<{tag}{' class=number' if i in numbers else ''}>{html.escape(str(cell))}</{tag}>"
+            for i, cell in enumerate(cells)
+        )
+        return f"<tr>{''.join(marked)}</tr>"
+
+    return "\n".join(
+        ["<table>", line("th", COLUMNS), *(line("td", cells) for cells in rows), "</table>"]
+    )
+
+
+def _embedded(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img src="data:image/png;base64,{data}" alt="{path.stem}">'
 
 
 def _draw_confusion(path: Path, scores: Scores, class_names: Sequence[str]) -> None:
@@ -90,14 +155,14 @@ def _draw_confusion(path: Path, scores: Scores, class_names: Sequence[str]) -> N
     figure.savefig(path, dpi=110)
 
 
-def _sheet(
+def _mistakes(
     class_names: Sequence[str],
     logits: Float[np.ndarray, "n k"],
     targets: Int[np.ndarray, " n"],
     keys: Sequence[str],
     paths: Sequence[str | None],
-) -> str:
-    """The mistakes that the classifier is surest of, first the surest; everything is escaped."""
+) -> list[dict[str, Any]]:
+    """Those that the classifier is surest of, first the surest, as a contact sheet takes them."""
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     confidence = 1 / weights.sum(axis=1)  # of the first class, whose weight is 1
     taken = logits.argmax(axis=1)
@@ -106,7 +171,7 @@ def _sheet(
     own_names, other_names = (
         [class_names[i] for i in numbers[wrong]] for numbers in (targets, taken)
     )
-    mistakes = [
+    return [
         {
             "key": keys[row],
             "score": float(confidence[row]),
@@ -115,7 +180,6 @@ def _sheet(
         }
         for row, own, other in zip(wrong, own_names, other_names, strict=True)
     ]
-    return contact_sheet(mistakes, f"The {len(mistakes)} most confident mistakes")
 
 
 def _figure() -> type:
