@@ -189,7 +189,7 @@ def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
         # An orthogonal (m, n) has numbers of the size 1 / sqrt(max(m, n)), Adam's are about 0.2.
         return jax.tree.map(lambda x: 0.2 * max(x.shape) ** 0.5 * x, updates)
 
-    def as_matrices(parameters: Parameters) -> Any:
+    def as_matrices(parameters: Any) -> Any:
         return jax.tree.map(lambda x: optax.contrib.MuonDimensionNumbers(), parameters)
 
     muon = optax.chain(

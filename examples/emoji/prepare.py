@@ -215,9 +215,9 @@ def iconify(package: Path, codes: Mapping[str, str], variant: str = "") -> dict[
     document = json.loads((package / "icons.json").read_text())
     found: dict[str, str] = {}
     for name, icon in document["icons"].items():
-        stem, number = re.fullmatch(r"(.+?)(-[12])?", name).groups()
-        code = codes.get(squeezed(stem if number else name))
-        if code and (number or "-1").replace("-1", "") == variant:
+        stem = re.sub("-[12]$", "", name)
+        code = codes.get(squeezed(stem))
+        if code and name.removeprefix(stem).replace("-1", "") == variant:
             width, height = (icon.get(side, document.get(side, 16)) for side in ("width", "height"))
             found[code] = (
                 f'<svg xmlns="http://www.w3.org/2000/svg" '
@@ -235,22 +235,28 @@ def by_code(folder: Path, pattern: str) -> dict[str, Path]:
 def glyphs(path: Path, known: list[Concept]) -> dict[str, Image.Image]:
     """The drawings of a font of black lines, of emoji of one code point: white within the lines."""
     font = ImageFont.truetype(path, SIZE, layout_engine=ImageFont.Layout.BASIC)
-    missing = bytes(font.getmask("\U0010ffff"))
+    missing = written("\U0010ffff", font).tobytes()
     found = {}
     for concept in known:
         if "-" in concept.code:
             continue
         letter = chr(int(concept.code, 16))
-        if bytes(font.getmask(letter)) != missing:
-            found[concept.code] = line_drawing(letter, font)
+        ink = written(letter, font)
+        if ink.tobytes() != missing:
+            found[concept.code] = line_drawing(ink)
     return found
 
 
-def line_drawing(letter: str, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """A glyph in black, with what it encloses in white, and transparent around it."""
+def written(letter: str, font: ImageFont.FreeTypeFont) -> Image.Image:
+    """A glyph in the middle of a square, 255 where there is ink."""
     side = SIZE * 3 // 2
     ink = Image.new("L", (side, side), 0)
     ImageDraw.Draw(ink).text((side // 2, side // 2), letter, 255, font, anchor="mm")
+    return ink
+
+
+def line_drawing(ink: Image.Image) -> Image.Image:
+    """A glyph in black, with what it encloses in white, and transparent around it."""
     # The font's fill of a corner reaches all that no line keeps it from.
     around = ink.point([255 if value > 96 else 0 for value in range(256)])
     ImageDraw.floodfill(around, (0, 0), 128)
@@ -259,8 +265,9 @@ def line_drawing(letter: str, font: ImageFont.FreeTypeFont) -> Image.Image:
     box = drawing.getbbox()
     assert box is not None
     width, height = box[2] - box[0], box[3] - box[1]
-    square = Image.new("RGBA", (max(width, height),) * 2)
-    square.paste(drawing.crop(box), ((square.width - width) // 2, (square.height - height) // 2))
+    side = max(width, height)
+    square = Image.new("RGBA", (side, side))
+    square.paste(drawing.crop(box), ((side - width) // 2, (side - height) // 2))
     return square.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
 
 
