@@ -241,7 +241,7 @@ def measure_memory(folder: Path, options: argparse.Namespace) -> Iterable[Row]:
 
 def measure_kills(folder: Path, options: argparse.Namespace) -> Iterable[Row]:
     """Thirty kills at random moments, then a last run."""
-    count, rows, out = 4000, 4, folder / "killed"
+    count, rows, out = 12_000, 4, folder / "killed"
     pictures = make_pictures(options.inputs or folder, count, size=(64, 48))
     how = ["--rows-per-part", str(rows)]
     assert start_job(folder, pictures, folder / "undisturbed", *how).wait() == 0
@@ -251,7 +251,7 @@ def measure_kills(folder: Path, options: argparse.Namespace) -> Iterable[Row]:
         # Half of them while it writes parts, half wherever they hit: in its start, mostly.
         while kill % 2 and process.poll() is None and parts(out) < before + 2:
             time.sleep(0.002)
-        time.sleep(rng.uniform(0, 0.2 if kill % 2 else 3))
+        time.sleep(rng.uniform(0, 0.2 if kill % 2 else 2))
         assert process.poll() is None, "it was done before it could be killed"
         process.send_signal(signal.SIGKILL)
         process.wait()
