@@ -184,13 +184,13 @@ def datasource(package: Path, style: str) -> dict[str, Path]:
 def fluent(package: Path, kind: str, known: list[Concept]) -> dict[str, Path]:
     """Microsoft's drawings, which have names for file names: Unicode's, or nearly."""
     found = {path.stem: path for path in sorted((package / "icons" / kind).glob("*.svg"))}
-    by_code: dict[str, Path] = {}
+    drawings: dict[str, Path] = {}
     for concept in known:
         slug = re.sub(r"[^a-z0-9]+", "-", concept.name.lower().replace("’", "")).strip("-")
         for stem in (slug, f"{slug}-default"):
             if stem in found:
-                by_code[concept.code] = found[stem]
-    return by_code
+                drawings[concept.code] = found[stem]
+    return drawings
 
 
 def codes_by_name(package: Path, known: list[Concept]) -> dict[str, str]:
@@ -211,7 +211,7 @@ def squeezed(name: str) -> str:
 
 
 def iconify(package: Path, codes: Mapping[str, str], variant: str = "") -> dict[str, str]:
-    """The drawings of an Iconify package, by code points; where there are several, one of them."""
+    """The drawings of an Iconify package, by code points; of several the one numbered so."""
     document = json.loads((package / "icons.json").read_text())
     found: dict[str, str] = {}
     for name, icon in document["icons"].items():
