@@ -104,8 +104,9 @@ small model, whose own memory hides less.
             )
         }
 
-simplejpeg and Pillow each bring a libjpeg-turbo of their own, so equal pixels are not guaranteed from
-one release to the next; it is not used. On a CPU, reading and decoding take their time from the encoder, on the same cores.
+simplejpeg and Pillow each bring a libjpeg-turbo of their own, so equal pixels are not guaranteed
+from one release to the next; it is not used. On a CPU, reading and decoding take their time from
+the encoder, on the same cores.
 Not measured here: GPUs, several hosts, real object stores.
 """,
     )
