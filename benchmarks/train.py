@@ -28,7 +28,7 @@ import clip_jax
 from benchmarks import report
 from clip_jax.catalog import lookup
 from clip_jax.parity import load_reference
-from clip_jax.train import OptimizerConfig, StepConfig, init_state, make_step
+from clip_jax.train import OptimizerConfig, StepConfig, compiler_options, init_state, make_step
 
 OURS, REMATERIALIZED, THEIRS = "clip_jax", "clip_jax, rematerialize", "PyTorch"
 CONTENDERS = (OURS, REMATERIALIZED, THEIRS)
@@ -115,7 +115,11 @@ def make(name: str, model: str, batch: int) -> Step:
 
 def _ours(network: Any, images: np.ndarray, tokens: np.ndarray, *, rematerialize: bool) -> Step:
     how = StepConfig(rematerialize=rematerialize, precision="highest")
-    step = jax.jit(make_step(network.config, OPTIMIZER, how), donate_argnums=0)
+    step = jax.jit(
+        make_step(network.config, OPTIMIZER, how),
+        donate_argnums=0,
+        compiler_options=compiler_options(),
+    )
     state, key = init_state(network, OPTIMIZER), jax.random.key(0)
 
     def take() -> float:

@@ -17,6 +17,7 @@ from clip_jax.nn.tree import variables
 from clip_jax.train import (
     OptimizerConfig,
     StepConfig,
+    compiler_options,
     contrastive_gradients,
     contrastive_loss,
     contrastive_metrics,
@@ -488,6 +489,16 @@ def test_memory_can_be_saved_without_changing_the_gradient(change, mesh):
     for path in expected:
         assert relative_error(given[path], expected[path]) < 1e-5, path
     assert metrics["loss"] == pytest.approx(float(wanted["loss"]), rel=1e-6)
+
+
+def test_compiler_options_save_memory_on_cpus():
+    state, given, key = init_state(small(SMALL_VIT), CONFIG), batch(256), jax.random.key(0)
+
+    def megabytes(options: dict) -> float:
+        step = jax.jit(make_step(SMALL_VIT, CONFIG, EXACT), compiler_options=options)
+        return step.lower(state, given, key).compile().memory_analysis().temp_size_in_bytes / 1e6
+
+    assert megabytes(compiler_options()) < 0.9 * megabytes({})
 
 
 def test_averaging_the_losses_of_parts_would_be_another_gradient():

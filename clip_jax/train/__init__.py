@@ -12,6 +12,7 @@ from clip_jax.train.optimizer import make_schedule as make_schedule
 from clip_jax.train.run import train as train
 from clip_jax.train.step import StepConfig as StepConfig
 from clip_jax.train.step import TrainState as TrainState
+from clip_jax.train.step import compiler_options as compiler_options
 from clip_jax.train.step import contrastive_gradients as contrastive_gradients
 from clip_jax.train.step import init_state as init_state
 from clip_jax.train.step import make_step as make_step

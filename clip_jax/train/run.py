@@ -17,7 +17,7 @@ from clip_jax.train.checkpoints import Checkpoints
 from clip_jax.train.config import TrainConfig
 from clip_jax.train.data import Skipped, batches
 from clip_jax.train.metrics import Metrics
-from clip_jax.train.step import TrainState, init_state, make_step, model_of
+from clip_jax.train.step import TrainState, compiler_options, init_state, make_step, model_of
 from clip_jax.weights import load, save
 
 AXIS = "data"
@@ -74,7 +74,9 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
     architecture = model.config
     del model
     step = jax.jit(
-        make_step(architecture, config.optimizer, config.step, mesh=mesh), donate_argnums=0
+        make_step(architecture, config.optimizer, config.step, mesh=mesh),
+        donate_argnums=0,
+        compiler_options=compiler_options(),
     )
 
     with Checkpoints(out, config.identity(), keep=config.run.keep_checkpoints) as checkpoints:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 from clip_jax.config import CLIPConfig
-from clip_jax.nn import CLIP, rematerialize
+from clip_jax.nn import CLIP, arrange_for_training, rematerialize
 from clip_jax.nn.resnet import BatchNorm
 from clip_jax.nn.tree import variables
 from clip_jax.train.losses import contrastive_metrics, sigmoid_metrics
@@ -69,7 +69,7 @@ class StepConfig:
             gradient is that of the whole batch, not of its parts.
         rematerialize: whether hidden states are computed once more instead of kept.
         dtype: in which the towers compute; parameters and the loss are float32.
-        precision: of matrix products, for `jax.default_matmul_precision`.
+        precision: of the towers' matrix products, for `jax.default_matmul_precision`.
     """
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
@@ -170,9 +170,11 @@ def make_step(
         micro = _cut({"images": images, "tokens": tokens}, how.micro_batches, mesh)
         embed = functools.partial(_embed, model, how, frozen)
         measure = functools.partial(_measure, how.loss, mesh)
-        gradients, statistics, (loss, accuracy) = contrastive_gradients(
-            embed, measure, state.parameters, state.statistics, micro
-        )
+        # Around the gradients, too: `multiply_in_training` makes its products only there.
+        with jax.default_matmul_precision(how.precision):
+            gradients, statistics, (loss, accuracy) = contrastive_gradients(
+                embed, measure, state.parameters, state.statistics, micro
+            )
         updates, optimizer_state = transformation.update(
             gradients, state.optimizer, state.parameters
         )
@@ -188,6 +190,17 @@ def make_step(
         return TrainState(state.step + 1, parameters, statistics, optimizer_state), metrics
 
     return take_step
+
+
+def compiler_options() -> dict[str, str]:
+    """What `jax.jit` of a step takes as `compiler_options` on this backend.
+
+    On CPUs, operations in the order that needs the least memory: a quarter less than in XLA's
+    usual one, and in that one `rematerialize` saves nothing.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
 def contrastive_gradients(
@@ -262,15 +275,15 @@ def _embed(
         of = parameters if isinstance(variable, nnx.Param) else statistics
         variable.set_value(of[path])
     model.train()
+    arrange_for_training(model)
     for path, module in nnx.iter_modules(model):
         # The statistics of what is frozen, too, stay what they are.
         if isinstance(module, BatchNorm) and "/".join(map(str, (*path, "scale"))) in frozen:
             module.eval()
     if how.rematerialize:
         rematerialize(model)
-    with jax.default_matmul_precision(how.precision):
-        images = model.image_features(batch["images"])
-        texts = model.text_features(batch["tokens"], model.dtype)
+    images = model.image_features(batch["images"])
+    texts = model.text_features(batch["tokens"], model.dtype)
     after = {path: v[...] for path, v in variables(model).items() if path in statistics}
     return (images, texts), after
 

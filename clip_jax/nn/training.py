@@ -1,10 +1,21 @@
-"""Memory for time in training: hidden states computed once more instead of kept."""
+"""A model arranged for training: gradients as they are computed fastest, memory for time."""
 
 from flax import nnx
 
 from clip_jax.nn.clip import CLIP
-from clip_jax.nn.layers import Transformer
+from clip_jax.nn.layers import Linear, Transformer
 from clip_jax.nn.resnet import ModifiedResNet
+
+
+def arrange_for_training(model: CLIP) -> None:
+    """Has the gradients of all linear layers of `model` computed by `multiply_in_training`.
+
+    The numbers are the same. Only reverse-mode differentiation works then, which is why a model is
+    not made so from the start.
+    """
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, Linear):
+            module.is_trained = True
 
 
 def rematerialize(model: CLIP) -> None:
