@@ -30,7 +30,7 @@ from clip_jax.train import (
     sigmoid_loss,
     sigmoid_metrics,
 )
-from clip_jax.train.optimizer import factors
+from clip_jax.train.optimizer import factors, limit_norm
 from tests import processes, reference
 from tests.models import (
     SMALL_RESNET,
@@ -442,6 +442,26 @@ def test_a_step_is_the_plain_one():
     for path, array in state.parameters.items():
         # Adam divides by the gradient's size, so where that is near 0 rounding shows.
         np.testing.assert_allclose(array, parameters[path], atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [0.0, 0.01, 1.0, 1e4])
+def test_gradients_are_cut_to_a_norm_as_optax_does(size):
+    gradients = {"a": size * jnp.arange(15.0).reshape(3, 5), "b": size * jnp.ones(7)}
+    ours, theirs = limit_norm(2.5), optax.clip_by_global_norm(2.5)
+    given, _ = ours.update(gradients, ours.init(gradients))
+    expected, _ = theirs.update(gradients, theirs.init(gradients))
+    for name in gradients:
+        np.testing.assert_allclose(given[name], expected[name], rtol=1e-6)
+
+
+@pytest.mark.parametrize("change", [{}, {"micro_batches": 2}, {"rematerialize": True}])
+def test_every_product_of_a_step_has_the_precision_asked_for(change):
+    how = dataclasses.replace(EXACT, precision="highest", **change)
+    state = init_state(small(SMALL_VIT), CONFIG)
+    step = jax.jit(make_step(SMALL_VIT, CONFIG, how)).lower(state, batch(8), jax.random.key(0))
+    products = re.findall(r"stablehlo\.dot_general.*", step.as_text())
+    assert len(products) > 20
+    assert [line for line in products if "precision = [HIGHEST, HIGHEST]" not in line] == []
 
 
 @pytest.mark.parametrize("micro_batches", [2, 4])

@@ -11,7 +11,8 @@ from jaxtyping import Array, Float
 
 from clip_jax.config import CLIPConfig, ViTConfig
 from clip_jax.nn.inputs import check_images, check_tokens
-from clip_jax.nn.layers import Tap, ignore, parameter
+from clip_jax.nn.layers import Tap, ignore
+from clip_jax.nn.linear import parameter
 from clip_jax.nn.pixels import normalize_pixels
 from clip_jax.nn.resnet import ModifiedResNet
 from clip_jax.nn.text import TextTower

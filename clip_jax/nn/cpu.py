@@ -5,7 +5,8 @@ import numpy as np
 from flax import nnx
 
 from clip_jax.nn.clip import CLIP
-from clip_jax.nn.layers import Attention, Linear
+from clip_jax.nn.layers import Attention
+from clip_jax.nn.linear import Linear
 from clip_jax.nn.resnet import Conv, ModifiedResNet, square_kernel
 from clip_jax.nn.vit import PatchEmbedding, VisionTransformer
 from clip_jax.nn.winograd import winograd_kernels

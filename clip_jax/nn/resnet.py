@@ -12,19 +12,21 @@ from clip_jax.config import ResNetConfig
 from clip_jax.nn.layers import (
     EPSILON,
     MANY_SEQUENCES,
-    Initializer,
-    Linear,
     Tap,
     attend,
     attend_from,
     ignore,
     in_slices,
+    run_block,
+    split_heads,
+)
+from clip_jax.nn.linear import (
+    Initializer,
+    Linear,
     multiply,
     normal,
     ones,
     parameter,
-    run_block,
-    split_heads,
     uniform_fan_in,
     zeros,
 )

@@ -5,15 +5,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from clip_jax.config import Activation, TextConfig
-from clip_jax.nn.layers import (
-    LayerNorm,
-    Tap,
-    Transformer,
-    ignore,
-    normal,
-    parameter,
-    text_block_init,
-)
+from clip_jax.nn.layers import LayerNorm, Tap, Transformer, ignore, text_block_init
+from clip_jax.nn.linear import normal, parameter
 
 
 class TokenEmbedding(nnx.Module):

@@ -3,15 +3,17 @@
 from flax import nnx
 
 from clip_jax.nn.clip import CLIP
-from clip_jax.nn.layers import Linear, Transformer
+from clip_jax.nn.layers import Transformer
+from clip_jax.nn.linear import Linear
 from clip_jax.nn.resnet import ModifiedResNet
 
 
 def arrange_for_training(model: CLIP) -> None:
     """Has the gradients of all linear layers of `model` computed by `multiply_in_training`.
 
-    The numbers are the same. Only reverse-mode differentiation works then, which is why a model is
-    not made so from the start.
+    The numbers are the same. A model is not made so from the start, because only reverse-mode
+    differentiation works then, and the precision of the products in it has to be set around the
+    gradient instead of around the model.
     """
     for _, module in nnx.iter_modules(model):
         if isinstance(module, Linear):

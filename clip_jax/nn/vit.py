@@ -5,18 +5,8 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from clip_jax.config import Activation, ViTConfig
-from clip_jax.nn.layers import (
-    LayerNorm,
-    Tap,
-    Transformer,
-    ignore,
-    in_slices,
-    multiply,
-    normal,
-    parameter,
-    uniform_fan_in,
-    vision_block_init,
-)
+from clip_jax.nn.layers import LayerNorm, Tap, Transformer, ignore, in_slices, vision_block_init
+from clip_jax.nn.linear import multiply, normal, parameter, uniform_fan_in
 
 
 class PatchEmbedding(nnx.Module):

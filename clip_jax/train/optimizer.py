@@ -1,7 +1,6 @@
 """AdamW as CLIP was trained with it, or Muon, and which parameters it moves how far."""
 
 import dataclasses
-import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -161,7 +160,7 @@ def make_optimizer(config: OptimizerConfig, model: CLIPConfig) -> optax.Gradient
     clip = (
         optax.identity()
         if config.max_gradient_norm is None
-        else optax.stateless(functools.partial(_cut, config.max_gradient_norm))
+        else limit_norm(config.max_gradient_norm)
     )
     train = optax.chain(
         clip,
@@ -173,14 +172,18 @@ def make_optimizer(config: OptimizerConfig, model: CLIPConfig) -> optax.Gradient
     return optax.partition({"train": train, "freeze": optax.set_to_zero()}, labels)
 
 
-def _cut(max_norm: float, updates: Any, parameters: Any = None) -> Any:
-    """All updates by one factor, so that their norm is `max_norm` at most.
+def limit_norm(max_norm: float) -> optax.GradientTransformation:
+    """All gradients by one factor, so that their L2 norm is `max_norm` at most.
 
     As `optax.clip_by_global_norm`, but without a division for every number: XLA's CPU backend takes
     one as too dear to be done where the result is used, and writes all gradients once more.
     """
-    factor = max_norm / jnp.maximum(optax.tree.norm(updates), max_norm)
-    return jax.tree.map(lambda x: x * factor.astype(x.dtype), updates)
+
+    def limit(gradients: Any, parameters: Any = None) -> Any:
+        factor = max_norm / jnp.maximum(optax.tree.norm(gradients), max_norm)
+        return jax.tree.map(lambda x: x * factor, gradients)
+
+    return optax.stateless(limit)
 
 
 def _direction(config: OptimizerConfig) -> optax.GradientTransformation:

@@ -170,7 +170,7 @@ def make_step(
         micro = _cut({"images": images, "tokens": tokens}, how.micro_batches, mesh)
         embed = functools.partial(_embed, model, how, frozen)
         measure = functools.partial(_measure, how.loss, mesh)
-        # Around the gradients, too: `multiply_in_training` makes its products only there.
+        # Around the gradients, where `multiply_in_training` makes its backward products.
         with jax.default_matmul_precision(how.precision):
             gradients, statistics, (loss, accuracy) = contrastive_gradients(
                 embed, measure, state.parameters, state.statistics, micro
@@ -195,8 +195,8 @@ def make_step(
 def compiler_options() -> dict[str, str]:
     """What `jax.jit` of a step takes as `compiler_options` on this backend.
 
-    On CPUs, operations in the order that needs the least memory: a quarter less than in XLA's
-    usual one, and in that one `rematerialize` saves nothing.
+    On CPUs, operations in the order that needs the least memory. XLA's usual order takes a quarter
+    more or so, and there `rematerialize` saves nothing.
     """
     if jax.default_backend() != "cpu":
         return {}

@@ -1,0 +1,109 @@
+"""Linear layers, and how the parameters of all layers come to be.
+
+Parameters are stored in float32 and cast to the dtype of the activations on use, so the entry
+point alone decides in which dtype a model computes. Built without `rngs`, a layer holds shapes
+instead of arrays: the abstract model that checkpoints are poured into.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+Initializer = jax.nn.initializers.Initializer
+
+zeros, ones = jax.nn.initializers.zeros, jax.nn.initializers.ones
+
+
+def uniform_fan_in(fan_in: int) -> Initializer:
+    """PyTorch's default for linear and convolution arrays: uniform within 1/sqrt(fan in)."""
+
+    def init(key, shape, dtype=jnp.float32, out_sharding=None):
+        bound = fan_in**-0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def normal(stddev: float) -> Initializer:
+    """A normal distribution around 0."""
+    return jax.nn.initializers.normal(stddev)
+
+
+def parameter(
+    rngs: nnx.Rngs | None, init: Initializer, *shape: int, kind: type[nnx.Variable] = nnx.Param
+) -> nnx.Variable:
+    """A float32 array under `init`, or only its shape where there are no random numbers."""
+    if rngs is None:
+        return kind(jax.ShapeDtypeStruct(shape, jnp.float32))
+    return kind(init(rngs.params(), shape, jnp.float32))
+
+
+def multiply(
+    x: Float[Array, "*b i"], kernel: Float[Array, "..."], is_transposed: bool
+) -> Float[Array, "*b o"]:
+    """Rows times a kernel, whose outputs are its last axis or, transposed, its first."""
+    if not is_transposed:
+        return x @ kernel.reshape(-1, kernel.shape[-1])
+    kernel = kernel.reshape(len(kernel), -1)
+    if x.size == x.shape[-1]:  # one row, for which XLA on CPUs would transpose the kernel first
+        return (kernel @ x.reshape(-1)).reshape(*x.shape[:-1], -1)
+    return x @ kernel.T
+
+
+@jax.custom_vjp
+def multiply_in_training(
+    x: Float[Array, "*b i"], kernel: Float[Array, "i o"]
+) -> Float[Array, "*b o"]:
+    """`x @ kernel`, whose gradient by the kernel is written as a product that begins with `x`.
+
+    JAX's own begins with the gradient of the result. XLA's CPU backend transposes what a product
+    begins with, and fuses that with the sums which make up this gradient: they are then read column
+    by column, and took a quarter of a ViT-B/32's training step. Only reverse-mode differentiation
+    works, and the backward products take the precision that is the default around the gradient.
+    """
+    return x @ kernel
+
+
+def _multiply_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return x @ kernel, (x, kernel)
+
+
+def _multiply_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = kept
+    rows = tuple(range(x.ndim - 1))
+    return gradient @ kernel.T, jax.lax.dot_general(x, gradient, ((rows, rows), ((), ())))
+
+
+multiply_in_training.defvjp(_multiply_forward, _multiply_backward)
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias`."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        kernel_init: Initializer | None = None,
+        bias_init: Initializer | None = None,
+        rngs: nnx.Rngs | None,
+    ):
+        default = uniform_fan_in(in_features)
+        self.is_transposed = False  # set by `rearrange_for_cpu`
+        self.is_trained = False  # set by `arrange_for_training`
+        self.kernel = parameter(rngs, kernel_init or default, in_features, out_features)
+        self.bias = parameter(rngs, bias_init or default, out_features)
+
+    @property
+    def matrix(self) -> Float[Array, "i o"]:
+        """The kernel, whichever way round it is stored."""
+        kernel = self.kernel[...]
+        return kernel.T if self.is_transposed else kernel
+
+    def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
+        kernel, bias = self.kernel[...].astype(x.dtype), self.bias[...].astype(x.dtype)
+        if self.is_trained:
+            return multiply_in_training(x, kernel) + bias
+        return multiply(x, kernel, self.is_transposed) + bias
