@@ -3,7 +3,9 @@
     python -m benchmarks.train --out benchmarks/results/train.md
 
 Pairs a second, ours and a plain PyTorch loop over the reference model taking turns in one process;
-and the peak memory of each in a process of its own, with and without rematerialisation.
+and the peak memory of each in a process of its own, with and without rematerialisation. The texts
+are captions of natural length: PyTorch's model takes them at 77 columns and no fewer, ours trimmed
+to the longest, as `clip-jax train` does it, and at 77 columns besides.
 """
 
 import argparse
@@ -26,12 +28,21 @@ from flax import nnx
 
 import clip_jax
 from benchmarks import report
+from benchmarks.captions import captions
 from clip_jax.catalog import lookup
 from clip_jax.parity import load_reference
-from clip_jax.train import OptimizerConfig, StepConfig, compiler_options, init_state, make_step
+from clip_jax.train import (
+    OptimizerConfig,
+    StepConfig,
+    compiler_options,
+    init_state,
+    make_step,
+    trim_tokens,
+)
 
-OURS, REMATERIALIZED, THEIRS = "clip_jax", "clip_jax, rematerialize", "PyTorch"
-CONTENDERS = (OURS, REMATERIALIZED, THEIRS)
+OURS, REMATERIALIZED = "clip_jax", "clip_jax, rematerialize"
+UNTRIMMED, THEIRS = "clip_jax, texts of 77 columns", "PyTorch"
+CONTENDERS = (OURS, REMATERIALIZED, UNTRIMMED, THEIRS)
 # No warm-up, so that the first step moves something and the losses of the second can be compared.
 OPTIMIZER = OptimizerConfig(learning_rate=1e-5, warmup_steps=0, total_steps=100)
 
@@ -67,11 +78,16 @@ def main() -> int:
                 ", ".join(f"{loss:.6f}" for loss in losses[name][:2]),
             )
         )
+    tokens = _tokens(arguments.batch)
+    lengths = tokens.argmax(1) + 1
     notes = (
-        f"{arguments.model}, float32, {arguments.batch} pairs, texts of 77 columns, AdamW with "
-        "decay of matrices, gradients cut to a norm of 1; from arrays on the host to the loss on "
-        f"the host. Medians of {arguments.rounds} steps each, alternating; ratios round by round. "
-        "Memory: ru_maxrss of a process that takes two steps, libraries included."
+        f"{arguments.model}, float32, {arguments.batch} pairs, AdamW with decay of matrices, "
+        "gradients cut to a norm of 1; from arrays on the host to the loss on the host. Medians of "
+        f"{arguments.rounds} steps each, alternating; ratios round by round. Memory: ru_maxrss of "
+        "a process that takes two steps, libraries included. Texts: captions as "
+        "benchmarks/captions.py makes them, "
+        f"{lengths.mean():.1f} tokens on average and {lengths.max()} at most, trimmed to "
+        f"{trim_tokens(tokens).shape[1]} columns."
     )
     columns = (
         "contender",
@@ -106,11 +122,16 @@ def make(name: str, model: str, batch: int) -> Step:
     rng = np.random.default_rng(0)
     size = network.config.vision.image_size
     images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
-    texts = [f"a photo of number {i}, {rng.integers(10**9)}" for i in range(batch)]
-    tokens = clip_jax.tokenize(texts)
+    tokens = _tokens(batch)
     if name == THEIRS:
         return _theirs(network, images, tokens)
+    if name != UNTRIMMED:
+        tokens = trim_tokens(tokens)
     return _ours(network, images, tokens, rematerialize=name == REMATERIALIZED)
+
+
+def _tokens(batch: int) -> np.ndarray:
+    return clip_jax.tokenize(captions(batch))
 
 
 def _ours(network: Any, images: np.ndarray, tokens: np.ndarray, *, rematerialize: bool) -> Step:

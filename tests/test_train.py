@@ -12,6 +12,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+import clip_jax
 from clip_jax.nn import CLIP, parameter_shapes
 from clip_jax.nn.tree import variables
 from clip_jax.train import (
@@ -29,6 +30,7 @@ from clip_jax.train import (
     model_of,
     sigmoid_loss,
     sigmoid_metrics,
+    trim_tokens,
 )
 from clip_jax.train.optimizer import factors, limit_norm
 from tests import processes, reference
@@ -405,6 +407,10 @@ def gradients_of(config, how, rows, **options):
     return seen, metrics
 
 
+def is_adam(node) -> bool:
+    return isinstance(node, optax.ScaleByAdamState)
+
+
 def test_a_step_is_the_plain_one():
     """Loss, gradient and AdamW as one would write them down."""
     model, given = small(SMALL_VIT), batch(8)
@@ -442,6 +448,32 @@ def test_a_step_is_the_plain_one():
     for path, array in state.parameters.items():
         # Adam divides by the gradient's size, so where that is near 0 rounding shows.
         np.testing.assert_allclose(array, parameters[path], atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("how", [EXACT, dataclasses.replace(EXACT, micro_batches=2)])
+def test_trimmed_tokens_give_the_same_step(how):
+    tokens = clip_jax.tokenize([f"number {'very ' * i}{i}" for i in range(8)])
+    trimmed = trim_tokens(tokens)
+    assert tokens.shape[1] == 77 and trimmed.shape[1] == 16
+    step, images = jax.jit(make_step(SMALL_VIT, CONFIG, how)), batch(8)["images"]
+    (whole, measured), (short, measured_short) = (
+        step(
+            init_state(small(SMALL_VIT), CONFIG),
+            {"images": images, "tokens": jnp.asarray(given)},
+            jax.random.key(0),
+        )
+        for given in (tokens, trimmed)
+    )
+    for name in measured:
+        assert measured_short[name] == pytest.approx(float(measured[name]), rel=1e-5), name
+    # Adam's first moment after one step is the gradient, but for a factor.
+    (moments,), (moments_short,) = (
+        [part.mu for part in jax.tree.leaves(state.optimizer, is_leaf=is_adam) if is_adam(part)]
+        for state in (whole, short)
+    )
+    for path, moment in moments.items():
+        error = np.linalg.norm(moments_short[path] - moment)
+        assert error <= 1e-5 * np.linalg.norm(moment), path
 
 
 @pytest.mark.parametrize("size", [0.0, 0.01, 1.0, 1e4])

@@ -19,9 +19,10 @@ from PIL import Image
 import clip_jax
 from clip_jax.cli import main
 from clip_jax.sources import Pair, open_pairs
-from clip_jax.train import read_config, train
+from clip_jax.train import read_config, train, trim_tokens
 from clip_jax.train.augment import AugmentConfig, augment
 from clip_jax.train.data import batches
+from clip_jax.weights import read_native
 from tests import processes
 from tests.models import SMALL_VIT, small
 from tests.test_sources import picture, write_tar
@@ -288,6 +289,37 @@ def test_the_seed_decides_everything_and_the_place_can_be_taken_up_again():
     for batch in seen[4:]:
         given = next(later)
         assert all(np.array_equal(given[name], batch[name]) for name in batch)
+
+
+@pytest.mark.parametrize(
+    ("longest", "columns", "kept"),
+    [
+        (3, 77, 16),
+        (16, 77, 16),
+        (17, 77, 24),
+        (48, 77, 48),
+        (49, 77, 77),
+        (5, 12, 12),
+        (20, 30, 24),
+    ],
+)
+def test_columns_that_no_text_reaches_are_trimmed(longest, columns, kept):
+    tokens = np.zeros((3, columns), np.int32)
+    tokens[1, :longest] = 7
+    tokens[2, :2] = 7
+    assert np.array_equal(trim_tokens(tokens), tokens[:, :kept])
+
+
+def test_how_long_texts_may_be_is_no_difference_where_none_is_longer(tmp_path, shards):
+    """To the bit, because both run the program for the batch's own length."""
+    trained = []
+    for columns in (77, 16):
+        path = tmp_path / f"{columns}.toml"
+        path.write_text(TOML.format(out=tmp_path / f"run-{columns}", shards=shards))
+        overrides = [f"data.text_length={columns}", "optimizer.total_steps=4"]
+        trained.append(train(read_config(path, overrides), progress=False))
+    first, second = (jax.tree.leaves(read_native(path)[1]) for path in trained)
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_captions_and_templates_are_drawn_anew():

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 from PIL import Image
 
 from clip_jax.sources import Pair, Pairs
@@ -13,6 +14,9 @@ from clip_jax.tokenizer import tokenize
 from clip_jax.train.augment import AugmentConfig, augment
 
 Batches = Iterator[dict[str, np.ndarray]]
+
+# Columns that texts are trimmed to; few, because each is a program to compile.
+TEXT_LENGTHS = (16, 24, 32, 48)
 
 
 class Skipped:
@@ -126,6 +130,23 @@ def batches(
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4 * batch_size)
     # What is None is left out here, so that every batch is full.
     return iter(dataset.to_iter_dataset(options).batch(batch_size, drop_remainder=True)), skipped
+
+
+def trim_tokens(tokens: Int[np.ndarray, "b l"]) -> Int[np.ndarray, "b k"]:
+    """Tokens without the columns that no text of the batch reaches.
+
+    What comes after the end token is seen by no token before it, so a step's loss and gradients are
+    the same; the text tower computes less.
+
+    Args:
+        tokens: as `clip_jax.tokenize` makes them, zeros after the end token.
+
+    Returns:
+        The first 16, 24, 32 or 48 columns, the fewest that hold all texts; else all.
+    """
+    used = tokens.any(axis=0).nonzero()[0]
+    longest = int(used[-1]) + 1 if used.size else 1
+    return tokens[:, : next((n for n in TEXT_LENGTHS if n >= longest), None)]
 
 
 class _Readable:

@@ -15,7 +15,7 @@ from clip_jax.nn import CLIP
 from clip_jax.sources import open_pairs
 from clip_jax.train.checkpoints import Checkpoints
 from clip_jax.train.config import TrainConfig
-from clip_jax.train.data import Skipped, batches
+from clip_jax.train.data import Skipped, batches, trim_tokens
 from clip_jax.train.metrics import Metrics
 from clip_jax.train.step import TrainState, compiler_options, init_state, make_step, model_of
 from clip_jax.weights import load, save
@@ -123,9 +123,13 @@ def _loop(
     hidden = not progress or jax.process_index() != 0
     with tqdm(total=end, initial=begin, unit="step", disable=hidden) as bar:
         for i in range(begin + 1, end + 1):
+            arrays = next(iterator)
+            # Of several processes none knows how long the others' texts are.
+            if jax.process_count() == 1:
+                arrays = {**arrays, "tokens": trim_tokens(arrays["tokens"])}
             batch = {
                 name: jax.make_array_from_process_local_data(split, array)
-                for name, array in next(iterator).items()
+                for name, array in arrays.items()
             }
             state, measured = step(state, batch, jax.random.fold_in(key, i))
             waiting.append((i, measured))
