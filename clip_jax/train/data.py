@@ -144,7 +144,7 @@ def trim_tokens(tokens: Int[np.ndarray, "b l"]) -> Int[np.ndarray, "b k"]:
     Returns:
         The first 16, 24, 32 or 48 columns, the fewest that hold all texts; else all.
     """
-    used = tokens.any(axis=0).nonzero()[0]
+    used = np.flatnonzero(tokens.any(axis=0))
     longest = int(used[-1]) + 1 if used.size else 1
     return tokens[:, : next((n for n in TEXT_LENGTHS if n >= longest), None)]
 
