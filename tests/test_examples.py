@@ -1,6 +1,8 @@
 """The programs in examples/ run as their docstrings say."""
 
 import gzip
+import importlib
+import io
 import json
 import re
 import runpy
@@ -67,44 +69,79 @@ def test_the_bundled_model_names_the_drawings_that_it_was_not_trained_on(capsys)
     assert found == list(names.values())
 
 
-def test_drawings_are_matched_by_what_names_one_concept_alone(tmp_path):
-    prepare = runpy.run_path(str(EXAMPLES / "emoji" / "prepare.py"), run_name="prepare")
+@pytest.fixture
+def emoji(monkeypatch):
+    """The modules of the emoji recipe, which import each other from their own folder."""
+    monkeypatch.syspath_prepend(str(EXAMPLES / "emoji"))
+    return lambda name: importlib.import_module(name)
+
+
+def test_drawings_are_matched_by_what_names_one_concept_alone(tmp_path, emoji):
     known = [
-        prepare["Concept"](code, name, (), True)
+        emoji("names").Concept(code, name, (), True)
         for code, name in (("1F436", "dog face"), ("1F415", "dog"), ("1F43A", "wolf"))
     ]
     shortcodes = tmp_path / "names" / "en" / "shortcodes"
     shortcodes.mkdir(parents=True)
     (shortcodes / "a.json").write_text('{"1F436": ["dog", "puppy"], "1F415": "hound"}')
     (shortcodes / "b.json").write_text('{"1F415": ["dog_2", "beast"], "1F43A": "beast"}')
-    codes = prepare["codes_by_name"](tmp_path / "names", known)
+    codes = emoji("names").codes_by_name(tmp_path / "names", known)
     icons = {
         name: {"body": f'<path id="{name}" fill="currentColor"/>'}
-        for name in ("dog-face", "pup-py", "beast", "hound-1", "hound-2", "wolf-2", "cat")
+        for name in (
+            "dog-face",
+            "pup-py",
+            "beast",
+            "hound-01",
+            "hound-2",
+            "wolf-2",
+            "cat",
+            "wolf-line",
+        )
     }
     icons["dog-face"]["width"] = 24
     package = tmp_path / "package"
     package.mkdir()
     (package / "icons.json").write_text(json.dumps({"icons": icons, "width": 32, "height": 32}))
 
-    first = prepare["iconify"](package, codes)
-    second = prepare["iconify"](package, codes, variant="-2")
+    iconify = emoji("drawings").iconify
+    first, second, lines = (iconify(package, codes, variant) for variant in ("1", "2", "line"))
     # "beast" may be either of two; of several drawings of one concept the last one stays.
     assert {code: re.findall('id="(.*?)"', svg) for code, svg in first.items()} == {
         "1F436": ["pup-py"],
-        "1F415": ["hound-1"],
+        "1F415": ["hound-01"],
     }
     assert 'viewBox="0 0 32 32"' in first["1F436"] and 'fill="black"' in first["1F436"]
     assert {code: re.findall('id="(.*?)"', svg) for code, svg in second.items()} == {
         "1F415": ["hound-2"],
         "1F43A": ["wolf-2"],
     }
+    assert list(lines) == ["1F43A"]
 
 
-def test_what_recipes_are_chosen_by_is_trained_on_in_no_style_of_the_same_artists():
-    split = runpy.run_path(str(EXAMPLES / "emoji" / "prepare.py"), run_name="prepare")["split"]
+def test_penned_drawings_have_black_lines_and_keep_their_colours_or_lose_them(tmp_path, emoji):
+    drawings = emoji("drawings")
+    document = (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 40 40">'
+        '<rect x="10" y="10" width="20" height="20" fill="#ff0000"/></svg>'
+    )
+    path = tmp_path / "square.svg"
+    path.write_text(document)
+    for fill, inside in ((None, (255, 0, 0)), ("#fff", (255, 255, 255))):
+        for drawing in (document, path):
+            (penned,) = drawings.penned({"1F7E5": drawing}, fill=fill).values()
+            with Image.open(io.BytesIO(drawings.rendered(penned))) as image:
+                assert image.getpixel((48, 48)) == (*inside, 255)
+                assert image.getpixel((24, 48)) == (0, 0, 0, 255)
+                assert image.getpixel((2, 2))[3] == 0
+    with pytest.raises(ValueError, match="must have a viewBox"):
+        drawings.penned({"1F7E5": "<svg></svg>"})
+
+
+def test_what_recipes_are_chosen_by_is_trained_on_in_no_style_of_the_same_artists(emoji):
+    split = emoji("prepare").split
     assert split(0, "google") == "choose"
-    assert split(0, "google-2017") is split(0, "google-lines") is None
+    assert split(0, "google-2017") is split(0, "google-penned") is None
     assert split(0, "twitter") == split(0, "fluent-flat") == split(1, "google") == "train"
     assert split(30, "fluent-modern") == "choose" and split(30, "fluent-3d") is None
     assert {split(i, "openmoji") for i in range(60)} == {"test"}
