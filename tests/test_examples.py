@@ -73,7 +73,7 @@ def test_the_bundled_model_names_the_drawings_that_it_was_not_trained_on(capsys)
 def emoji(monkeypatch):
     """The modules of the emoji recipe, which import each other from their own folder."""
     monkeypatch.syspath_prepend(str(EXAMPLES / "emoji"))
-    return lambda name: importlib.import_module(name)
+    return importlib.import_module
 
 
 def test_drawings_are_matched_by_what_names_one_concept_alone(tmp_path, emoji):

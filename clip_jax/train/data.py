@@ -15,7 +15,8 @@ from clip_jax.train.augment import AugmentConfig, augment
 
 Batches = Iterator[dict[str, np.ndarray]]
 
-# Columns that texts are trimmed to; few, because each is a program to compile.
+# Columns that texts are trimmed to; fewer than the encoder's, because each is a step to compile,
+# which takes longer, and a batch has seldom no text of more than 12 tokens.
 TEXT_LENGTHS = (16, 24, 32, 48)
 
 

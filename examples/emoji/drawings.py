@@ -71,6 +71,9 @@ def penned(drawings: Mapping[str, Path | str], fill: str | None = None) -> dict[
     Args:
         drawings: SVG documents or their files.
         fill: a colour for all shapes instead of their own.
+
+    Raises:
+        ValueError: a document has no viewBox, by which the lines are measured.
     """
     return {
         code: _penned(
