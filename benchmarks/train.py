@@ -4,8 +4,8 @@
 
 Pairs a second, ours and a plain PyTorch loop over the reference model taking turns in one process;
 and the peak memory of each in a process of its own, with and without rematerialisation. The texts
-are captions of natural length: PyTorch's model takes them at 77 columns and no fewer, ours trimmed
-to the longest, as `clip-jax train` does it, and at 77 columns besides.
+are captions of natural length: PyTorch's model takes them at 77 columns and no fewer, ours in
+groups of their lengths, as `clip-jax train` does it, and at 77 columns besides.
 """
 
 import argparse
@@ -35,9 +35,9 @@ from clip_jax.train import (
     OptimizerConfig,
     StepConfig,
     compiler_options,
+    group_by_length,
     init_state,
     make_step,
-    trim_tokens,
 )
 
 OURS, REMATERIALIZED = "clip_jax", "clip_jax, rematerialize"
@@ -80,14 +80,15 @@ def main() -> int:
         )
     tokens = _tokens(arguments.batch)
     lengths = tokens.argmax(1) + 1
+    groups = group_by_length({"tokens": tokens})["tokens"]
     notes = (
         f"{arguments.model}, float32, {arguments.batch} pairs, AdamW with decay of matrices, "
         "gradients cut to a norm of 1; from arrays on the host to the loss on the host. Medians of "
         f"{arguments.rounds} steps each, alternating; ratios round by round. Memory: ru_maxrss of "
         "a process that takes two steps, libraries included. Texts: captions as "
         "benchmarks/captions.py makes them, "
-        f"{lengths.mean():.1f} tokens on average and {lengths.max()} at most, trimmed to "
-        f"{trim_tokens(tokens).shape[1]} columns."
+        f"{lengths.mean():.1f} tokens on average and {lengths.max()} at most, in groups of "
+        f"{' and '.join(f'{len(x)} with {x.shape[1]} columns' for x in groups)}."
     )
     columns = (
         "contender",
@@ -122,19 +123,19 @@ def make(name: str, model: str, batch: int) -> Step:
     rng = np.random.default_rng(0)
     size = network.config.vision.image_size
     images = rng.integers(0, 256, (batch, size, size, 3), np.uint8)
-    tokens = _tokens(batch)
+    pairs = {"images": images, "tokens": _tokens(batch)}
     if name == THEIRS:
-        return _theirs(network, images, tokens)
+        return _theirs(network, **pairs)
     if name != UNTRIMMED:
-        tokens = trim_tokens(tokens)
-    return _ours(network, images, tokens, rematerialize=name == REMATERIALIZED)
+        pairs = group_by_length(pairs)
+    return _ours(network, pairs, rematerialize=name == REMATERIALIZED)
 
 
 def _tokens(batch: int) -> np.ndarray:
     return clip_jax.tokenize(captions(batch))
 
 
-def _ours(network: Any, images: np.ndarray, tokens: np.ndarray, *, rematerialize: bool) -> Step:
+def _ours(network: Any, pairs: dict[str, Any], *, rematerialize: bool) -> Step:
     how = StepConfig(rematerialize=rematerialize, precision="highest")
     step = jax.jit(
         make_step(network.config, OPTIMIZER, how),
@@ -145,8 +146,7 @@ def _ours(network: Any, images: np.ndarray, tokens: np.ndarray, *, rematerialize
 
     def take() -> float:
         nonlocal state
-        batch = {"images": jnp.asarray(images), "tokens": jnp.asarray(tokens)}
-        state, metrics = step(state, batch, key)
+        state, metrics = step(state, jax.tree.map(jnp.asarray, pairs), key)
         return float(metrics["loss"])
 
     return take

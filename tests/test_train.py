@@ -22,6 +22,7 @@ from clip_jax.train import (
     contrastive_gradients,
     contrastive_loss,
     contrastive_metrics,
+    group_by_length,
     init_state,
     losses,
     make_optimizer,
@@ -30,7 +31,6 @@ from clip_jax.train import (
     model_of,
     sigmoid_loss,
     sigmoid_metrics,
-    trim_tokens,
 )
 from clip_jax.train.optimizer import factors, limit_norm
 from tests import processes, reference
@@ -450,30 +450,42 @@ def test_a_step_is_the_plain_one():
         np.testing.assert_allclose(array, parameters[path], atol=2e-4, rtol=1e-3)
 
 
-@pytest.mark.parametrize("how", [EXACT, dataclasses.replace(EXACT, micro_batches=2)])
-def test_trimmed_tokens_give_the_same_step(how):
-    tokens = clip_jax.tokenize([f"number {'very ' * i}{i}" for i in range(8)])
-    trimmed = trim_tokens(tokens)
-    assert tokens.shape[1] == 77 and trimmed.shape[1] == 16
-    step, images = jax.jit(make_step(SMALL_VIT, CONFIG, how)), batch(8)["images"]
-    (whole, measured), (short, measured_short) = (
+@pytest.mark.parametrize("mesh", [None, mesh_of(4)], ids=["1 device", "4 devices"])
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_texts_in_groups_of_their_lengths_give_the_same_step(micro_batches, mesh):
+    how = dataclasses.replace(EXACT, micro_batches=micro_batches)
+    lengths = np.random.default_rng(0).permutation(32)
+    tokens = clip_jax.tokenize([f"number {'very ' * (n // 2)}{n}" for n in lengths])
+    whole = {"images": np.asarray(batch(32)["images"]), "tokens": tokens}
+    multiple = micro_batches * (mesh.size if mesh else 1)
+    grouped = group_by_length(whole, multiple=multiple)
+    assert [x.shape for x in grouped["tokens"]] == [(24, 16), (8, 24)]
+    step = jax.jit(make_step(SMALL_VIT, CONFIG, how, mesh=mesh))
+    (plain, measured), (short, measured_short) = (
         step(
             init_state(small(SMALL_VIT), CONFIG),
-            {"images": images, "tokens": jnp.asarray(given)},
+            jax.tree.map(jnp.asarray, given),
             jax.random.key(0),
         )
-        for given in (tokens, trimmed)
+        for given in (whole, grouped)
     )
     for name in measured:
         assert measured_short[name] == pytest.approx(float(measured[name]), rel=1e-5), name
     # Adam's first moment after one step is the gradient, but for a factor.
     (moments,), (moments_short,) = (
         [part.mu for part in jax.tree.leaves(state.optimizer, is_leaf=is_adam) if is_adam(part)]
-        for state in (whole, short)
+        for state in (plain, short)
     )
     for path, moment in moments.items():
         error = np.linalg.norm(moments_short[path] - moment)
         assert error <= 1e-5 * np.linalg.norm(moment), path
+
+
+def test_texts_and_images_of_a_batch_are_as_many():
+    given = batch(8)
+    given["tokens"] = (given["tokens"][:4], given["tokens"][:2])
+    with pytest.raises(ValueError, match=r"as many texts as images. Got \[4, 2\] and 8"):
+        make_step(SMALL_VIT, CONFIG)(init_state(small(SMALL_VIT), CONFIG), given, jax.random.key(0))
 
 
 @pytest.mark.parametrize("size", [0.0, 0.01, 1.0, 1e4])

@@ -11,15 +11,17 @@ import subprocess
 import sys
 import time
 
+import hypothesis
 import jax
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from PIL import Image
 
 import clip_jax
 from clip_jax.cli import main
 from clip_jax.sources import Pair, open_pairs
-from clip_jax.train import read_config, train, trim_tokens
+from clip_jax.train import group_by_length, read_config, train
 from clip_jax.train.augment import AugmentConfig, augment
 from clip_jax.train.data import batches
 from clip_jax.weights import read_native
@@ -191,6 +193,27 @@ def test_pictures_are_stretched_either_way_up_to_the_limit():
     assert 0.78 < min(ratios) < 0.85 and 1.18 < max(ratios) < 1.28
 
 
+def test_warped_pictures_are_pulled_everywhere_up_to_the_limit_and_torn_nowhere():
+    side, share = 200, 0.1
+    down, across = np.mgrid[:side, :side]
+    image = Image.fromarray(np.dstack([across, down, np.zeros_like(down)]).astype(np.uint8))
+    config = AugmentConfig(crop="center", warp=share)
+    furthest = []
+    for i in range(10):
+        given = augment(image, side, config, np.random.default_rng(i)).astype(int)
+        beside = given[..., 2] > 0  # the picture has no blue: this is the background
+        pulled = np.abs(given[..., :2] - np.dstack([across, down])).max(-1)[~beside]
+        furthest.append(pulled.max())
+        steps = [np.abs(np.diff(given[..., :2], axis=axis)).max(-1) for axis in (0, 1)]
+        # Corners a third of a side apart come no nearer or further apart than by twice the share.
+        near = ~beside[1:] & ~beside[:-1], ~beside[:, 1:] & ~beside[:, :-1]
+        for step, inside in zip(steps, near, strict=True):
+            assert step[inside].max() <= 3 * 2 * share + 1 + 2
+        assert beside.mean() < 4 * share
+    assert max(furthest) <= share * side + 2
+    assert np.mean(furthest) > 0.8 * share * side
+
+
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "LA", "P", "1", "I;16", "CMYK"])
 def test_all_that_can_be_done_is_done_to_every_mode(mode):
     image = gradient_image().convert("L").convert("I").convert("I;16") if mode == "I;16" else None
@@ -198,6 +221,7 @@ def test_all_that_can_be_done_is_done_to_every_mode(mode):
     config = AugmentConfig(
         scale=(0.6, 1.4),
         stretch=0.2,
+        warp=0.1,
         rotation=30,
         flip=True,
         color=0.3,
@@ -226,6 +250,8 @@ def test_all_that_can_be_done_is_done_to_every_mode(mode):
         {"hue": -1},
         {"gray": 1.5},
         {"stretch": -0.1},
+        {"warp": -0.1},
+        {"warp": 0.3},
         {"outline": 2},
         {"color": 1.0},
     ],
@@ -291,6 +317,17 @@ def test_the_seed_decides_everything_and_the_place_can_be_taken_up_again():
         assert all(np.array_equal(given[name], batch[name]) for name in batch)
 
 
+def of_lengths(lengths, columns) -> dict[str, np.ndarray]:
+    """Rows of ids that end where they should, numbered."""
+    tokens = np.zeros((len(lengths), columns), np.int32)
+    for row, length in zip(tokens, lengths, strict=True):
+        row[:length] = 7
+        row[1:-1:3] = 0  # a "!" is token 0
+        row[length - 1] = 9
+        row[length:] = 0
+    return {"images": np.arange(len(lengths)), "tokens": tokens}
+
+
 @pytest.mark.parametrize(
     ("longest", "columns", "kept"),
     [
@@ -304,10 +341,39 @@ def test_the_seed_decides_everything_and_the_place_can_be_taken_up_again():
     ],
 )
 def test_columns_that_no_text_reaches_are_trimmed(longest, columns, kept):
-    tokens = np.zeros((3, columns), np.int32)
-    tokens[1, :longest] = 7
-    tokens[2, :2] = 7
-    assert np.array_equal(trim_tokens(tokens), tokens[:, :kept])
+    batch = of_lengths([2, longest, 3], columns)
+    arranged = group_by_length(batch)
+    (tokens,) = arranged["tokens"]
+    assert np.array_equal(tokens, batch["tokens"][:, :kept])
+    assert np.array_equal(arranged["images"], batch["images"])
+
+
+@hypothesis.given(data=st.data())
+def test_groups_hold_every_row_with_all_of_its_text(data):
+    multiple = data.draw(st.integers(1, 3))
+    count = multiple * data.draw(st.integers(1, 12))
+    columns = data.draw(st.sampled_from([12, 20, 32, 77]))
+    lengths = data.draw(st.lists(st.integers(2, columns), min_size=count, max_size=count))
+    batch = of_lengths(lengths, columns)
+    arranged = group_by_length(batch, multiple=multiple)
+    filled = [np.pad(x, ((0, 0), (0, columns - x.shape[1]))) for x in arranged["tokens"]]
+    assert sorted(arranged["images"]) == list(range(count))
+    assert np.array_equal(np.concatenate(filled), batch["tokens"][arranged["images"]])
+    widths = [x.shape[1] for x in arranged["tokens"]]
+    assert widths == sorted(set(widths)) and len(widths) <= 4
+    assert all(len(x) % multiple == 0 for x in arranged["tokens"])
+
+
+def test_a_long_text_makes_a_quarter_of_the_batch_long():
+    lengths = [5, 40, 6, 20, 5, 5, 70, 5, 9, 9, 5, 5]
+    arranged = group_by_length(of_lengths(lengths, 77))
+    assert [x.shape for x in arranged["tokens"]] == [(9, 16), (3, 77)]
+    assert [lengths[i] for i in arranged["images"]] == sorted(lengths)
+    # Halves where quarters are no whole rows of each device, and nothing where halves aren't.
+    halves = group_by_length(of_lengths(lengths, 77), multiple=2)
+    assert [x.shape for x in halves["tokens"]] == [(6, 16), (6, 77)]
+    whole = group_by_length(of_lengths(lengths, 77), multiple=4)
+    assert [x.shape for x in whole["tokens"]] == [(12, 77)]
 
 
 def test_how_long_texts_may_be_is_no_difference_where_none_is_longer(tmp_path, shards):

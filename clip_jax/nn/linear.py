@@ -55,12 +55,13 @@ def multiply(
 def multiply_in_training(
     x: Float[Array, "*b i"], kernel: Float[Array, "i o"]
 ) -> Float[Array, "*b o"]:
-    """`x @ kernel`, whose gradient by the kernel is written as a product that begins with `x`.
+    """`x @ kernel`, whose gradient by the kernel is a product of `x` upright, kept from fusion.
 
-    JAX's own begins with the gradient of the result. XLA's CPU backend transposes what a product
-    begins with, and fuses that with the sums which make up this gradient: they are then read column
-    by column, and took a quarter of a ViT-B/32's training step. Only reverse-mode differentiation
-    works, and the backward products take the precision that is the default around the gradient.
+    XLA's CPU backend transposes what a product over rows begins with, and fuses that with whatever
+    made it, which is then read column by column: sums of gradients with JAX's own order, in which
+    the gradient of the result begins; activations where `x` does. Either took a quarter of a
+    training step. Only reverse-mode differentiation works, and the backward products take the
+    precision that is the default around the gradient.
     """
     return x @ kernel
 
@@ -71,8 +72,8 @@ def _multiply_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Arra
 
 def _multiply_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     x, kernel = kept
-    rows = tuple(range(x.ndim - 1))
-    return gradient @ kernel.T, jax.lax.dot_general(x, gradient, ((rows, rows), ((), ())))
+    rows = jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]))
+    return gradient @ kernel.T, rows.T @ gradient.reshape(-1, gradient.shape[-1])
 
 
 multiply_in_training.defvjp(_multiply_forward, _multiply_backward)

@@ -2,7 +2,7 @@
 
 from clip_jax.train.config import TrainConfig as TrainConfig
 from clip_jax.train.config import read_config as read_config
-from clip_jax.train.data import trim_tokens as trim_tokens
+from clip_jax.train.data import group_by_length as group_by_length
 from clip_jax.train.losses import contrastive_loss as contrastive_loss
 from clip_jax.train.losses import contrastive_metrics as contrastive_metrics
 from clip_jax.train.losses import sigmoid_loss as sigmoid_loss

@@ -7,6 +7,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageEnhance
 
 WHITE = (255, 255, 255)
+MAX_WARP = 0.15  # corners a third of a side apart must not pass each other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +20,8 @@ class AugmentConfig:
             square; drawn evenly between. Below 1 it is put somewhere on the background.
         stretch: how far width and height may differ: up to 1 + this times as wide as it was, by
             its height, or as high.
+        warp: how far the corners of nine parts of the picture are pulled away at most, as a share
+            of its sides: as another hand draws it.
         rotation: the largest angle, in degrees, either way.
         flip: whether one of two pictures is mirrored, left to right.
         color: how far brightness, contrast and saturation are changed at most, as a share of 1.
@@ -33,6 +36,7 @@ class AugmentConfig:
     crop: str = "random"
     scale: tuple[float, float] = (1.0, 1.0)
     stretch: float = 0.0
+    warp: float = 0.0
     rotation: float = 0.0
     flip: bool = False
     color: float = 0.0
@@ -65,6 +69,8 @@ class AugmentConfig:
             raise ValueError(f"color must be from 0 to 1, and not 1. Got {self.color}.")
         if not self.stretch >= 0:
             raise ValueError(f"stretch must be 0 or more. Got {self.stretch}.")
+        if not 0 <= self.warp <= MAX_WARP:
+            raise ValueError(f"warp must be from 0 to {MAX_WARP}. Got {self.warp}.")
         for name in ("gray", "outline"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1. Got {getattr(self, name)}.")
@@ -100,9 +106,11 @@ def augment(
     image = image.resize(resized, Image.Resampling.BICUBIC)
     if config.flip and rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    fill = (*ground, 0) if transparent else ground
+    if config.warp:
+        image = _warped(image, config.warp, fill, rng)
     if config.rotation:
         angle = rng.uniform(-config.rotation, config.rotation)
-        fill = (*ground, 0) if transparent else ground
         image = image.rotate(angle, Image.Resampling.BICUBIC, fillcolor=fill)
 
     square = Image.new("RGB", (size, size), ground)
@@ -140,6 +148,28 @@ def _outlined(image: Image.Image) -> Image.Image:
     lines = image.copy()
     lines.paste((0, 0, 0, 255)[: len(image.getbands())], mask=Image.fromarray(strength))
     return lines
+
+
+def _warped(
+    image: Image.Image, share: float, fill: tuple[int, ...], rng: np.random.Generator
+) -> Image.Image:
+    """The picture's nine parts, each from a quadrilateral nearby that shares its corners."""
+    sides = np.array(image.size)
+    corners = np.stack(np.meshgrid(*np.linspace([0, 0], sides, 4).T, indexing="ij"), axis=-1)
+    places = np.rint(corners).astype(int)
+    sources = corners + rng.uniform(-share, share, corners.shape) * sides
+    mesh = [
+        (
+            (*places[i, j].tolist(), *places[i + 1, j + 1].tolist()),
+            # Upper left, lower left, lower right, upper right.
+            tuple(sources[[i, i, i + 1, i + 1], [j, j + 1, j + 1, j]].ravel().tolist()),
+        )
+        for i in range(3)
+        for j in range(3)
+    ]
+    return image.transform(
+        image.size, Image.Transform.MESH, mesh, Image.Resampling.BICUBIC, fillcolor=fill
+    )
 
 
 def _turn_hues(image: Image.Image, degrees: float) -> Image.Image:

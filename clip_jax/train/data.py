@@ -2,11 +2,10 @@
 
 import io
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 from PIL import Image
 
 from clip_jax.sources import Pair, Pairs
@@ -15,8 +14,8 @@ from clip_jax.train.augment import AugmentConfig, augment
 
 Batches = Iterator[dict[str, np.ndarray]]
 
-# Columns that texts are trimmed to; fewer than the encoder's, because each is a step to compile,
-# which takes longer, and a batch has seldom no text of more than 12 tokens.
+# Columns that texts are trimmed to; fewer than the encoder's, because each set of them is a step to
+# compile, which takes longer.
 TEXT_LENGTHS = (16, 24, 32, 48)
 
 
@@ -133,21 +132,42 @@ def batches(
     return iter(dataset.to_iter_dataset(options).batch(batch_size, drop_remainder=True)), skipped
 
 
-def trim_tokens(tokens: Int[np.ndarray, "b l"]) -> Int[np.ndarray, "b k"]:
-    """Tokens without the columns that no text of the batch reaches.
+def group_by_length(
+    batch: Mapping[str, np.ndarray], *, groups: int = 4, multiple: int = 1
+) -> dict[str, Any]:
+    """A batch in the order of its texts' lengths, in groups that are only as long as they must be.
 
-    What comes after the end token is seen by no token before it, so a step's loss and gradients are
-    the same; the text tower computes less.
+    What comes after the end token is seen by no token before it, and a contrastive loss by no order
+    of its pairs: a step's loss and gradients are the same, and the text tower computes less.
 
     Args:
-        tokens: as `clip_jax.tokenize` makes them, zeros after the end token.
+        batch: arrays with as many rows, among them "tokens" as `clip_jax.tokenize` makes them,
+            zeros after the end token.
+        groups: as many of the same size at most, in powers of two; 1 keeps the order.
+        multiple: what a group's rows must be a multiple of, micro-batches times devices. If they
+            would not be, there are fewer groups.
 
     Returns:
-        The first 16, 24, 32 or 48 columns, the fewest that hold all texts; else all.
+        The arrays, sorted, and as "tokens" a tuple of groups (b_i, l_i) of rising lengths: the
+        first 16, 24, 32 or 48 columns, the fewest that hold all texts, else all. Groups of one
+        length are one, and where there is but one its rows keep their order.
     """
-    used = np.flatnonzero(tokens.any(axis=0))
-    longest = int(used[-1]) + 1 if used.size else 1
-    return tokens[:, : next((n for n in TEXT_LENGTHS if n >= longest), None)]
+    tokens = batch["tokens"]
+    while groups > 1 and len(tokens) % (groups * multiple):
+        groups //= 2
+    lengths = tokens.shape[1] - (tokens[:, ::-1] != 0).argmax(axis=1)
+    order = np.argsort(lengths, kind="stable")
+    rows: dict[int, int] = {}  # by columns
+    for group in np.split(lengths[order], groups):
+        columns = next((n for n in TEXT_LENGTHS if n >= group[-1]), tokens.shape[1])
+        columns = min(columns, tokens.shape[1])
+        rows[columns] = rows.get(columns, 0) + len(group)
+    if len(rows) == 1:
+        order = np.arange(len(tokens))
+    arranged: dict[str, Any] = {name: array[order] for name, array in batch.items()}
+    parts = np.split(arranged["tokens"], np.cumsum(list(rows.values()))[:-1])
+    arranged["tokens"] = tuple(part[:, :n] for part, n in zip(parts, rows, strict=True))
+    return arranged
 
 
 class _Readable:

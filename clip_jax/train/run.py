@@ -1,5 +1,6 @@
 """A training run from its first step to the finished model, through any number of deaths."""
 
+import functools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from clip_jax.nn import CLIP
 from clip_jax.sources import open_pairs
 from clip_jax.train.checkpoints import Checkpoints
 from clip_jax.train.config import TrainConfig
-from clip_jax.train.data import Skipped, batches, trim_tokens
+from clip_jax.train.data import Skipped, batches, group_by_length
 from clip_jax.train.metrics import Metrics
 from clip_jax.train.step import TrainState, compiler_options, init_state, make_step, model_of
 from clip_jax.weights import load, save
@@ -126,11 +127,10 @@ def _loop(
             arrays = next(iterator)
             # Of several processes none knows how long the others' texts are.
             if jax.process_count() == 1:
-                arrays = {**arrays, "tokens": trim_tokens(arrays["tokens"])}
-            batch = {
-                name: jax.make_array_from_process_local_data(split, array)
-                for name, array in arrays.items()
-            }
+                arrays = group_by_length(arrays, multiple=mesh.size * config.step.micro_batches)
+            batch = jax.tree.map(
+                functools.partial(jax.make_array_from_process_local_data, split), arrays
+            )
             state, measured = step(state, batch, jax.random.fold_in(key, i))
             waiting.append((i, measured))
             is_checkpoint = i % config.run.checkpoint_every == 0 or i == end

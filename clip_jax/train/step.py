@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -26,8 +27,9 @@ from clip_jax.train.optimizer import (
 )
 
 Arrays = dict[str, Array]  # by their paths in the public tree
-# uint8 images (b, n, n, 3) as "images", int32 ids (b, l) as "tokens".
-Batch = Mapping[str, Array]
+# uint8 images (b, n, n, 3) as "images", int32 ids (b, l) as "tokens"; or several arrays of ids,
+# each of its own length, which have b rows together.
+Batch = Mapping[str, Any]
 # Changes uint8 images on the device, at random.
 Augment = Callable[[Array, Array], Array]
 
@@ -170,7 +172,7 @@ def make_step(
         micro = _cut({"images": images, "tokens": tokens}, how.micro_batches, mesh)
         embed = functools.partial(_embed, model, how, frozen)
         measure = functools.partial(_measure, how.loss, mesh)
-        # Around the gradients, where `multiply_in_training` makes its backward products.
+        # Around the gradients, because that is where `multiply_in_training` makes its products.
         with jax.default_matmul_precision(how.precision):
             gradients, statistics, (loss, accuracy) = contrastive_gradients(
                 embed, measure, state.parameters, state.statistics, micro
@@ -275,7 +277,9 @@ def _embed(
         of = parameters if isinstance(variable, nnx.Param) else statistics
         variable.set_value(of[path])
     model.train()
-    arrange_for_training(model)
+    # Elsewhere its barriers would keep operations from fusion that gain by it.
+    if jax.default_backend() == "cpu":
+        arrange_for_training(model)
     for path, module in nnx.iter_modules(model):
         # The statistics of what is frozen, too, stay what they are.
         if isinstance(module, BatchNorm) and "/".join(map(str, (*path, "scale"))) in frozen:
@@ -283,9 +287,9 @@ def _embed(
     if how.rematerialize:
         rematerialize(model)
     images = model.image_features(batch["images"])
-    texts = model.text_features(batch["tokens"], model.dtype)
+    texts = [model.text_features(x, model.dtype) for x in jax.tree.leaves(batch["tokens"])]
     after = {path: v[...] for path, v in variables(model).items() if path in statistics}
-    return (images, texts), after
+    return (images, jnp.concatenate(texts)), after
 
 
 def _measure(
@@ -297,15 +301,19 @@ def _measure(
     return contrastive_metrics(images, texts, scale, mesh=mesh)
 
 
-def _cut(batch: Batch, count: int, mesh: Mesh | None) -> dict[str, Array]:
+def _cut(batch: Batch, count: int, mesh: Mesh | None) -> dict[str, Any]:
     """A batch as (micro-batches, rows, ...), each device's rows cut for themselves."""
+    images, tokens = batch["images"], jax.tree.leaves(batch["tokens"])
+    sizes = [len(x) for x in tokens]
+    if sum(sizes) != len(images):
+        raise ValueError(f"there must be as many texts as images. Got {sizes} and {len(images)}.")
     devices = 1 if mesh is None else mesh.size
-    (rows,) = {len(x) for x in batch.values()}
-    if rows % (count * devices) or not rows:
-        raise ValueError(
-            f"the rows of a batch must be a multiple of {count} micro-batches times {devices} "
-            f"devices, {count * devices}. Got {rows}."
-        )
+    for rows in sizes:
+        if rows % (count * devices) or not rows:
+            raise ValueError(
+                f"the rows of a batch must be a multiple of {count} micro-batches times {devices} "
+                f"devices, {count * devices}, and so must each array of tokens. Got {rows}."
+            )
 
     def cut(x: Array) -> Array:
         if mesh is None:
@@ -316,4 +324,7 @@ def _cut(batch: Batch, count: int, mesh: Mesh | None) -> dict[str, Array]:
         split = NamedSharding(mesh, PartitionSpec(None, mesh.axis_names))
         return jax.lax.with_sharding_constraint(x, split)
 
-    return {name: cut(x) for name, x in batch.items()}
+    # Of several micro-batches each has a part of every array of tokens, and the images that belong.
+    starts = np.cumsum(sizes)[:-1].tolist() if count > 1 else []
+    parts = [cut(part) for part in jnp.split(images, starts)]
+    return {"images": jnp.concatenate(parts, axis=1), "tokens": [cut(x) for x in tokens]}
