@@ -183,7 +183,7 @@ _ENTRIES = (
             text=TextConfig(128, num_layers=2, num_heads=2),
         ),
         "emoji",
-        "2697654380ffb85cff30bcf3f83bb5707422b7cfa1efb0b4f23d7287804946c2",
+        "9ca0962f4fb50d4a8c224682ccca87b740efa78cb90521a4118b9e629e61742b",
         8_585_473,
         1_838_208,
         0.25,

@@ -138,6 +138,29 @@ def test_penned_drawings_have_black_lines_and_keep_their_colours_or_lose_them(tm
         drawings.penned({"1F7E5": "<svg></svg>"})
 
 
+def test_tinted_drawings_have_their_lines_in_black_and_one_colour_within(tmp_path, emoji):
+    drawings = emoji("drawings")
+    ring = (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 48 48">'
+        '<circle cx="24" cy="24" r="20" fill="none" stroke="#777" stroke-width="4"/></svg>'
+    )
+    path = tmp_path / "ring.svg"
+    path.write_text(ring)
+    by_vector = drawings.tinted({"1F7E0": ring, "1F7E1": path})
+    lines = Image.new("RGBA", (96, 96), (255, 255, 255, 255))
+    lines.paste((0, 0, 0, 255), (0, 0, 8, 96))
+    by_picture = drawings.tinted({"1F7E0": lines})
+    for found in (*by_vector.values(), *by_picture.values()):
+        *color, opacity = found.getpixel((48, 48))
+        assert max(color) == 255 and max(color) - min(color) > 150 and opacity == 255
+        assert found.getpixel((3, 48)) == (0, 0, 0, 255)
+    for found in by_vector.values():
+        assert found.getpixel((2, 2))[3] == 0
+    # The colour is the drawing's, whatever style it is in.
+    inside = [found["1F7E0"].getpixel((48, 48)) for found in (by_vector, by_picture)]
+    assert inside[0] == inside[1] != by_vector["1F7E1"].getpixel((48, 48))
+
+
 def test_what_recipes_are_chosen_by_is_trained_on_in_no_style_of_the_same_artists(emoji):
     split = emoji("prepare").split
     assert split(0, "google") == "choose"

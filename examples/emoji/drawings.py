@@ -10,7 +10,7 @@ from typing import Any
 
 import resvg_py
 from names import Concept, plain, squeezed
-from PIL import Image, ImageChops, ImageDraw, ImageFont
+from PIL import Image, ImageChops, ImageColor, ImageDraw, ImageFont, ImageOps
 
 SIZE = 96  # of what is rendered; the others are 64 pixels a side
 
@@ -98,6 +98,23 @@ def _penned(document: str, width: float, fill: str | None) -> str:
     return document[: root.end()] + sheet + document[root.end() :]
 
 
+def tinted(drawings: Mapping[str, Path | str | Image.Image]) -> dict[str, Image.Image]:
+    """Drawings of black lines, with what they enclose in one colour, another for each drawing.
+
+    Args:
+        drawings: vectors, of which only the lines count; or what `line_drawing` gives.
+    """
+    found = {}
+    for code, drawing in drawings.items():
+        if not isinstance(drawing, Image.Image):
+            drawing = line_drawing(ImageOps.expand(opened(drawing).getchannel("A"), border=1))
+        fill = ImageColor.getrgb(f"hsv({zlib.crc32(code.encode()) % 360},70%,100%)")
+        colors = ImageOps.colorize(drawing.convert("L"), "black", fill)
+        colors.putalpha(drawing.getchannel("A"))
+        found[code] = colors
+    return found
+
+
 def by_code(folder: Path, pattern: str) -> dict[str, Path]:
     """The drawings of a folder whose files are named by their code points."""
     return {plain(path.stem): path for path in sorted(folder.glob(pattern))}
@@ -142,8 +159,8 @@ def line_drawing(ink: Image.Image) -> Image.Image:
     return square.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
 
 
-def rendered(drawing: Drawing) -> bytes:
-    """A drawing as PNG."""
+def opened(drawing: Drawing) -> Image.Image:
+    """A drawing as RGBA, its longer side 96 pixels at most; vectors have just these."""
     if isinstance(drawing, Path) and drawing.suffix == ".svg":
         drawing = drawing.read_text()
     if isinstance(drawing, str):
@@ -151,9 +168,13 @@ def rendered(drawing: Drawing) -> bytes:
         drawing = Image.open(io.BytesIO(bytes(data)))
     elif isinstance(drawing, Path):
         drawing = Image.open(drawing)
-    with drawing as image:
-        image = image.convert("RGBA")
-        image.thumbnail((SIZE, SIZE), Image.Resampling.LANCZOS)
-        file = io.BytesIO()
-        image.save(file, "PNG")
+    image = drawing.convert("RGBA")
+    image.thumbnail((SIZE, SIZE), Image.Resampling.LANCZOS)
+    return image
+
+
+def rendered(drawing: Drawing) -> bytes:
+    """A drawing as PNG."""
+    file = io.BytesIO()
+    opened(drawing).save(file, "PNG")
     return file.getvalue()

@@ -2,64 +2,44 @@
 
     python examples/emoji/prepare.py DIR
 
-Writes DIR/train.tar, DIR/choose.tar and DIR/test.tar (WebDataset: a PNG and a JSON with captions),
-and DIR/drawings.csv, a table of all of them. Needs npm, and pip install 'clip-jax-flax[emoji]'.
+Writes DIR/train.tar, DIR/more.tar, DIR/choose.tar and DIR/test.tar (WebDataset: a PNG and a JSON
+with captions), and DIR/drawings.csv, a table of all of them. Needs npm, and
+pip install 'clip-jax-flax[emoji]'.
 
-Every tenth concept is drawn in choose.tar in one of the training styles, which that concept doesn't
-have in train.tar: that is what to choose a recipe by. The drawings of test.tar are another artist's
-and for the last measurement only.
+train.tar is for the first training, more.tar for the second, which sees both. Every tenth concept
+is drawn in choose.tar in one of the training styles, which that concept has in neither of them:
+that is what to choose a recipe by. The drawings of test.tar are another artist's and for the last
+measurement only.
 """
 
 import argparse
+import contextlib
 import csv
 import io
 import json
-import shutil
-import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from drawings import Drawing, by_code, datasource, fluent, glyphs, iconify, penned, rendered
+from drawings import (
+    Drawing,
+    by_code,
+    datasource,
+    fluent,
+    glyphs,
+    iconify,
+    penned,
+    rendered,
+    tinted,
+)
 from names import Concept, codes_by_name, concepts
+from packages import ICONS, LINE_ICONS, MORE_ICONS, PACKAGES, VARIANTS, fetch
 from tqdm import tqdm
 
-PACKAGES = {
-    "google": "emoji-datasource-google@16.0.0",  # Noto Emoji: Apache-2.0
-    "google-svg": "@iconify-json/noto@1.2.9",  # the same
-    "google-2017": "emoji-datasource-google@3.0.0",  # as it was until 2017: Apache-2.0
-    "google-2017-svg": "@iconify-json/noto-v1@1.2.5",  # the same
-    "google-lines": "@fontsource/noto-emoji@5.3.2",  # Noto Emoji as lines: OFL-1.1
-    "twitter": "emoji-datasource-twitter@16.0.0",  # Twemoji: CC-BY 4.0
-    "twitter-svg": "@iconify-json/twemoji@1.2.5",  # the same
-    "fluent": "fluentui-emoji@1.3.0",  # MIT
-    "fluent-3d": "@lobehub/fluent-emoji-3d@1.1.0",  # MIT
-    "emojitwo": "@iconify-json/emojione@1.2.3",  # EmojiTwo, once EmojiOne 2: CC-BY 4.0
-    "emojitwo-lines": "@iconify-json/emojione-monotone@1.2.1",  # the same as lines: CC-BY 4.0
-    "fxemoji": "@iconify-json/fxemoji@1.2.2",  # of Firefox OS: Apache-2.0
-    "streamline": "@iconify-json/streamline-emojis@1.2.4",  # CC-BY 4.0
-    "openmoji": "openmoji@17.0.0",  # CC-BY-SA 4.0: measured with, never trained on
-    "names": "emojibase-data@17.0.0",  # names and keywords: MIT
-}
-# Icons of what there are emoji of, too. A style is a package and a variant in it.
-ICONS = {
-    "fa7": "@iconify-json/fa7-solid@1.2.5",  # Font Awesome: CC-BY 4.0
-    "game-icons": "@iconify-json/game-icons@1.2.4",  # CC-BY 3.0
-    "hugeicons": "@iconify-json/hugeicons@1.2.35",  # MIT
-    "icon-park": "@iconify-json/icon-park@1.2.4",  # Apache-2.0
-    "lucide": "@iconify-json/lucide@1.2.137",  # ISC
-    "mdi": "@iconify-json/mdi@1.2.3",  # Apache-2.0
-    "mingcute": "@iconify-json/mingcute@1.2.8",  # Apache-2.0
-    "ph": "@iconify-json/ph@1.2.2",  # Phosphor: MIT
-    "tabler": "@iconify-json/tabler@1.2.41",  # MIT
-    "streamline-color": "@iconify-json/streamline-color@1.2.2",  # CC-BY 4.0
-    "streamline-cyber": "@iconify-json/streamline-cyber-color@1.2.2",  # CC-BY 4.0
-    "streamline-plump": "@iconify-json/streamline-plump-color@1.2.2",  # CC-BY 4.0
-}
-VARIANTS = {"mdi": ("1", "outline"), "mingcute": ("line", "fill"), "ph": ("1", "fill")}
 FLUENT = ("flat", "modern", "high-contrast")
 CHOOSE_STYLES = ("google", "twitter", *(f"fluent-{kind}" for kind in FLUENT))
 TEST_STYLE = "openmoji"
+SPLITS = ("train", "more", "choose", "test")
 
 
 def main() -> None:
@@ -68,22 +48,23 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="where everything goes")
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
-    packages = {name: fetch(package, folder) for name, package in (PACKAGES | ICONS).items()}
+    packages = {
+        name: fetch(package, folder) for name, package in (PACKAGES | ICONS | MORE_ICONS).items()
+    }
     known = concepts(packages["names"])
     styles = drawings_by_style(packages, known)
+    more = more_by_style(packages, known, styles)
     rows = [
-        (name, style, concept, drawings[concept.code])
+        ("more" if name == "train" and style in more else name, style, concept, drawings[code])
         for i, concept in enumerate(known)
-        for style, drawings in styles.items()
-        if concept.code in drawings and (name := split(i, style))
+        for style, drawings in (styles | more).items()
+        if (code := concept.code) in drawings and (name := split(i, style))
     ]
-    with (
-        open(folder / "drawings.csv", "w", newline="") as file,
-        tarfile.open(folder / "train.tar", "w") as train,
-        tarfile.open(folder / "choose.tar", "w") as choose,
-        tarfile.open(folder / "test.tar", "w") as test,
-    ):
-        tars = {"train": train, "choose": choose, "test": test}
+    with contextlib.ExitStack() as stack:
+        tars = {
+            name: stack.enter_context(tarfile.open(folder / f"{name}.tar", "w")) for name in SPLITS
+        }
+        file = stack.enter_context(open(folder / "drawings.csv", "w", newline=""))
         table = csv.writer(file)
         table.writerow(["key", "split", "style", "code", "name", "is_base"])
         for name, style, concept, drawing in tqdm(rows, unit="drawing", mininterval=1):
@@ -92,7 +73,7 @@ def main() -> None:
             captions = {"captions": concept.captions}
             add(tars[name], f"{key}.png", rendered(drawing))
             add(tars[name], f"{key}.json", json.dumps(captions, ensure_ascii=False).encode())
-    for name in tars:
+    for name in SPLITS:
         of = [row for row in rows if row[0] == name]
         print(f"{name}.tar: {len(of):,} drawings of {len({row[2].code for row in of}):,} concepts")
 
@@ -100,7 +81,7 @@ def main() -> None:
 def drawings_by_style(
     packages: Mapping[str, Path], known: list[Concept]
 ) -> dict[str, Mapping[str, Drawing]]:
-    """All styles, and in each the drawings by their code points."""
+    """The styles of the first training and of the test, and in each the drawings by code points."""
     codes = codes_by_name(packages["names"], known)
     google, google_2017, twitter, emojitwo, fxemoji = (
         iconify(packages[name], codes)
@@ -131,31 +112,38 @@ def drawings_by_style(
         "fxemoji-penned": penned(fxemoji),
         "streamline": iconify(packages["streamline"], codes),
         "streamline-2": iconify(packages["streamline"], codes, variant="2"),
-        **{
-            f"{name}-{variant}": iconify(packages[name], codes, variant)
-            for name in ICONS
-            for variant in VARIANTS.get(name, ("1",))
-        },
+        **icons(ICONS, packages, codes),
         TEST_STYLE: by_code(packages["openmoji"] / "color" / "svg", "*.svg"),
     }
 
 
-def fetch(package: str, folder: Path) -> Path:
-    """Unpacks a package of the npm registry, once, and says where."""
-    stem = package.removeprefix("@").replace("/", "-").replace("@", "-")
-    target = folder / "npm" / stem
-    if not target.is_dir():
-        aside = target.with_name(f"{stem}.part")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        print(f"fetching {package} ...", flush=True)
-        subprocess.run(
-            ["npm", "pack", "--silent", package], cwd=aside, check=True, stdout=subprocess.DEVNULL
-        )
-        with tarfile.open(aside / f"{stem}.tgz") as tar:
-            tar.extractall(aside, filter="data")
-        aside.rename(target)
-    return target / "package"
+def more_by_style(
+    packages: Mapping[str, Path], known: list[Concept], styles: Mapping[str, Mapping[str, Drawing]]
+) -> dict[str, Mapping[str, Drawing]]:
+    """The styles that the second training sees besides, some of them made of the first's."""
+    codes = codes_by_name(packages["names"], known)
+    more = icons(MORE_ICONS, packages, codes)
+    lines = ("google-lines", "emojitwo-lines", "fluent-high-contrast", *LINE_ICONS)
+    vectors = {"google": "google-svg", "emojitwo": "emojitwo", "fxemoji": "fxemoji"}
+    return {
+        **{
+            f"{style}-white": penned(iconify(packages[name], codes), fill="#fff")
+            for style, name in vectors.items()
+        },
+        **more,
+        **{f"{style}-tinted": tinted({**styles, **more}[style]) for style in lines},
+    }
+
+
+def icons(
+    names: Collection[str], packages: Mapping[str, Path], codes: Mapping[str, str]
+) -> dict[str, Mapping[str, Drawing]]:
+    """The styles of icon packages."""
+    return {
+        f"{name}-{variant}": iconify(packages[name], codes, variant)
+        for name in names
+        for variant in VARIANTS.get(name, ("1",))
+    }
 
 
 def split(index: int, style: str) -> str | None:
