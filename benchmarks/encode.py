@@ -7,7 +7,8 @@ interrupted run, started again, goes on from there.
     python -m benchmarks.encode --out benchmarks/results/encode.md \
         --chart benchmarks/results/encode.png
 
-The report and the chart are made anew from such files by `--from benchmarks/results/encode.json`.
+The report and the chart are made anew from such files by `--from FILE.json ...`. Those in results/
+are of `--from` encode-d3944d9.json encode-l14.json encode-b32.json encode-a4a23f9.json.
 """
 
 import argparse
