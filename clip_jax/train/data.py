@@ -132,10 +132,8 @@ def batches(
     return iter(dataset.to_iter_dataset(options).batch(batch_size, drop_remainder=True)), skipped
 
 
-def group_by_length(
-    batch: Mapping[str, np.ndarray], *, groups: int = 4, multiple: int = 1
-) -> dict[str, Any]:
-    """A batch in the order of its texts' lengths, in groups that are only as long as they must be.
+def group_by_length(batch: Mapping[str, np.ndarray], *, multiple: int = 1) -> dict[str, Any]:
+    """A batch in the order of its texts' lengths, by quarters only as long as they must be.
 
     What comes after the end token is seen by no token before it, and a contrastive loss by no order
     of its pairs: a step's loss and gradients are the same, and the text tower computes less.
@@ -143,9 +141,8 @@ def group_by_length(
     Args:
         batch: arrays with as many rows, among them "tokens" as `clip_jax.tokenize` makes them,
             zeros after the end token.
-        groups: as many of the same size at most, in powers of two; 1 keeps the order.
-        multiple: what a group's rows must be a multiple of, micro-batches times devices. If they
-            would not be, there are fewer groups.
+        multiple: what the rows of each group must be a multiple of, micro-batches times devices.
+            Where a quarter's are not, there are two groups or one.
 
     Returns:
         The arrays, sorted, and as "tokens" a tuple of groups (b_i, l_i) of rising lengths: the
@@ -153,8 +150,7 @@ def group_by_length(
         length are one, and where there is but one its rows keep their order.
     """
     tokens = batch["tokens"]
-    while groups > 1 and len(tokens) % (groups * multiple):
-        groups //= 2
+    groups = next(n for n in (4, 2, 1) if n == 1 or len(tokens) % (n * multiple) == 0)
     lengths = tokens.shape[1] - (tokens[:, ::-1] != 0).argmax(axis=1)
     order = np.argsort(lengths, kind="stable")
     rows: dict[int, int] = {}  # by columns

@@ -52,8 +52,9 @@ def main() -> None:
         name: fetch(package, folder) for name, package in (PACKAGES | ICONS | MORE_ICONS).items()
     }
     known = concepts(packages["names"])
-    styles = drawings_by_style(packages, known)
-    more = more_by_style(packages, known, styles)
+    codes = codes_by_name(packages["names"], known)
+    styles = drawings_by_style(packages, known, codes)
+    more = more_by_style(packages, codes, styles)
     rows = [
         ("more" if name == "train" and style in more else name, style, concept, drawings[code])
         for i, concept in enumerate(known)
@@ -79,10 +80,9 @@ def main() -> None:
 
 
 def drawings_by_style(
-    packages: Mapping[str, Path], known: list[Concept]
+    packages: Mapping[str, Path], known: list[Concept], codes: Mapping[str, str]
 ) -> dict[str, Mapping[str, Drawing]]:
     """The styles of the first training and of the test, and in each the drawings by code points."""
-    codes = codes_by_name(packages["names"], known)
     google, google_2017, twitter, emojitwo, fxemoji = (
         iconify(packages[name], codes)
         for name in ("google-svg", "google-2017-svg", "twitter-svg", "emojitwo", "fxemoji")
@@ -118,10 +118,11 @@ def drawings_by_style(
 
 
 def more_by_style(
-    packages: Mapping[str, Path], known: list[Concept], styles: Mapping[str, Mapping[str, Drawing]]
+    packages: Mapping[str, Path],
+    codes: Mapping[str, str],
+    styles: Mapping[str, Mapping[str, Drawing]],
 ) -> dict[str, Mapping[str, Drawing]]:
     """The styles that the second training sees besides, some of them made of the first's."""
-    codes = codes_by_name(packages["names"], known)
     more = icons(MORE_ICONS, packages, codes)
     lines = ("google-lines", "emojitwo-lines", "fluent-high-contrast", *LINE_ICONS)
     vectors = {"google": "google-svg", "emojitwo": "emojitwo", "fxemoji": "fxemoji"}
