@@ -8,8 +8,8 @@ from typing import Any
 
 def complain(message: str) -> None:
     """Prints an error; its first line says enough, further ones are lists of problems."""
-    for i, line in enumerate(message.split("\n")):
-        print(f"clip-jax: {printable(line)}" if i == 0 else printable(line), file=sys.stderr)
+    lines = "\n".join(printable(line) for line in message.split("\n"))
+    sys.stderr.write(f"clip-jax: {lines}\n")  # at once: threads of libraries may be printing too
 
 
 def progress(message: str) -> None:

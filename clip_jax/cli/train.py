@@ -34,11 +34,15 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Trains, and prints where the model is."""
+    import logging
+
     import jax
 
     from clip_jax.train.config import read_config
     from clip_jax.train.run import train
 
+    # Orbax's threads log tracebacks of what we are about to say in a sentence.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     config = read_config(args.config, args.overrides)
     if args.distributed:
         jax.distributed.initialize()  # finds the others by itself on TPU, Slurm and the like

@@ -48,9 +48,12 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if error is None:
-            with self._writing():
-                self._manager.wait_until_finished()
+        if error is not None:
+            with contextlib.suppress(Exception):  # nothing that would hide the error
+                self._manager.close()
+            return
+        with self._writing():
+            self._manager.wait_until_finished()
         self._manager.close()
 
     def restore(self, state: TrainState, iterator: Any) -> TrainState:
@@ -109,7 +112,8 @@ class Checkpoints:
         except Exception as error:  # Orbax and what it writes with have errors of many kinds
             with contextlib.suppress(Exception):  # the one before may still be on its way
                 self._manager.wait_until_finished()
-            steps = self._manager.all_steps(read=True)
+            self._manager.reload()
+            steps = self._manager.all_steps()
             last = f"the last good one is of step {max(steps)}" if steps else "there is none yet"
             raise OSError(
                 f"a checkpoint can't be written to {self._folder}, {last}: {error}. "
