@@ -33,6 +33,7 @@ from clip_jax.train import (
     sigmoid_metrics,
 )
 from clip_jax.train.optimizer import factors, limit_norm
+from clip_jax.train.step import _draw
 from tests import processes, reference
 from tests.models import (
     SMALL_RESNET,
@@ -555,6 +556,51 @@ def test_memory_can_be_saved_without_changing_the_gradient(change, mesh):
     assert metrics["loss"] == pytest.approx(float(wanted["loss"]), rel=1e-6)
 
 
+def test_patches_left_out_are_not_seen_and_the_others_are():
+    model, images = small(SMALL_VIT), jnp.asarray(random_images(3, 32))  # 16 patches of 8
+    kept = jnp.array([[0, 5, 15], [1, 2, 3], [4, 8, 12]])
+    row, column = np.divmod(np.asarray(kept)[1], 4)
+    changed = np.full((3, 32, 32, 3), 255, np.uint8)
+    for i, j in zip(row, column, strict=True):
+        part = np.s_[1, i * 8 : i * 8 + 8, j * 8 : j * 8 + 8]
+        changed[part] = images[part]
+    compute = jax.jit(lambda images, kept: model.image_features(images, kept=kept))
+    given, other = compute(images, kept), compute(jnp.asarray(changed), kept)
+    assert np.array_equal(given[1], other[1])
+    assert relative_error(given[0], other[0]) > 1e-2 and relative_error(given[2], other[2]) > 1e-2
+    # All of them, in any order, are the picture.
+    every = jnp.stack([jax.random.permutation(jax.random.key(i), 16) for i in range(3)])
+    assert relative_error(compute(images, every), model.encode_image(images)) < 1e-6
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("change", "mesh"),
+    [({"micro_batches": 4}, None), ({"micro_batches": 2, "rematerialize": True}, mesh_of(4))],
+    ids=["micro-batches", "both, 4 devices"],
+)
+def test_the_patches_left_out_are_the_same_however_a_step_is_cut(change, mesh):
+    how = dataclasses.replace(EXACT, patch_dropout=0.5)
+    expected, wanted = gradients_of(SMALL_VIT, how, 16)
+    given, metrics = gradients_of(SMALL_VIT, dataclasses.replace(how, **change), 16, mesh=mesh)
+    for path in expected:
+        assert relative_error(given[path], expected[path]) < 1e-5, path
+    assert metrics["loss"] == pytest.approx(float(wanted["loss"]), rel=1e-6)
+    whole, _ = gradients_of(SMALL_VIT, EXACT, 16)
+    assert relative_error(expected["visual/proj"], whole["visual/proj"]) > 1e-2
+
+
+def test_patches_are_left_out_by_their_share_and_at_random():
+    kept = [np.asarray(_draw(jax.random.key(i), 50, 16, 0.4)) for i in range(2)]
+    assert kept[0].shape == (50, 10)  # of 9.6
+    assert (np.diff(kept[0], axis=1) > 0).all() and kept[0].max() == 15
+    assert len(np.unique(kept[0], axis=0)) > 40 and not np.array_equal(*kept)
+    assert np.bincount(kept[0].ravel()).min() > 15
+    assert _draw(jax.random.key(0), 2, 16, 0.99).shape == (2, 1)
+    with pytest.raises(ValueError, match="Vision Transformers; this model has a ResNet"):
+        make_step(SMALL_RESNET, CONFIG, StepConfig(patch_dropout=0.5))
+
+
 def test_compiler_options_save_memory_on_cpus():
     state, given, key = init_state(small(SMALL_VIT), CONFIG), batch(256), jax.random.key(0)
 
@@ -710,7 +756,16 @@ def test_rows_that_can_not_be_cut_are_refused(count):
         run(init_state(small(SMALL_VIT), CONFIG), batch(10), jax.random.key(0))
 
 
-@pytest.mark.parametrize("options", [{"loss": "triplet"}, {"micro_batches": 0}, {"dtype": "int8"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"loss": "triplet"},
+        {"micro_batches": 0},
+        {"dtype": "int8"},
+        {"patch_dropout": 1.0},
+        {"patch_dropout": -0.1},
+    ],
+)
 def test_steps_that_can_not_be_meant_are_refused(options):
     with pytest.raises(ValueError, match=str(*options.values())):
         StepConfig(**options)

@@ -24,6 +24,7 @@ from clip_jax.sources import Pair, open_pairs
 from clip_jax.train import group_by_length, read_config, train
 from clip_jax.train.augment import AugmentConfig, augment
 from clip_jax.train.data import batches
+from clip_jax.train.order import Spread, groups_of, spread
 from clip_jax.weights import read_native
 from tests import processes
 from tests.models import SMALL_VIT, small
@@ -45,8 +46,11 @@ class ListPairs:
     def __len__(self):
         return len(self.images)
 
+    def captions(self, index):
+        return f"number {index}", f"no {index}"
+
     def __getitem__(self, index):
-        return Pair(f"{index:02d}", self.images[index], (f"number {index}", f"no {index}"))
+        return Pair(f"{index:02d}", self.images[index], self.captions(index))
 
 
 @pytest.fixture(scope="module")
@@ -148,17 +152,35 @@ def test_transparency_shows_the_background():
 
 
 def test_hues_turn_and_colours_go():
-    image = Image.new("RGB", (8, 8), (200, 40, 40))
+    image = Image.new("RGB", (8, 8), (180, 90, 90))
     turned = {
         tuple(augment(image, 8, AugmentConfig(hue=60), np.random.default_rng(i))[0, 0])
         for i in range(20)
     }
     assert len(turned) > 10
-    # Turned by 60 degrees at most, red keeps more of itself than of either other colour.
-    assert all(red == 200 and min(green, blue) == 40 for red, green, blue in turned)
+    # Turned by 60 degrees at most, red keeps more of itself than of either other colour, and as far
+    # from the grays as it was.
+    for red, green, blue in (np.array(color, float) for color in turned):
+        assert red > max(green, blue) and abs(red + green + blue - 360) <= 3
+        assert abs(np.std([red, green, blue]) - np.std([180, 90, 90])) < 1
     gray = [augment(image, 8, AugmentConfig(gray=0.5), np.random.default_rng(i)) for i in range(40)]
     count = sum(len(set(map(int, one[0, 0]))) == 1 for one in gray)
     assert 10 <= count <= 30
+
+
+def test_brightness_contrast_and_saturation_change_by_their_share():
+    shades = np.tile(np.linspace(80, 150, 32, dtype=np.uint8)[:, None, None], (1, 32, 3))
+    image = Image.fromarray(shades + np.array([20, 0, 0], np.uint8))
+    config = AugmentConfig(color=0.3)
+    given = [augment(image, 32, config, np.random.default_rng(i)).astype(float) for i in range(200)]
+    before = np.asarray(image).astype(float)
+    light = np.array([one.mean() for one in given]) / before.mean()
+    assert 0.68 < light.min() < 0.76 and 1.24 < light.max() < 1.32
+    # A shade's distance from the middle, by brightness and contrast; red's from the others, by all.
+    spread = np.array([np.ptp(one[..., 1]) for one in given]) / light / np.ptp(before[..., 1])
+    assert 0.65 < spread.min() < 0.8 and 1.2 < spread.max() < 1.35
+    red = np.array([(one[..., 0] - one[..., 1]).mean() / 20 for one in given]) / light / spread
+    assert 0.65 < red.min() < 0.8 and 1.2 < red.max() < 1.35
 
 
 def test_outlines_are_black_where_colours_change_and_only_there():
@@ -295,6 +317,59 @@ def test_processes_share_every_epoch():
         shares.append([[i for _ in range(2) for i in identities(next(iterator))] for _ in range(2)])
     for epoch in range(2):
         assert sorted(shares[0][epoch] + shares[1][epoch]) == list(range(COUNT))
+
+
+class NamedPairs(ListPairs):
+    """Pairs of which several have one caption."""
+
+    def __init__(self, names):
+        super().__init__([picture()] * len(names))
+        self.names = names
+
+    def captions(self, index):
+        return (self.names[index], "a keyword")
+
+
+@hypothesis.given(
+    counts=st.lists(st.integers(1, 12), min_size=1, max_size=30), seed=st.integers(0, 99)
+)
+def test_what_is_of_one_group_is_spread(counts, seed):
+    groups = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    order = spread(groups, np.random.default_rng(seed))
+    assert sorted(order) == list(range(len(groups)))
+    for group, count in enumerate(counts):
+        (places,) = np.nonzero(groups[order] == group)
+        # Each in its part of the whole, but for what the parts of others take or leave.
+        parts = np.arange(count) / count * len(groups)
+        assert (places >= parts - len(counts)).all()
+        assert (places <= parts + len(groups) / count + len(counts)).all()
+
+
+def test_of_one_caption_few_meet_in_a_batch():
+    names = [f"number {i % 40}" for i in range(400)]
+    groups = groups_of(NamedPairs(names))
+    assert groups[41] == groups[1] != groups[2]
+
+    def repeats(order):
+        return sum(20 - len(np.unique(groups[order[i : i + 20]])) for i in range(0, 400, 20))
+
+    source = Spread(range(400), groups, seed=5)
+    first, second = ([source[i + start] for i in range(400)] for start in (0, 400))
+    assert sorted(first) == sorted(second) == list(range(400)) and first != second
+    assert repeats(first) < repeats(np.random.default_rng(5).permutation(400)) / 4
+
+
+def test_spread_batches_can_be_taken_up_again():
+    pairs = NamedPairs([f"number {i % 40}" for i in range(400)])
+    options = {"batch_size": 20, "image_size": 8, "text_length": 8, "spread": True}
+    first, again, other = (batches(pairs, **options, seed=seed)[0] for seed in (3, 3, 4))
+    seen = [next(first) for _ in range(5)]
+    np.testing.assert_array_equal(next(again)["tokens"], seen[0]["tokens"])
+    assert not np.array_equal(next(other)["tokens"], seen[0]["tokens"])
+    place = first.get_state()
+    following = next(first)
+    first.set_state(place)
+    jax.tree.map(np.testing.assert_array_equal, next(first), following)
 
 
 def test_the_seed_decides_everything_and_the_place_can_be_taken_up_again():
@@ -456,6 +531,7 @@ def test_a_toml_file_is_read_and_overridden(toml):
     [
         ("run.batchsize=3", r"\[run\] RunConfig does not fit: \+ batchsize: unknown"),
         ("run.batch_size=0", r"\[run\] batch_size must be at least 1"),
+        ("run.whole_steps=-1", r"\[run\] whole_steps must be 0 or more"),
         ("optimizer.b1=2", r"\[optimizer\] b1 must be"),
         ("more.x=1", r"\+ more: unknown"),
         ("model.from=ViT-B/32", "nothing else"),
@@ -592,6 +668,22 @@ def test_training_starts_from_a_checkpoint(toml, tmp_path):
     before = small(SMALL_VIT)
     assert np.array_equal(model.ln_final.bias[...], before.ln_final.bias[...])
     assert not np.array_equal(model.visual.proj[...], before.visual.proj[...])
+
+
+@pytest.mark.long
+def test_the_last_steps_see_whole_pictures(toml, tmp_path):
+    seen = {}
+    for name, dropped, whole in (("none", 0, 0), ("all", 0.5, 0), ("some", 0.5, 2)):
+        options = [f"out={tmp_path / name}", "optimizer.total_steps=4", "run.log_every=1"]
+        options += [f"step.patch_dropout={dropped}", f"run.whole_steps={whole}"]
+        train(read_config(toml, options), progress=False)
+        seen[name] = [record["loss"] for record in read_metrics(tmp_path / name)]
+    assert seen["some"][:2] == seen["all"][:2] and seen["some"][2:] != seen["all"][2:]
+    train(
+        read_config(toml, [*options, "run.whole_steps=4", f"out={tmp_path / 'late'}"]),
+        progress=False,
+    )
+    assert [record["loss"] for record in read_metrics(tmp_path / "late")] == seen["none"]
 
 
 @pytest.mark.long

@@ -127,11 +127,17 @@ class CLIP(TextTower):
             nnx.update(self, statistics)
         return logits, logits.T
 
-    def image_features(self, images: Array, tap: Tap = ignore) -> Float[Array, "b d"]:
-        """What `encode_image` compiles; `tap` sees every hidden state as it is computed."""
+    def image_features(
+        self, images: Array, tap: Tap = ignore, **options: Array
+    ) -> Float[Array, "b d"]:
+        """What `encode_image` compiles; `tap` sees every hidden state as it is computed.
+
+        Of the options a Vision Transformer has `kept`, (b, p) integers: which patches of each
+        image it sees.
+        """
         if images.dtype == jnp.uint8:
             images = normalize_pixels(images)
-        return self.visual(images.astype(self.dtype), tap)
+        return self.visual(images.astype(self.dtype), tap, **options)
 
 
 def normalize(x: Float[Array, "b d"]) -> Float[Array, "b d"]:

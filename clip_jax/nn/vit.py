@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from clip_jax.config import Activation, ViTConfig
 from clip_jax.nn.layers import LayerNorm, Tap, Transformer, ignore, in_slices, vision_block_init
@@ -18,11 +18,15 @@ class PatchEmbedding(nnx.Module):
         self.is_transposed = False  # set by `rearrange_for_cpu`
         self.kernel = parameter(rngs, uniform_fan_in(fan_in), patch_size, patch_size, 3, width)
 
-    def __call__(self, images: Float[Array, "b n n 3"]) -> Float[Array, "b p w"]:
+    def __call__(
+        self, images: Float[Array, "b n n 3"], kept: Int[Array, "b p"] | None = None
+    ) -> Float[Array, "b p w"]:
         p = self.patch_size
         b, n = images.shape[0], images.shape[1] // p
         patches = images.reshape(b, n, p, n, p, 3).transpose(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(b, n * n, p * p * 3)
+        if kept is not None:
+            patches = jnp.take_along_axis(patches, kept[..., None], axis=1)
         return multiply(patches, self.kernel[...].astype(images.dtype), self.is_transposed)
 
 
@@ -55,15 +59,27 @@ class VisionTransformer(nnx.Module):
         self.ln_post = LayerNorm(width, rngs=rngs)
         self.proj = parameter(rngs, init, width, embed_dim)
 
-    def __call__(self, images: Float[Array, "b n n 3"], tap: Tap = ignore) -> Float[Array, "b d"]:
-        return in_slices(lambda images: self._embed(images, tap), images, self.slice_size)
+    def __call__(
+        self,
+        images: Float[Array, "b n n 3"],
+        tap: Tap = ignore,
+        kept: Int[Array, "b p"] | None = None,
+    ) -> Float[Array, "b d"]:
+        """Embeds images, from all of their patches or, row by row, from those in `kept`."""
+        return in_slices(lambda x: self._embed(x[0], x[1], tap), (images, kept), self.slice_size)
 
-    def _embed(self, images: Float[Array, "b n n 3"], tap: Tap) -> Float[Array, "b d"]:
-        x = self.conv1(images)  # b p w
+    def _embed(
+        self, images: Float[Array, "b n n 3"], kept: Int[Array, "b p"] | None, tap: Tap
+    ) -> Float[Array, "b d"]:
+        x = self.conv1(images, kept)  # b p w
         tap("conv1", x)
-        token = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), x[:, :1].shape)
-        x = jnp.concatenate([token, x], axis=1)  # b p+1 w
-        x = x + self.positional_embedding[...].astype(x.dtype)
+        positions = self.positional_embedding[...].astype(x.dtype)
+        token = self.class_embedding[...].astype(x.dtype)
+        token = jnp.broadcast_to(token, x[:, :1].shape)
+        if kept is None:
+            x = jnp.concatenate([token, x], axis=1) + positions  # b p+1 w
+        else:
+            x = jnp.concatenate([token + positions[0], x + positions[1:][kept]], axis=1)
         x = self.ln_pre(x)
         tap("ln_pre", x)
         x = self.transformer(x, rows=0, tap=tap)  # b w

@@ -29,6 +29,10 @@ class Pairs(Protocol):
         """How many pairs."""
         ...
 
+    def captions(self, index: int) -> tuple[str, ...]:
+        """What one is called, without reading its picture."""
+        ...
+
     def __getitem__(self, index: int) -> Pair:
         """Reads one.
 

@@ -60,6 +60,9 @@ class TablePairs:
     def __len__(self) -> int:
         return len(self._rows)
 
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._rows[index][2]
+
     def __getitem__(self, index: int) -> Pair:
         key, file, captions = self._rows[index]
         return Pair(key, file.read_bytes(), captions)

@@ -61,6 +61,9 @@ class TarPairs:
     def __len__(self) -> int:
         return len(self._pairs)
 
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._pairs[index][2]
+
     def __getitem__(self, index: int) -> Pair:
         key, image, captions = self._pairs[index]
         return Pair(key, image.read(), captions)

@@ -1,12 +1,15 @@
 """A picture to the pixels of an example: the published random crop, and more on demand."""
 
 import dataclasses
+import math
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image, ImageEnhance
+from jaxtyping import Float, UInt8
+from PIL import Image
 
 WHITE = (255, 255, 255)
+LUMA = np.tile([0.299, 0.587, 0.114], (3, 1))  # ITU-R BT.601, as Pillow's "L"
+THIRDS = np.moveaxis(np.mgrid[:4, :4], 0, -1) / 3  # (4, 4, 2): x, y
 MAX_WARP = 0.15  # corners a third of a side apart must not pass each other
 
 
@@ -94,35 +97,26 @@ def augment(
 
     if config.outline and rng.random() < config.outline:
         image = _outlined(image)
+    width, height = image.size
     if config.stretch:
-        wider = (1 + config.stretch) ** rng.uniform(-1, 1)
-        width = max(1, round(image.width * wider))
-        image = image.resize((width, image.height), Image.Resampling.BICUBIC)
+        width = max(1, round(width * (1 + config.stretch) ** rng.uniform(-1, 1)))
     side = size
     if config.scale != (1.0, 1.0):
         side = max(1, round(size * rng.uniform(*config.scale)))
-    factor = side / min(image.size)
-    resized = (max(side, int(image.width * factor)), max(side, int(image.height * factor)))
+    factor = side / min(width, height)
+    resized = (max(side, int(width * factor)), max(side, int(height * factor)))
     image = image.resize(resized, Image.Resampling.BICUBIC)
     if config.flip and rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    fill = (*ground, 0) if transparent else ground
-    if config.warp:
-        image = _warped(image, config.warp, fill, rng)
-    if config.rotation:
-        angle = rng.uniform(-config.rotation, config.rotation)
-        image = image.rotate(angle, Image.Resampling.BICUBIC, fillcolor=fill)
+    if config.warp or config.rotation:
+        fill = (*ground, 0) if transparent else ground
+        image = _bent(image, config, fill, rng)
 
     square = Image.new("RGB", (size, size), ground)
     place = [_place(size - length, config.crop, rng) for length in image.size]
     square.paste(image, (place[0], place[1]), image if transparent else None)
-    if config.color:
-        for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-            square = enhance(square).enhance(1 + rng.uniform(-config.color, config.color))
-    if config.hue:
-        square = _turn_hues(square, rng.uniform(-config.hue, config.hue))
-    if config.gray and rng.random() < config.gray:
-        square = square.convert("L").convert("RGB")
+    if config.color or config.hue or config.gray:
+        square = _recolored(square, config, rng)
     return np.array(square)
 
 
@@ -150,14 +144,19 @@ def _outlined(image: Image.Image) -> Image.Image:
     return lines
 
 
-def _warped(
-    image: Image.Image, share: float, fill: tuple[int, ...], rng: np.random.Generator
+def _bent(
+    image: Image.Image, config: AugmentConfig, fill: tuple[int, ...], rng: np.random.Generator
 ) -> Image.Image:
-    """The picture's nine parts, each from a quadrilateral nearby that shares its corners."""
+    """The picture turned, its nine parts each from a quadrilateral that shares its corners."""
+    angle = rng.uniform(-config.rotation, config.rotation)
+    if not config.warp:
+        return image.rotate(angle, Image.Resampling.BICUBIC, fillcolor=fill)
     sides = np.array(image.size)
-    corners = np.stack(np.meshgrid(*np.linspace([0, 0], sides, 4).T, indexing="ij"), axis=-1)
+    corners = THIRDS * sides
     places = np.rint(corners).astype(int)
-    sources = corners + rng.uniform(-share, share, corners.shape) * sides
+    sources = corners + rng.uniform(-config.warp, config.warp, corners.shape) * sides
+    cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
+    sources = (sources - sides / 2) @ np.array([[cos, sin], [-sin, cos]]) + sides / 2
     mesh = [
         (
             (*places[i, j].tolist(), *places[i + 1, j + 1].tolist()),
@@ -172,11 +171,26 @@ def _warped(
     )
 
 
-def _turn_hues(image: Image.Image, degrees: float) -> Image.Image:
-    hue, saturation, value = image.convert("HSV").split()
-    shift = round(degrees / 360 * 256)
-    hue = hue.point([(old + shift) % 256 for old in range(256)])
-    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+def _recolored(image: Image.Image, config: AugmentConfig, rng: np.random.Generator) -> Image.Image:
+    """All changes of colour as one matrix."""
+    matrix, offset = np.eye(3), 0.0
+    if config.color:
+        brightness, contrast, saturation = 1 + rng.uniform(-config.color, config.color, 3)
+        middle = brightness * float(np.asarray(image.convert("L")).mean())
+        matrix = (saturation * np.eye(3) + (1 - saturation) * LUMA) * brightness * contrast
+        offset = (1 - contrast) * middle
+    if config.hue:
+        matrix = _turn(rng.uniform(-config.hue, config.hue)) @ matrix
+    if config.gray and rng.random() < config.gray:
+        matrix = LUMA @ matrix
+    return image.convert("RGB", tuple(np.c_[matrix, np.full(3, offset)].ravel().tolist()))
+
+
+def _turn(degrees: float) -> Float[np.ndarray, "3 3"]:
+    """A rotation of colours about the grays, from red to green to blue."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
+    return cos * np.eye(3) + (1 - cos) / 3 + sin * across
 
 
 def _place(room: int, crop: str, rng: np.random.Generator) -> int:

@@ -24,6 +24,8 @@ class DataConfig:
         train: shards (a path or pattern that ends in .tar), a table of captions, or its folder.
         text_length: columns of tokens, at most the model's context; 0 is the context's.
         templates: sentences with `{}`, one of which is put around each caption.
+        spread: whether the pairs of one first caption are kept apart, so that few of them meet in a
+            batch: where several pictures have one.
         max_skipped: the share of pictures that may be unreadable before the run stops.
         num_threads: that read and decode.
     """
@@ -31,6 +33,7 @@ class DataConfig:
     train: str
     text_length: int = 0
     templates: tuple[str, ...] = ("{}",)
+    spread: bool = False
     max_skipped: float = 0.01
     num_threads: int = 4
 
@@ -42,6 +45,8 @@ class RunConfig:
     Attributes:
         batch_size: pairs of a batch, over all devices of all processes.
         seed: of the parameters, the order, the augmentation.
+        whole_steps: how many of the last steps leave out no patches, whatever `step.patch_dropout`
+            says, so that the model sees pictures as it will be used (Li et al. 2023, section 3).
         log_every: steps between lines of `metrics.jsonl`.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: the last ones.
@@ -49,6 +54,7 @@ class RunConfig:
 
     batch_size: int
     seed: int = 0
+    whole_steps: int = 0
     log_every: int = 10
     checkpoint_every: int = 500
     keep_checkpoints: int = 3
@@ -62,6 +68,8 @@ class RunConfig:
         for name in ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1. Got {getattr(self, name)}.")
+        if self.whole_steps < 0:
+            raise ValueError(f"whole_steps must be 0 or more. Got {self.whole_steps}.")
 
 
 @dataclasses.dataclass(frozen=True)

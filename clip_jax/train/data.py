@@ -11,6 +11,7 @@ from PIL import Image
 from clip_jax.sources import Pair, Pairs
 from clip_jax.tokenizer import tokenize
 from clip_jax.train.augment import AugmentConfig, augment
+from clip_jax.train.order import Spread, groups_of
 
 Batches = Iterator[dict[str, np.ndarray]]
 
@@ -63,6 +64,7 @@ def batches(
     text_length: int,
     augmentation: AugmentConfig | None = None,
     templates: Sequence[str] = ("{}",),
+    spread: bool = False,
     seed: int = 0,
     process: int = 0,
     num_processes: int = 1,
@@ -81,6 +83,7 @@ def batches(
         text_length: columns of tokens; longer captions are cut.
         augmentation: of the pictures; a random square crop where none is given.
         templates: sentences with `{}`, where the caption goes.
+        spread: whether the pairs of one first caption are kept apart.
         seed: decides everything.
         process: the index of this one.
         num_processes: how many share the pairs.
@@ -125,7 +128,11 @@ def batches(
         skipped.add(None)
         return {"images": pixels, "tokens": tokenize(text, text_length, truncate=True)[0]}
 
-    dataset = grain.MapDataset.source(_Readable(pairs, skipped)).seed(seed).shuffle()
+    readable: Any = _Readable(pairs, skipped)
+    if spread:
+        dataset = grain.MapDataset.source(Spread(readable, groups_of(pairs), seed)).seed(seed)
+    else:
+        dataset = grain.MapDataset.source(readable).seed(seed).shuffle()
     dataset = dataset[process::num_processes].repeat().random_map(example)
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4 * batch_size)
     # What is None is left out here, so that every batch is full.

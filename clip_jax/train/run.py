@@ -1,5 +1,6 @@
 """A training run from its first step to the finished model, through any number of deaths."""
 
+import dataclasses
 import functools
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
+from clip_jax.config import CLIPConfig
 from clip_jax.nn import CLIP
 from clip_jax.sources import open_pairs
 from clip_jax.train.checkpoints import Checkpoints
@@ -61,6 +63,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
         text_length=text_length,
         augmentation=config.augment,
         templates=config.data.templates,
+        spread=config.data.spread,
         seed=config.run.seed,
         process=jax.process_index(),
         num_processes=jax.process_count(),
@@ -74,16 +77,14 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
     state = jax.device_put(state, whole)
     architecture = model.config
     del model
-    step = jax.jit(
-        make_step(architecture, config.optimizer, config.step, mesh=mesh),
-        donate_argnums=0,
-        compiler_options=compiler_options(),
-    )
+    step_at = _make_steps(config, architecture, mesh)
 
     with Checkpoints(out, config.identity(), keep=config.run.keep_checkpoints) as checkpoints:
         state = checkpoints.restore(state, iterator)
         metrics = Metrics(out, int(state.step))
-        state = _loop(config, state, step, iterator, skipped, checkpoints, metrics, mesh, progress)
+        state = _loop(
+            config, state, step_at, iterator, skipped, checkpoints, metrics, mesh, progress
+        )
     trained = model_of(state, architecture)
     if jax.process_index() == 0:
         save(trained, out / "model")
@@ -105,10 +106,25 @@ def _share(batch_size: int, mesh: Mesh) -> int:
     return batch_size // jax.process_count()
 
 
+def _make_steps(config: TrainConfig, model: CLIPConfig, mesh: Mesh) -> Callable[[int], Callable]:
+    """By the number of a step what to call: the last ones look at whole pictures."""
+    whole = dataclasses.replace(config.step, patch_dropout=0.0)
+    early, late = (
+        jax.jit(
+            make_step(model, config.optimizer, step, mesh=mesh),
+            donate_argnums=0,
+            compiler_options=compiler_options(),
+        )
+        for step in (config.step, whole)
+    )
+    last = config.optimizer.total_steps - config.run.whole_steps
+    return lambda number: early if number <= last else late
+
+
 def _loop(
     config: TrainConfig,
     state: TrainState,
-    step: Callable,
+    step_at: Callable[[int], Callable],
     iterator: Any,
     skipped: Skipped,
     checkpoints: Checkpoints,
@@ -131,7 +147,7 @@ def _loop(
             batch = jax.tree.map(
                 functools.partial(jax.make_array_from_process_local_data, split), arrays
             )
-            state, measured = step(state, batch, jax.random.fold_in(key, i))
+            state, measured = step_at(i)(state, batch, jax.random.fold_in(key, i))
             waiting.append((i, measured))
             is_checkpoint = i % config.run.checkpoint_every == 0 or i == end
             if i % config.run.log_every == 0 or is_checkpoint:

@@ -12,9 +12,9 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from clip_jax.config import CLIPConfig
+from clip_jax.config import CLIPConfig, ViTConfig
 from clip_jax.nn import CLIP, arrange_for_training, rematerialize
 from clip_jax.nn.resnet import BatchNorm
 from clip_jax.nn.tree import variables
@@ -70,6 +70,9 @@ class StepConfig:
         micro_batches: into how many parts a batch is cut, of which one at a time is in memory. The
             gradient is that of the whole batch, not of its parts.
         rematerialize: whether hidden states are computed once more instead of kept.
+        patch_dropout: the share of an image's patches that a step doesn't look at, others of each
+            image each time; for Vision Transformers (Li et al. 2023, section 3). The tower computes
+            less by as much.
         dtype: in which the towers compute; parameters and the loss are float32.
         precision: of the towers' matrix products, for `jax.default_matmul_precision`.
     """
@@ -77,6 +80,7 @@ class StepConfig:
     loss: Literal["softmax", "sigmoid"] = "softmax"
     micro_batches: int = 1
     rematerialize: bool = False
+    patch_dropout: float = 0.0
     dtype: str = "float32"
     precision: str = "default"
 
@@ -92,6 +96,10 @@ class StepConfig:
             raise ValueError(f"dtype must be float32, bfloat16 or float16. Got {self.dtype!r}.")
         if self.micro_batches < 1:
             raise ValueError(f"micro_batches must be at least 1. Got {self.micro_batches}.")
+        if not 0 <= self.patch_dropout < 1:
+            raise ValueError(
+                f"patch_dropout must be from 0 to 1, and not 1. Got {self.patch_dropout}."
+            )
 
 
 def init_state(model: CLIP, config: OptimizerConfig, loss: str = "softmax") -> TrainState:
@@ -158,8 +166,13 @@ def make_step(
         own text is the nearest of the batch; `gradient_norm`, before it is cut; `learning_rate`;
         `logit_scale`, the factor itself. It raises ValueError where micro-batches and devices
         don't divide the rows.
+
+    Raises:
+        ValueError: patches are to be left out of what has none, a ResNet.
     """
     how = step or StepConfig()
+    if how.patch_dropout and not isinstance(model.vision, ViTConfig):
+        raise ValueError("patch_dropout is for Vision Transformers; this model has a ResNet.")
     transformation, rate = make_optimizer(config, model), make_schedule(config)
     frozen = {path for path, factor in factors(config, model).items() if factor == 0}
 
@@ -169,7 +182,12 @@ def make_step(
         images, tokens = batch["images"], batch["tokens"]
         if augment is not None:
             images = augment(key, images)
-        micro = _cut({"images": images, "tokens": tokens}, how.micro_batches, mesh)
+        whole = {"images": images, "tokens": tokens}
+        if isinstance(model.vision, ViTConfig) and how.patch_dropout:
+            whole["kept"] = _draw(
+                jax.random.fold_in(key, 1), len(images), model.vision.num_patches, how.patch_dropout
+            )
+        micro = _cut(whole, how.micro_batches, mesh)
         embed = functools.partial(_embed, model, how, frozen)
         measure = functools.partial(_measure, how.loss, mesh)
         # Around the gradients, because that is where `multiply_in_training` makes its products.
@@ -286,7 +304,8 @@ def _embed(
             module.eval()
     if how.rematerialize:
         rematerialize(model)
-    images = model.image_features(batch["images"])
+    patches = {"kept": batch["kept"]} if "kept" in batch else {}
+    images = model.image_features(batch["images"], **patches)
     texts = [model.text_features(x, model.dtype) for x in jax.tree.leaves(batch["tokens"])]
     after = {path: v[...] for path, v in variables(model).items() if path in statistics}
     return (images, jnp.concatenate(texts)), after
@@ -326,5 +345,15 @@ def _cut(batch: Batch, count: int, mesh: Mesh | None) -> dict[str, Any]:
 
     # Of several micro-batches each has a part of every array of tokens, and the images that belong.
     starts = np.cumsum(sizes)[:-1].tolist() if count > 1 else []
-    parts = [cut(part) for part in jnp.split(images, starts)]
-    return {"images": jnp.concatenate(parts, axis=1), "tokens": [cut(x) for x in tokens]}
+    arrays: dict[str, Any] = {"tokens": [cut(x) for x in tokens]}
+    for name, array in batch.items():
+        if name != "tokens":
+            parts = [cut(part) for part in jnp.split(array, starts)]
+            arrays[name] = jnp.concatenate(parts, axis=1)
+    return arrays
+
+
+def _draw(key: Array, rows: int, patches: int, dropped: float) -> Int[Array, "b p"]:
+    """For each row which of the patches are kept, at least one, in their order."""
+    order = jnp.argsort(jax.random.uniform(key, (rows, patches)))
+    return jnp.sort(order[:, : max(1, round(patches * (1 - dropped)))])
