@@ -183,7 +183,7 @@ _ENTRIES = (
             text=TextConfig(128, num_layers=2, num_heads=2),
         ),
         "emoji",
-        "9ca0962f4fb50d4a8c224682ccca87b740efa78cb90521a4118b9e629e61742b",
+        "97b58f267f20c5fd04157584fb6b1571e6706c6c7e40c08a1f59528871cc2117",
         8_585_473,
         1_838_208,
         0.25,
