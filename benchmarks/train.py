@@ -1,6 +1,7 @@
 """A training step beside PyTorch's: the same weights, the same batch, the same AdamW.
 
     python -m benchmarks.train --out benchmarks/results/train.md
+    python -m benchmarks.train --model emoji --batch 384 --out benchmarks/results/train_emoji.md
 
 Pairs a second, ours and a plain PyTorch loop over the reference model taking turns in one process;
 and the peak memory of each in a process of its own, with and without rematerialisation. The texts
@@ -41,8 +42,9 @@ from clip_jax.train import (
 )
 
 OURS, REMATERIALIZED = "clip_jax", "clip_jax, rematerialize"
+HALVED = "clip_jax, half of each picture's patches"  # another step, whose loss is another
 UNTRIMMED, THEIRS = "clip_jax, texts of 77 columns", "PyTorch"
-CONTENDERS = (OURS, REMATERIALIZED, UNTRIMMED, THEIRS)
+CONTENDERS = (OURS, REMATERIALIZED, HALVED, UNTRIMMED, THEIRS)
 # No warm-up, so that the first step moves something and the losses of the second can be compared.
 OPTIMIZER = OptimizerConfig(learning_rate=1e-5, warmup_steps=0, total_steps=100)
 
@@ -128,15 +130,19 @@ def make(name: str, model: str, batch: int) -> Step:
         return _theirs(network, **pairs)
     if name != UNTRIMMED:
         pairs = group_by_length(pairs)
-    return _ours(network, pairs, rematerialize=name == REMATERIALIZED)
+    how = StepConfig(
+        rematerialize=name == REMATERIALIZED,
+        patch_dropout=0.5 if name == HALVED else 0.0,
+        precision="highest",
+    )
+    return _ours(network, pairs, how)
 
 
 def _tokens(batch: int) -> np.ndarray:
     return clip_jax.tokenize(captions(batch))
 
 
-def _ours(network: Any, pairs: dict[str, Any], *, rematerialize: bool) -> Step:
-    how = StepConfig(rematerialize=rematerialize, precision="highest")
+def _ours(network: Any, pairs: dict[str, Any], how: StepConfig) -> Step:
     step = jax.jit(
         make_step(network.config, OPTIMIZER, how),
         donate_argnums=0,
