@@ -752,7 +752,9 @@ def test_a_disk_that_takes_no_more_is_said_with_the_last_good_checkpoint(toml, t
         assert process.wait(timeout=200) == 1
     log = (tmp_path / "log").read_text()
     # Anywhere in a line, because TensorStore's threads print word by word into the same file.
-    (said,) = re.findall(r"clip-jax: (.*)", log) or [log[-3000:]]
+    found = re.findall(r"clip-jax: (.*)", log)
+    assert len(found) == 1, log[-3000:]
+    (said,) = found
     last = int(re.search(r"can't be written to .*, the last good one is of step (\d+): ", said)[1])
     assert "Make room, and run the same command again." in said
     assert "ERROR:absl" not in log
