@@ -14,6 +14,7 @@ are of `--from` encode-d3944d9.json encode-l14.json encode-b32.json encode-a4a23
 import argparse
 import copy
 import dataclasses
+import functools
 import hashlib
 import importlib.util
 import itertools
@@ -63,6 +64,7 @@ def main() -> int:
     parser.add_argument("--no-texts", dest="texts", action="store_const", const=0)
     parser.add_argument("--no-start", dest="start", action="store_false")
     parser.add_argument("--no-compile", dest="compile", action="store_false")
+    parser.add_argument("--half", action="store_true", help="images in bfloat16 on a CPU, too")
     parser.add_argument("--out", type=Path, help="Markdown; the raw numbers go beside it as JSON")
     parser.add_argument("--chart", type=Path, help="a PNG or SVG file")
     parser.add_argument("--from", dest="sources", nargs="+", type=Path, help="measure nothing")
@@ -113,8 +115,9 @@ def _specs(arguments: argparse.Namespace, backend: str) -> Iterable[Spec]:
     batches = arguments.batches or ([1, 32] if backend == "cpu" else [1, 32, 256])
     if arguments.start:
         yield {"kind": "start", "model": "ViT-B/32", **common}
+    half = {"half": True} if arguments.half or backend == "gpu" else {}
     for model, batch in itertools.product(arguments.models, batches):
-        yield {"kind": "images", "model": model, "batch": batch, **common}
+        yield {"kind": "images", "model": model, "batch": batch, **half, **common}
     if arguments.texts:
         from clip_jax.catalog import lookup
 
@@ -268,7 +271,9 @@ def _matmul_peak(dtype: str, cache: dict = {}) -> float:  # noqa: B006
     size, calls = (2048, 1) if on_cpu else (8192, 10)
     if dtype not in cache:
         matrix = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
-        cache[dtype] = matrix, jax.jit(lambda a: jnp.matmul(a, a, precision="highest"))
+        # Of bfloat16 a CPU multiplies fast what it gives as float32.
+        wide = {"preferred_element_type": jnp.float32} if on_cpu else {}
+        cache[dtype] = matrix, jax.jit(lambda a: jnp.matmul(a, a, precision="highest", **wide))
         jax.block_until_ready(cache[dtype][1](matrix))
     matrix, product = cache[dtype]
     taken = []
@@ -315,10 +320,13 @@ def images(spec: Spec) -> Record:
         )
 
     ours = {ENCODER: lambda: encoder("float32"), MODEL: bare}
-    if on_gpu:
+    if spec.get("half"):
         ours[ENCODER + HALF] = lambda: encoder("bfloat16")
+    if on_gpu:
         ours[ENCODER + FUSED + HALF] = lambda: encoder("bfloat16", "cudnn")
-    peers = _gpu_images if on_gpu else _cpu_images
+        peers = _gpu_images
+    else:
+        peers = functools.partial(_cpu_images, half=bool(spec.get("half")))
     others = peers(theirs, host, batch, spec["compile"]) if theirs else _ABSENT
     answer = _take_turns({**others, **ours}, spec["rounds"], _matmul_peak)
     programs = {dtype: encoder.num_compilations for dtype, encoder in encoders.items()}
@@ -432,7 +440,7 @@ def _models(config: Any) -> tuple[Any, Any]:
     return theirs, from_parameters(*from_pytorch(state))
 
 
-def _cpu_images(model: Any, images: np.ndarray, batch: int, compiled: bool):
+def _cpu_images(model: Any, images: np.ndarray, batch: int, compiled: bool, half: bool):
     """Makers of the peers, each with its input in the layout it likes."""
     from tests import reference
 
@@ -440,8 +448,12 @@ def _cpu_images(model: Any, images: np.ndarray, batch: int, compiled: bool):
     planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2))
     last = torch.from_numpy(planes).to(memory_format=torch.channels_last)
 
-    def make(embed: Callable, inputs: Any) -> Contender:
-        return Contender(lambda: embed([inputs]), len(images))
+    def make(embed: Callable, inputs: Any, dtype: str = "float32") -> Contender:
+        return Contender(lambda: embed([inputs]), len(images), dtype)
+
+    def in_half(wrap: Callable = lambda network: network) -> Contender:
+        network = wrap(_half(visual))
+        return make(_over(lambda x: network(x.bfloat16())), planes, "bfloat16")
 
     def channels_last() -> Contender:
         moved = copy.deepcopy(visual).to(memory_format=torch.channels_last)
@@ -451,6 +463,10 @@ def _cpu_images(model: Any, images: np.ndarray, batch: int, compiled: bool):
     if compiled:
         makers[COMPILE] = lambda: make(_over(_compiled(visual)), planes)
     makers[ONNX] = lambda: make(_onnx(visual, planes), planes)
+    if half:
+        makers[EAGER + HALF] = in_half
+        if compiled:
+            makers[COMPILE + HALF] = lambda: in_half(_compiled)
     return makers
 
 

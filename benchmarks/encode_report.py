@@ -46,7 +46,7 @@ def markdown(documents: list[dict]) -> str:
         for name, reason in record["missing"].items()
     }
     if not any(record["backend"] == "gpu" for record in records):
-        missing.add("GPU: there was none; so nothing in bfloat16, either")
+        missing.add("GPU: there was none")
     if missing:
         parts += ["## Not measured", "\n".join(f"- {line}" for line in sorted(missing))]
     return "\n\n".join(parts)
@@ -195,7 +195,7 @@ def _images(records: list[Record]) -> list[str]:
         "input is normalised floats in the layout of each, on a GPU bytes.",
         report.table(rates, columns),
         "Against the best peer of the same dtype: the median of the ratios of each round. "
-        "Peak: the best 2048³ float32 product in JAX (8192³ on a GPU) between the turns.",
+        "Peak: the best 2048³ product of the dtype in JAX (8192³ on a GPU) between the turns.",
         report.table(
             ratios,
             (

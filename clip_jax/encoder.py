@@ -113,7 +113,7 @@ class Encoder:
         elif attention != "xla":
             raise ValueError(f'attention must be "xla" or "cudnn". Got {attention!r}.')
         self._precision = model.precision if precision is None else precision
-        if jax.default_backend() == "cpu" and model.dtype == jnp.float32:
+        if jax.default_backend() == "cpu":
             rearrange_for_cpu(model, in_slices=parallel != "mesh")
         leaves, self._treedef = jax.tree.flatten(model)
         self._leaves = self._placement.put_leaves(leaves)

@@ -24,8 +24,15 @@ from clip_jax.nn import (
 from clip_jax.nn.clip import _encode_image
 from clip_jax.nn.cpu import rearrange_for_cpu
 from clip_jax.nn.layers import Attention, LayerNorm, activate, attend
-from clip_jax.nn.resnet import BatchNorm, Conv, convolve_squares, square_kernel
-from clip_jax.nn.tree import variables
+from clip_jax.nn.linear import multiply, multiply_in_training
+from clip_jax.nn.resnet import (
+    BatchNorm,
+    Conv,
+    convolve_by_products,
+    convolve_squares,
+    square_kernel,
+)
+from clip_jax.nn.tree import cast, variables
 from clip_jax.nn.winograd import winograd_convolution, winograd_kernels
 from tests import reference
 from tests.models import (
@@ -229,6 +236,13 @@ def test_convolution_over_squares_of_pixels_equals_that_of_stride_two(size):
     assert relative_error(convolve_squares(x, jnp.asarray(kernel)), conv(x)) < 1e-6
 
 
+@pytest.mark.parametrize("size", [(1, 1), (5, 8)])
+def test_nine_products_are_a_convolution(size):
+    conv = Conv(6, 4, 3, rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 6)), jnp.float32)
+    assert relative_error(convolve_by_products(x, conv.kernel[...]), conv(x)) < 1e-6
+
+
 @pytest.mark.parametrize("in_slices", [True, False])
 @pytest.mark.parametrize("config", [TINY_VIT, TINY_RESNET], ids=["vit", "resnet"])
 @pytest.mark.parametrize("count", [1, 3, 8])
@@ -241,6 +255,17 @@ def test_a_model_rearranged_for_the_cpu_is_the_same(config, in_slices, count):
     assert relative_error(given, expected) < 2e-6
     expected, given = model.encode_text(tokens), rearranged.encode_text(tokens)
     assert relative_error(given, expected) < 2e-6
+
+
+@pytest.mark.parametrize("config", [TINY_VIT, TINY_RESNET], ids=["vit", "resnet"])
+def test_a_model_rearranged_for_the_cpu_is_as_near_in_bfloat16(config):
+    model = small(config)
+    half, rearranged = (cast(model, jnp.bfloat16) for _ in range(2))
+    rearrange_for_cpu(rearranged, in_slices=True)
+    images = random_images(3, config.vision.image_size)
+    expected, *given = (m.encode_image(images) for m in (model, half, rearranged))
+    plain, other = (relative_error(features.astype(jnp.float32), expected) for features in given)
+    assert 1e-4 < other < 1.5 * plain < 5e-2
 
 
 def test_images_of_many_tokens_attend_a_few_heads_at_a_time(monkeypatch):
@@ -421,6 +446,41 @@ def test_bfloat16_is_close_and_float32_stays_inside_norms(model, images, tokens)
     assert relative_error(text, model.encode_text(tokens)) < 3e-2
     assert half(images, tokens)[0].dtype == jnp.float32
     assert half.visual.conv1.kernel[...].dtype == jnp.float32
+
+
+def test_bfloat16_products_are_added_up_in_float32_on_cpus():
+    rng = np.random.default_rng(0)
+    x, kernel = (jnp.asarray(rng.normal(size=n), jnp.bfloat16) for n in ((6, 512), (512, 16)))
+    exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+    result = jax.jit(multiply)(x, kernel)
+    assert result.dtype == jnp.float32
+    assert relative_error(result, exact) < 1e-6
+    assert multiply(x.astype(jnp.float16), kernel.astype(jnp.float16)).dtype == jnp.float16
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize(("shape", "outputs"), [((2, 4, 6), 8), ((3, 5, 7), 9), ((1, 3), 2)])
+def test_gradients_in_training_are_those_of_the_plain_product(dtype, shape, outputs):
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=shape), dtype)
+    kernel = jnp.asarray(rng.normal(size=(shape[-1], outputs)), jnp.float32)
+    weights = jnp.asarray(rng.normal(size=(*shape[:-1], outputs)), dtype)
+
+    def gradients(product):
+        def total(x, kernel):
+            return (product(x, kernel) * weights).astype(jnp.float32).sum()
+
+        return jax.jit(jax.grad(total, argnums=(0, 1)))(x, kernel)
+
+    by_x, by_kernel = gradients(multiply_in_training)
+    assert (by_x.dtype, by_kernel.dtype) == (dtype, jnp.float32)
+    wide = weights.astype(jnp.float32)
+    expected = wide @ kernel.astype(dtype).astype(jnp.float32).T
+    # Rounded once, to the 8 significand bits of bfloat16; the kernel's gradient is not.
+    assert relative_error(by_x, expected) < (1e-6 if dtype == jnp.float32 else 4e-3)
+    rows = np.asarray(x, np.float64).reshape(-1, shape[-1])
+    expected = rows.T @ np.asarray(weights, np.float64).reshape(-1, outputs)
+    assert relative_error(by_kernel, expected) < 1e-6
 
 
 def test_nothing_global_is_changed():

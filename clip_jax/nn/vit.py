@@ -27,7 +27,8 @@ class PatchEmbedding(nnx.Module):
         patches = patches.reshape(b, n * n, p * p * 3)
         if kept is not None:
             patches = jnp.take_along_axis(patches, kept[..., None], axis=1)
-        return multiply(patches, self.kernel[...].astype(images.dtype), self.is_transposed)
+        embedded = multiply(patches, self.kernel[...].astype(images.dtype), self.is_transposed)
+        return embedded.astype(images.dtype)
 
 
 class VisionTransformer(nnx.Module):
