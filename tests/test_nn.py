@@ -24,7 +24,7 @@ from clip_jax.nn import (
 from clip_jax.nn.clip import _encode_image
 from clip_jax.nn.cpu import rearrange_for_cpu
 from clip_jax.nn.layers import Attention, LayerNorm, activate, attend
-from clip_jax.nn.linear import multiply, multiply_in_training
+from clip_jax.nn.linear import linear_in_training, multiply
 from clip_jax.nn.resnet import (
     BatchNorm,
     Conv,
@@ -460,27 +460,32 @@ def test_bfloat16_products_are_added_up_in_float32_on_cpus():
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @pytest.mark.parametrize(("shape", "outputs"), [((2, 4, 6), 8), ((3, 5, 7), 9), ((1, 3), 2)])
-def test_gradients_in_training_are_those_of_the_plain_product(dtype, shape, outputs):
+def test_gradients_in_training_are_those_of_a_linear_layer(dtype, shape, outputs):
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=shape), dtype)
     kernel = jnp.asarray(rng.normal(size=(shape[-1], outputs)), jnp.float32)
+    bias = jnp.asarray(rng.normal(size=outputs), jnp.float32)
     weights = jnp.asarray(rng.normal(size=(*shape[:-1], outputs)), dtype)
 
-    def gradients(product):
-        def total(x, kernel):
-            return (product(x, kernel) * weights).astype(jnp.float32).sum()
+    def total(x, kernel, bias):
+        y = linear_in_training(x, kernel, bias)
+        return (y * weights).astype(jnp.float32).sum(), y
 
-        return jax.jit(jax.grad(total, argnums=(0, 1)))(x, kernel)
-
-    by_x, by_kernel = gradients(multiply_in_training)
-    assert (by_x.dtype, by_kernel.dtype) == (dtype, jnp.float32)
-    wide = weights.astype(jnp.float32)
-    expected = wide @ kernel.astype(dtype).astype(jnp.float32).T
-    # Rounded once, to the 8 significand bits of bfloat16; the kernel's gradient is not.
-    assert relative_error(by_x, expected) < (1e-6 if dtype == jnp.float32 else 4e-3)
-    rows = np.asarray(x, np.float64).reshape(-1, shape[-1])
-    expected = rows.T @ np.asarray(weights, np.float64).reshape(-1, outputs)
-    assert relative_error(by_kernel, expected) < 1e-6
+    gradients, y = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(x, kernel, bias)
+    by_x, by_kernel, by_bias = gradients
+    assert y.dtype == by_x.dtype == dtype
+    assert by_kernel.dtype == by_bias.dtype == jnp.float32
+    # Rounded once, to the 8 significand bits of bfloat16; what is float32 is not.
+    once = 1e-6 if dtype == jnp.float32 else 4e-3
+    rounded = np.asarray(kernel.astype(dtype), np.float64)
+    rows = np.asarray(x, np.float64)
+    # The bias is rounded, too.
+    assert relative_error(y, rows @ rounded + np.asarray(bias, np.float64)) < 2 * once
+    wide = np.asarray(weights, np.float64)
+    assert relative_error(by_x, wide @ rounded.T) < once
+    flat = wide.reshape(-1, outputs)
+    assert relative_error(by_kernel, rows.reshape(-1, shape[-1]).T @ flat) < 1e-6
+    assert relative_error(by_bias, flat.sum(0)) < 1e-6
 
 
 def test_nothing_global_is_changed():

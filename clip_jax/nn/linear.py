@@ -58,37 +58,40 @@ def multiply(
 
 
 @jax.custom_vjp
-def multiply_in_training(
-    x: Float[Array, "*b i"], kernel: Float[Array, "i o"]
+def linear_in_training(
+    x: Float[Array, "*b i"], kernel: Float[Array, "i o"], bias: Float[Array, " o"]
 ) -> Float[Array, "*b o"]:
-    """`multiply` by a kernel cast to the dtype of `x`, with gradients as CPUs compute them fastest.
+    """`x @ kernel + bias` in the dtype of `x`, with gradients as CPUs compute them fastest.
 
     XLA's CPU backend transposes what a product over rows begins with, and fuses that with whatever
     made it, which is then read column by column: sums of gradients with JAX's own order, in which
     the gradient of the result begins; activations where `x` does. Either took a quarter of a
     training step. So the gradient by the kernel is a product of `x` upright, kept from fusion; in
     bfloat16 both gradients are products of what lies in memory as it is multiplied. The one by the
-    kernel is in the kernel's dtype. Only reverse-mode differentiation works, and the backward
-    products take the precision that is the default around the gradient.
+    bias is a sum of rows, because XLA cuts sums over two axes into windows that it reads slowly.
+    Kernel and bias have gradients of their own dtypes. Only reverse-mode differentiation works, and
+    the backward products take the precision that is the default around the gradient.
     """
-    return multiply(x, kernel.astype(x.dtype))
+    return _linear_forward(x, kernel, bias)[0]
 
 
-def _multiply_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return multiply_in_training(x, kernel), (x, kernel)
+def _linear_forward(x: Array, kernel: Array, bias: Array) -> tuple[Array, tuple[Array, ...]]:
+    y = multiply(x, kernel.astype(x.dtype))
+    return (y + bias.astype(y.dtype)).astype(x.dtype), (x, kernel, bias)
 
 
-def _multiply_backward(kept: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    x, kernel = kept
-    gradient = gradient.astype(x.dtype)
-    flat = gradient.reshape(-1, gradient.shape[-1])
-    rows = jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]))
-    by_x = multiply(gradient, _upright(kernel.astype(x.dtype)))
-    by_kernel = multiply(_upright(rows), flat)
-    return by_x.astype(x.dtype), by_kernel.astype(kernel.dtype)
+def _linear_backward(kept: tuple[Array, ...], gradient: Array) -> tuple[Array, ...]:
+    x, kernel, bias = kept
+    rows, gradient = jax.lax.optimization_barrier(
+        (x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1]))
+    )
+    by_x = multiply(gradient, _upright(kernel.astype(x.dtype))).reshape(x.shape)
+    by_kernel = multiply(_upright(rows), gradient)
+    by_bias = gradient.sum(0, dtype=jnp.float32)
+    return by_x.astype(x.dtype), by_kernel.astype(kernel.dtype), by_bias.astype(bias.dtype)
 
 
-multiply_in_training.defvjp(_multiply_forward, _multiply_backward)
+linear_in_training.defvjp(_linear_forward, _linear_backward)
 
 
 def _upright(matrix: Float[Array, "m n"]) -> Float[Array, "n m"]:
@@ -126,7 +129,6 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         if self.is_trained:
-            y = multiply_in_training(x, self.kernel[...])
-        else:
-            y = multiply(x, self.kernel[...].astype(x.dtype), self.is_transposed)
+            return linear_in_training(x, self.kernel[...], self.bias[...])
+        y = multiply(x, self.kernel[...].astype(x.dtype), self.is_transposed)
         return (y + self.bias[...].astype(y.dtype)).astype(x.dtype)

@@ -9,7 +9,7 @@ from clip_jax.nn.resnet import ModifiedResNet
 
 
 def arrange_for_training(model: CLIP) -> None:
-    """Has the gradients of `model`'s linear layers computed by `multiply_in_training`, for CPUs.
+    """Has the gradients of `model`'s linear layers computed by `linear_in_training`, for CPUs.
 
     The numbers are the same. A model is not made so from the start, because only reverse-mode
     differentiation works then, and the precision of the products in it has to be set around the

@@ -134,9 +134,15 @@ def batches(
     else:
         dataset = grain.MapDataset.source(readable).seed(seed).shuffle()
     dataset = dataset[process::num_processes].repeat().random_map(example)
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=4 * batch_size)
+    # Few pairs wait at a time, because Grain asks at each of them which are ready; whole batches
+    # wait instead, in a thread that reads by itself where it is the only one.
+    options = grain.ReadOptions(
+        num_threads=num_threads if num_threads > 1 else 0, prefetch_buffer_size=8 * num_threads
+    )
     # What is None is left out here, so that every batch is full.
-    return iter(dataset.to_iter_dataset(options).batch(batch_size, drop_remainder=True)), skipped
+    full = dataset.to_iter_dataset(options).batch(batch_size, drop_remainder=True)
+    ahead = grain.experimental.ThreadPrefetchIterDataset(full, prefetch_buffer_size=2)
+    return iter(ahead), skipped
 
 
 def group_by_length(batch: Mapping[str, np.ndarray], *, multiple: int = 1) -> dict[str, Any]:

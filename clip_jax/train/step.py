@@ -190,7 +190,7 @@ def make_step(
         micro = _cut(whole, how.micro_batches, mesh)
         embed = functools.partial(_embed, model, how, frozen)
         measure = functools.partial(_measure, how.loss, mesh)
-        # Around the gradients, because that is where `multiply_in_training` makes its products.
+        # Around the gradients, because that is where `linear_in_training` makes its products.
         with jax.default_matmul_precision(how.precision):
             gradients, statistics, (loss, accuracy) = contrastive_gradients(
                 embed, measure, state.parameters, state.statistics, micro
