@@ -183,7 +183,7 @@ _ENTRIES = (
             text=TextConfig(128, num_layers=2, num_heads=2),
         ),
         "emoji",
-        "97b58f267f20c5fd04157584fb6b1571e6706c6c7e40c08a1f59528871cc2117",
+        "360febffd59d0244ffb3b3e02ea4fdcb4f9d939341972a96199e14b75e732450",
         8_585_473,
         1_838_208,
         0.25,

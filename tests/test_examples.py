@@ -76,6 +76,27 @@ def emoji(monkeypatch):
     return importlib.import_module
 
 
+def test_a_name_is_no_keyword_of_another_emoji(tmp_path, emoji):
+    entries = (
+        ("1F415", "dog", ["animal", "dogs", "pet"], 2),
+        ("1F9AE", "guide dog", ["dog", "guide", "pet"], 1),
+        ("1F4A9-FE0F", "pile of poo", [], 3),
+    )
+    (tmp_path / "en").mkdir()
+    (tmp_path / "en" / "data.json").write_text(
+        json.dumps(
+            [
+                {"hexcode": code, "label": label, "tags": tags, "order": order, "group": 3}
+                for code, label, tags, order in entries
+            ]
+        )
+    )
+    guide, dog, poo = emoji("names").concepts(tmp_path)
+    assert (guide.keywords, dog.keywords) == (("guide", "pet"), ("animal", "dogs", "pet"))
+    assert guide.captions == ["guide dog"] * 6 + ["guide", "pet"]
+    assert (poo.code, poo.captions) == ("1F4A9", ["pile of poo"])
+
+
 def test_drawings_are_matched_by_what_names_one_concept_alone(tmp_path, emoji):
     known = [
         emoji("names").Concept(code, name, (), True)

@@ -15,7 +15,7 @@ class Concept:
     Attributes:
         code: its code points in hexadecimal, without variation selectors.
         name: Unicode's short name.
-        keywords: Unicode's, and more.
+        keywords: Unicode's, and more, but for those that another emoji has as its name.
         is_base: whether it is neither joined of several emoji nor a flag: those are tested.
     """
 
@@ -27,19 +27,20 @@ class Concept:
     @property
     def captions(self) -> list[str]:
         """What a drawing of it may be called: the name three times as often as a keyword."""
-        keywords = [word for word in self.keywords if word != self.name]
-        return [self.name] * (3 * len(keywords) or 1) + keywords
+        return [self.name] * (3 * len(self.keywords) or 1) + list(self.keywords)
 
 
 def concepts(package: Path) -> list[Concept]:
     """All emoji without skin tones, in Unicode's order."""
     document = json.loads((package / "en" / "data.json").read_text())
     entries = [e for e in document if e.get("group") not in (None, COMPONENTS)]
+    # "cat" is a keyword of ten emoji and the name of one, which is what it should find first.
+    names = {entry["label"] for entry in entries}
     return [
         Concept(
             code=plain(entry["hexcode"]),
             name=entry["label"],
-            keywords=tuple(entry.get("tags", ())),
+            keywords=tuple(word for word in entry.get("tags", ()) if word not in names),
             is_base="200D" not in entry["hexcode"] and entry["group"] != FLAGS,
         )
         for entry in sorted(entries, key=lambda entry: entry["order"])

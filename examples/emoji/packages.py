@@ -24,40 +24,37 @@ PACKAGES = {
 }
 # Icons of what there are emoji of, too. A style is a package and a variant in it.
 ICONS = {
-    "fa7": "@iconify-json/fa7-solid@1.2.5",  # Font Awesome: CC-BY 4.0
-    "game-icons": "@iconify-json/game-icons@1.2.4",  # CC-BY 3.0
-    "hugeicons": "@iconify-json/hugeicons@1.2.35",  # MIT
-    "icon-park": "@iconify-json/icon-park@1.2.4",  # Apache-2.0
-    "lucide": "@iconify-json/lucide@1.2.137",  # ISC
-    "mdi": "@iconify-json/mdi@1.2.3",  # Apache-2.0
-    "mingcute": "@iconify-json/mingcute@1.2.8",  # Apache-2.0
-    "ph": "@iconify-json/ph@1.2.2",  # Phosphor: MIT
-    "tabler": "@iconify-json/tabler@1.2.41",  # MIT
-    "streamline-color": "@iconify-json/streamline-color@1.2.2",  # CC-BY 4.0
-    "streamline-cyber": "@iconify-json/streamline-cyber-color@1.2.2",  # CC-BY 4.0
-    "streamline-plump": "@iconify-json/streamline-plump-color@1.2.2",  # CC-BY 4.0
-}
-# The same for the second training.
-MORE_ICONS = {
     "bi": "@iconify-json/bi@1.2.7",  # Bootstrap Icons: MIT
     "boxicons": "@iconify-json/boxicons@1.2.0",  # MIT
+    "fa7": "@iconify-json/fa7-solid@1.2.5",  # Font Awesome: CC-BY 4.0
     "fontisto": "@iconify-json/fontisto@1.2.1",  # MIT
+    "game-icons": "@iconify-json/game-icons@1.2.4",  # CC-BY 3.0
     "griddy": "@iconify-json/griddy-icons@1.2.0",  # MIT
     "healthicons": "@iconify-json/healthicons@1.2.13",  # MIT
+    "hugeicons": "@iconify-json/hugeicons@1.2.35",  # MIT
+    "icon-park": "@iconify-json/icon-park@1.2.4",  # Apache-2.0
     "icon-park-twotone": "@iconify-json/icon-park-twotone@1.2.4",  # Apache-2.0
     "iconoir": "@iconify-json/iconoir@1.2.11",  # MIT
     "ion": "@iconify-json/ion@1.2.7",  # IonIcons: MIT
     "la": "@iconify-json/la@1.2.1",  # Line Awesome: Apache-2.0
     "lineicons": "@iconify-json/lineicons@1.2.6",  # MIT
+    "lucide": "@iconify-json/lucide@1.2.137",  # ISC
+    "mdi": "@iconify-json/mdi@1.2.3",  # Apache-2.0
+    "mingcute": "@iconify-json/mingcute@1.2.8",  # Apache-2.0
     "mynaui": "@iconify-json/mynaui@1.2.19",  # MIT
     "pepicons": "@iconify-json/pepicons-pop@1.2.4",  # CC-BY 4.0
+    "ph": "@iconify-json/ph@1.2.2",  # Phosphor: MIT
     "picon": "@iconify-json/picon@1.2.0",  # OFL-1.1
     "pinhead": "@iconify-json/pinhead@1.2.28",  # CC0
     "ri": "@iconify-json/ri@1.2.10",  # Remix Icon: Apache-2.0
     "solar": "@iconify-json/solar@1.2.13",  # CC-BY 4.0
+    "streamline-color": "@iconify-json/streamline-color@1.2.2",  # CC-BY 4.0
     "streamline-core": "@iconify-json/streamline@1.2.5",  # CC-BY 4.0
+    "streamline-cyber": "@iconify-json/streamline-cyber-color@1.2.2",  # CC-BY 4.0
     "streamline-flex": "@iconify-json/streamline-flex-color@1.2.2",  # CC-BY 4.0
     "streamline-kameleon": "@iconify-json/streamline-kameleon-color@1.2.2",  # CC-BY 4.0
+    "streamline-plump": "@iconify-json/streamline-plump-color@1.2.2",  # CC-BY 4.0
+    "tabler": "@iconify-json/tabler@1.2.41",  # MIT
     "tdesign": "@iconify-json/tdesign@1.2.19",  # MIT
     "temaki": "@iconify-json/temaki@1.2.6",  # CC0
     "uil": "@iconify-json/uil@1.2.3",  # Unicons: Apache-2.0

@@ -2,14 +2,12 @@
 
     python examples/emoji/prepare.py DIR
 
-Writes DIR/train.tar, DIR/more.tar, DIR/choose.tar and DIR/test.tar (WebDataset: a PNG and a JSON
-with captions), and DIR/drawings.csv, a table of all of them. Needs npm, and
-pip install 'clip-jax-flax[emoji]'.
+Writes DIR/train.tar, DIR/choose.tar and DIR/test.tar (WebDataset: a PNG and a JSON with captions),
+and DIR/drawings.csv, a table of all of them. Needs npm, and pip install 'clip-jax-flax[emoji]'.
 
-train.tar is for the first training, more.tar for the second, which sees both. Every tenth concept
-is drawn in choose.tar in one of the training styles, which that concept has in neither of them:
-that is what to choose a recipe by. The drawings of test.tar are another artist's and for the last
-measurement only.
+Every tenth concept is drawn in choose.tar in one of the training styles, and in train.tar in none
+by the same artists: that is what to choose a recipe by. The drawings of test.tar are another
+artist's and for the last measurement only.
 """
 
 import argparse
@@ -18,7 +16,7 @@ import csv
 import io
 import json
 import tarfile
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from drawings import (
@@ -33,13 +31,13 @@ from drawings import (
     tinted,
 )
 from names import Concept, codes_by_name, concepts
-from packages import ICONS, LINE_ICONS, MORE_ICONS, PACKAGES, VARIANTS, fetch
+from packages import ICONS, LINE_ICONS, PACKAGES, VARIANTS, fetch
 from tqdm import tqdm
 
 FLUENT = ("flat", "modern", "high-contrast")
 CHOOSE_STYLES = ("google", "twitter", *(f"fluent-{kind}" for kind in FLUENT))
 TEST_STYLE = "openmoji"
-SPLITS = ("train", "more", "choose", "test")
+SPLITS = ("train", "choose", "test")
 
 
 def main() -> None:
@@ -48,17 +46,13 @@ def main() -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="where everything goes")
     folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
-    packages = {
-        name: fetch(package, folder) for name, package in (PACKAGES | ICONS | MORE_ICONS).items()
-    }
+    packages = {name: fetch(package, folder) for name, package in (PACKAGES | ICONS).items()}
     known = concepts(packages["names"])
-    codes = codes_by_name(packages["names"], known)
-    styles = drawings_by_style(packages, known, codes)
-    more = more_by_style(packages, codes, styles)
+    styles = drawings_by_style(packages, known, codes_by_name(packages["names"], known))
     rows = [
-        ("more" if name == "train" and style in more else name, style, concept, drawings[code])
+        (name, style, concept, drawings[code])
         for i, concept in enumerate(known)
-        for style, drawings in (styles | more).items()
+        for style, drawings in styles.items()
         if (code := concept.code) in drawings and (name := split(i, style))
     ]
     with contextlib.ExitStack() as stack:
@@ -82,69 +76,46 @@ def main() -> None:
 def drawings_by_style(
     packages: Mapping[str, Path], known: list[Concept], codes: Mapping[str, str]
 ) -> dict[str, Mapping[str, Drawing]]:
-    """The styles of the first training and of the test, and in each the drawings by code points."""
+    """The styles, and in each the drawings by code points."""
     google, google_2017, twitter, emojitwo, fxemoji = (
         iconify(packages[name], codes)
         for name in ("google-svg", "google-2017-svg", "twitter-svg", "emojitwo", "fxemoji")
     )
     flat, modern, high_contrast = (fluent(packages["fluent"], kind, known) for kind in FLUENT)
     lines = packages["google-lines"] / "files" / "noto-emoji-emoji-400-normal.woff2"
-    return {
+    styles = {
         "google": datasource(packages["google"], "google"),
         "google-2017": datasource(packages["google-2017"], "google"),
         "google-lines": glyphs(lines, known),
-        "google-penned": penned(google),
-        "google-2017-penned": penned(google_2017),
-        "google-2017-white": penned(google_2017, fill="#fff"),
         "twitter": datasource(packages["twitter"], "twitter"),
-        "twitter-penned": penned(twitter),
-        "twitter-white": penned(twitter, fill="#fff"),
         "fluent-flat": flat,
         "fluent-modern": modern,
         "fluent-high-contrast": high_contrast,
         "fluent-3d": by_code(packages["fluent-3d"] / "assets", "*.webp"),
-        "fluent-penned": penned(flat),
-        "fluent-white": penned(flat, fill="#fff"),
         "emojitwo": emojitwo,
         "emojitwo-lines": iconify(packages["emojitwo-lines"], codes),
-        "emojitwo-penned": penned(emojitwo),
         "fxemoji": fxemoji,
-        "fxemoji-penned": penned(fxemoji),
         "streamline": iconify(packages["streamline"], codes),
         "streamline-2": iconify(packages["streamline"], codes, variant="2"),
-        **icons(ICONS, packages, codes),
         TEST_STYLE: by_code(packages["openmoji"] / "color" / "svg", "*.svg"),
     }
-
-
-def more_by_style(
-    packages: Mapping[str, Path],
-    codes: Mapping[str, str],
-    styles: Mapping[str, Mapping[str, Drawing]],
-) -> dict[str, Mapping[str, Drawing]]:
-    """The styles that the second training sees besides, some of them made of the first's."""
-    more = icons(MORE_ICONS, packages, codes)
-    lines = ("google-lines", "emojitwo-lines", "fluent-high-contrast", *LINE_ICONS)
-    vectors = {"google": "google-svg", "emojitwo": "emojitwo", "fxemoji": "fxemoji"}
-    return {
-        **{
-            f"{style}-white": penned(iconify(packages[name], codes), fill="#fff")
-            for style, name in vectors.items()
-        },
-        **more,
-        **{f"{style}-tinted": tinted({**styles, **more}[style]) for style in lines},
+    for name in ICONS:
+        for variant in VARIANTS.get(name, ("1",)):
+            styles[f"{name}-{variant}"] = iconify(packages[name], codes, variant)
+    vectors = {
+        "google": google,
+        "google-2017": google_2017,
+        "twitter": twitter,
+        "fluent": flat,
+        "emojitwo": emojitwo,
+        "fxemoji": fxemoji,
     }
-
-
-def icons(
-    names: Collection[str], packages: Mapping[str, Path], codes: Mapping[str, str]
-) -> dict[str, Mapping[str, Drawing]]:
-    """The styles of icon packages."""
-    return {
-        f"{name}-{variant}": iconify(packages[name], codes, variant)
-        for name in names
-        for variant in VARIANTS.get(name, ("1",))
-    }
+    for name, drawings in vectors.items():
+        styles[f"{name}-penned"] = penned(drawings)
+        styles[f"{name}-white"] = penned(drawings, fill="#fff")
+    for name in ("google-lines", "emojitwo-lines", "fluent-high-contrast", *LINE_ICONS):
+        styles[f"{name}-tinted"] = tinted(styles[name])
+    return styles
 
 
 def split(index: int, style: str) -> str | None:
