@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import hypothesis
@@ -24,6 +25,7 @@ from clip_jax.sources import Pair, open_pairs
 from clip_jax.train import group_by_length, read_config, train
 from clip_jax.train.augment import AugmentConfig, augment
 from clip_jax.train.data import batches
+from clip_jax.train.metrics import Metrics
 from clip_jax.train.order import Spread, groups_of, spread
 from clip_jax.weights import read_native
 from tests import processes
@@ -624,6 +626,25 @@ def test_killed_runs_end_with_the_same_bits(toml, tmp_path, shards):
     records = [read_metrics(tmp_path / name) for name in ("run", "undisturbed")]
     assert [r["step"] for r in records[0]] == [r["step"] for r in records[1]]
     assert [r["loss"] for r in records[0]] == [r["loss"] for r in records[1]]
+
+
+def test_a_run_stopped_by_the_keyboard_reads_no_more(toml, monkeypatch):
+    """A thread that reads on while Python ends makes it crash, now and then."""
+
+    def readers() -> list[str]:
+        names = (thread.name for thread in threading.enumerate())
+        return [name for name in names if name.startswith("grain")]
+
+    def stop(self, record):
+        assert readers()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Metrics, "add", stop)
+    # Kept, because the frames in its traceback keep what would else be closed by itself.
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        train(read_config(toml, ["data.num_threads=1"]), progress=False)
+    assert not readers()
+    del stopped
 
 
 @pytest.mark.long

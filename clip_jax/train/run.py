@@ -1,5 +1,6 @@
 """A training run from its first step to the finished model, through any number of deaths."""
 
+import contextlib
 import dataclasses
 import functools
 import time
@@ -79,7 +80,10 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
     del model
     step_at = _make_steps(config, architecture, mesh)
 
-    with Checkpoints(out, config.identity(), keep=config.run.keep_checkpoints) as checkpoints:
+    with (
+        contextlib.closing(iterator),  # its thread reads on until then, also past Python's end
+        Checkpoints(out, config.identity(), keep=config.run.keep_checkpoints) as checkpoints,
+    ):
         state = checkpoints.restore(state, iterator)
         metrics = Metrics(out, int(state.step))
         state = _loop(
