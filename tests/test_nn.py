@@ -206,15 +206,23 @@ def test_the_three_activations_differ():
         np.testing.assert_allclose(activate(x, name), expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("heads_at_once", [None, 1, 2, 4])
-def test_attention_equals_its_formula_in_float64(heads_at_once):
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {},
+        *({"heads_at_once": heads} for heads in (1, 2, 4)),
+        *({"query_blocks": blocks} for blocks in (2, 3, 4)),
+    ],
+    ids=str,
+)
+def test_attention_equals_its_formula_in_float64(parts):
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, n, 3, 5)) for n in (4, 7, 7))
     scores = np.einsum("bqhc,bkhc->bhqk", q, k) / math.sqrt(5)
     weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     expected = np.einsum("bhqk,bkhc->bqhc", weights, v)
     arrays = (jnp.asarray(x, jnp.float32) for x in (q, k, v))
-    given = attend(*arrays, heads_at_once=heads_at_once)
+    given = attend(*arrays, **parts)
     np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -268,12 +276,17 @@ def test_a_model_rearranged_for_the_cpu_is_as_near_in_bfloat16(config):
     assert 1e-4 < other < 1.5 * plain < 5e-2
 
 
-def test_images_of_many_tokens_attend_a_few_heads_at_a_time(monkeypatch):
-    monkeypatch.setattr(cpu, "MANY_TOKENS", 5)
+@pytest.mark.parametrize(
+    ("queries", "parts"), [(10, (None, 1)), (9, (None, 2)), (5, (None, 2)), (4, (2, 1))]
+)
+def test_images_of_many_tokens_attend_in_parts(monkeypatch, queries, parts):
+    assert TINY_VIT.vision.num_patches + 1 == 10
+    monkeypatch.setattr(cpu, "QUERIES_AT_ONCE", queries)
     model, rearranged = small(TINY_VIT), small(TINY_VIT)
     rearrange_for_cpu(rearranged, in_slices=True)
-    sizes = {m.heads_at_once for _, m in nnx.iter_modules(rearranged) if isinstance(m, Attention)}
-    assert sizes == {None, cpu.HEADS_AT_ONCE}  # the text tower's and the image tower's
+    for tower, expected in ((rearranged.visual, parts), (rearranged.transformer, (None, 1))):
+        layers = [m for _, m in nnx.iter_modules(tower) if isinstance(m, Attention)]
+        assert {(m.heads_at_once, m.query_blocks) for m in layers} == {expected}
     images = random_images(3, TINY_VIT.vision.image_size)
     expected, given = model.encode_image(images), rearranged.encode_image(images)
     assert relative_error(given, expected) < 2e-6

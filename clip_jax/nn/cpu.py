@@ -18,10 +18,11 @@ SLICE_SIZES = (1, 4, 8)
 # Likewise of a Vision Transformer's, the tokens at a time: enough rows for products of matrices to
 # be at their best, few enough for the scores of attention, which grow with the tokens squared.
 SLICE_TOKENS = 2200
-# Of attention, the heads at a time, from how many tokens on: so that their scores stay in the cache
-# between two products and an exponential. With 257 tokens that halves the time of attention, with
-# 197 it makes no difference.
-HEADS_AT_ONCE, MANY_TOKENS = 2, 256
+# Of attention, the queries and the heads at a time. XLA's library has one kernel for both products
+# and the exponential, which goes head by head, so that the scores stay in the cache, for up to 256
+# queries; for 257 it took four times as long. Up to twice as many go in two blocks. Of more, so few
+# heads at a time that their scores fit.
+QUERIES_AT_ONCE, HEADS_AT_ONCE = 256, 2
 
 
 def rearrange_for_cpu(model: CLIP, *, in_slices: bool) -> None:
@@ -49,10 +50,16 @@ def rearrange_for_cpu(model: CLIP, *, in_slices: bool) -> None:
     elif in_slices and isinstance(model.visual, VisionTransformer):
         tokens = len(model.visual.positional_embedding[...])
         model.visual.slice_size = 2 ** max(0, (SLICE_TOKENS // tokens).bit_length() - 1)
-        if tokens >= MANY_TOKENS and is_float32:
-            for _, module in nnx.iter_modules(model.visual):
-                if isinstance(module, Attention):
-                    module.heads_at_once = HEADS_AT_ONCE
+        for _, module in nnx.iter_modules(model.visual):
+            if isinstance(module, Attention):
+                _cut_attention(module, tokens)
+
+
+def _cut_attention(module: Attention, tokens: int) -> None:
+    if tokens > 2 * QUERIES_AT_ONCE:
+        module.heads_at_once = HEADS_AT_ONCE
+    elif tokens > QUERIES_AT_ONCE:
+        module.query_blocks = 2
 
 
 def _rearrange_convolution(module: Conv, dtype: DTypeLike, *, in_slices: bool) -> None:

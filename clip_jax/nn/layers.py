@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from clip_jax.config import Activation
-from clip_jax.nn.linear import Initializer, Linear, normal, ones, parameter, zeros
+from clip_jax.nn.linear import Initializer, Linear, multiply, normal, ones, parameter, zeros
 
 # Called with a name and a hidden state as a forward pass goes along; the names are those of the
 # official checkpoint's modules.
@@ -52,14 +52,20 @@ class LayerNorm(nnx.Module):
 
 
 def activate(x: Float[Array, "*b w"], activation: Activation) -> Float[Array, "*b w"]:
-    """The GELU that the configuration names; they differ by enough to ruin accuracy."""
+    """The GELU that the configuration names; they differ by enough to ruin accuracy.
+
+    In float32 whatever the dtype of `x`: XLA would round after each operation in between, which
+    takes CPUs twice the time.
+    """
+    y = x.astype(jnp.float32)
     match activation:
         case "quick_gelu":
-            return x * jax.nn.sigmoid(1.702 * x)
+            y = y * jax.nn.sigmoid(1.702 * y)
         case "gelu":
-            return jax.nn.gelu(x, approximate=False)
+            y = jax.nn.gelu(y, approximate=False)
         case "gelu_tanh":
-            return jax.nn.gelu(x, approximate=True)
+            y = jax.nn.gelu(y, approximate=True)
+    return y.astype(x.dtype)
 
 
 def attend(
@@ -69,21 +75,26 @@ def attend(
     mask: Mask | None = None,
     *,
     heads_at_once: int | None = None,
+    query_blocks: int = 1,
 ) -> Float[Array, "b q h c"]:
     """Softmax attention over h heads of size c, the softmax in float32.
 
-    Where there is no mask, `heads_at_once` of all heads of all sequences are computed at a time.
+    Where there is no mask, `heads_at_once` of all heads of all sequences are computed at a time, or
+    the queries in so many blocks. Neither changes what is computed, only what lies in caches.
     """
     # Heads outermost and keys upright, so that both products are plain ones of matrices that lie
     # in memory as they are multiplied; and the quotient of the softmax taken last, on the smaller
     # array: twice as fast on CPUs as einsum and softmax as they come.
     q = (q * q.shape[-1] ** -0.5).transpose(0, 2, 1, 3)  # b h q c
     k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)  # b h c k, b h k c
-    if heads_at_once is None or mask is not None:
+    if mask is not None:
         mixed = _mix(q, k, v, mask)
-    else:
+    elif heads_at_once is not None:
         heads = [x.reshape(-1, *x.shape[2:]) for x in (q, k, v)]
         mixed = in_slices(lambda heads: _mix(*heads), heads, heads_at_once).reshape(q.shape)
+    else:
+        blocks = jnp.array_split(q, query_blocks, axis=2)
+        mixed = jnp.concatenate([_mix(block, k, v) for block in blocks], axis=2)
     return mixed.transpose(0, 2, 1, 3)
 
 
@@ -179,7 +190,8 @@ class Attention(nnx.Module):
     def __init__(self, width: int, num_heads: int, *, init: BlockInit, rngs: nnx.Rngs | None):
         self.num_heads = num_heads
         self.implementation: Implementation = "xla"  # set by `use_attention`
-        self.heads_at_once: int | None = None  # set by `rearrange_for_cpu`
+        self.heads_at_once: int | None = None  # these two are set by `rearrange_for_cpu`
+        self.query_blocks = 1
         self.in_proj = Linear(
             width, 3 * width, kernel_init=init.in_proj, bias_init=zeros, rngs=rngs
         )
@@ -198,7 +210,10 @@ class Attention(nnx.Module):
             )
         elif rows is None:
             seen = None if mask is None else mask[:, None]
-            mixed = attend(q, k, v, seen, heads_at_once=self.heads_at_once)
+            parts: dict[str, Any] = dict(
+                heads_at_once=self.heads_at_once, query_blocks=self.query_blocks
+            )
+            mixed = attend(q, k, v, seen, **parts)
         else:
             mixed = attend(take_rows(q, rows), k, v, None if mask is None else mask[:, None])
         return self.out_proj(mixed.reshape(*mixed.shape[:2], -1))
@@ -208,7 +223,7 @@ class Attention(nnx.Module):
     ) -> Float[Array, "b 1 w"]:
         q_kernel, k_kernel, v_kernel = jnp.split(self.in_proj.matrix, 3, axis=1)
         q_bias, _, v_bias = jnp.split(self.in_proj.bias[...].astype(x.dtype), 3)
-        q = take_rows(x, rows) @ q_kernel.astype(x.dtype) + q_bias  # b 1 w
+        q = multiply(take_rows(x, rows), q_kernel.astype(x.dtype)).astype(x.dtype) + q_bias  # b 1 w
         q = split_heads(q, self.num_heads)[:, 0]
         seen = None if mask is None else mask[:, 0]
         return self.out_proj(attend_from(q, x, k_kernel, v_kernel, v_bias, seen))[:, None]

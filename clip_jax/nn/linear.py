@@ -5,6 +5,8 @@ point alone decides in which dtype a model computes. Built without `rngs`, a lay
 instead of arrays: the abstract model that checkpoints are poured into.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -49,12 +51,22 @@ def multiply(
     """
     if not is_transposed:
         kernel = kernel.reshape(-1, kernel.shape[-1])
-        is_wide = x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu"
-        return jnp.matmul(x, kernel, preferred_element_type=jnp.float32 if is_wide else None)
+        if x.dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+            return _multiply_wide(x, kernel)
+        return x @ kernel
     kernel = kernel.reshape(len(kernel), -1)
     if x.size == x.shape[-1]:  # one row, for which XLA on CPUs would transpose the kernel first
         return (kernel @ x.reshape(-1)).reshape(*x.shape[:-1], -1)
     return x @ kernel.T
+
+
+def _multiply_wide(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array, "*b o"]:
+    product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
+    if x.size > x.shape[-1]:
+        return product(x, kernel)
+    # One row, for which XLA would convert the kernel to float32: several of it take half the time.
+    rows = jnp.broadcast_to(x.reshape(1, -1), (4, x.shape[-1]))
+    return product(rows, kernel)[0].reshape(*x.shape[:-1], -1)
 
 
 @jax.custom_vjp

@@ -86,4 +86,4 @@ class VisionTransformer(nnx.Module):
         x = self.transformer(x, rows=0, tap=tap)  # b w
         x = self.ln_post(x)
         tap("ln_post", x)
-        return x @ self.proj[...].astype(x.dtype)
+        return multiply(x, self.proj[...].astype(x.dtype)).astype(x.dtype)
