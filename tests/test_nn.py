@@ -265,15 +265,17 @@ def test_a_model_rearranged_for_the_cpu_is_the_same(config, in_slices, count):
     assert relative_error(given, expected) < 2e-6
 
 
+@pytest.mark.parametrize("count", [1, 3, 8])
 @pytest.mark.parametrize("config", [TINY_VIT, TINY_RESNET], ids=["vit", "resnet"])
-def test_a_model_rearranged_for_the_cpu_is_as_near_in_bfloat16(config):
+def test_a_model_rearranged_for_the_cpu_is_as_near_in_bfloat16(config, count):
     model = small(config)
     half, rearranged = (cast(model, jnp.bfloat16) for _ in range(2))
     rearrange_for_cpu(rearranged, in_slices=True)
-    images = random_images(3, config.vision.image_size)
-    expected, *given = (m.encode_image(images) for m in (model, half, rearranged))
-    plain, other = (relative_error(features.astype(jnp.float32), expected) for features in given)
-    assert 1e-4 < other < 1.5 * plain < 5e-2
+    images, tokens = random_images(count, config.vision.image_size), random_tokens(count)
+    for encode in (lambda m: m.encode_image(images), lambda m: m.encode_text(tokens)):
+        expected, *given = (encode(m) for m in (model, half, rearranged))
+        plain, other = (relative_error(x.astype(jnp.float32), expected) for x in given)
+        assert 1e-4 < other < 1.5 * plain < 5e-2
 
 
 @pytest.mark.parametrize(

@@ -116,8 +116,8 @@ def _mix(
 def attend_from(
     q: Float[Array, "b h c"],
     x: Float[Array, "b l w"],
-    key_kernel: Float[Array, "w hc"],
-    value_kernel: Float[Array, "w hc"],
+    key_kernel: Float[Array, "hc w"],
+    value_kernel: Float[Array, "hc w"],
     value_bias: Float[Array, " hc"],
     mask: Bool[Array, "#b l"] | None = None,
 ) -> Float[Array, "b hc"]:
@@ -128,17 +128,19 @@ def attend_from(
     softmax doesn't see; the weights sum to 1, so the values' bias is added once.
     """
     _, h, c = q.shape
-    key_kernel, value_kernel = (
-        kernel.reshape(-1, h, c).astype(x.dtype) for kernel in (key_kernel, value_kernel)
+    # In float32 on CPUs, whose libraries take few of these products in bfloat16.
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else x.dtype
+    q, rows, key_kernel, value_kernel = (
+        array.astype(dtype) for array in (q, x, key_kernel, value_kernel)
     )
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
-    q = product("bhc,whc->bhw", q * c**-0.5, key_kernel).astype(x.dtype)
-    scores = product("bhw,blw->bhl", q, x)
+    q = product("bhc,hcw->bhw", q * c**-0.5, key_kernel.reshape(h, c, -1)).astype(dtype)
+    scores = product("bhw,blw->bhl", q, rows)
     if mask is not None:
         scores = jnp.where(mask[:, None], scores, -jnp.inf)
-    weights = jax.nn.softmax(scores).astype(x.dtype)
-    mixed = product("bhl,blw->bhw", weights, x).astype(x.dtype)
-    out = product("bhw,whc->bhc", mixed, value_kernel).astype(x.dtype)
+    weights = jax.nn.softmax(scores).astype(dtype)
+    mixed = product("bhl,blw->bhw", weights, rows).astype(dtype)
+    out = product("bhw,hcw->bhc", mixed, value_kernel.reshape(h, c, -1)).astype(x.dtype)
     return out.reshape(len(x), -1) + value_bias.astype(x.dtype)
 
 
@@ -221,10 +223,10 @@ class Attention(nnx.Module):
     def _pooled(
         self, x: Float[Array, "b l w"], mask: Bool[Array, "#b 1 l"] | None, rows: Rows
     ) -> Float[Array, "b 1 w"]:
-        q_kernel, k_kernel, v_kernel = jnp.split(self.in_proj.matrix, 3, axis=1)
+        q_kernel, k_kernel, v_kernel = jnp.split(self.in_proj.upright, 3)
         q_bias, _, v_bias = jnp.split(self.in_proj.bias[...].astype(x.dtype), 3)
-        q = multiply(take_rows(x, rows), q_kernel.astype(x.dtype)).astype(x.dtype) + q_bias  # b 1 w
-        q = split_heads(q, self.num_heads)[:, 0]
+        q = multiply(take_rows(x, rows), q_kernel.astype(x.dtype), is_transposed=True)
+        q = split_heads(q.astype(x.dtype) + q_bias, self.num_heads)[:, 0]  # b h c
         seen = None if mask is None else mask[:, 0]
         return self.out_proj(attend_from(q, x, k_kernel, v_kernel, v_bias, seen))[:, None]
 

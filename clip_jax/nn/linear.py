@@ -134,10 +134,10 @@ class Linear(nnx.Module):
         self.bias = parameter(rngs, bias_init or default, out_features)
 
     @property
-    def matrix(self) -> Float[Array, "i o"]:
-        """The kernel, whichever way round it is stored."""
+    def upright(self) -> Float[Array, "o i"]:
+        """The kernel transposed, whichever way round it is stored."""
         kernel = self.kernel[...]
-        return kernel.T if self.is_transposed else kernel
+        return kernel if self.is_transposed else kernel.T
 
     def __call__(self, x: Float[Array, "*b i"]) -> Float[Array, "*b o"]:
         if self.is_trained:

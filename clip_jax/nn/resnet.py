@@ -227,10 +227,10 @@ class AttentionPool(nnx.Module):
         x = x + self.positional_embedding[...].astype(x.dtype)
         q = split_heads(self.q_proj(x[:, :1]), self.num_heads)  # b 1 h c
         key, value = self.k_proj, self.v_proj
-        if len(x) < MANY_SEQUENCES:
+        if len(x) < MANY_SEQUENCES and not key.is_transposed:
             k, v = split_heads(key(x), self.num_heads), split_heads(value(x), self.num_heads)
             return self.c_proj(attend(q, k, v).reshape(len(x), -1))
-        x = attend_from(q[:, 0], x, key.matrix, value.matrix, value.bias[...])
+        x = attend_from(q[:, 0], x, key.upright, value.upright, value.bias[...])
         return self.c_proj(x)
 
 
