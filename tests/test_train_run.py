@@ -452,6 +452,7 @@ def test_a_long_text_makes_a_quarter_of_the_batch_long():
     assert [x.shape for x in whole["tokens"]] == [(12, 77)]
 
 
+@pytest.mark.long
 def test_how_long_texts_may_be_is_no_difference_where_none_is_longer(tmp_path, shards):
     """To the bit, because both run the program for the batch's own length."""
     trained = []
