@@ -211,11 +211,9 @@ class Attention(nnx.Module):
                 q, k, v, is_causal=is_causal, implementation="cudnn"
             )
         elif rows is None:
+            heads, blocks = self.heads_at_once, self.query_blocks
             seen = None if mask is None else mask[:, None]
-            parts: dict[str, Any] = dict(
-                heads_at_once=self.heads_at_once, query_blocks=self.query_blocks
-            )
-            mixed = attend(q, k, v, seen, **parts)
+            mixed = attend(q, k, v, seen, heads_at_once=heads, query_blocks=blocks)
         else:
             mixed = attend(take_rows(q, rows), k, v, None if mask is None else mask[:, None])
         return self.out_proj(mixed.reshape(*mixed.shape[:2], -1))
