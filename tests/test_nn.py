@@ -278,6 +278,18 @@ def test_a_model_rearranged_for_the_cpu_is_as_near_in_bfloat16(config, count):
         assert 1e-4 < other < 1.5 * plain < 5e-2
 
 
+@pytest.mark.parametrize("rows", [(), (0,), (1,), (2,), (1, 1), (3, 1)], ids=str)
+def test_bfloat16_products_are_the_same_for_any_number_of_rows(rows):
+    rng = np.random.default_rng(0)
+    x, kernel = (
+        jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((*rows, 7), (7, 5))
+    )
+    given = multiply(x, kernel)
+    assert given.shape == (*rows, 5)
+    expected = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+    np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("queries", "parts"), [(10, (None, 1)), (9, (None, 2)), (5, (None, 2)), (4, (2, 1))]
 )

@@ -26,7 +26,8 @@ Mask = Bool[Array, "#b #h q k"]
 Rows = int | Int[Array, " b"]
 
 # From how many sequences on `attend_from` is used. On a CPU it made no difference to a ViT-B/32
-# with one image or two, took a ResNet-50 longer with one, and saved it time with eight.
+# with one image or two; with kernels that have to be transposed for it, it took a ResNet-50 longer
+# with one image, and saved it time with eight.
 MANY_SEQUENCES = 4
 
 EPSILON = 1e-5  # of every LayerNorm and BatchNorm; Flax's own default is 1e-6

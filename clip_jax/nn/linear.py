@@ -62,7 +62,7 @@ def multiply(
 
 def _multiply_wide(x: Float[Array, "*b i"], kernel: Float[Array, "i o"]) -> Float[Array, "*b o"]:
     product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
-    if x.size > x.shape[-1]:
+    if x.size != x.shape[-1]:
         return product(x, kernel)
     # One row, for which XLA would convert the kernel to float32: several of it take half the time.
     rows = jnp.broadcast_to(x.reshape(1, -1), (4, x.shape[-1]))

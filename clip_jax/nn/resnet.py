@@ -227,6 +227,7 @@ class AttentionPool(nnx.Module):
         x = x + self.positional_embedding[...].astype(x.dtype)
         q = split_heads(self.q_proj(x[:, :1]), self.num_heads)  # b 1 h c
         key, value = self.k_proj, self.v_proj
+        # Kernels that lie as `attend_from` takes them pay for any number of images.
         if len(x) < MANY_SEQUENCES and not key.is_transposed:
             k, v = split_heads(key(x), self.num_heads), split_heads(value(x), self.num_heads)
             return self.c_proj(attend(q, k, v).reshape(len(x), -1))
