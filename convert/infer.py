@@ -36,13 +36,14 @@ VIT_WIDTH: Witnesses = (
     ("visual.proj", 0),
 )
 VIT_PATCH: Witnesses = (("visual.conv1.weight", 3), ("visual.conv1.weight", 2))
-VIT_TOKENS: Witnesses = (("visual.positional_embedding", 0),)
 RESNET_WIDTH: Witnesses = (
     ("visual.conv3.weight", 0),
     ("visual.bn3.weight", 0),
     ("visual.bn3.bias", 0),
 )
-RESNET_TOKENS: Witnesses = (("visual.attnpool.positional_embedding", 0),)
+# The positions of a Vision Transformer's patches and of a ResNet's last pixels.
+VIT_POSITIONS = "visual.positional_embedding"
+RESNET_POSITIONS = "visual.attnpool.positional_embedding"
 
 
 def infer_config(shapes: Shapes, activation: Activation) -> CLIPConfig:
@@ -79,7 +80,7 @@ def _infer_vit(shapes: Shapes) -> ViTConfig:
     width = _number("vision width", VIT_WIDTH, shapes)
     patch_size = _number("patch size", VIT_PATCH, shapes)
     return ViTConfig(
-        image_size=patch_size * _side(_number("image size", VIT_TOKENS, shapes)),
+        image_size=patch_size * _side(VIT_POSITIONS, shapes),
         patch_size=patch_size,
         width=width,
         num_layers=_count(r"visual\.transformer\.resblocks\.(\d+)\.", shapes),
@@ -91,7 +92,7 @@ def _infer_resnet(shapes: Shapes) -> ResNetConfig:
     width = _number("vision width", RESNET_WIDTH, shapes)
     depths = [_count(rf"visual\.layer{stage}\.(\d+)\.", shapes) for stage in (1, 2, 3, 4)]
     return ResNetConfig(
-        image_size=32 * _side(_number("image size", RESNET_TOKENS, shapes)),
+        image_size=32 * _side(RESNET_POSITIONS, shapes),
         width=width,
         stage_depths=(depths[0], depths[1], depths[2], depths[3]),
         num_heads=max(32 * width // 64, 1),
@@ -117,8 +118,13 @@ def _count(pattern: str, shapes: Shapes) -> int:
     return highest if highest <= 2 * len(numbers) else len(numbers)
 
 
-def _side(num_tokens: int) -> int:
+def _side(name: str, shapes: Shapes) -> int:
+    """Of the square of positions that an array holds behind the pooled one."""
+    num_tokens = _number("image size", ((name, 0),), shapes)
     side = math.isqrt(max(num_tokens - 1, 0))
     if side < 1 or side * side + 1 != num_tokens:
-        raise ValueError(f"{num_tokens} vision positions are not a square and one more")
+        raise ValueError(
+            f"{name}: expected n x n + 1 vision positions, each a row. Got {num_tokens} rows in an "
+            f"array of shape {shapes[name]}"
+        )
     return side

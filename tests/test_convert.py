@@ -161,10 +161,11 @@ def test_a_block_number_far_out_does_not_build_a_million_blocks():
         from_pytorch(arrays)
 
 
-def test_positions_that_are_no_square_are_refused():
+@pytest.mark.parametrize("shape", [(11, 192), (1, 50, 192), ()])
+def test_positions_that_are_no_square_are_refused_by_name(shape):
     arrays = arrays_of(TINY_VIT)
-    arrays["visual.positional_embedding"] = np.zeros((11, 192), np.float32)
-    with pytest.raises(CheckpointError, match="11 vision positions"):
+    arrays["visual.positional_embedding"] = np.zeros(shape, np.float32)
+    with pytest.raises(CheckpointError, match="visual.positional_embedding"):
         from_pytorch(arrays)
 
 
