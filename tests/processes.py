@@ -23,6 +23,7 @@ from clip_jax import Encoder
 from clip_jax.embed import embed
 from clip_jax.train import OptimizerConfig, StepConfig, init_state, make_step, read_config
 from clip_jax.train import train as run_training
+from tests import quickly
 from tests.models import SMALL_VIT, random_images, random_tokens, small
 
 BATCH_SIZE = 4
@@ -93,7 +94,7 @@ def train(mesh: Mesh, index: int, count: int) -> dict[str, np.ndarray]:
     rows = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     state = init_state(small(SMALL_VIT), config)
     state = jax.device_put(jax.tree.map(np.asarray, state), NamedSharding(mesh, PartitionSpec()))
-    step = jax.jit(make_step(SMALL_VIT, config, how, mesh=mesh))
+    step = quickly.jit(make_step(SMALL_VIT, config, how, mesh=mesh))
     share = TRAIN_ROWS // count
     mine = slice(index * share, (index + 1) * share)
     metrics: dict[str, np.ndarray] = {}
@@ -169,6 +170,8 @@ def started(out: Path, job: str) -> Iterator[list[subprocess.Popen]]:
         listener.bind(("localhost", 0))
         port = str(listener.getsockname()[1])
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
+    if job == "run":
+        environment |= quickly.ENVIRONMENT
     running = []
     try:
         for index in range(2):

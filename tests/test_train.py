@@ -34,7 +34,7 @@ from clip_jax.train import (
 )
 from clip_jax.train.optimizer import factors, limit_norm
 from clip_jax.train.step import _draw
-from tests import processes, reference
+from tests import processes, quickly, reference
 from tests.models import (
     SMALL_RESNET,
     SMALL_VIT,
@@ -330,7 +330,7 @@ def test_towers_and_all_but_the_last_blocks_can_be_frozen(config, freeze, traine
 def test_frozen_parameters_stay_to_the_bit_and_take_no_memory():
     config = OptimizerConfig(warmup_steps=0, freeze_image="all", freeze_text=1)
     state = init_state(small(SMALL_VIT), config)
-    after, _ = jax.jit(make_step(SMALL_VIT, config))(state, batch(8), jax.random.key(0))
+    after, _ = quickly.jit(make_step(SMALL_VIT, config))(state, batch(8), jax.random.key(0))
     moved = {
         path
         for path, array in state.parameters.items()
@@ -401,7 +401,7 @@ def gradients_of(config, how, rows, **options):
         keeping = optax.GradientTransformation(lambda parameters: (), keep)
         patch.setattr(step, "make_optimizer", lambda *_: keeping)
         state = init_state(small(config), CONFIG)
-        run = jax.jit(make_step(config, CONFIG, how, **options))
+        run = quickly.jit(make_step(config, CONFIG, how, **options))
         size = config.vision.image_size
         _, metrics = run(state, batch(rows, size), jax.random.key(0))
         jax.effects_barrier()
@@ -433,13 +433,17 @@ def test_a_step_is_the_plain_one():
         texts = model.encode_text(given["tokens"])
         return plain_contrastive(images, texts, parameters["logit_scale"])
 
-    parameters = {path: variable[...] for path, variable in variables(model).items()}
-    state = init_state(model, CONFIG)
-    run, optimizer_state = jax.jit(make_step(SMALL_VIT, CONFIG, EXACT)), plain.init(parameters)
-    for i in range(3):
-        value, gradients = jax.jit(jax.value_and_grad(loss))(parameters)
+    @quickly.jit
+    def take_step(parameters, optimizer_state):
+        value, gradients = jax.value_and_grad(loss)(parameters)
         updates, optimizer_state = plain.update(gradients, optimizer_state, parameters)
-        parameters = optax.apply_updates(parameters, updates)
+        return value, gradients, optax.apply_updates(parameters, updates), optimizer_state
+
+    parameters = {path: variable[...] for path, variable in variables(model).items()}
+    state, optimizer_state = init_state(model, CONFIG), plain.init(parameters)
+    run = quickly.jit(make_step(SMALL_VIT, CONFIG, EXACT))
+    for i in range(3):
+        value, gradients, parameters, optimizer_state = take_step(parameters, optimizer_state)
         state, metrics = run(state, given, jax.random.key(i))
         assert metrics["loss"] == pytest.approx(float(value), rel=1e-5)
         assert metrics["gradient_norm"] == pytest.approx(
@@ -462,7 +466,7 @@ def test_texts_in_groups_of_their_lengths_give_the_same_step(micro_batches, mesh
     multiple = micro_batches * (mesh.size if mesh else 1)
     grouped = group_by_length(whole, multiple=multiple)
     assert [x.shape for x in grouped["tokens"]] == [(24, 16), (8, 24)]
-    step = jax.jit(make_step(SMALL_VIT, CONFIG, how, mesh=mesh))
+    step = quickly.jit(make_step(SMALL_VIT, CONFIG, how, mesh=mesh))
     (plain, measured), (short, measured_short) = (
         step(
             init_state(small(SMALL_VIT), CONFIG),
@@ -565,7 +569,7 @@ def test_patches_left_out_are_not_seen_and_the_others_are():
     for i, j in zip(row, column, strict=True):
         part = np.s_[1, i * 8 : i * 8 + 8, j * 8 : j * 8 + 8]
         changed[part] = images[part]
-    compute = jax.jit(lambda images, kept: model.image_features(images, kept=kept))
+    compute = quickly.jit(lambda images, kept: model.image_features(images, kept=kept))
     given, other = compute(images, kept), compute(jnp.asarray(changed), kept)
     assert np.array_equal(given[1], other[1])
     assert relative_error(given[0], other[0]) > 1e-2 and relative_error(given[2], other[2]) > 1e-2
@@ -621,7 +625,7 @@ def test_averaging_the_losses_of_parts_would_be_another_gradient():
 def statistics_after(how: StepConfig, config: OptimizerConfig = CONFIG) -> dict[str, jax.Array]:
     """A ResNet's statistics after a step; the rest of the step is not compiled."""
     step = make_step(SMALL_RESNET, config, how)
-    run = jax.jit(lambda *arguments: step(*arguments)[0].statistics)
+    run = quickly.jit(lambda *arguments: step(*arguments)[0].statistics)
     return run(init_state(small(SMALL_RESNET), config), batch(8, 64), jax.random.key(0))
 
 
@@ -680,7 +684,7 @@ def test_logit_scale_is_kept_at_most_100():
     model.logit_scale.set_value(jnp.float32(math.log(100)))
     config = OptimizerConfig(learning_rate=1.0, warmup_steps=0, weight_decay=0.0)
     config = dataclasses.replace(config, learning_rates={"^(?!logit_scale)": 0.0})
-    state, run = init_state(model, config), jax.jit(make_step(SMALL_VIT, config))
+    state, run = init_state(model, config), quickly.jit(make_step(SMALL_VIT, config))
     scales = []
     for i in range(4):
         state, metrics = run(state, batch(8, seed=i), jax.random.key(i))
@@ -692,7 +696,9 @@ def test_the_sigmoid_loss_trains_a_bias_that_the_model_does_not_have():
     how = dataclasses.replace(EXACT, loss="sigmoid")
     state = init_state(small(SMALL_VIT), CONFIG, loss="sigmoid")
     assert state.parameters["logit_bias"] == -10
-    after, metrics = jax.jit(make_step(SMALL_VIT, CONFIG, how))(state, batch(8), jax.random.key(0))
+    after, metrics = quickly.jit(make_step(SMALL_VIT, CONFIG, how))(
+        state, batch(8), jax.random.key(0)
+    )
     assert after.parameters["logit_bias"] != -10
     assert np.isfinite(metrics["loss"])
     model = model_of(after, SMALL_VIT)
@@ -710,7 +716,7 @@ def test_training_learns_pairs_and_gives_a_model(config):
     size = config.vision.image_size
     optimizer_config = OptimizerConfig(learning_rate=1e-3, warmup_steps=4, total_steps=40)
     state = init_state(fresh(config), optimizer_config)
-    run, given = jax.jit(make_step(config, optimizer_config), donate_argnums=0), batch(16, size)
+    run, given = quickly.jit(make_step(config, optimizer_config), donate_argnums=0), batch(16, size)
     losses_ = []
     for i in range(40):
         state, metrics = run(state, given, jax.random.key(i))
@@ -729,11 +735,11 @@ def test_augmentation_gets_the_key_and_the_pixels():
         assert images.dtype == jnp.uint8
         return jnp.where(jax.random.bernoulli(key), images, 255 - images)
 
-    run = jax.jit(make_step(SMALL_VIT, CONFIG, EXACT, augment=augment))
+    run = quickly.jit(make_step(SMALL_VIT, CONFIG, EXACT, augment=augment))
     state = init_state(small(SMALL_VIT), CONFIG)
     found = {float(run(state, batch(8), jax.random.key(i))[1]["loss"]) for i in range(8)}
     assert len(found) == 2
-    plain = jax.jit(make_step(SMALL_VIT, CONFIG, EXACT))
+    plain = quickly.jit(make_step(SMALL_VIT, CONFIG, EXACT))
     assert any(
         loss == pytest.approx(float(plain(state, batch(8), jax.random.key(0))[1]["loss"]), rel=1e-6)
         for loss in found
@@ -741,7 +747,7 @@ def test_augmentation_gets_the_key_and_the_pixels():
 
 
 def test_a_step_is_pure():
-    state, run = init_state(small(SMALL_VIT), CONFIG), jax.jit(make_step(SMALL_VIT, CONFIG))
+    state, run = init_state(small(SMALL_VIT), CONFIG), quickly.jit(make_step(SMALL_VIT, CONFIG))
     before = jax.tree.map(np.array, state)
     first = run(state, batch(8), jax.random.key(0))
     again = run(state, batch(8), jax.random.key(0))

@@ -6,6 +6,7 @@ import os
 import random
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,13 +23,13 @@ from PIL import Image
 import clip_jax
 from clip_jax.cli import main
 from clip_jax.sources import Pair, open_pairs
-from clip_jax.train import group_by_length, read_config, train
+from clip_jax.train import compiler_options, group_by_length, read_config, run, train
 from clip_jax.train.augment import AugmentConfig, augment
 from clip_jax.train.data import batches
 from clip_jax.train.metrics import Metrics
 from clip_jax.train.order import Spread, groups_of, spread
 from clip_jax.weights import read_native
-from tests import processes
+from tests import processes, quickly
 from tests.models import SMALL_VIT, small
 from tests.test_sources import picture, write_tar
 
@@ -109,6 +110,12 @@ def toml(tmp_path, shards):
     path = tmp_path / "small.toml"
     path.write_text(TOML.format(out=tmp_path / "run", shards=shards))
     return path
+
+
+@pytest.fixture(autouse=True)
+def compiles_quickly(monkeypatch):
+    """Of a run, here are tested its bits and its files."""
+    monkeypatch.setattr(run, "compiler_options", lambda: quickly.OPTIONS)
 
 
 # --- augmentation
@@ -561,7 +568,8 @@ def read_metrics(folder) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_a_run_gives_a_model_metrics_and_a_plot(toml, tmp_path, capsys):
+def test_a_run_gives_a_model_metrics_and_a_plot(toml, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run, "compiler_options", compiler_options)  # as its user has it
     assert main(["train", str(toml)]) == 0
     folder = tmp_path / "run"
     assert capsys.readouterr().out.strip() == str(folder / "model")
@@ -593,7 +601,7 @@ def test_a_run_gives_a_model_metrics_and_a_plot(toml, tmp_path, capsys):
 def start(toml, log):
     return subprocess.Popen(
         [sys.executable, "-m", "clip_jax", "train", str(toml)],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"},
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"} | quickly.ENVIRONMENT,
         cwd=toml.parent,
         stdout=log,
         stderr=log,
@@ -712,11 +720,7 @@ def test_the_last_steps_see_whole_pictures(toml, tmp_path):
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_last_good_checkpoint(toml, tmp_path):
     train(read_config(toml, ["optimizer.total_steps=24"]), progress=False)
     # As if it had been killed at step 20, and the rest goes wrong.
-    import shutil
-
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "24")
-    from clip_jax.train import run
-
     make_step = run.make_step
 
     def broken(*args, **options):
