@@ -8,6 +8,7 @@ import contextlib
 import errno
 import glob
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -31,6 +32,11 @@ def storage(address: str | os.PathLike[str]) -> "Storage":
 def is_remote(address: str | os.PathLike[str]) -> bool:
     """Whether fsspec is needed to get there."""
     return "://" in os.fspath(address)
+
+
+def plain(address: str | os.PathLike[str]) -> str:
+    """The address as text; a `file://` one as the path that it is."""
+    return re.sub("^(file|local)://(?=/)", "", os.fspath(address))
 
 
 def absolute(address: str | os.PathLike[str]) -> str:
@@ -94,12 +100,12 @@ class Storage(Protocol):
         """The names of the files right in a folder; none where there is no folder."""
         ...
 
-    def walk(self, folder: str) -> Iterator[tuple[str, str | None]]:
+    def walk(self, folder: str) -> Iterator[tuple[str, int | str]]:
         """The files in a folder and all below, in no certain order.
 
         Yields:
-            The path from the folder, with slashes; and what is wrong where a folder can't be
-            entered, else None.
+            The path from the folder, with slashes; and the file's size, -1 where it can't be told;
+            or what is wrong where a folder can't be entered.
         """
         ...
 
@@ -171,7 +177,7 @@ class Disk(Storage):
         except FileNotFoundError:
             return []
 
-    def walk(self, folder: str) -> Iterator[tuple[str, str | None]]:
+    def walk(self, folder: str) -> Iterator[tuple[str, int | str]]:
         yield from _walk(folder, "", ())
 
     def glob(self, pattern: str) -> list[str]:
@@ -225,7 +231,11 @@ class Store(Storage):
 
     def write(self, path: str, data: bytes) -> None:
         with _said(path):
-            self._fs.pipe_file(path, data)
+            try:
+                self._fs.pipe_file(path, data)
+            except FileNotFoundError:  # unlike object stores, some have real folders
+                self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+                self._fs.pipe_file(path, data)
 
     def remove(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError), _said(path):
@@ -240,11 +250,13 @@ class Store(Storage):
                 return []
         return [e["name"].rpartition("/")[2] for e in entries if e["type"] == "file"]
 
-    def walk(self, folder: str) -> Iterator[tuple[str, str | None]]:
+    def walk(self, folder: str) -> Iterator[tuple[str, int | str]]:
         root = self._fs._strip_protocol(folder).rstrip("/") + "/"
         with _said(folder):
-            names = self._fs.find(folder)
-        yield from ((name.removeprefix(root), None) for name in names)
+            found = self._fs.find(folder, detail=True)
+        for name, info in found.items():
+            size = info.get("size")
+            yield name.removeprefix(root), -1 if size is None else int(size)
 
     def glob(self, pattern: str) -> list[str]:
         with _said(pattern):
@@ -263,7 +275,7 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
 
 def _walk(
     folder: str, prefix: str, above: tuple[tuple[int, int], ...]
-) -> Iterator[tuple[str, str | None]]:
+) -> Iterator[tuple[str, int | str]]:
     try:
         stat = os.stat(folder)
         if (stat.st_dev, stat.st_ino) in above:
@@ -276,13 +288,13 @@ def _walk(
                 if _is_folder(entry):
                     folders.append(entry.name)
                 elif entry.is_symlink() or entry.is_file():  # not a pipe, which is waited for
-                    files.append(prefix + entry.name)
+                    files.append((prefix + entry.name, _size(entry)))
     except OSError as error:
         if not above:
             raise
         yield prefix.rstrip("/"), f"the folder can't be read: {error.strerror}"
         return
-    yield from ((name, None) for name in files)
+    yield from files
     for name in folders:
         below = (*above, (stat.st_dev, stat.st_ino))
         yield from _walk(os.path.join(folder, name), f"{prefix}{name}/", below)
@@ -293,6 +305,13 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
+
+
+def _size(entry: os.DirEntry) -> int:
+    try:
+        return entry.stat().st_size
+    except OSError:  # a link to nowhere
+        return -1
 
 
 def _filesystem(address: str) -> Any:

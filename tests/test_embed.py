@@ -245,6 +245,29 @@ def test_columns_of_parquet_keep_their_types(model, tmp_path):
 # --- what is bad
 
 
+def test_no_value_of_a_column_is_changed_to_fit(model, tmp_path):
+    times = pa.array([[1, None]], pa.list_(pa.timestamp("ns")))
+    for i, price in enumerate((pa.array([1]), pa.array([1.5]))):
+        columns = {"caption": ["x"], "price": price, "times": times, "key": [b"k%d" % i]}
+        parquet(tmp_path / f"{i}.parquet", columns)
+    options = {"columns": Columns(others=("price", "times")), **QUIET}
+    embed(tmp_path / "*.parquet", model, tmp_path / "out", **options)
+    table = read_embeddings(tmp_path / "out").to_table()
+    assert table["price"].to_pylist() == [1.0, 1.5]
+    assert table["times"].type == times.type
+    assert table["times"].combine_chunks()[0] == times[0]
+    assert table["key"].to_pylist() == ["k0", "k1"]
+    parquet(tmp_path / "0.parquet", {"caption": ["x"], "price": pa.array([2**53 + 1])})
+    with pytest.raises(ValueError, match="'price', double in the whole input, can't hold 900"):
+        embed(
+            tmp_path / "*.parquet",
+            model,
+            tmp_path / "other",
+            columns=Columns(others=("price",)),
+            **QUIET,
+        )
+
+
 def bomb() -> bytes:
     """A PNG that says it has 30,000 x 30,000 pixels."""
 
@@ -466,6 +489,13 @@ def test_parts_on_an_object_store_are_one_put_each(pictures, undisturbed, model,
     assert embed(pictures, model, out, rows_per_part=7, **QUIET).parts == 1
 
 
+def test_an_address_on_this_machine_is_its_path(pictures, undisturbed, model, tmp_path):
+    out = tmp_path / "new" / "out"
+    embed(f"file://{pictures}", model, f"file://{out}/", rows_per_part=7, **QUIET)
+    assert contents(out) == contents(undisturbed)
+    assert read_embeddings(f"file://{out}").count_rows() == COUNT
+
+
 def test_a_store_that_can_not_be_reached_stops_the_job(pictures, model, tmp_path, monkeypatch):
     memory = pytest.importorskip("fsspec").filesystem("memory")
     for name in ("a.png", "b.png"):
@@ -511,7 +541,7 @@ def damage(path: Path, how: str) -> None:
         case "cut":
             data = data[: len(data) // 2]
         case "flipped":
-            data[len(data) // 3] ^= 1
+            data[len(data) // 8] ^= 1  # well before the footer
         case "empty":
             data = b""
         case "other":
@@ -571,6 +601,24 @@ def test_another_model_or_input_is_refused(pictures, undisturbed, model, tmp_pat
         embed(pictures, other, undisturbed, rows_per_part=7, **QUIET)
     with pytest.raises(ValueError, match="input: there '"):
         embed(pictures / "sub", model, undisturbed, rows_per_part=7, **QUIET)
+
+
+def test_other_pictures_of_the_same_names_are_refused(model, tmp_path):
+    folder, out = write_pictures(tmp_path / "in", 6), tmp_path / "out"
+    (folder / "000.png").write_bytes(b"")
+    options = {"rows_per_part": 2, **QUIET}
+    embed(folder, model, out, **options)
+    (folder / "000.png").write_bytes(noise(0))  # it has no embedding that could be another's
+    assert embed(folder, model, out, **options).parts == 0
+    (folder / "sub" / "005.png").write_bytes(noise(5, (30, 30)))
+    next(out.glob("part-000000-000000.*")).unlink()
+    before = contents(out)
+    with pytest.raises(ValueError, match="of other pictures: rows 4 to 5 of the input"):
+        embed(folder, model, out, **options)
+    assert contents(out) == before
+    next(out.glob("part-000000-000002.*")).unlink()
+    assert embed(folder, model, out, **options).parts == 2
+    assert len(rows(out)["key"]) == 6
 
 
 def test_a_dry_run_says_what_there_is_to_do_and_does_nothing(pictures, undisturbed, model, copy):

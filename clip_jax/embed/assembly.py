@@ -102,7 +102,7 @@ class Assembly:
         columns = {"key": key, self._layout.path: record.path, "caption": record.caption}
         columns = {name: text and as_text(text) for name, text in columns.items()}
         others = {
-            name: value if types[name] is not None else _text(value)
+            name: _text(value) if types[name] is None else _fitting(value, types[name])
             for name, value in record.columns.items()
         }
         self._columns.append(columns | others)
@@ -149,13 +149,24 @@ class Assembly:
                 part = self._merged(part, parts)
             else:
                 return  # nothing has changed
-        parts.write(self._task.unit, self._task.shard_rows, part, self._errors)
+        unit, failed = self._task.unit, {error.row for error in self._errors}
+        contents = None
+        if self._layout.source.contents is not None:
+            contents = self._layout.source.contents(unit.rows_but(failed))
+        parts.write(unit, self._task.shard_rows, part, self._errors, contents)
         self._watch.parts += 1
 
     def _pack(self) -> None:
         import pyarrow as pa
 
-        self._tables.append(pa.Table.from_pylist(self._columns, schema=self._schema))
+        try:
+            self._tables.append(pa.Table.from_pylist(self._columns, schema=self._schema))
+        except (pa.ArrowException, OverflowError):
+            for name in self._layout.others:
+                type_ = self._schema.field(name).type
+                for row in self._columns:
+                    _check_fits(row[name], type_, name, row["key"])
+            raise
         self._columns = []
 
     def _no_rows(self) -> np.ndarray:
@@ -181,7 +192,7 @@ class Assembly:
 
         there, errors = parts.read(self._task.unit)
         unit, failed = self._task.unit, {error.row for error in errors}
-        rows = [row for row in range(unit.begin, unit.end) if row not in failed] + self._rows
+        rows = [*unit.rows_but(failed), *self._rows]
         order = np.argsort(rows)
         columns = pa.concat_tables([there.columns, part.columns]).take(order).combine_chunks()
         embeddings = {
@@ -189,6 +200,25 @@ class Assembly:
             for name, matrix in part.embeddings.items()
         }
         return Part(columns, embeddings)
+
+
+def _fitting(value: Any, type_: Any) -> Any:
+    """A value for a column of that type: what Arrow holds must be of the very type."""
+    import pyarrow as pa
+
+    return value.cast(type_) if isinstance(value, pa.Scalar) and value.type != type_ else value
+
+
+def _check_fits(value: Any, type_: Any, name: str, key: str) -> None:
+    import pyarrow as pa
+
+    try:
+        pa.array([value], type_)
+    except (pa.ArrowException, OverflowError) as error:
+        raise ValueError(
+            f"the column {name!r}, {type_} in the whole input, can't hold {value!r} of the row "
+            f"{key!r}: {error}"
+        ) from None
 
 
 def _text(value: Any) -> str | None:

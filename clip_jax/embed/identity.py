@@ -13,6 +13,9 @@ from clip_jax.nn import CLIP, flatten, parameters
 from clip_jax.storage import storage
 
 JOB = "job.json"
+# What is noted at least: of a job, and of its identity.
+_NOTED = {"fingerprint", "identity", "model", "source", "embeddings", "dim"}
+_IDENTITY = {"model", "what", "format", "input"}
 
 
 def model_digest(model: CLIP) -> str:
@@ -48,8 +51,10 @@ def read_job(out: str) -> dict[str, Any] | None:
         return None
     with contextlib.suppress(ValueError):
         job = json.loads(text)
-        if isinstance(job, dict) and isinstance(job.get("identity"), dict):
-            return job
+        if isinstance(job, dict) and _NOTED <= job.keys():
+            identity = job["identity"]
+            if isinstance(identity, dict) and _IDENTITY <= identity.keys():
+                return job
     raise ValueError(f"{path} is damaged: remove it, and start the same job again")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from clip_jax.embed.identity import read_job
 from clip_jax.embed.parts import ABOUT, FILE, ROW_GROUP, NpyParts, Parts, matrix
-from clip_jax.storage import Disk, storage
+from clip_jax.storage import Disk, plain, storage
 
 
 def read_embeddings(out: str | os.PathLike[str]) -> Any:
@@ -35,7 +35,7 @@ def read_embeddings(out: str | os.PathLike[str]) -> Any:
     """
     import pyarrow.dataset
 
-    out = os.fspath(out).rstrip("/")
+    out = plain(out).rstrip("/")
     job = finished_job(out)
     if job["identity"]["format"] != "parquet":
         raise ValueError(f"{out} holds arrays: read img_emb/ and text_emb/ with numpy.load")

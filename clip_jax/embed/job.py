@@ -21,7 +21,7 @@ from clip_jax.encoder import Encoder
 from clip_jax.nn import CLIP
 from clip_jax.preprocess import Preprocess
 from clip_jax.sources import Columns, Input, open_input
-from clip_jax.storage import absolute
+from clip_jax.storage import absolute, plain
 from clip_jax.weights import load
 
 What = Literal["images", "texts", "both"]
@@ -107,10 +107,11 @@ def embed(
     _check(what, preset, dtype, format, rows_per_part, max_errors)
     _require_pyarrow()
     share = Share(*(shard or (jax.process_index(), jax.process_count())))
-    columns, out = columns or Columns(), os.fspath(out).rstrip("/")
+    columns, out = columns or Columns(), plain(out).rstrip("/")
+    source = plain(source)
     rows = open_input(source, columns)
     what = what or ("images" if rows.has_images else "texts")
-    _check_has(os.fspath(source), rows, what)
+    _check_has(source, rows, what)
     name, model = _loaded(model, preset)
     identity = {
         "version": VERSION,
@@ -128,6 +129,7 @@ def embed(
     claimed = {
         "model": name,
         "source": absolute(source),
+        "shards": len(rows.shards),
         "image_column": columns.image,
         "embeddings": TOWERS[what],
         "dim": model.config.embed_dim,
@@ -153,7 +155,7 @@ def embed(
     )
     if dry_run:
         to_do = [len(task.rows) for task, _ in plan.tasks()]
-        _check_some(os.fspath(source), plan)
+        _check_some(source, plan)
         return watch.summary(sum(to_do), len(to_do))
 
     plan.clean()
@@ -194,7 +196,7 @@ def embed(
                 write(assembly)
                 assembly = None
             watch.shown(plan.total)
-    _check_some(os.fspath(source), plan)
+    _check_some(source, plan)
     return watch.summary()
 
 

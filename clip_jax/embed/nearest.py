@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import functools
+import operator
 import os
 import threading
 from typing import Any
@@ -17,6 +18,7 @@ from clip_jax.embed.identity import check_model
 from clip_jax.embed.index import Index, finished_job
 from clip_jax.nn import CLIP, normalize
 from clip_jax.preprocess import Preprocess, open_image
+from clip_jax.storage import plain
 from clip_jax.tokenizer import tokenize
 from clip_jax.weights import load
 
@@ -51,9 +53,9 @@ def search(
             can't be read.
         OSError: the output can't be read.
     """
-    if k < 1:
+    if operator.index(k) < 1:
         raise ValueError(f"k must be at least 1. Got {k}.")
-    out = os.fspath(out).rstrip("/")
+    out = plain(out).rstrip("/")
     job = finished_job(out)
     model = _model(out, job, model)
     index = Index(out, job)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax.embed.identity import JOB
 from clip_jax.embed.units import Unit
 from clip_jax.storage import ASIDE, Disk, Unreachable, storage
 
@@ -62,11 +63,13 @@ class Finished:
         rows: those embedded.
         errors: those not.
         shard_rows: all rows of its shard.
+        contents: what tells its pictures from others of their names, if that is known.
     """
 
     rows: int
     errors: int
     shard_rows: int
+    contents: str | None = None
 
 
 class Parts:
@@ -108,9 +111,16 @@ class Parts:
             errors = self._check(self.path(self._errors, name), "errors")
             if errors is None or errors["errors"] != about["errors"]:
                 return None
-        return Finished(about["rows"], about["errors"], about["shard_rows"])
+        return Finished(about["rows"], about["errors"], about["shard_rows"], about.get("contents"))
 
-    def write(self, unit: Unit, shard_rows: int, part: Part, errors: Sequence[Error]) -> None:
+    def write(
+        self,
+        unit: Unit,
+        shard_rows: int,
+        part: Part,
+        errors: Sequence[Error],
+        contents: str | None = None,
+    ) -> None:
         """Leaves a unit's part; it counts from the moment that the last file is there.
 
         Raises:
@@ -120,6 +130,7 @@ class Parts:
             "rows": len(part.columns),
             "errors": len(errors),
             "shard_rows": shard_rows,
+            **({} if contents is None else {"contents": contents}),
         }
         path = self.path(self._errors, unit.name)
         if errors:
@@ -150,12 +161,22 @@ class Parts:
         for column, file in self.beside.items():
             data = self._storage.read(self.path(file, unit.name))
             embeddings[column] = np.load(io.BytesIO(data))
-        path = self.path(self._errors, unit.name)
+        return Part(table.replace_schema_metadata(None), embeddings), self.errors(unit.name)
+
+    def errors(self, name: str) -> list[Error]:
+        """The rows of a unit that could not be embedded.
+
+        Raises:
+            OSError: they can't be read.
+        """
+        import pyarrow.parquet as pq
+
+        path = self.path(self._errors, name)
         try:
             errors = pq.read_table(self._storage.arrow(path)).to_pylist()
         except FileNotFoundError:
             errors = []
-        return Part(table.replace_schema_metadata(None), embeddings), [Error(**e) for e in errors]
+        return [Error(**error) for error in errors]
 
     def clean(self, is_ours: Callable[[str], bool], without_errors: Collection[str]) -> None:
         """Removes what killed processes have left.
@@ -164,6 +185,9 @@ class Parts:
             is_ours: tells of a unit's name whether it is of our share.
             without_errors: units that count, of which no row has failed.
         """
+        for name in self._storage.names(self._out):
+            if name.startswith(f".{JOB}.") and name.endswith(ASIDE):
+                self._storage.remove(f"{self._out}/{name}")
         for file in (self.table, self._errors, *self.beside.values()):
             folder, _, pattern = f"{self._out}/{file}".rpartition("/")
             for name in self._storage.names(folder):

@@ -57,6 +57,7 @@ class Plan:
             watch: is told what was done before.
 
         Raises:
+            ValueError: it is of other pictures.
             OSError: the output can't be read.
         """
         self._source, self._parts, self._share = source, parts, share
@@ -66,6 +67,7 @@ class Plan:
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             found = zip(mine, pool.map(parts.finished, mine), strict=True)
             self._finished = {name: finished for name, finished in found if finished}
+        self._check_contents()
         # A part says how many rows its shard has, which then need not be opened for that; unless
         # a file that could not be read, which is a single row, is tried again.
         counts: dict[int, set[int | None]] = {}
@@ -134,6 +136,24 @@ class Plan:
                 if number in task.rows:
                     yield task, number, record
 
+    def _check_contents(self) -> None:
+        """Refuses other pictures of the same names, before they are mixed with those there."""
+        if self._source.contents is None:
+            return
+        for name, finished in self._finished.items():
+            number = int(name.partition("-")[2])
+            begin = number * self._rows_per_part
+            end = min(begin + self._rows_per_part, finished.shard_rows)
+            unit = Unit(0, number, begin, end)
+            failed = {e.row for e in self._parts.errors(name)} if finished.errors else set()
+            contents = self._source.contents(unit.rows_but(failed))
+            if finished.contents not in (None, contents):
+                raise ValueError(
+                    f"the output holds embeddings of other pictures: rows {begin} to {end - 1} of "
+                    "the input have the same names and other sizes. Give another folder for the "
+                    f"output; or remove part {name} to embed these rows again."
+                )
+
     def _numbered(self, rows: Rows, task: Task) -> Iterator[tuple[int, Record]]:
         unit, number = task.unit, task.unit.begin
         try:
@@ -166,7 +186,7 @@ class Plan:
             return range(unit.begin, unit.end)
         self._watch.rows_before += finished.rows
         if finished.errors and self._retry:
-            return frozenset(error.row for error in self._parts.read(unit)[1])
+            return frozenset(error.row for error in self._parts.errors(unit.name))
         self._watch.errors_before += finished.errors
         return range(0)
 

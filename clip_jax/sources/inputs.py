@@ -4,16 +4,16 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from clip_jax.sources.folder import FolderShard
 from clip_jax.sources.lines import Columns, LinesShard
-from clip_jax.sources.parquet import ParquetShard, read_row
+from clip_jax.sources.parquet import ParquetShard, column_types, read_row
 from clip_jax.sources.patterns import expand
 from clip_jax.sources.records import Shard, as_name
 from clip_jax.sources.tar import TarShard, read_member
-from clip_jax.storage import Unreachable, storage
+from clip_jax.storage import Unreachable, plain, storage
 
 TABLES = ("txt", "csv", "jsonl", "parquet")
 
@@ -26,7 +26,10 @@ class Input:
         shards: files of rows, in the order of their names.
         has_images: whether rows have pictures.
         has_captions: whether rows have captions.
-        listing: a fingerprint of the files' names and sizes.
+        listing: a fingerprint of the files' names, and of tables' and tar files' sizes.
+        contents: by their numbers, what tells the pictures of some rows from others of the same
+            listing. Only a folder needs that; its listing has no sizes, so that pictures that could
+            not be read can be mended.
         types: the Arrow types of the columns to take along; text where they have none.
     """
 
@@ -35,6 +38,7 @@ class Input:
     has_captions: bool
     listing: str
     types: Mapping[str, Any]
+    contents: Callable[[Iterable[int]], str] | None = None
 
 
 def open_input(source: str | os.PathLike[str], columns: Columns | None = None) -> Input:
@@ -49,7 +53,7 @@ def open_input(source: str | os.PathLike[str], columns: Columns | None = None) -
         ValueError: there is nothing in it, or a table lacks the columns; says which it has.
         OSError: it is not there or can't be read.
     """
-    source = os.fspath(source)
+    source = plain(source)
     columns = columns or Columns()
     suffix = source.rpartition(".")[2].lower()
     known = suffix in ("tar", *TABLES)
@@ -68,14 +72,15 @@ def open_input(source: str | os.PathLike[str], columns: Columns | None = None) -
         shards = [TarShard(path, columns.others) for path in paths]
         _first(shards, TarShard.check)
         return Input(shards, True, True, _listing(shards), dict.fromkeys(columns.others))
-    kind = ParquetShard if suffix == "parquet" else LinesShard
-    shards = [kind(path, columns) for path in paths]
-    first, names = _first(shards, lambda shard: shard.names())
-    _check(source, names, columns)
     types: dict[str, Any] = dict.fromkeys(columns.others)
-    if isinstance(first, ParquetShard):
-        schema = first.schema()
-        types = {name: schema.field(name).type for name in columns.others}
+    if suffix == "parquet":
+        shards = [ParquetShard(path, columns) for path in paths]
+        names = _first(shards, ParquetShard.names)
+        types |= column_types(shards, columns.others)
+    else:
+        shards = [LinesShard(path, columns) for path in paths]
+        names = _first(shards, LinesShard.names)
+    _check(source, names, columns)
     return Input(shards, columns.image in names, columns.caption in names, _listing(shards), types)
 
 
@@ -102,19 +107,19 @@ def _folder(source: str, columns: Columns) -> Input:
     if columns.others:
         raise ValueError(f"{source} is a folder of pictures, which has no columns to take along.")
     shards = [FolderShard(source)]
-    return Input(shards, True, False, _listing(shards), {})
+    return Input(shards, True, False, _listing(shards), {}, shards[0].contents)
 
 
 def _is_pattern(source: str) -> bool:
     return any(character in source for character in "*?[{")
 
 
-def _first(shards: Sequence[Any], look: Callable[[Any], Any]) -> tuple[Any, Any]:
-    """A shard that can be read, and what it shows: one that can't is no reason to do nothing."""
+def _first(shards: Sequence[Any], look: Callable[[Any], Any]) -> Any:
+    """What the first shard shows that can be read: one that can't is no reason to do nothing."""
     problem: Exception | None = None
     for shard in shards:
         try:
-            return shard, look(shard)
+            return look(shard)
         except Unreachable:
             raise
         except (OSError, ValueError) as error:
@@ -141,5 +146,5 @@ def _check(source: str, names: Sequence[str], columns: Columns) -> None:
 def _listing(shards: Sequence[Shard]) -> str:
     digest = hashlib.sha256()
     for shard in shards:
-        digest.update(os.fsencode(shard.name) + f"\0{shard.size}\n".encode())
+        digest.update(os.fsencode(shard.name) + f"\0{shard.sign}\n".encode())
     return digest.hexdigest()

@@ -1,15 +1,22 @@
 """Rows of text files: a text a line, or tables as CSV and JSON lines, with or without pictures."""
 
+import collections
 import csv
 import dataclasses
 import functools
 import io
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from clip_jax.sources.records import Record, as_captions, parsed
 from clip_jax.storage import absolute, is_remote, storage
+
+# Bytes of a file by which its columns are told, and whether it has changed.
+BEGINNING = 1 << 20
+# What some programs write in front of UTF-8.
+BOM = b"\xef\xbb\xbf"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,12 +28,19 @@ class Columns:
         caption: the text, or a list of which the first is taken.
         key: says which row it is; without such a column the path or the row's number does.
         others: to be taken along as they are.
+
+    Raises:
+        ValueError: one of the others is named twice.
     """
 
     image: str = "image"
     caption: str = "caption"
     key: str = "key"
     others: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if twice := [name for name, n in collections.Counter(self.others).items() if n > 1]:
+            raise ValueError(f"columns to take along are named twice: {', '.join(twice)}")
 
 
 class LinesShard:
@@ -38,13 +52,19 @@ class LinesShard:
     def __init__(self, path: str, columns: Columns):
         """Looks at the file's size, and reads nothing yet."""
         self.name = os.path.basename(path)
-        self.size = storage(path).size(path)
+        self._size = storage(path).size(path)
         self._path, self._columns = path, columns
 
+    @property
+    def sign(self) -> str:
+        """Its size and a checksum of its beginning: tables of one size are easily made."""
+        try:
+            return f"{self._size} {zlib.crc32(self._beginning())}"
+        except PermissionError:  # one file that can't be read, among others
+            return str(self._size)
+
     def open(self) -> "ListRows":
-        lines = storage(self._path).read(self._path).removeprefix(b"\xef\xbb\xbf").splitlines(True)
-        parse = _PARSERS[self._path.rpartition(".")[2].lower()]
-        rows = parse(lines, self._columns)
+        rows = self._parsed(storage(self._path).read(self._path))
         return ListRows(
             [
                 _record(row, f"{self.name}:{number}", self._path, self._columns)
@@ -53,19 +73,32 @@ class LinesShard:
         )
 
     def names(self) -> list[str]:
-        """The columns that there are, as far as the first row tells."""
-        with storage(self._path).open(self._path) as file:
-            lines = [line.removeprefix(b"\xef\xbb\xbf") for line in (file.readline(),)]
-        if self._path.lower().endswith(".txt"):
+        """The columns that there are, as far as the file's beginning tells.
+
+        Raises:
+            OSError: it can't be read.
+            ValueError: no row of its beginning can be read.
+        """
+        text, ending = self._beginning(), self._path.rpartition(".")[2].lower()
+        if ending == "txt":
             return [self._columns.caption]
-        if self._path.lower().endswith(".csv"):
-            text = lines[0].decode("utf-8", "backslashreplace")
-            names = next(_csv_rows(csv.reader(io.StringIO(text, newline=""))), [])
-            if isinstance(names, str):
-                raise ValueError(f"{self._path}: {names}")
-            return names
-        first = next(iter(_parse_jsonl(lines, self._columns)), {})
-        return list(first) if isinstance(first, dict) else []
+        if ending == "csv":
+            rows = [next(_csv_rows(csv.reader(_csv_text(text, "backslashreplace"))), [])]
+        else:
+            whole = text if len(text) < BEGINNING else text.rpartition(b"\n")[0]
+            rows = list(self._parsed(whole))
+        names = dict.fromkeys(name for row in rows if not isinstance(row, str) for name in row)
+        if not names:
+            problem = next((row for row in rows if isinstance(row, str)), "there is no row")
+            raise ValueError(f"{self._path}: {problem}")
+        return list(names)
+
+    def _beginning(self) -> bytes:
+        return storage(self._path).read_range(self._path, 0, BEGINNING)
+
+    def _parsed(self, text: bytes) -> Iterator["_Row"]:
+        lines = text.removeprefix(BOM).splitlines(True)
+        return _PARSERS[self._path.rpartition(".")[2].lower()](lines, self._columns)
 
 
 class ListRows:
@@ -111,6 +144,8 @@ def record_of(row: Mapping[str, Any], number: str, table: str, columns: Columns)
         if read is None:
             problem = f"no picture, and {error}" if columns.image in row else str(error)
     key = row.get(columns.key)
+    if isinstance(key, bytes):
+        key = key.decode("utf-8", "surrogateescape")
     if key is None or key == "":
         key = image if isinstance(image, str) and image else number
     others = {name: row.get(name) for name in columns.others}
@@ -154,8 +189,7 @@ def _parse_jsonl(lines: Sequence[bytes], columns: Columns) -> Iterator[_Row]:
 
 
 def _parse_csv(lines: Sequence[bytes], columns: Columns) -> Iterator[_Row]:
-    text = io.StringIO(b"".join(lines).decode("utf-8", "surrogateescape"), newline="")
-    for row in _csv_rows(csv.DictReader(text)):
+    for row in _csv_rows(csv.DictReader(_csv_text(b"".join(lines), "surrogateescape"))):
         if isinstance(row, str):
             yield row
         elif row.pop(None, None) is not None:  # pyright: ignore[reportArgumentType]
@@ -164,6 +198,11 @@ def _parse_csv(lines: Sequence[bytes], columns: Columns) -> Iterator[_Row]:
             yield "the row is not UTF-8"
         else:
             yield row
+
+
+def _csv_text(text: bytes, errors: str) -> io.StringIO:
+    # A blank line in front would be taken for a header without names.
+    return io.StringIO(text.removeprefix(BOM).lstrip(b"\r\n").decode("utf-8", errors), newline="")
 
 
 def _csv_rows(rows: Iterator[Any]) -> Iterator[Any]:

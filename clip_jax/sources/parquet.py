@@ -1,12 +1,13 @@
 """Rows of a Parquet file, read in a stream: no more of it is in memory than a few rows."""
 
+import concurrent.futures
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clip_jax.sources.lines import Columns, record_of
 from clip_jax.sources.records import Record
-from clip_jax.storage import storage
+from clip_jax.storage import Unreachable, storage
 
 # Rows that are read at one time: pictures are large.
 ROWS = 32
@@ -18,7 +19,7 @@ class ParquetShard:
     def __init__(self, path: str, columns: Columns):
         """Looks at the file's size, and reads nothing yet."""
         self.name = os.path.basename(path)
-        self.size = storage(path).size(path)
+        self.sign = str(storage(path).size(path))
         self._path, self._columns = path, columns
 
     def open(self) -> "ParquetRows":
@@ -46,18 +47,14 @@ class ParquetRows:
         self._path, self._columns, self._file = path, columns, _open(path)
         wanted = {columns.image, columns.caption, columns.key, *columns.others}
         self._names = [name for name in self._file.schema_arrow.names if name in wanted]
-        self._times = [name for name in columns.others if self._is_time(name)]
+        schema = self._file.schema_arrow
+        others = [name for name in columns.others if name in schema.names]
+        self._times = [name for name in others if _has_times(schema.field(name).type)]
         metadata = self._file.metadata
         self._groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
 
     def __len__(self) -> int:
         return sum(self._groups)
-
-    def _is_time(self, name: str) -> bool:
-        import pyarrow.types
-
-        schema = self._file.schema_arrow
-        return name in schema.names and pyarrow.types.is_temporal(schema.field(name).type)
 
     def records(self, begin: int, end: int) -> Iterator[Record]:
         first = number = 0
@@ -75,7 +72,7 @@ class ParquetRows:
             if number >= end:
                 return
             skip = min(max(begin - number, 0), len(batch))
-            # Python's times are coarser than Arrow's: those that are taken along stay Arrow's.
+            # Python's times are coarser than Arrow's: what holds some is taken along as Arrow's.
             times = {name: batch.column(name) for name in self._times}
             kept = batch.drop_columns(self._times) if times else batch
             for i, row in enumerate(kept.slice(skip).to_pylist(), start=number + skip):
@@ -99,6 +96,65 @@ def read_row(path: str, number: int, column: str) -> bytes:
         if record.read is not None:
             return record.read()
     raise ValueError(f"{path}: row {number} has no picture in the column {column!r}")
+
+
+def column_types(shards: Sequence[ParquetShard], names: Sequence[str]) -> dict[str, Any]:
+    """The Arrow types that hold what these columns hold in all files.
+
+    A file that can't be read has no say; it shows as it is embedded.
+
+    Raises:
+        ValueError: two files have types of which none holds the other, or one can't be taken along.
+        OSError: a store can't be reached.
+    """
+    import pyarrow as pa
+
+    def schema_of(shard: ParquetShard) -> Any:
+        try:
+            return shard.schema()
+        except Unreachable:
+            raise
+        except (OSError, ValueError):
+            return pa.schema([])
+
+    found: dict[str, tuple[Any, str]] = {}
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        schemas = pool.map(schema_of, shards if names else [])
+        for shard, schema in zip(shards, schemas, strict=False):
+            for name in [name for name in names if name in schema.names]:
+                type_ = schema.field(name).type
+                known, first = found.setdefault(name, (type_, shard.name))
+                if type_ != known:
+                    found[name] = _common(name, (known, first), (type_, shard.name)), shard.name
+    for name, (type_, _) in found.items():
+        try:
+            pa.table({name: pa.array([None], type_)}).take([0])
+        except pa.ArrowNotImplementedError:
+            raise ValueError(
+                f"the column {name!r} is {type_}, which can't be taken along"
+            ) from None
+    return {name: type_ for name, (type_, _) in found.items()}
+
+
+def _common(name: str, one: tuple[Any, str], other: tuple[Any, str]) -> Any:
+    import pyarrow as pa
+
+    schemas = [pa.schema([(name, type_)]) for type_, _ in (one, other)]
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive").field(0).type
+    except pa.ArrowException:
+        raise ValueError(
+            f"the column {name!r} is {one[0]} in {one[1]} and {other[0]} in {other[1]}: write it "
+            "as one type"
+        ) from None
+
+
+def _has_times(type_: Any) -> bool:
+    import pyarrow.types
+
+    return pyarrow.types.is_temporal(type_) or any(
+        _has_times(type_.field(i).type) for i in range(type_.num_fields)
+    )
 
 
 def _open(path: str) -> Any:

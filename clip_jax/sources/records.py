@@ -6,6 +6,9 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+# What the names of pictures' files end in.
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "ppm", "tif", "tiff")
+
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
@@ -87,11 +90,13 @@ class Shard(Protocol):
 
     Attributes:
         name: of the file, without its folder.
-        size: what tells it from another of its name: bytes of the file.
+        sign: what tells it from another of its name, as the number of its bytes does.
     """
 
     name: str
-    size: int
+
+    @property
+    def sign(self) -> str: ...
 
     def open(self) -> Rows:
         """Its rows.

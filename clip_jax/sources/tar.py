@@ -9,12 +9,19 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clip_jax.sources.patterns import expand
-from clip_jax.sources.records import Pair, Record, as_captions, as_text, parsed, refuse
+from clip_jax.sources.records import (
+    IMAGES,
+    Pair,
+    Record,
+    as_captions,
+    as_text,
+    parsed,
+    refuse,
+)
 from clip_jax.storage import absolute, storage
 
 # How gzip's, bzip2's, xz's and zstd's files begin.
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "ppm")
 
 
 class TarPairs:
@@ -85,7 +92,8 @@ class TarShard:
                 of that ending, where there is one.
         """
         self.name = os.path.basename(path)
-        self.size = storage(path).size(path)
+        self._size = storage(path).size(path)
+        self.sign = str(self._size)
         self._path, self._columns = path, columns
 
     def open(self) -> "TarRows":
@@ -98,7 +106,7 @@ class TarShard:
             OSError: it can't be read.
             ValueError: it is no tar file; says what it is.
         """
-        if not self.size:
+        if not self._size:
             raise ValueError(f"{self._path} is empty: there is no row to embed")
         head = storage(self._path).read_range(self._path, 0, tarfile.BLOCKSIZE)
         if head.startswith(COMPRESSED):
@@ -123,10 +131,7 @@ class TarRows:
         self._path, self._columns = absolute(path), columns
         index = _Index(path)
         self._groups = list(index.groups.items())
-        self._problems = [
-            (member.name, "another picture of this name comes before it")
-            for member in index.surplus
-        ]
+        self._problems = list(index.problems())
         if index.end:
             self._problems.append((os.path.basename(path), index.end))
 
@@ -239,7 +244,6 @@ class _Index:
 
     Attributes:
         groups: members that belong together, by their common name.
-        surplus: pictures under a name that has one already.
         end: what is wrong with the file's end, or an empty text.
     """
 
@@ -250,8 +254,11 @@ class _Index:
             OSError: the file can't be read.
         """
         self.groups: dict[str, _Group] = {}
-        self.surplus: list[_Member] = []
         self.end = ""
+        self._surplus: list[str] = []
+        self._astray: list[tuple[str, str, str]] = []  # name, key and what follows the first dot
+        self._links: list[tuple[str, str]] = []
+        self._lost: list[tuple[str, str]] = []
         file = _File(path)
         size = os.fstat(file.descriptor).st_size
         with os.fdopen(os.dup(file.descriptor), "rb") as stream:
@@ -261,30 +268,72 @@ class _Index:
                     for member in tar:
                         if member.isfile() and member.offset_data + member.size <= size:
                             self._add(tar, member, file)
+                        elif member.islnk():
+                            self._links.append((member.name, member.linkname))
+                        elif member.issym():
+                            folder = os.path.dirname(member.name)
+                            target = os.path.normpath(os.path.join(folder, member.linkname))
+                            self._links.append((member.name, target))
                     # Python takes a header that is cut off or damaged for the end.
                     stream.seek(tar.offset)
                     if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                         self.end = f"the tar file is damaged or cut off at byte {tar.offset}"
             except tarfile.TarError as error:
                 self.end = f"the tar file is damaged or cut off: {error}"
+        if self._links:
+            self._follow_links()
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """The names of pictures that are no row's picture, and why."""
+        for name in self._surplus:
+            yield name, "another picture of this name comes before it"
+        for name, key, suffix in self._astray:
+            group = self.groups.get(key)
+            if group is None or group.image is None:  # else it goes with that one, a mask perhaps
+                yield name, f"in shards a name ends at its first dot, and {suffix!r} is no picture"
+        for name, target in self._lost:
+            yield name, f"a link to {target}, which is no picture of this file"
 
     def _add(self, tar: tarfile.TarFile, member: tarfile.TarInfo, file: _File) -> None:
-        folder, _, name = member.name.rpartition("/")
-        stem, _, suffix = name.partition(".")
-        key, suffix = f"{folder}/{stem}" if folder else stem, suffix.lower()
-        if suffix in IMAGES:
-            group = self.groups.setdefault(key, _Group())
-            image = _Member(file, member.name, member.offset_data, member.size)
-            if group.image is None:
-                group.image = image
-            else:
-                self.surplus.append(image)
+        key, suffix = _parted(member.name)
+        if suffix.rpartition(".")[2] in IMAGES:
+            self._add_picture(_Member(file, member.name, member.offset_data, member.size))
         elif suffix in ("txt", "json", "cls"):
             content = tar.extractfile(member)
             assert content is not None  # it is a file
             group = self.groups.setdefault(key, _Group())
             if getattr(group, suffix) is None:  # the first one, as with pictures: they are a pair
                 setattr(group, suffix, content.read())
+
+    def _add_picture(self, image: _Member) -> None:
+        key, suffix = _parted(image.name)
+        if suffix not in IMAGES:
+            self._astray.append((image.name, key, suffix))
+            return
+        group = self.groups.setdefault(key, _Group())
+        if group.image is None:
+            group.image = image
+        else:
+            self._surplus.append(image.name)
+
+    def _follow_links(self) -> None:
+        """Pictures that are links to others; to links, too, where these come before."""
+        there = {g.image.name: g.image for g in self.groups.values() if g.image is not None}
+        for name, target in self._links:
+            if _parted(name)[1].rpartition(".")[2] not in IMAGES:
+                continue
+            if (image := there.get(target)) is None:
+                self._lost.append((name, target))
+            else:
+                there[name] = dataclasses.replace(image, name=name)
+                self._add_picture(there[name])
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """What a member belongs to, and what it is: its name up to its first dot, and the rest."""
+    folder, _, name = name.rpartition("/")
+    stem, _, suffix = name.partition(".")
+    return f"{folder}/{stem}" if folder else stem, suffix.lower()
 
 
 @functools.lru_cache(4)
