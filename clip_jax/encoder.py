@@ -22,7 +22,8 @@ from jaxtyping import Float, Int
 
 from clip_jax.compilation import compile_cache
 from clip_jax.nn import CLIP, cast, normalize, rearrange_for_cpu
-from clip_jax.nn.inputs import check_images, check_tokens
+from clip_jax.nn.clip import computing
+from clip_jax.nn.inputs import as_images, as_tokens
 from clip_jax.nn.layers import Implementation, use_attention
 from clip_jax.placement import Parallel, place
 from clip_jax.tokenizer import tokenize
@@ -124,12 +125,13 @@ class Encoder:
         """How many programs have been compiled so far."""
         return len(self._programs)
 
-    def images(self, images: np.ndarray | Array) -> Float[np.ndarray, "b d"]:
+    def images(self, images: np.ndarray | Array | Sequence[np.ndarray]) -> Float[np.ndarray, "b d"]:
         """Embeds images.
 
         Args:
             images: (b, n, n, 3) with n the model's image size: uint8 pixels, which are normalised
-                on the device and the quickest to get there, or normalised floats. Any b, 0 too.
+                on the device and the quickest to get there, or normalised floats. Any b, 0 too;
+                or a list of such images.
 
         Returns:
             (b, d) embeddings in the order of the images; float32.
@@ -138,8 +140,7 @@ class Encoder:
             ValueError: the shape or the dtype is another, or an image gives values that are not
                 finite; names the rows.
         """
-        check_images(images, self._config.vision.image_size)
-        images = np.asarray(images)
+        images = np.asarray(as_images(images, self._config.vision.image_size))
         if images.dtype != np.uint8:
             images = images.astype(np.float32, copy=False)
         return self._checked(self._run(CLIP.image_features, [images])[0], images)
@@ -174,8 +175,7 @@ class Encoder:
         text = self._config.text
         if not hasattr(texts, "dtype") or np.asarray(texts).dtype.kind in "UOT":
             return tokenize(texts, text.context_length)  # pyright: ignore[reportArgumentType]
-        tokens = np.asarray(texts)
-        check_tokens(tokens, text)
+        tokens = np.asarray(as_tokens(texts, text))
         if missing := np.flatnonzero((tokens != text.vocab_size - 1).all(axis=1)).tolist():
             raise ValueError(
                 f"every row of tokens must have the end token, {text.vocab_size - 1}. "
@@ -226,7 +226,7 @@ class Encoder:
 
     def _embed(self, features: Callable, leaves: list[Array], rows: Array) -> Array:
         model = jax.tree.unflatten(self._treedef, leaves)
-        with jax.default_matmul_precision(self._precision):
+        with computing(self._precision):
             embeddings = features(model, rows)
         embeddings = embeddings.astype(jnp.float32)
         return normalize(embeddings) if self._normalize else embeddings

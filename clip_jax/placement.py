@@ -79,7 +79,10 @@ class OneDevice(Placement):
     """`jax.jit` on JAX's default device."""
 
     def put_leaves(self, leaves: list[Array]) -> list[Array]:
-        return jax.device_put(leaves)
+        # What lies on several devices would be computed on all of them.
+        several = [isinstance(leaf, Array) and len(leaf.devices()) > 1 for leaf in leaves]
+        pairs = zip(leaves, several, strict=True)
+        return jax.device_put([np.asarray(leaf) if many else leaf for leaf, many in pairs])
 
     def put_rows(self, rows: np.ndarray) -> Array:
         return jax.device_put(rows)

@@ -135,12 +135,31 @@ def test_no_rows_give_no_embeddings_and_no_program(model):
     encoder = Encoder(model)
     for result in (
         encoder.images(np.zeros((0, 32, 32, 3), np.uint8)),
+        encoder.images([]),
         encoder.texts([]),
         encoder.texts(()),
         encoder.texts(np.zeros((0, 77), np.int32)),
     ):
         assert result.shape == (0, 16) and result.dtype == np.float32
     assert encoder.num_compilations == 0
+
+
+def test_a_model_that_lies_on_several_devices_is_encoded_on_one(model, images, embedded):
+    mesh = jax.make_mesh((8,), ("x",))
+
+    def put(array):
+        is_cut = array.ndim and array.shape[0] % 8 == 0
+        return jax.device_put(
+            array, NamedSharding(mesh, PartitionSpec("x") if is_cut else PartitionSpec())
+        )
+
+    found = Encoder(jax.tree.map(put, model)).images(images)
+    assert relative_error(found, embedded) < 1e-6
+
+
+def test_arrays_are_moved_only_where_it_is_said(model, images):
+    with jax.transfer_guard("disallow"):
+        assert len(Encoder(model).images(images[:1])) == 1
 
 
 def test_every_float_dtype_of_images_is_one_program(encoder, images):
@@ -527,6 +546,7 @@ def test_pmap_is_refused_under_several_processes(monkeypatch, model):
         ({"batch_size": 2.5}, TypeError, "float"),
         ({"parallel": "pjit"}, ValueError, '"jit", "pmap" or "mesh". Got \'pjit\''),
         ({"dtype": "int32"}, ValueError, "float32, bfloat16 or float16. Got int32"),
+        ({"dtype": "float64"}, ValueError, "float32, bfloat16 or float16. Got float64"),
     ],
 )
 def test_wrong_options_are_refused(model, options, error, message):

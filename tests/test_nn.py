@@ -596,6 +596,40 @@ def test_wrong_tokens_are_refused(tokens, message):
         small(SMALL_VIT).encode_text(tokens)
 
 
+@pytest.mark.parametrize("config", [SMALL_VIT, SMALL_RESNET], ids=["vit", "resnet"])
+def test_no_rows_give_no_embeddings(config):
+    model, size = small(config), config.vision.image_size
+    none, two = random_images(0, size), random_images(2, size)
+    assert model.encode_image(none).shape == model.encode_image([]).shape == (0, 16)
+    assert model.encode_text(random_tokens(0)).shape == (0, 16)
+    assert [logits.shape for logits in model(two, random_tokens(0))] == [(2, 0), (0, 2)]
+
+
+def test_arrays_are_taken_as_people_have_them():
+    model, tokens = small(SMALL_VIT), random_tokens(3, 12)
+    pixels = random_images(3, 32)
+    images = (pixels / 255).astype(np.float32)
+    expected = [np.asarray(x) for x in (model.encode_image(images), model.encode_text(tokens))]
+    for given in (list(images), images.astype(">f4")):
+        assert np.array_equal(model.encode_image(given), expected[0])
+        assert np.array_equal(Encoder(model).images(given), Encoder(model).images(images))
+    for given in (tokens.tolist(), tokens.astype(">i4"), tokens.astype(np.uint64)):
+        assert np.array_equal(model.encode_text(given), expected[1])
+    with pytest.raises(ValueError, match="images must have one shape. Got a list of several"):
+        model.encode_image([images[0], images[1, :8]])
+    for dtype in (np.int64, np.longdouble):
+        with pytest.raises(ValueError, match=f"Got {np.dtype(dtype)}"):
+            model.encode_image(pixels.astype(dtype))
+
+
+def test_ranks_may_be_promoted_whatever_the_caller_has_set():
+    model, images, tokens = small(SMALL_VIT), random_images(1, 32), random_tokens(1, 9)
+    with jax.numpy_rank_promotion("raise"):
+        model(images, tokens)
+        Encoder(model).texts(tokens)
+        jax.grad(lambda model: model.encode_image(images).sum())(model)
+
+
 def test_wrong_parameters_are_all_listed_and_change_nothing():
     model = small(SMALL_VIT)
     tree = random_parameters(SMALL_VIT)

@@ -1,6 +1,8 @@
 """CLIP: two towers that meet in one space (Radford et al. 2021, section 2)."""
 
+import contextlib
 import math
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from clip_jax.config import CLIPConfig, ViTConfig
-from clip_jax.nn.inputs import check_images, check_tokens
+from clip_jax.nn.inputs import as_images, as_tokens
 from clip_jax.nn.layers import Tap, ignore
 from clip_jax.nn.linear import parameter
 from clip_jax.nn.pixels import normalize_pixels
@@ -55,7 +57,7 @@ class CLIP(TextTower):
         super().__init__(config.text, config.embed_dim, config.activation, rngs=rngs)
         self.config = config
         self.dtype = np.dtype(dtype)
-        if not jnp.issubdtype(self.dtype, jnp.floating):
+        if self.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
             raise ValueError(f"dtype must be float32, bfloat16 or float16. Got {self.dtype}.")
         self.precision = precision
         self.use_running_average = True  # switched, like every BatchNorm's, by train() and eval()
@@ -75,7 +77,7 @@ class CLIP(TextTower):
 
         Args:
             images: (b, n, n, 3) with n the model's image size: uint8 pixels, or floats already
-                normalised by `preprocess`.
+                normalised by `preprocess`. Any b, 0 too.
 
         Returns:
             (b, d) embeddings in the model's dtype.
@@ -83,7 +85,7 @@ class CLIP(TextTower):
         Raises:
             ValueError: if the shape or the dtype is another.
         """
-        check_images(images, self.config.vision.image_size)
+        images = as_images(images, self.config.vision.image_size)
         features, statistics = _encode_image(self, images)
         if statistics:  # for nothing, the walk over all modules would still take milliseconds
             nnx.update(self, statistics)
@@ -105,7 +107,7 @@ class CLIP(TextTower):
         Raises:
             ValueError: if the shape, the dtype or (where it can be seen) an id is out of range.
         """
-        check_tokens(tokens, self.config.text)
+        tokens = as_tokens(tokens, self.config.text)
         return _encode_text(self, tokens)
 
     def __call__(
@@ -120,8 +122,8 @@ class CLIP(TextTower):
         Returns:
             (i, t) float32 logits and their transpose.
         """
-        check_images(images, self.config.vision.image_size)
-        check_tokens(tokens, self.config.text)
+        images = as_images(images, self.config.vision.image_size)
+        tokens = as_tokens(tokens, self.config.text)
         logits, statistics = _logits(self, images, tokens)
         if statistics:
             nnx.update(self, statistics)
@@ -153,21 +155,28 @@ def _new_statistics(model: CLIP) -> nnx.State:
     return nnx.state(model, nnx.BatchStat)
 
 
+@contextlib.contextmanager
+def computing(precision: str) -> Iterator[None]:
+    """Within, JAX computes as the towers mean it, whatever else the caller has set."""
+    with jax.default_matmul_precision(precision), jax.numpy_rank_promotion("allow"):
+        yield
+
+
 @jax.jit
 def _encode_image(model: CLIP, images: Array) -> tuple[Array, nnx.State]:
-    with jax.default_matmul_precision(model.precision):
+    with computing(model.precision):
         return model.image_features(images), _new_statistics(model)
 
 
 @jax.jit
 def _encode_text(model: CLIP, tokens: Array) -> Array:
-    with jax.default_matmul_precision(model.precision):
+    with computing(model.precision):
         return model.text_features(tokens, model.dtype)
 
 
 @jax.jit
 def _logits(model: CLIP, images: Array, tokens: Array) -> tuple[Array, nnx.State]:
-    with jax.default_matmul_precision(model.precision):
+    with computing(model.precision):
         image = normalize(model.image_features(images))
         text = normalize(model.text_features(tokens, model.dtype))
         logits = jnp.exp(model.logit_scale[...]) * image @ text.T

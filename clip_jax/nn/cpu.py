@@ -1,5 +1,6 @@
 """A model rearranged as XLA's CPU backend runs it fastest; for inference."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -68,13 +69,13 @@ def _rearrange_convolution(module: Conv, dtype: DTypeLike, *, in_slices: bool) -
             _transpose(module)
             module.form = "transposed"
     elif module.stride == 2:
-        module.kernel.set_value(jnp.asarray(square_kernel(np.asarray(module.kernel[...]))))
+        module.kernel.set_value(jax.device_put(square_kernel(np.asarray(module.kernel[...]))))
         module.form = "squares"
     elif dtype == jnp.bfloat16:
         module.form = "products"
     elif dtype == jnp.float32 and in_slices:
         matrices = winograd_kernels(np.asarray(module.kernel[...]))
-        module.winograd_kernels = nnx.List(nnx.Param(jnp.asarray(m)) for m in matrices)
+        module.winograd_kernels = nnx.List(nnx.Param(jax.device_put(m)) for m in matrices)
         module.form = "winograd"
         del module.kernel
 
@@ -82,4 +83,4 @@ def _rearrange_convolution(module: Conv, dtype: DTypeLike, *, in_slices: bool) -
 def _transpose(module: Linear | PatchEmbedding | Conv) -> None:
     # By NumPy, because JAX would compile a program for each shape.
     kernel = np.moveaxis(np.asarray(module.kernel[...]), -1, 0)
-    module.kernel.set_value(jnp.asarray(np.ascontiguousarray(kernel)))
+    module.kernel.set_value(jax.device_put(np.ascontiguousarray(kernel)))

@@ -2,18 +2,28 @@
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 from jax.typing import ArrayLike
+from jaxtyping import Integer, Shaped
 
 from clip_jax.config import TextConfig
 
 
-def check_images(images: ArrayLike, image_size: int) -> None:
-    """Raises unless `images` are (b, n, n, 3), uint8 or float.
+def as_images(images: ArrayLike, image_size: int) -> Shaped[np.ndarray | Array, "b n n 3"]:
+    """Images as one array, uint8 or float.
+
+    Args:
+        images: an array, or a list of the arrays of single images.
+        image_size: the n of (b, n, n, 3).
 
     Raises:
         ValueError: if the shape or the dtype is another; knows PyTorch's order of axes.
     """
-    shape, dtype, n = np.shape(images), jnp.result_type(images), image_size
+    n = image_size
+    images = _as_array(images, "images")
+    if images.shape == (0,):  # an empty list
+        images = np.zeros((0, n, n, 3), np.uint8)
+    shape, dtype = images.shape, images.dtype
     if len(shape) != 4 or shape[1:] != (n, n, 3):
         hint = ""
         if len(shape) == 4 and shape[1] == 3:
@@ -21,17 +31,19 @@ def check_images(images: ArrayLike, image_size: int) -> None:
         elif len(shape) == 3:
             hint = " One image needs a batch axis too: give images[None]."
         raise ValueError(f"images must have shape (batch, {n}, {n}, 3). Got {shape}.{hint}")
-    if dtype != jnp.uint8 and not jnp.issubdtype(dtype, jnp.floating):
+    if dtype != jnp.uint8 and not _is_float(dtype):
         raise ValueError(f"images must be uint8 pixels or normalised floats. Got {dtype}.")
+    return images
 
 
-def check_tokens(tokens: ArrayLike, config: TextConfig) -> None:
-    """Raises unless `tokens` are (b, l) ids of the vocabulary, l at most the context length.
+def as_tokens(tokens: ArrayLike, config: TextConfig) -> Integer[np.ndarray | Array, "b l"]:
+    """Token ids of the vocabulary as one array, of at most the context's length.
 
     Raises:
         ValueError: if the shape, the dtype or (where it can be seen) an id is out of range.
     """
-    shape, dtype = np.shape(tokens), jnp.result_type(tokens)
+    tokens = _as_array(tokens, "tokens")
+    shape, dtype = tokens.shape, tokens.dtype
     if len(shape) != 2 or not 1 <= shape[1] <= config.context_length:
         raise ValueError(
             f"tokens must have shape (batch, length) with length 1 to {config.context_length}. "
@@ -46,3 +58,19 @@ def check_tokens(tokens: ArrayLike, config: TextConfig) -> None:
             raise ValueError(
                 f"token ids must lie in 0..{config.vocab_size - 1}. Got {low}..{high}."
             )
+    return tokens
+
+
+def _as_array(values: ArrayLike, name: str) -> np.ndarray | Array:
+    if isinstance(values, Array):
+        return values
+    try:
+        array = np.asarray(values)
+    except ValueError:  # NumPy's own says nothing of what it is about
+        raise ValueError(f"{name} must have one shape. Got a list of several.") from None
+    return array.astype(array.dtype.newbyteorder("="), copy=False)  # JAX takes no other
+
+
+def _is_float(dtype: np.dtype) -> bool:
+    # Not NumPy's long double, which JAX has no use for.
+    return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= 8

@@ -142,7 +142,7 @@ def attend_from(
     weights = jax.nn.softmax(scores).astype(dtype)
     mixed = product("bhl,blw->bhw", weights, rows).astype(dtype)
     out = product("bhw,hcw->bhc", mixed, value_kernel.reshape(h, c, -1)).astype(x.dtype)
-    return out.reshape(len(x), -1) + value_bias.astype(x.dtype)
+    return out.reshape(len(x), h * c) + value_bias.astype(x.dtype)
 
 
 def causal_mask(length: int) -> Bool[Array, "1 l l"]:
@@ -165,7 +165,7 @@ def in_slices(function: Callable[[Any], Array], x: Any, size: int | None) -> Arr
     `x` is an array, or several with as many rows, of which the function takes as many.
     """
     (rows,) = {len(array) for array in jax.tree.leaves(x)}
-    if size is None or rows == size or rows % size:
+    if size is None or rows <= size or rows % size:
         return function(x)
     cut = jax.tree.map(lambda array: array.reshape(-1, size, *array.shape[1:]), x)
     y = jax.lax.map(function, cut)
@@ -174,7 +174,7 @@ def in_slices(function: Callable[[Any], Array], x: Any, size: int | None) -> Arr
 
 def split_heads(x: Float[Array, "b l w"], num_heads: int) -> Float[Array, "b l h c"]:
     """Cuts the width into heads."""
-    return x.reshape(*x.shape[:2], num_heads, -1)
+    return x.reshape(*x.shape[:2], num_heads, x.shape[2] // num_heads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +217,7 @@ class Attention(nnx.Module):
             mixed = attend(q, k, v, seen, heads_at_once=heads, query_blocks=blocks)
         else:
             mixed = attend(take_rows(q, rows), k, v, None if mask is None else mask[:, None])
-        return self.out_proj(mixed.reshape(*mixed.shape[:2], -1))
+        return self.out_proj(mixed.reshape(*mixed.shape[:2], x.shape[-1]))
 
     def _pooled(
         self, x: Float[Array, "b l w"], mask: Bool[Array, "#b 1 l"] | None, rows: Rows

@@ -222,7 +222,8 @@ class AttentionPool(nnx.Module):
         self.c_proj = Linear(num_features, embed_dim, kernel_init=init, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
-        x = x.reshape(x.shape[0], -1, x.shape[-1])  # b n c
+        b, h, w, c = x.shape
+        x = x.reshape(b, h * w, c)  # b n c
         x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)  # b n+1 c
         x = x + self.positional_embedding[...].astype(x.dtype)
         q = split_heads(self.q_proj(x[:, :1]), self.num_heads)  # b 1 h c
@@ -230,7 +231,7 @@ class AttentionPool(nnx.Module):
         # Kernels that lie as `attend_from` takes them pay for any number of images.
         if len(x) < MANY_SEQUENCES and not key.is_transposed:
             k, v = split_heads(key(x), self.num_heads), split_heads(value(x), self.num_heads)
-            return self.c_proj(attend(q, k, v).reshape(len(x), -1))
+            return self.c_proj(attend(q, k, v).reshape(len(x), x.shape[-1]))
         x = attend_from(q[:, 0], x, key.upright, value.upright, value.bias[...])
         return self.c_proj(x)
 
