@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import shutil
 import warnings
 from pathlib import Path
 
@@ -169,6 +170,14 @@ def test_recall_without_pairs_goes_by_rows():
     }
 
 
+@pytest.mark.parametrize("ks", [np.array([1, 4]), np.array([1, 4], np.uint8), range(1, 5, 3)])
+def test_any_sequence_of_whole_numbers_says_how_many_count(ks):
+    image = np.eye(4)
+    given = recall_at_k(image, image[[0, 1, 3, 2]], ks=ks)
+    assert given["image_to_text"] == given["text_to_image"] == {1: 0.5, 4: 1.0}
+    assert all(type(k) is int for k in given["image_to_text"])
+
+
 def test_a_model_that_tells_nothing_apart_recalls_nothing():
     same = np.ones((20, 8), np.float32)
     given = recall_at_k(same, same, ks=(1, 10, 20))
@@ -193,6 +202,9 @@ def test_differences_below_float32_are_told_apart():
         (np.ones((3, 4)), [0, 1, 1], (1,), "1 images have no text, such as image 2"),
         (np.ones((3, 4)), [0.0, 1.0, 2.0], (1,), "3 whole numbers, one for each text"),
         (np.ones((3, 4)), None, (1, 0), r"from 1 on. Got \(1, 0\)"),
+        (np.ones((3, 4)), None, [1.5], r"whole numbers from 1 on. Got \[1.5\]"),
+        (np.ones((3, 4)), None, 5, "a sequence of whole numbers from 1 on. Got 5"),
+        (np.ones((3, 4)), None, [], r"from 1 on. Got \[\]"),
     ],
 )
 def test_retrieval_refuses(text, pairs, ks, message):
@@ -285,6 +297,18 @@ def test_no_convergence_is_told_with_the_gradient_norm():
 
 
 @pytest.mark.parametrize(
+    ("C", "scale", "given"),
+    [(1e-300, 1.0, "C = 1e-300 and features up to"), (1.0, 1e25, "C = 1.0 and .*e\\+26")],
+)
+def test_fits_that_leave_the_numbers_of_the_dtype_fail(C, scale, given):
+    features, labels = blobs(90, 5, 3)
+    probe = LinearProbe(C)
+    with pytest.raises(ValueError, match=f"not finite, with {given}.* Take another C, or features"):
+        probe.fit(features * scale, labels)
+    assert not hasattr(probe, "coef_")
+
+
+@pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"C": 0}, "C must be a number above 0, and finite. Got 0"),
@@ -297,6 +321,11 @@ def test_no_convergence_is_told_with_the_gradient_norm():
         ({"y": [1, 2]}, r"the shape \(3,\), one for each row of the features. Got \(2,\)"),
         ({"y": [0.5, 1, 2]}, "Unknown label type"),
         ({"y": None}, "labels are missing"),
+        ({"y": ["a", None, "b"]}, "every row needs a label, and rows 1 have none"),
+        ({"y": ["a", float("nan"), "b"]}, "rows 1 have none"),
+        ({"y": np.array([1, np.nan, np.nan], object)}, "rows 1, 2 have none"),
+        ({"y": np.array(["a", 1, "b"], object)}, "of one kind. Got numbers and text"),
+        ({"y": np.array(["a", "a", "a"], object)}, "two classes. Got one class: 'a'"),
         ({"X": [[1.0], [np.nan], [0.0]]}, "rows 1 hold NaN or infinity"),
         ({"X": [[1.0], [1e300], [0.0]]}, "too large for float32"),
         ({"X": [1.0, 2.0, 3.0]}, r"shape \(rows, columns\). Got \(3,\)"),
@@ -307,6 +336,59 @@ def test_probes_refuse(change, message):
     X, y = data.pop("X"), data.pop("y")
     with pytest.raises(ValueError, match=message):
         LinearProbe(**data).fit(X, y)
+
+
+@pytest.fixture(scope="module")
+def probe_of_numbers() -> tuple[LinearProbe, np.ndarray, np.ndarray]:
+    """A probe, and features and labels of which it gets three quarters right."""
+    X, y = np.arange(8.0)[:, None], np.repeat([3, 7], 4)
+    return LinearProbe().fit(X, y), X, np.where(np.arange(8) % 4 == 1, 10 - y, y)
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 1)])
+@pytest.mark.parametrize("kind", [int, float, object, np.uint8])
+def test_the_score_is_scikit_learns(probe_of_numbers, shape, kind):
+    metrics = pytest.importorskip("sklearn.metrics")
+    probe, X, y = probe_of_numbers
+    assert metrics.accuracy_score(y[:, None], probe.predict(X)) == 0.75
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert probe.score(X, y.astype(kind).reshape(shape)) == 0.75
+    assert ["A column-vector y" in str(each.message) for each in told] == [True] * (len(shape) - 1)
+
+
+def test_labels_that_were_not_fitted_count_as_wrong(probe_of_numbers):
+    probe, X, y = probe_of_numbers
+    assert probe.score(X, y + 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda y: [3], r"the shape \(8,\), one for each row of the features. Got \(1,\)"),
+        (lambda y: y[:7], r"Got \(7,\)"),
+        (lambda y: y[None], r"Got \(1, 8\)"),
+        (lambda y: None, "labels are missing"),
+        (lambda y: y.astype(str), "must be numbers, as those .* Got text, such as '3'"),
+        (lambda y: y.astype(str).astype(object), "Got text, such as '3'"),
+        (lambda y: y.astype(bytes), "Got bytes_, such as b'3'"),
+        (lambda y: y + 0.5, "Unknown label type"),
+        (lambda y: [*y[:7], None], "rows 7 have none"),
+    ],
+)
+def test_labels_that_can_not_be_scored_are_refused(probe_of_numbers, change, message):
+    probe, X, y = probe_of_numbers
+    with pytest.raises(ValueError, match=message):
+        probe.score(X, change(y))
+
+
+def test_numbers_are_refused_where_text_was_fitted(probe_of_numbers):
+    _, X, y = probe_of_numbers
+    for kind in (str, object):
+        probe = LinearProbe().fit(X, np.repeat(["a", "b"], 4).astype(kind))
+        assert probe.score(X, ["a"] * 8) == 0.5
+        with pytest.raises(ValueError, match="must be text, as those .* Got numbers, such as 3"):
+            probe.score(X, y)
 
 
 def test_another_width_is_refused_when_predicting():
@@ -384,6 +466,15 @@ def test_splits_of_other_classes_are_refused(training, validation, message):
     features = np.arange(4.0)[:, None]
     with pytest.raises(ValueError, match=message):
         sweep(features, training, features[:2], validation)
+
+
+def test_validation_labels_are_checked_as_those_to_fit():
+    features, labels = np.arange(8.0)[:, None], np.repeat([0, 1], 4)
+    with pytest.warns(UserWarning, match="A column-vector y"):
+        found = sweep(features, labels, features, labels[:, None])
+    assert found.best.score(features, labels) == max(trial.accuracy for trial in found.trials) == 1
+    with pytest.raises(ValueError, match=r"the shape \(8,\).* Got \(2,\)"):
+        sweep(features, labels, features, [0, 1])
 
 
 # --- figures
@@ -608,7 +699,12 @@ def test_features_before_the_projection_are_the_towers(model):
         (("zeroshot", "embedded", "--templates", "classes.txt"), 1, "must have {} where the name"),
         (("zeroshot", "embedded", "--templates", "empty.txt"), 1, "empty.txt is empty"),
         (("retrieval", "model"), 1, "no table of captions"),
-        (("retrieval", "texts"), 1, "texts has no embeddings of images"),
+        (("retrieval", "texts"), 1, "no embeddings of images: embed them with --what both"),
+        (("zeroshot", "texts"), 1, "no embeddings of images: embed them with --what images"),
+        (("retrieval", "images"), 1, "no embeddings of captions: embed them with --what both"),
+        (("zeroshot", "hidden"), 1, "without images: hidden/a: its pictures are hidden files"),
+        (("zeroshot", "header.csv"), 1, "header.csv: no picture"),
+        (("probe", "embedded", "-C", "1e-300"), 1, "the fit has failed: the gradient or"),
         (("probe", "embedded", "-C", "0"), 2, "expected a number above 0. Got '0'"),
         (("probe", "embedded", "--features", "before"), 1, "give the pictures instead"),
         (
@@ -622,6 +718,7 @@ def test_features_before_the_projection_are_the_towers(model):
 def test_mistakes_are_said_in_a_line(run, data, argv, status, message):
     for name, content in (("twice", "red\nblue\nred"), ("empty", "\n")):
         (data / f"{name}.txt").write_text(content)
+    (data / "header.csv").write_text("image,label\n")
     if not (data / "one").exists():
         (data / "bad" / "empty").mkdir(parents=True)
         (data / "one").mkdir()
@@ -630,7 +727,10 @@ def test_mistakes_are_said_in_a_line(run, data, argv, status, message):
         other.ln_final.bias[...] = other.ln_final.bias[...] + 1
         clip_jax.save(other, data / "other")
         embed(data / "templates.txt", data / "model", data / "texts", progress=False)
-    if not {"embedded", "texts", "--model"} & set(argv):
+        embed(data / "one", data / "model", data / "images", batch_size=8, progress=False)
+        (data / "hidden" / "a").mkdir(parents=True)
+        (data / "hidden" / "a" / "._0.png").touch()
+    if not {"embedded", "texts", "images", "--model"} & set(argv):
         argv = (*argv, "--model", "model", "--batch-size", "8")
     code, out, err = run(*argv)
     assert (code, out) == (status, "")
@@ -658,6 +758,10 @@ def test_what_stops_the_evaluation_is_said_before_a_model_is_loaded(run, data, m
     (data / "double.txt").write_text("red\tthing\nblue\tthing\ngreen\tgreen\n")
     for argv, message in (
         (("zeroshot", "pictures", "--classes", "double.txt"), "Given more than once: 'thing'"),
+        (("zeroshot", "pictures", "--classes", "templates.txt"), "not among the 2 classes: blue"),
+        (("zeroshot", "pictures/red"), "pictures/red holds no class folders"),
+        (("probe", "pictures/red"), "pictures/red holds no class folders"),
+        (("probe", "pictures", "--test", "pictures/red"), "pictures/red holds no class folders"),
         (("zeroshot", "pictures", "--report", "classes.txt/r"), "classes.txt/r: Not a directory"),
         (("probe", "pictures", "--report", "classes.txt"), "classes.txt: File exists"),
     ):
@@ -687,3 +791,106 @@ def test_pictures_that_can_not_be_read_are_left_out_and_told(run, data, tmp_path
     status, out, err = run("zeroshot", tmp_path / "p", "--model", "model", "--json")
     assert (status, json.loads(out)["count"], json.loads(out)["unreadable"]) == (1, 3, 1)
     assert "red/1.png: is not an image" in err[0]
+
+
+@pytest.mark.long
+def test_hidden_files_and_folders_are_neither_classes_nor_pictures(run, data, tmp_path):
+    for name in (".ipynb_checkpoints", "red/.thumbnails", *COLOURS):
+        (tmp_path / "p" / name).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "p" / name / "0.png").symlink_to(data / "pictures" / "red" / "0.png")
+    (tmp_path / "p" / "red" / "._0.png").write_bytes(b"what macOS leaves")
+    status, out, err = run("zeroshot", tmp_path / "p", "--model", "model", "--json")
+    given = json.loads(out)
+    assert (status, err, given["count"]) == (0, [], 3)
+    assert set(given["per_class"]) == set(COLOURS)
+
+
+@pytest.fixture(scope="module")
+def flawed(data) -> Path:
+    """Pairs of which two pictures can't be read, and what an embedding job leaves of them."""
+    members = {}
+    for name in COLOURS:
+        for i in range(6):
+            about = {"caption": f"something {name} {i}", "label": name}
+            members[f"{name}{i}.png"] = (data / "pictures" / name / f"{i}.png").read_bytes()
+            members[f"{name}{i}.json"] = json.dumps(about).encode()
+    members["red1.png"] = members["blue4.png"] = b"no picture"
+    write_tar(data / "flawed.tar", members)
+    options = {"what": "both", "columns": Columns(others=("label",)), "progress": False}
+    out = data / "flawed"
+    embed(data / "flawed.tar", data / "model", out, batch_size=8, rows_per_part=5, **options)
+    assert len(list(out.glob("part-*.parquet"))) == 4
+    return out
+
+
+EVALUATIONS = [
+    ("zeroshot", ("--label-column", "label")),
+    ("retrieval", ()),
+    ("probe", ("--label-column", "label", "--test", "embedded", "-C", 1)),
+]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("what", "options"), EVALUATIONS)
+def test_errors_of_an_embedding_job_are_told_as_those_of_pictures(run, flawed, what, options):
+    options = (*options, "--model", "model", "--json")
+    status, out, err = run(what, "flawed", *options)
+    assert (status, json.loads(out)["unreadable"]) == (1, 2)
+    lines = [f"clip-jax: {key}: is not an image" for key in ("red1", "blue4")]
+    assert len(err) == 2 and all(map(str.startswith, err, lines))
+    pictures = run(what, "flawed.tar", *options)
+    assert (pictures[0], json.loads(pictures[1])["unreadable"]) == (1, 2)
+    assert what == "retrieval" or pictures[2] == err  # pairs have numbers, not keys
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("is_damaged", [False, True])
+@pytest.mark.parametrize(("what", "options"), EVALUATIONS)
+def test_an_embedding_job_that_is_not_finished_is_told(
+    run, flawed, tmp_path, what, options, is_damaged
+):
+    out = shutil.copytree(flawed, tmp_path / "out")
+    first, part = out / "part-000000-000000.parquet", out / "part-000000-000001.parquet"
+    if is_damaged:
+        part.write_bytes(part.read_bytes()[:200] + b"?" + part.read_bytes()[201:])
+    else:
+        part.unlink()
+    status, printed, err = run(what, out, *options, "--json")
+    document = json.loads(printed)
+    assert (status, document["unreadable"]) == (1, 2 + 5)
+    if what != "probe":
+        assert document["count" if what == "zeroshot" else "images"] == 18 - 2 - 5
+    assert err[0] == (
+        f"clip-jax: warning: {out} is not finished: 5 rows are left out, whose parts are missing "
+        "or damaged (part-000000-000001.parquet): run the same clip-jax embed command again"
+    )
+    assert [line.split(": ")[1] for line in err[1:]] == ["red1", "blue4"]
+    for path in out.glob("part-*"):
+        path.write_bytes(b"PAR1")
+    assert run(what, out, *options)[2] == [
+        f"clip-jax: {first} is damaged: run the same clip-jax embed command again"
+    ]
+
+
+@pytest.mark.long
+def test_files_of_the_input_without_a_part_are_told(data, flawed, tmp_path):
+    for name in "abc":
+        shutil.copy(data / "flawed.tar", tmp_path / f"{name}.tar")
+    out = tmp_path / "out"
+    options = {"columns": Columns(others=("label",)), "progress": False}
+    embed(tmp_path / "{a,b,c}.tar", data / "model", out, batch_size=8, **options)
+    (out / "part-000001-000000.parquet").unlink()
+    with pytest.warns(UserWarning, match=r"no part of some files of its input \(part-000001-\*"):
+        images = data_module.read_images(str(out))
+    assert (len(images.labels), len(images.problems), images.missing) == (32, 4, 0)
+
+
+@pytest.mark.long
+def test_a_job_without_a_single_embedding_is_refused(run, data, tmp_path):
+    write_tar(tmp_path / "in.tar", {"a.png": b"no picture", "a.json": b'{"label": "red"}'})
+    options = {"columns": Columns(others=("label",)), "progress": False}
+    embed(tmp_path / "in.tar", data / "model", tmp_path / "out", batch_size=8, **options)
+    status, out, err = run("zeroshot", tmp_path / "out", "--model", "model")
+    assert (status, out) == (1, "")
+    assert "no picture could be read; the first: a: is not an image" in err[0]

@@ -256,13 +256,15 @@ def test_search_takes_a_picture_and_writes_a_page(run, folder, tmp_path):
         page.unlink()
 
 
-def test_a_page_that_can_not_be_written_leaves_nothing(run, tmp_path, monkeypatch):
+def test_a_page_that_can_not_be_written_leaves_nothing_but_the_hits(run, tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    status, out, err = run("search", "parquet", "x", "--html", tmp_path / "page.html")
-    assert (status, out) == (1, "")
+    for options in ((), ("--json",)):
+        hits = run("search", "parquet", "x", *options)[1]
+        status, out, err = run("search", "parquet", "x", *options, "--html", tmp_path / "page.html")
+        assert hits and (status, out) == (1, hits)
     assert err == [f"clip-jax: {tmp_path}/page.html: No space left on device"]
     assert not list(tmp_path.iterdir())
 
@@ -272,6 +274,7 @@ def test_a_page_that_can_not_be_written_leaves_nothing(run, tmp_path, monkeypatc
     [
         (("search", "parquet"), 2, "QUERY"),
         (("search", "parquet", "x", "-k", "0"), 2, "from 1 on. Got '0'"),
+        (("search", "parquet", "x", "--html", ""), 2, "--html: expected the name of a file"),
         (("search", "nowhere", "x"), 1, "is no output of clip-jax embed"),
         (("search", "parquet", "none.png", "--image"), 1, "none.png: No such file"),
         (("embed", "in.tar"), 2, "--out"),

@@ -34,8 +34,8 @@ def _add_zeroshot(kinds: Any) -> None:
         "zeroshot",
         help="classify by the names of the classes",
         description="Classify pictures by the names of their classes alone, and count how often "
-        "that is right. Pictures that can't be read are reported and left out; the exit status "
-        "is then 1.",
+        "that is right. Pictures that can't be read, and rows that an embedding job lacks, are "
+        "reported and left out; the exit status is then 1.",
         epilog="example: clip-jax eval zeroshot pictures --templates templates.txt --report out",
     )
     parser.add_argument("data", metavar="DATA", help=DATA)
@@ -149,13 +149,14 @@ def run_zeroshot(args: argparse.Namespace) -> int:
     """Evaluates, prints the figures, and writes the report."""
     from clip_jax.evaluate import ZeroShotClassifier
     from clip_jax.evaluate.classes import name_classes, read_lines
+    from clip_jax.evaluate.data import class_folders
     from clip_jax.evaluate.scores import score
     from clip_jax.evaluate.zeroshot import TEMPLATES, check_prompts
 
     # Before weights are loaded and pictures read for nothing.
     lines = read_lines(args.classes) if args.classes else None
     templates = read_lines(args.templates) if args.templates else TEMPLATES
-    check_prompts(name_classes([], lines)[0] if lines else ["a"], templates)
+    check_prompts(name_classes(class_folders(args.data), lines)[0] or ["a"], templates)
     _prepare_report(args)
     model = _model(args, args.data)
     images = _images(args, args.data, model)
@@ -171,10 +172,10 @@ def run_zeroshot(args: argparse.Namespace) -> int:
         write_report(args.report, f"Zero-shot: {args.data}", scores, names, *rows)
     document = _document(scores, names) | {
         "templates": list(templates),
-        "unreadable": len(images.problems),
+        "unreadable": len(images.problems) + images.missing,
     }
     _print(document, args.json)
-    return _status(images.problems)
+    return _status(images.problems, images.missing)
 
 
 def run_retrieval(args: argparse.Namespace) -> int:
@@ -196,7 +197,7 @@ def run_retrieval(args: argparse.Namespace) -> int:
     document = {
         "images": len(captioned.images),
         "texts": len(captioned.texts),
-        "unreadable": len(captioned.problems),
+        "unreadable": len(captioned.problems) + captioned.missing,
         **{way: {str(k): share for k, share in ks.items()} for way, ks in recalls.items()},
     }
     if args.json:
@@ -208,7 +209,7 @@ def run_retrieval(args: argparse.Namespace) -> int:
             for way, ks in recalls.items()
         ]
         print_table(("recall", *(f"at {k}" for k in recalls["image_to_text"])), rows)
-    return _status(captioned.problems)
+    return _status(captioned.problems, captioned.missing)
 
 
 def run_probe(args: argparse.Namespace) -> int:
@@ -218,12 +219,14 @@ def run_probe(args: argparse.Namespace) -> int:
     from clip_jax.embed.identity import check_model
     from clip_jax.evaluate import LinearProbe, sweep
     from clip_jax.evaluate.classes import hold_out
-    from clip_jax.evaluate.data import embedding_job
+    from clip_jax.evaluate.data import class_folders, embedding_job
     from clip_jax.evaluate.scores import score
     from clip_jax.evaluate.sweep import check_known
 
-    _prepare_report(args)
     sources = [args.data, *([args.test] if args.test else [])]
+    for source in sources:
+        class_folders(source)  # raises what is wrong before a model is downloaded for nothing
+    _prepare_report(args)
     jobs = [embedding_job(source) for source in sources]
     if any(job and args.features == "before" for job in jobs):
         raise ValueError("embeddings are features after the projection: give the pictures instead")
@@ -268,7 +271,8 @@ def run_probe(args: argparse.Namespace) -> int:
         keys, paths = ([column[row] for row in tested] for column in (test.keys, test.paths))
         title = f"Linear probe: {args.data}"
         write_report(args.report, title, scores, names, logits, targets, keys, paths, found)
-    problems = train.problems + (other[0].problems if other else [])
+    problems = [problem for images in (train, *other) for problem in images.problems]
+    missing = sum(images.missing for images in (train, *other))
     document = _document(scores, names) | {
         "fitted": len(fitted),
         "C": C,
@@ -276,10 +280,10 @@ def run_probe(args: argparse.Namespace) -> int:
             {"C": trial.C, "accuracy": trial.accuracy, "mean_per_class": trial.mean_per_class}
             for trial in (found.trials if found else ())
         ],
-        "unreadable": len(problems),
+        "unreadable": len(problems) + missing,
     }
     _print(document, args.json)
-    return _status(problems)
+    return _status(problems, missing)
 
 
 def _prepare_report(args: argparse.Namespace) -> None:
@@ -371,12 +375,13 @@ def _print(document: dict[str, Any], as_json: bool) -> None:
     print(f"mean per class  {document['mean_per_class']:7.2%}")
 
 
-def _status(problems: Sequence[str]) -> int:
+def _status(problems: Sequence[str], missing: int) -> int:
+    """Names what could not be read; of what an embedding job lacks a warning has told."""
     for problem in problems[:10]:
         complain(problem)
     if len(problems) > 10:
         complain(f"and {len(problems) - 10} more that can't be read")
-    return 1 if problems else 0
+    return 1 if problems or missing else 0
 
 
 def _positive(text: str) -> int:

@@ -29,7 +29,10 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
-        "--html", metavar="FILE", help="write a page with thumbnails, which needs no other file"
+        "--html",
+        type=_file,
+        metavar="FILE",
+        help="write a page with thumbnails, which needs no other file",
     )
     parser.set_defaults(run=run)
 
@@ -45,22 +48,34 @@ def run(args: argparse.Namespace) -> int:
     progress("searching")
     query = Path(args.query) if args.image else args.query
     hits = search(args.folder, args.model, query, args.k)
-    if args.html:
-        page = contact_sheet(
-            hits,
-            os.path.basename(args.query) if args.image else args.query,
-            query_image=os.path.abspath(args.query) if args.image else None,
-            image_column=finished_job(args.folder)["image_column"],
-        )
-        storage(args.html).write(absolute(args.html), page.encode(errors="backslashreplace"))
-    if args.json:
-        print_json(hits)
-    else:
-        has_captions = any(hit.get("caption") for hit in hits)
-        header = ("score", "key", "caption") if has_captions else ("score", "key")
-        rows = [(f"{hit['score']:.4f}", hit["key"], hit.get("caption") or "") for hit in hits]
-        print_table(header, [row[: len(header)] for row in rows], left=len(header))
+    try:
+        if args.html:
+            page = contact_sheet(
+                hits,
+                os.path.basename(args.query) if args.image else args.query,
+                query_image=os.path.abspath(args.query) if args.image else None,
+                image_column=finished_job(args.folder)["image_column"],
+            )
+            storage(args.html).write(absolute(args.html), page.encode(errors="backslashreplace"))
+    finally:  # even without the page; but after it, as `| head` ends the process
+        _print(hits, args.json)
     return 0
+
+
+def _print(hits: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        print_json(hits)
+        return
+    has_captions = any(hit.get("caption") for hit in hits)
+    header = ("score", "key", "caption") if has_captions else ("score", "key")
+    rows = [(f"{hit['score']:.4f}", hit["key"], hit.get("caption") or "") for hit in hits]
+    print_table(header, [row[: len(header)] for row in rows], left=len(header))
+
+
+def _file(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("expected the name of a file. Got ''")
+    return text
 
 
 def _count(text: str) -> int:

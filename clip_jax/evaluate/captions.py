@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 
 from clip_jax.embed.watch import Watch
 from clip_jax.encoder import Encoder
-from clip_jax.evaluate.data import BATCHES, embeddings_of, encode_in_batches, read_table
+from clip_jax.evaluate.data import BATCHES, encode_in_batches
+from clip_jax.evaluate.embedded import embeddings_of, read_embedded
 from clip_jax.nn import CLIP
 from clip_jax.preprocess import Preprocess, decode_image
 from clip_jax.sources import open_pairs
@@ -24,13 +25,15 @@ class Captioned:
         images: (i, d) embeddings.
         texts: (t, d) embeddings.
         pairs: (t,) the number of each text's image.
-        problems: images that could not be read, with the reason.
+        problems: images that could not be read, with the reason; rows of an embedding job.
+        missing: how many more rows an embedding job should have, and has not.
     """
 
     images: Float[np.ndarray, "i d"]
     texts: Float[np.ndarray, "t d"]
     pairs: Int[np.ndarray, " t"]
     problems: list[str]
+    missing: int = 0
 
 
 def read_captioned(source: str) -> Captioned:
@@ -39,14 +42,18 @@ def read_captioned(source: str) -> Captioned:
     Raises:
         ValueError: the job has embedded only one of the two.
         OSError: it can't be read.
+
+    Warns:
+        UserWarning: the job is not finished.
     """
-    table = read_table(source, ("text_embedding", "path"))
+    found = read_embedded(source, ("text_embedding", "path"))
+    table = found.table
     # A table with a row for each caption names a picture several times.
     numbers: dict[str, int] = {}
     pairs = [numbers.setdefault(path, len(numbers)) for path in table["path"].to_pylist()]
     first = np.unique(pairs, return_index=True)[1]
     images, texts = (embeddings_of(table, name) for name in ("embedding", "text_embedding"))
-    return Captioned(images[first], texts, np.array(pairs), [])
+    return Captioned(images[first], texts, np.array(pairs), found.problems, found.missing)
 
 
 def embed_captioned(

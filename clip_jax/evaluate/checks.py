@@ -1,5 +1,6 @@
 """What features and labels must be, for the linear probe; messages as scikit-learn words them."""
 
+import numbers
 import sys
 import warnings
 from typing import Any
@@ -49,18 +50,23 @@ def check_features(features: Any, dtype: str, expected: int | None = None) -> np
     return features
 
 
-def check_labels(labels: Any, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
-    """The classes, sorted, and the number of each row's.
+def check_labels(labels: Any, num_rows: int) -> np.ndarray:
+    """Labels as an array (n,), each a possible class.
 
     Args:
         labels: (n,) strings or whole numbers.
         num_rows: of the features.
 
     Raises:
-        ValueError: the shape is another, the labels are no classes, or there is only one.
+        ValueError: the shape is another, a label is missing, or they are no classes.
+
+    Warns:
+        UserWarning: they are a column, which is taken for what it holds.
     """
     if labels is None:
         raise ValueError("requires y to be passed, but the target y is None: labels are missing.")
+    # In an array of strings that is made of a list, None and NaN would be strings too.
+    values = np.asarray(labels, None if hasattr(labels, "dtype") else object)
     labels = np.asarray(labels)
     if labels.ndim == 2 and labels.shape[1] == 1:
         # Its own warning where scikit-learn is in use, so that its tools know it.
@@ -81,9 +87,65 @@ def check_labels(labels: Any, num_rows: int) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError("Input y contains NaN or infinity: every row needs a label.")
     if labels.dtype.kind == "c" or (labels.dtype.kind == "f" and (labels % 1 != 0).any()):
         raise ValueError("Unknown label type: continuous. Labels must be strings or whole numbers.")
+    if values.dtype.kind == "O":
+        _check_values(values.ravel())
+    return labels
+
+
+def number_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The classes of checked labels, sorted, and the number of each row's.
+
+    Raises:
+        ValueError: there is only one.
+    """
     classes, targets = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
         raise ValueError(
-            f"labels must be of at least two classes. Got one class: {classes[0].item()!r}."
+            f"labels must be of at least two classes. Got one class: {classes[:1].tolist()[0]!r}."
         )
     return classes, targets
+
+
+def check_kind(labels: np.ndarray, classes: np.ndarray) -> None:
+    """Refuses checked labels that can't be among those classes: text where these are numbers.
+
+    Raises:
+        ValueError: names both kinds.
+    """
+    (given,), (expected,) = _kinds(labels), _kinds(classes)
+    if given != expected:
+        raise ValueError(
+            f"labels must be {expected}, as those that the probe was fitted to. "
+            f"Got {given}, such as {labels[:1].tolist()[0]!r}."
+        )
+
+
+def _check_values(labels: np.ndarray) -> None:
+    """Of Python objects, which may be anything."""
+    if missing := [row for row, label in enumerate(labels) if _is_missing(label)]:
+        shown = ", ".join(map(str, missing[:10])) + (" and more" if len(missing) > 10 else "")
+        raise ValueError(
+            f"Input y contains NaN or None: every row needs a label, and rows {shown} have none."
+        )
+    if len(kinds := _kinds(labels)) > 1:
+        raise ValueError(f"labels must be of one kind. Got {' and '.join(sorted(kinds))}.")
+
+
+def _is_missing(label: Any) -> bool:
+    if label is None:
+        return True
+    try:
+        return bool(label != label)  # NaN, as float and in NumPy, pandas' NaT
+    except TypeError:  # pandas' NA, which neither differs nor doesn't
+        return True
+
+
+def _kinds(labels: np.ndarray) -> set[str]:
+    types = set(map(type, labels)) if labels.dtype.kind == "O" else {labels.dtype.type}
+    return {_kind(each) for each in types}
+
+
+def _kind(of: type) -> str:
+    if issubclass(of, str):
+        return "text"
+    return "numbers" if issubclass(of, numbers.Number | np.bool_) else of.__name__

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import jax
@@ -10,14 +10,15 @@ import numpy as np
 from jaxtyping import Float
 
 from clip_jax.config import ViTConfig
-from clip_jax.embed import read_embeddings
 from clip_jax.embed.identity import read_job
 from clip_jax.embed.load import Loader, Turns, loading
 from clip_jax.embed.watch import Watch
 from clip_jax.encoder import Encoder
+from clip_jax.evaluate.embedded import embeddings_of, read_embedded
 from clip_jax.nn import CLIP, flatten, from_parameters, nest, parameters
 from clip_jax.preprocess import Preprocess
 from clip_jax.sources import Columns, Record, open_input
+from clip_jax.sources.records import as_text
 from clip_jax.storage import Disk, storage
 
 Features = Literal["before", "after"]
@@ -39,6 +40,7 @@ class Images:
         keys: which one each is.
         paths: where the pictures are.
         problems: what could not be read, with the reason.
+        missing: how many more an embedding job should have, and has not.
     """
 
     embeddings: Float[np.ndarray, "n d"]
@@ -46,11 +48,39 @@ class Images:
     keys: list[str]
     paths: list[str | None]
     problems: list[str]
+    missing: int = 0
 
 
 def embedding_job(source: str) -> dict[str, Any] | None:
     """What is noted of the embedding job in that folder; None where it is no such folder."""
     return read_job(source) if storage(source).is_folder(source) else None
+
+
+def class_folders(source: str) -> list[str]:
+    """The classes of a folder on this machine's disks, without a look into the pictures.
+
+    None where the source is something else: an embedding job, files, or an object store's folder,
+    which has no empty folders.
+
+    Raises:
+        ValueError: there is no class folder, or one without pictures. Hidden ones don't count.
+        OSError: one can't be read.
+    """
+    where = storage(source)
+    if not isinstance(where, Disk) or not where.is_folder(source) or embedding_job(source):
+        return []
+    with os.scandir(source) as entries:
+        names = sorted(e.name for e in entries if e.is_dir() and not _is_hidden(e.name))
+    if not names:
+        raise ValueError(f"{source} holds no class folders: expected one a class, with its images")
+    for name in names:
+        folder = os.path.join(source, name)
+        try:
+            if next(_pictures(folder), None) is None:
+                raise ValueError(f"{folder}: its pictures are hidden files")
+        except ValueError as error:
+            raise ValueError(f"a class folder without images: {error}") from None
+    return [as_text(name) for name in names]
 
 
 def read_images(source: str, label_column: str = "label") -> Images:
@@ -59,8 +89,12 @@ def read_images(source: str, label_column: str = "label") -> Images:
     Raises:
         ValueError: there are no image embeddings, or there is no such column; says which there are.
         OSError: they can't be read.
+
+    Warns:
+        UserWarning: the job is not finished.
     """
-    table = read_table(source, ("key", "path", label_column))
+    found = read_embedded(source, ("key", "path", label_column))
+    table = found.table
     labels = table[label_column].to_pylist()
     if None in labels:
         raise ValueError(f"{source}: row {labels.index(None)} has no {label_column!r}")
@@ -69,30 +103,9 @@ def read_images(source: str, label_column: str = "label") -> Images:
         [str(label) for label in labels],
         table["key"].to_pylist(),
         table["path"].to_pylist(),
-        [],
+        found.problems,
+        found.missing,
     )
-
-
-def read_table(source: str, columns: Sequence[str]) -> Any:
-    """An Arrow table of image embeddings and some other columns."""
-    dataset = read_embeddings(source)
-    job = read_job(source)
-    if job is None or job["embeddings"].get("embedding") != "image":
-        raise ValueError(f"{source} has no embeddings of images: embed them with --what images")
-    if missing := [name for name in columns if name not in dataset.schema.names]:
-        names = ", ".join(map(repr, dataset.schema.names))
-        raise ValueError(
-            f"{source} has no column {missing[0]!r}; its columns are {names}. Embed with --columns "
-            "to take one along"
-        )
-    return dataset.to_table(columns=["embedding", *columns])
-
-
-def embeddings_of(table: Any, column: str) -> Float[np.ndarray, "n d"]:
-    """A column of fixed-size lists as a float32 array."""
-    chunks = table[column].combine_chunks()
-    values = chunks.flatten().to_numpy(zero_copy_only=False)
-    return values.reshape(len(table), -1).astype(np.float32, copy=False)
 
 
 def embed_images(
@@ -107,8 +120,8 @@ def embed_images(
     """Reads and embeds labelled pictures; those that can't be read are left out and told.
 
     Args:
-        source: a folder of class folders; or WebDataset's .tar files or a .csv, .jsonl or .parquet
-            table, by a path or a pattern.
+        source: a folder of class folders, whose hidden files and folders are left out; or
+            WebDataset's .tar files or a .csv, .jsonl or .parquet table, by a path or a pattern.
         model: any CLIP model.
         label_column: of shards and tables: "cls" for the members of a shard that end in .cls, which
             is what it is there unless it is said; else a key of the JSON documents, or a column.
@@ -124,13 +137,13 @@ def embed_images(
     if features == "before":
         model = without_projection(model)
     is_folder = storage(source).is_folder(source)
-    if is_folder:
-        _check_class_folders(source)
     column = label_column or ("cls" if source.endswith(".tar") else "label")
-    columns = Columns() if is_folder else Columns(others=(column,))
-    shards = open_input(source, columns).shards
+    if is_folder:
+        class_folders(source)
+        records = _pictures(source)
+    else:
+        records = _records(source, Columns(others=(column,)))
     encoder = Encoder(model, batch_size=batch_size)
-    records = (record for shard in shards for record in _all(shard))
     watch = Watch(progress)
     kept, embeddings, problems = _embed(records, encoder, model, watch)
     labels = [_label(record, None if is_folder else column) for record in kept]
@@ -142,7 +155,8 @@ def embed_images(
                 else f"{source}: {record.key} has no {column!r}: give the label column"
             )
     if not kept:
-        raise ValueError(f"{source}: no picture can be read; the first: {problems[0]}")
+        first = f" can be read; the first: {problems[0]}" if problems else ""
+        raise ValueError(f"{source}: no picture{first}")
     return Images(
         embeddings,
         [str(label) for label in labels],
@@ -220,9 +234,23 @@ def _embed(
     return kept, np.concatenate([empty, *parts]), problems
 
 
+def _pictures(folder: str) -> Iterator[Record]:
+    """Those in a folder and below, but not what notebooks and macOS leave beside them."""
+    return (record for record in _records(folder) if not _is_hidden(record.key))
+
+
+def _records(source: str, columns: Columns | None = None) -> Iterator[Record]:
+    shards = open_input(source, columns).shards  # says here and now what is wrong
+    return (record for shard in shards for record in _all(shard))
+
+
 def _all(shard: Any) -> Iterable[Record]:
     rows = shard.open()
     return rows.records(0, len(rows))
+
+
+def _is_hidden(name: str) -> bool:
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _label(record: Record, column: str | None) -> str | None:
@@ -231,17 +259,3 @@ def _label(record: Record, column: str | None) -> str | None:
         return folder if slash else None
     value = record.columns[column]
     return None if value is None or value == "" else str(value).strip()
-
-
-def _check_class_folders(source: str) -> None:
-    """Object stores have no empty folders."""
-    if not isinstance(storage(source), Disk):
-        return
-    folders = sorted(entry.path for entry in os.scandir(source) if entry.is_dir())
-    if not folders:
-        raise ValueError(f"{source} holds no class folders: expected one a class, with its images")
-    for folder in folders:
-        try:
-            open_input(folder)
-        except ValueError as error:
-            raise ValueError(f"a class folder without images: {error}") from None

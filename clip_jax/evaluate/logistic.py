@@ -63,7 +63,8 @@ class Solution:
         coefficients: a row for each class; one row, that of the second, where there are two.
         intercepts: likewise; those of three classes and more have the sum 0.
         num_iterations: how many it took.
-        gradient_norm: the largest entry of the gradient there, without its sign.
+        gradient_norm: the largest entry of the gradient there, without its sign; NaN where the
+            numbers have left what the dtype can hold.
         start: what `solve` takes to begin there.
     """
 
@@ -123,7 +124,8 @@ class Problem:
             if start is None:
                 start = np.zeros(self._shape)
             numbers = (1 / (C * self._num_rows), tol)
-            strength, tolerance = (jnp.asarray(number, self._dtype) for number in numbers)
+            with np.errstate(over="ignore"):  # infinite, which the gradient shows
+                strength, tolerance = (jnp.asarray(number, self._dtype) for number in numbers)
             end = _minimize(
                 self._rows, jnp.asarray(start, self._dtype), strength, tolerance, max_iter
             )

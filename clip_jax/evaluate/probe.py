@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
-from clip_jax.evaluate.checks import check_features, check_labels
+from clip_jax.evaluate.checks import check_features, check_kind, check_labels, number_labels
 from clip_jax.evaluate.logistic import Problem, Solution
 
 
@@ -69,8 +69,9 @@ class LinearProbe:
             y: (n,) labels, strings or whole numbers, of at least two classes.
 
         Raises:
-            ValueError: a parameter is out of range; shapes don't fit; a feature is not finite;
-                there is one class only.
+            ValueError: a parameter is out of range; shapes don't fit; a feature is not finite; a
+                label is missing or of another kind than the rest; there is one class only; C or the
+                features are so small or large that the gradient or the coefficients overflow.
             TypeError: the features are sparse.
 
         Warns:
@@ -78,9 +79,16 @@ class LinearProbe:
         """
         check_parameters(self.C, self.max_iter, self.tol, self.dtype)
         features = check_features(X, self.dtype)
-        classes, targets = check_labels(y, len(features))
+        classes, targets = number_labels(check_labels(y, len(features)))
         problem = Problem(features, targets, len(classes), dtype=self.dtype, mesh=self.mesh)
         solution = problem.solve(self.C, max_iter=self.max_iter, tol=self.tol)
+        fitted = solution.gradient_norm, solution.coefficients, solution.intercepts
+        if not all(np.isfinite(array).all() for array in fitted):
+            raise ValueError(
+                "the fit has failed: the gradient or the coefficients are not finite, with "
+                f"C = {self.C!r} and features up to {np.abs(features).max():.3g}. Take "
+                "another C, or features of another scale"
+            )
         if not solution.gradient_norm <= self.tol:
             warnings.warn(_complaint(solution, self), ConvergenceWarning, stacklevel=2)
         return self.take(solution, classes)
@@ -123,8 +131,20 @@ class LinearProbe:
         return self.classes_[_best(logits)]
 
     def score(self, X: Float[np.ndarray, "n d"], y: Any) -> float:
-        """The share of rows whose label is predicted; raises as `decision_function`."""
-        return float(np.mean(self.predict(X) == np.asarray(y)))
+        """The share of rows whose label is predicted.
+
+        Args:
+            X: (n, d) features.
+            y: (n,) labels of the kind that was fitted; one that was not seen then counts as wrong.
+
+        Raises:
+            ValueError: as `decision_function`; there is not a label for each row; or they are text
+                where numbers were fitted, or the other way round.
+        """
+        predicted = self.predict(X)
+        labels = check_labels(y, len(predicted))
+        check_kind(labels, self.classes_)
+        return float(np.mean(predicted == labels))
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
         """The parameters by name; `deep` is of scikit-learn's protocol and means nothing here."""

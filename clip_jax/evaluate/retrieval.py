@@ -17,7 +17,7 @@ def recall_at_k(
     image_embeddings: Float[np.ndarray, "i d"],
     text_embeddings: Float[np.ndarray, "t d"],
     pairs: Int[np.ndarray, " t"] | None = None,
-    ks: Sequence[int] = (1, 5, 10),
+    ks: Sequence[int] | Int[np.ndarray, " k"] = (1, 5, 10),
 ) -> dict[str, dict[int, float]]:
     """How often what belongs together is among the k nearest (Radford et al. 2021, section 3.1.4).
 
@@ -38,15 +38,14 @@ def recall_at_k(
 
     Raises:
         ValueError: shapes don't fit, an embedding is not finite or zero, an image has no text, or a
-            k is less than 1; names the rows.
+            k is no whole number from 1 on; names the rows.
     """
     image, text = _unit(image_embeddings, "image"), _unit(text_embeddings, "text")
     if image.shape[1] != text.shape[1]:
         raise ValueError(
             f"image and text embeddings must have one width. Got {image.shape} and {text.shape}."
         )
-    if not ks or any(k < 1 for k in ks):
-        raise ValueError(f"ks must be whole numbers from 1 on. Got {tuple(ks)}.")
+    counts = _counts(ks)
     owners = _owners(pairs, len(image), len(text))
     # What belongs together, exactly; of an image the nearest of its texts.
     own_text = np.concatenate(
@@ -66,7 +65,7 @@ def recall_at_k(
         (before_text, texts, images, 1),
     ):
         doubtful = np.flatnonzero(
-            np.any([(before.certain < k) & (before.certain + before.close >= k) for k in ks], 0)
+            np.any([(before.certain < k) & (before.certain + before.close >= k) for k in counts], 0)
         )
         if len(doubtful):
             rows = _Side(*(array[doubtful] for array in side))
@@ -74,7 +73,7 @@ def recall_at_k(
             exact = _strangers_before(*sides, "float64")[place]
             before.certain[doubtful], before.close[doubtful] = exact.certain, exact.close
     return {
-        name: {int(k): float(np.mean(before.certain + before.close < k)) for k in ks}
+        name: {k: float(np.mean(before.certain + before.close < k)) for k in counts}
         for name, before in (("image_to_text", before_image), ("text_to_image", before_text))
     }
 
@@ -166,6 +165,13 @@ def _unit(embeddings: Any, name: str) -> Float[np.ndarray, "n d"]:
             f"{name} embeddings must be finite and not zero. Rows that aren't: {shown}."
         )
     return embeddings / norms
+
+
+def _counts(ks: Any) -> list[int]:
+    counts = np.asarray(ks)
+    if counts.ndim != 1 or counts.dtype.kind not in "iu" or not len(counts) or counts.min() < 1:
+        raise ValueError(f"ks must be a sequence of whole numbers from 1 on. Got {ks!r}.")
+    return counts.tolist()
 
 
 def _owners(pairs: Any, num_images: int, num_texts: int) -> Int[np.ndarray, " t"]:

@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
-from clip_jax.evaluate.checks import check_features, check_labels
+from clip_jax.evaluate.checks import check_features, check_labels, number_labels
 from clip_jax.evaluate.logistic import Problem, Solution
 from clip_jax.evaluate.probe import LinearProbe, check_parameters
 
@@ -80,11 +80,12 @@ def sweep(
     """
     check_parameters(1.0, max_iter, tol, dtype)
     features = check_features(features, dtype)
-    classes, targets = check_labels(labels, len(features))
-    check_known(labels, validation_labels)
-    check_known(validation_labels, labels, "validation")
+    labels = check_labels(labels, len(features))
+    classes, targets = number_labels(labels)
+    expected = check_labels(validation_labels, len(validation_features))
+    check_known(labels, expected)
+    check_known(expected, labels, "validation")
     problem = Problem(features, targets, len(classes), dtype=dtype, mesh=mesh)
-    expected = np.asarray(validation_labels)
     found: dict[float, tuple[Trial, LinearProbe, Solution]] = {}
 
     def attempt(power: float) -> None:
