@@ -24,11 +24,17 @@ args = parser.parse_args()
 model, preprocess = clip_jax.load(args.model)
 
 # The dataset: (picture, number of its class), split in two
-folders = sorted(folder for folder in args.folder.iterdir() if folder.is_dir())
+folders = sorted(
+    folder
+    for folder in args.folder.iterdir()
+    if folder.is_dir() and not folder.name.startswith(".")
+)
 train, test = [], []
 for label, folder in enumerate(folders):
     for i, picture in enumerate(sorted(folder.iterdir())):
         (test if i % 5 == 4 else train).append((picture, label))
+if not test:
+    raise SystemExit(f"{args.folder}: no class has five pictures, to leave one for testing")
 
 
 def batches(dataset: list[tuple[Path, int]]) -> Iterator[tuple[np.ndarray, list[int]]]:

@@ -19,8 +19,9 @@ args = parser.parse_args()
 
 # The pictures and the classes
 root = args.path if args.path.is_dir() else args.path.parent.parent
-classes = sorted(folder.name for folder in root.iterdir() if folder.is_dir())
-pictures = sorted(root.glob("*/*")) if args.path.is_dir() else [args.path]
+folders = [f for f in root.iterdir() if f.is_dir() and not f.name.startswith(".")]
+classes = sorted(folder.name for folder in folders)
+pictures = sorted(root.glob("[!.]*/*")) if args.path.is_dir() else [args.path]
 
 # The model, and an embedding of every class
 model, preprocess = clip_jax.load(args.model)

@@ -172,6 +172,29 @@ def test_defects_of_ours_keep_their_traceback(monkeypatch):
         main(["models"])
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs Linux")
+@pytest.mark.parametrize(
+    ("command", "status", "unbuffered"),
+    [
+        ("models >&-", 0, ""),
+        ("nope 2>&-", 2, ""),
+        ("nope 2>/dev/full", 2, ""),
+        ("--help >/dev/full", 1, "1"),  # argparse itself takes no notice of what fails at once
+        ("models >/dev/full 2>&1", 1, ""),
+    ],
+)
+def test_the_exit_status_is_right_where_nothing_can_be_said(folder, command, status, unbuffered):
+    done = subprocess.run(
+        ["bash", "-c", f"'{SCRIPT}' {command}"],
+        cwd=folder,
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == status
+    assert "Traceback" not in done.stderr
+
+
 # --- models
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -212,6 +213,26 @@ def test_linear_probe_separates_colours(run, folder):
     out = run("linear_probe.py", folder, "--model", "emoji", "--batch-size", 7)
     train, test = (float(p) for p in re.findall(r"accuracy: ([\d.]+)%", out))
     assert train >= 95 and test >= 95
+
+
+def test_hidden_folders_are_no_classes(run, folder, model, tmp_path):
+    for name in COLOURS:
+        (tmp_path / name).mkdir()
+        for i in range(5):
+            shutil.copy(folder / name / f"{i}.png", tmp_path / name)
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    (tmp_path / ".ipynb_checkpoints" / "0-checkpoint.png").write_text("no picture")
+    out = run("zero_shot.py", tmp_path, "--model", model)
+    assert out.count("Top predictions:") == 15 and "ipynb" not in out
+    assert "Test accuracy" in run("linear_probe.py", tmp_path, "--model", "emoji")
+
+
+def test_a_probe_without_pictures_to_test_says_so(run, model, tmp_path):
+    for name, color in COLOURS.items():
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (32, 32), color).save(tmp_path / name / "0.png")
+    with pytest.raises(SystemExit, match="no class has five pictures"):
+        run("linear_probe.py", tmp_path, "--model", model)
 
 
 def test_fashion_mnist_becomes_class_folders(run, tmp_path):

@@ -478,10 +478,92 @@ def test_inputs_of_other_names_or_sizes_have_other_listings(tmp_path):
         for name in names:
             (folder / name).write_bytes(b"x")
         seen.add(open_input(folder).listing)
-    for text in ("x\n", "xy\n"):
+    for text in ("x\n", "xy\n", "yx\n"):
         (tmp_path / "t.txt").write_text(text)
         seen.add(open_input(tmp_path / "t.txt").listing)
-    assert len(seen) == 5
+    assert len(seen) == 6
+
+
+def test_a_folder_tells_pictures_from_others_of_their_names(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"x")
+    before = open_input(tmp_path)
+    (tmp_path / "b.png").write_bytes(b"xy")
+    after = open_input(tmp_path)
+    assert before.listing == after.listing
+    assert before.contents([0]) == after.contents([0])
+    assert before.contents([1]) != after.contents([1])
+
+
+def test_pictures_in_shards_may_be_links(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as tar:
+
+        def add(name, kind=tarfile.REGTYPE, target="", content=b""):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.size = kind, target, len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+        add("sub/b.png", tarfile.SYMTYPE, "../a.png")  # before what it stands for
+        add("a.png", content=picture())
+        add("c.png", tarfile.LNKTYPE, "a.png")
+        add("d.png", tarfile.SYMTYPE, "elsewhere.png")
+        add("e.txt", tarfile.SYMTYPE, "a.png")
+    rows = {record.key: record for record in rows_of(tmp_path / "x.tar")}
+    assert list(rows) == ["a", "sub/b", "c", "d.png"]
+    assert all(rows[key].read() == picture() for key in ("a", "sub/b", "c"))
+    assert read_picture(rows["c"].path) == picture()
+    assert rows["d.png"].problem == "a link to elsewhere.png, which is no picture of this file"
+
+
+def test_no_picture_of_a_shard_is_left_out_in_silence(tmp_path):
+    members = {"a.tif": picture(kind="TIFF"), "IMG.2020.png": picture(), "b.png": picture()}
+    write_tar(tmp_path / "x.tar", members | {"b.mask.png": picture()})
+    rows = {record.key: record for record in rows_of(tmp_path / "x.tar")}
+    assert list(rows) == ["a", "b", "IMG.2020.png"]
+    assert rows["a"].read() == members["a.tif"]
+    assert "ends at its first dot, and '2020.png' is no picture" in rows["IMG.2020.png"].problem
+
+
+@pytest.mark.parametrize("first", ["{bad\n", "\n", '{"caption": "a"}\n', "3\n"])
+def test_columns_are_not_told_by_the_first_row_alone(tmp_path, first):
+    (tmp_path / "a.jsonl").write_text(first + '{"image": "a.png", "caption": "a"}\n')
+    found = open_input(tmp_path / "a.jsonl")
+    assert found.has_images and found.has_captions
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_an_empty_file_in_front_is_no_reason_to_do_nothing(tmp_path, kind):
+    (tmp_path / f"0.{kind}").touch()
+    write_table(tmp_path, kind, [{"caption": "x"}]).rename(tmp_path / f"1.{kind}")
+    assert [record.caption for record in rows_of(tmp_path / f"*.{kind}")] == ["x"]
+    with pytest.raises(ValueError, match=f"0.{kind}: there is no row"):
+        open_input(tmp_path / f"0.{kind}")
+
+
+def test_a_blank_line_in_front_is_no_header(tmp_path):
+    (tmp_path / "a.csv").write_text("\n\ncaption\nx\n")
+    (record,) = rows_of(tmp_path / "a.csv")
+    assert record.caption == "x"
+
+
+def test_a_column_is_of_a_type_that_holds_all_files(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    for i, note in enumerate((pa.nulls(1), pa.array([1]), pa.array([1.5]))):
+        parquet(tmp_path / f"{i}.parquet", {"caption": ["x"], "note": note})
+    columns = Columns(others=("note",))
+    assert open_input(tmp_path / "*.parquet", columns).types == {"note": pa.float64()}
+    parquet(tmp_path / "3.parquet", {"caption": ["x"], "note": pa.array(["one"])})
+    message = "'note' is double in 2.parquet and string in 3.parquet: write it as one type"
+    with pytest.raises(ValueError, match=message):
+        open_input(tmp_path / "*.parquet", columns)
+    parquet(tmp_path / "4.parquet", {"caption": ["x"], "view": pa.array(["a"], pa.string_view())})
+    with pytest.raises(ValueError, match="'view' is string_view, which can't be taken along"):
+        open_input(tmp_path / "4.parquet", Columns(others=("view",)))
+
+
+def test_columns_are_taken_along_once():
+    with pytest.raises(ValueError, match="named twice: price"):
+        Columns(others=("price", "label", "price"))
 
 
 def test_sources_are_read_from_object_stores():
@@ -511,3 +593,34 @@ def test_sources_are_read_from_object_stores():
         open_input("memory://in/none.txt")
     with pytest.raises(ValueError, match="no addresses of nowhere://"):
         open_input("nowhere://in")
+
+
+def test_braces_count_down_and_pad_as_the_shell_does(tmp_path):
+    def fitting(pattern: str) -> list[str]:
+        return [path.rpartition("/")[2] for path in expand(f"{tmp_path}/{pattern}")]
+
+    for name in ("a1", "a2", "a3", "a08", "a09", "a10"):
+        (tmp_path / name).touch()
+    assert fitting("a{3..1}") == ["a1", "a2", "a3"]
+    assert fitting("a{10..08}") == fitting("a{08..10}") == ["a08", "a09", "a10"]
+    assert fitting("a{2..2}") == ["a2"]
+
+
+@pytest.mark.parametrize("image", [b"\x89PNG", {"bytes": b"\x89PNG", "path": "a.png"}])
+def test_pairs_with_pictures_inside_the_table_are_refused_in_one_line(tmp_path, image):
+    path = write_table(tmp_path, "parquet", [{"image": image, "caption": "a dog"}])
+    with pytest.raises(ValueError) as caught:
+        TablePairs(path)
+    (line,) = str(caught.value).splitlines()
+    assert line.startswith(f"{path}: the column 'image' must hold paths of files. Got ")
+    assert ".tar shards" in line
+
+
+@pytest.mark.parametrize("kind", ["large_string", "dictionary"])
+def test_paths_of_pairs_may_be_of_any_type_of_text(tmp_path, kind):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    types = {"large_string": pa.large_string(), "dictionary": pa.dictionary(pa.int32(), pa.utf8())}
+    (tmp_path / "a.png").write_bytes(picture())
+    table = pa.table({"image": pa.array(["a.png"], types[kind]), "caption": ["a dog"]})
+    parquet.write_table(table, tmp_path / "captions.parquet")
+    assert TablePairs(tmp_path)[0].image == picture()

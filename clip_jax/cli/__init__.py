@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 import clip_jax
 from clip_jax.cli import classify, convert, embed, evaluate, models, parity, search, train
@@ -37,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: from argparse, after `--help` (0) and on bad arguments (2).
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed; whatever is opened next would be in its place
+            setattr(sys, name, open(os.devnull, "w"))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # file names may hold what can't be encoded
             stream.reconfigure(errors="backslashreplace")
@@ -47,18 +50,20 @@ def main(argv: Sequence[str] | None = None) -> int:
                 arguments = _parser().parse_args(argv)
                 return arguments.run(arguments)
             finally:
-                sys.stdout.flush()
+                try:
+                    sys.stdout.flush()
+                except OSError:
+                    _drop(sys.stdout)
+                    raise
         except argparse.ArgumentError as error:
-            complain(f"{error}; see clip-jax --help")
+            _complain(f"{error}; see clip-jax --help")
             return BAD_ARGUMENTS
         except KeyboardInterrupt:
             return INTERRUPTED
-        except BrokenPipeError:
-            # Whoever read our output has seen enough. Python flushes once more as it exits.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except BrokenPipeError:  # whoever read our output has seen enough
             return BROKEN_PIPE
         except EXPECTED as error:
-            complain(_message(error))
+            _complain(_message(error))
             return FAILURE
 
 
@@ -66,8 +71,12 @@ class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        complain(f"{message}; see {self.prog} --help")
+        _complain(f"{message}; see {self.prog} --help")
         sys.exit(BAD_ARGUMENTS)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Unlike argparse's own, raises OSError where the help can't be written."""
+        (file or sys.stderr).write(message)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -83,6 +92,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _complain(message: str) -> None:
+    """Says it where there is room; the exit status says it, too."""
+    try:
+        complain(message)
+    except OSError:
+        _drop(sys.stderr)
+
+
+def _drop(stream: TextIO) -> None:
+    """Lets go what can't be written: Python flushes once more as it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = f"{printable(os.fsdecode(error.filename))}: " if error.filename else ""
@@ -91,4 +113,4 @@ def _message(error: Exception) -> str:
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:
-    complain(f"warning: {message}")
+    _complain(f"warning: {message}")

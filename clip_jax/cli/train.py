@@ -19,6 +19,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--set",
         dest="overrides",
+        type=_setting,
         action="append",
         default=[],
         metavar="KEY=VALUE",
@@ -45,7 +46,22 @@ def run(args: argparse.Namespace) -> int:
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     config = read_config(args.config, args.overrides)
     if args.distributed:
-        jax.distributed.initialize()  # finds the others by itself on TPU, Slurm and the like
+        try:
+            jax.distributed.initialize()  # finds the others by itself on TPU, Slurm and the like
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"--distributed finds no pod or cluster here ({error}): leave it out to train on "
+                "this host alone"
+            ) from None
     progress(f"training in {config.out}")
     print(train(config))
     return 0
+
+
+def _setting(text: str) -> str:
+    key, equals, value = text.partition("=")
+    if not key or not equals or "\n" in value:
+        raise argparse.ArgumentTypeError(
+            f"expected KEY=VALUE in one line, such as run.batch_size=64. Got {text!r}"
+        )
+    return text

@@ -37,9 +37,12 @@ def _braces(pattern: str) -> Iterator[str]:
         return
     head, inside, tail = pattern[: match.start()], match[1], pattern[match.end() :]
     if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", inside):
-        first, last = numbers.groups()
-        width = len(first) if first.startswith("0") else 0
-        choices = [f"{i:0{width}d}" for i in range(int(first), int(last) + 1)]
+        ends = numbers.groups()
+        is_padded = any(len(end) > 1 and end.startswith("0") for end in ends)
+        width = max(map(len, ends)) if is_padded else 0
+        first, last = map(int, ends)
+        step = 1 if first <= last else -1
+        choices = [f"{i:0{width}d}" for i in range(first, last + step, step)]
     else:
         choices = inside.split(",")
     yield from itertools.chain.from_iterable(_braces(head + c + tail) for c in choices)

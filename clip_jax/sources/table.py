@@ -123,9 +123,25 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
             "Parquet tables need pyarrow: pip install 'clip-jax-flax[train]'"
         ) from None
     file = pyarrow.parquet.ParquetFile(path)
+    columns = {column.name: column.type for column in file.schema_arrow}
+    if "image" in columns and not _holds_paths(columns["image"]):
+        # Parquet gives no row without the thousands around it, and pairs are read at random.
+        raise ValueError(
+            f"{path}: the column 'image' must hold paths of files. Got {columns['image']}. "
+            "Write pictures that are in the table into files, or with their captions into .tar "
+            "shards; clip-jax embed takes them as they are"
+        )
     known = {"key", "image", "caption", "captions"}
-    for batch in file.iter_batches(columns=[n for n in file.schema_arrow.names if n in known]):
+    for batch in file.iter_batches(columns=[name for name in columns if name in known]):
         yield from batch.to_pylist()
+
+
+def _holds_paths(kind: Any) -> bool:
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
 
 
 _READERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {

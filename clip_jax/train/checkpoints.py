@@ -134,7 +134,7 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
     """Makes the folder this run's, or refuses another's."""
     path = folder / IDENTITY
     if path.exists():
-        before = json.loads(path.read_text())
+        before = _read(path)
         names = sorted(before.keys() | identity.keys())
         missing = object()
         differing = [n for n in names if before.get(n, missing) != identity.get(n, missing)]
@@ -151,3 +151,16 @@ def _claim(folder: Path, identity: dict[str, Any]) -> None:
         aside = path.with_suffix(".part")
         aside.write_text(json.dumps(identity, indent=1) + "\n")
         os.replace(aside, path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text())
+        if not isinstance(document, dict):
+            raise ValueError("it is no JSON object")
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged and doesn't tell whose checkpoints are beside it: {error}. "
+            "Remove it if they are this run's, else give another `out`."
+        ) from None
+    return document

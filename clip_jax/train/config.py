@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import tomllib
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from clip_jax.config import CLIPConfig, build
 from clip_jax.train.augment import AugmentConfig
@@ -63,13 +64,15 @@ class RunConfig:
         """Refuses what can't be meant.
 
         Raises:
-            ValueError: a number is not positive.
+            ValueError: a number is out of range.
         """
         for name in ("batch_size", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1. Got {getattr(self, name)}.")
         if self.whole_steps < 0:
             raise ValueError(f"whole_steps must be 0 or more. Got {self.whole_steps}.")
+        if not 0 <= self.seed < 1 << 63:  # as much as JAX takes
+            raise ValueError(f"seed must be from 0 to 2**63 - 1. Got {self.seed}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,12 +114,12 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         overrides: `key=value` with dotted keys and TOML values (a bare word is a string).
 
     Raises:
-        ValueError: it is no TOML, or a field is missing, unknown or out of range.
+        ValueError: it is no TOML, or a field is missing, unknown, of a wrong type or out of range.
         FileNotFoundError: there is no such file.
     """
     try:
-        document = tomllib.loads(Path(path).read_text())
-    except tomllib.TOMLDecodeError as error:
+        document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not TOML: {error}") from None
     for override in overrides:
         _override(document, override)
@@ -127,7 +130,7 @@ def parse_config(document: Mapping[str, Any]) -> TrainConfig:
     """A run from nested dictionaries.
 
     Raises:
-        ValueError: a field is missing, unknown or out of range.
+        ValueError: a field is missing, unknown, of a wrong type or out of range.
     """
     fields = dict(document)
     for name, cls in _SECTIONS.items():
@@ -136,19 +139,19 @@ def parse_config(document: Mapping[str, Any]) -> TrainConfig:
         section = fields[name]
         if not isinstance(section, Mapping):
             raise ValueError(f"[{name}] must be a table. Got {section!r}.")
-        section = {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
         try:
+            _check_types(section, get_type_hints(cls))
+            section = {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
             fields[name] = build(cls, section)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise ValueError(f"[{name}] {error}") from None
     model = fields.get("model")
     if isinstance(model, Mapping):
-        if "from" in model:
-            if len(model) > 1:
-                raise ValueError("[model] has `from`, so it must have nothing else.")
-            fields["model"] = str(model["from"])
-        else:
-            fields["model"] = CLIPConfig.from_json(json.dumps(model))
+        try:
+            fields["model"] = _model(model)
+        except ValueError as error:
+            raise ValueError(f"[model] {error}") from None
+    _check_types(fields, get_type_hints(TrainConfig))
     return build(TrainConfig, fields)
 
 
@@ -161,10 +164,72 @@ _SECTIONS = {
 }
 
 
+# What TOML's types are called; of None it has none.
+_WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a string",
+    ...: "...",
+}
+
+
+def _model(fields: Mapping[str, Any]) -> str | CLIPConfig:
+    if "from" not in fields:
+        # Dates are no JSON: as strings they are refused by the name of their field.
+        return CLIPConfig.from_json(json.dumps(fields, default=str))
+    if len(fields) > 1:
+        raise ValueError("there is `from`, so there must be nothing else.")
+    _check_types(fields, {"from": str})
+    return fields["from"]
+
+
+def _check_types(fields: Mapping[str, Any], annotations: Mapping[str, Any]) -> None:
+    for name, value in fields.items():
+        if name in annotations and not _fits(value, annotations[name]):
+            raise ValueError(f"{name} must be {_words(annotations[name])}. Got {value!r}.")
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether a value is of a type; a list counts as the tuple that TOML doesn't have."""
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return value in inner
+    if origin in (Union, types.UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(
+            _fits(key, inner[0]) and _fits(one, inner[1]) for key, one in value.items()
+        )
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            return False
+        each = inner[:1] * len(value) if inner[-1] is ... else inner
+        return len(value) == len(each) and all(map(_fits, value, each))
+    if isinstance(value, bool):  # which Python takes for a number
+        return annotation is bool
+    return isinstance(value, int | float if annotation is float else annotation)
+
+
+def _words(annotation: Any) -> str:
+    origin, inner = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if origin in (Union, types.UnionType):
+        return " or ".join(_words(one) for one in inner if one is not types.NoneType)
+    if origin is Mapping:
+        return f"a table ({_words(inner[0])} = {_words(inner[1])})"
+    if origin is tuple:
+        return f"a list ({', '.join(map(_words, inner))})"
+    return _WORDS.get(annotation, "a table")
+
+
 def _override(document: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ValueError(f"expected key=value, such as run.batch_size=64. Got {override!r}")
+    if "\n" in text:  # what follows would be keys of their own, and dropped
+        raise ValueError(f"{key}: the value must be in one line. Got {text!r}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
