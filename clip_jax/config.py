@@ -58,7 +58,7 @@ class ResNetConfig:
 
     def __post_init__(self):
         _check_positive(self)
-        if len(self.stage_depths) != 4 or min(self.stage_depths) < 1:
+        if not isinstance(self.stage_depths, tuple) or len(self.stage_depths) != 4:
             raise ValueError(
                 f"stage_depths must be four positive numbers. Got {self.stage_depths}."
             )
@@ -94,11 +94,7 @@ class CLIPConfig:
 
     def __post_init__(self):
         _check_positive(self)
-        if self.activation not in get_args(Activation):
-            raise ValueError(
-                f"activation must be one of {', '.join(get_args(Activation))}. "
-                f"Got {self.activation!r}."
-            )
+        check_activation(self.activation)
 
     def to_json(self) -> str:
         """The configuration as a JSON document, the `config.json` of the native format."""
@@ -116,12 +112,12 @@ class CLIPConfig:
         """
         try:
             document = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"the configuration is not JSON: {error}") from None
         vision = _fields(document, "vision")
         kinds = {"vit": ViTConfig, "resnet": ResNetConfig}
         kind = vision.pop("type", None)
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             raise ValueError(f"vision.type must be one of {', '.join(kinds)}. Got {kind!r}.")
         if isinstance(vision.get("stage_depths"), list):
             vision["stage_depths"] = tuple(vision["stage_depths"])
@@ -157,6 +153,14 @@ def build(cls: type, fields: dict[str, Any]) -> Any:
     if problems:
         raise ValueError(f"{cls.__name__} does not fit: " + "; ".join(problems))
     return cls(**fields)
+
+
+def check_activation(name: Any) -> None:
+    """Raises ValueError for what is no transformers' GELU."""
+    if name not in get_args(Activation):
+        raise ValueError(
+            f"activation must be one of {', '.join(get_args(Activation))}. Got {name!r}."
+        )
 
 
 def _check_positive(config: Any) -> None:

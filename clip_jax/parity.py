@@ -9,6 +9,7 @@ import importlib
 import math
 import os
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from PIL import Image
 
 from clip_jax.catalog import CATALOG
 from clip_jax.convert import to_pytorch, write_pytorch
+from clip_jax.convert.reader import state_values
 from clip_jax.nn import CLIP
 from clip_jax.preprocess import Preprocess
 from clip_jax.reference import import_reference, quiet
@@ -158,7 +160,7 @@ def load_reference(name_or_path: str | os.PathLike[str]) -> Reference:
 
     Raises:
         ModuleNotFoundError: PyTorch or the reference is missing; says how to install them.
-        CheckpointError: a native folder can't be read.
+        CheckpointError: a native folder can't be read, or a file holds several sets of weights.
         DownloadError: the file of a name can't be downloaded.
     """
     clip = import_reference()
@@ -195,7 +197,8 @@ def compare(
     """Runs both sides and measures every stage's difference, in the order of computation.
 
     Each side works on what it made itself of the pictures and captions, so the first row that is
-    not `ok` is where the two part.
+    not `ok` is where the two part. Where the vocabulary is smaller than the tokenizer's, a warning
+    says so, and both sides work on ids that are brought into its range.
 
     Args:
         model: ours, in float32.
@@ -213,6 +216,15 @@ def compare(
     tokens = tokenize(texts, length, truncate=True)
     their_pixels, their_tokens = reference.pixels(images), reference.tokens(texts, length)
     _check_shape("preprocessing", pixels, their_pixels)
+    token_row = _Difference.of("tokens", tokens, their_tokens).row("tokens", *EXACT)
+    vocab_size = model.config.text.vocab_size
+    if max(tokens.max(), their_tokens.max()) >= vocab_size:
+        warnings.warn(
+            f"the model's vocabulary has {vocab_size:,} ids, too few for those of the captions: "
+            f"both sides compute on ids brought into its range",
+            stacklevel=2,
+        )
+        tokens, their_tokens = (_within(ids, vocab_size) for ids in (tokens, their_tokens))
 
     # Picture by picture, because the hidden states of a large tower fill gigabytes.
     image_differences = _summed(
@@ -227,7 +239,7 @@ def compare(
     logits = np.asarray(model(pixels, tokens)[0])
     return [
         _Difference.of("preprocessing", pixels, their_pixels).row("preprocessing", *EXACT),
-        _Difference.of("tokens", tokens, their_tokens).row("tokens", *EXACT),
+        token_row,
         *_rows("image", image_differences),
         *_rows("text", text_differences),
         _Difference.of("logits", logits, reference.logits(their_pixels, their_tokens)).row(
@@ -306,6 +318,12 @@ def _differences(
     return {name: _Difference.of(name, np.asarray(ours[name]), x) for name, x in theirs.items()}
 
 
+def _within(tokens: Int[np.ndarray, "b l"], vocab_size: int) -> Int[np.ndarray, "b l"]:
+    """Ids below `vocab_size`; the largest of a row, which marks its end, stays the largest."""
+    is_end = tokens == tokens.max(axis=1, keepdims=True)
+    return np.where(is_end, vocab_size - 1, tokens % max(vocab_size - 1, 1))
+
+
 def _summed(batches: Sequence[Mapping[str, _Difference]]) -> dict[str, _Difference]:
     total = dict(batches[0])
     for batch in batches[1:]:
@@ -362,9 +380,8 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _state_dict(torch: Any, path: Path) -> Mapping[str, Any]:
-    if not zipfile.is_zipfile(path):
-        return importlib.import_module("safetensors.torch").load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    for wrapper in ("state_dict", "model_state_dict", "model"):
-        state = state.get(wrapper, state)
-    return {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    if zipfile.is_zipfile(path):
+        root = torch.load(path, map_location="cpu", weights_only=True)
+    else:
+        root = importlib.import_module("safetensors.torch").load_file(path)
+    return state_values(root, torch.Tensor)

@@ -3,7 +3,8 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from clip_jax.config import Activation, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from clip_jax.errors import CheckpointError
@@ -54,49 +55,58 @@ def infer_config(shapes: Shapes, activation: Activation) -> CLIPConfig:
         activation: leaves no trace in the shapes, so it has to be said.
 
     Raises:
-        CheckpointError: if the arrays that tell the configuration are missing or tell none.
+        CheckpointError: if arrays that tell the configuration are missing or tell none; lists them
+            all.
     """
     is_vit = "visual.proj" in shapes or any(n.startswith("visual.transformer.") for n in shapes)
+    problems: list[str] = []
+
+    def told(find: Callable[..., int], *arguments: Any) -> int:
+        try:
+            return find(*arguments, shapes)
+        except ValueError as error:
+            problems.append(str(error))
+            return 0
+
+    width = told(_number, "text width", TEXT_WIDTH)
+    text = {
+        "width": width,
+        "num_layers": told(_count, "transformer.resblocks."),
+        "num_heads": max(width // 64, 1),
+        "context_length": told(_number, "context length", CONTEXT_LENGTH),
+        "vocab_size": told(_number, "vocabulary size", VOCAB_SIZE),
+    }
+    embed_dim = told(_number, "embedding size", EMBED_DIM)
+    vision = _vit_numbers(told) if is_vit else _resnet_numbers(told)
     try:
-        width = _number("text width", TEXT_WIDTH, shapes)
-        text = TextConfig(
-            width=width,
-            num_layers=_count(r"transformer\.resblocks\.(\d+)\.", shapes),
-            num_heads=max(width // 64, 1),
-            context_length=_number("context length", CONTEXT_LENGTH, shapes),
-            vocab_size=_number("vocabulary size", VOCAB_SIZE, shapes),
-        )
-        return CLIPConfig(
-            embed_dim=_number("embedding size", EMBED_DIM, shapes),
-            vision=_infer_vit(shapes) if is_vit else _infer_resnet(shapes),
-            text=text,
-            activation=activation,
-        )
+        if problems:
+            raise ValueError("; ".join(problems))
+        tower = ViTConfig(**vision) if is_vit else ResNetConfig(**vision)
+        return CLIPConfig(embed_dim, tower, TextConfig(**text), activation)
     except ValueError as error:
         raise CheckpointError(f"the shapes of the arrays describe no CLIP model: {error}") from None
 
 
-def _infer_vit(shapes: Shapes) -> ViTConfig:
-    width = _number("vision width", VIT_WIDTH, shapes)
-    patch_size = _number("patch size", VIT_PATCH, shapes)
-    return ViTConfig(
-        image_size=patch_size * _side(VIT_POSITIONS, shapes),
-        patch_size=patch_size,
-        width=width,
-        num_layers=_count(r"visual\.transformer\.resblocks\.(\d+)\.", shapes),
-        num_heads=max(width // 64, 1),
-    )
+def _vit_numbers(told: Callable[..., int]) -> dict[str, Any]:
+    width = told(_number, "vision width", VIT_WIDTH)
+    patch_size = told(_number, "patch size", VIT_PATCH)
+    return {
+        "image_size": patch_size * told(_side, VIT_POSITIONS),
+        "patch_size": patch_size,
+        "width": width,
+        "num_layers": told(_count, "visual.transformer.resblocks."),
+        "num_heads": max(width // 64, 1),
+    }
 
 
-def _infer_resnet(shapes: Shapes) -> ResNetConfig:
-    width = _number("vision width", RESNET_WIDTH, shapes)
-    depths = [_count(rf"visual\.layer{stage}\.(\d+)\.", shapes) for stage in (1, 2, 3, 4)]
-    return ResNetConfig(
-        image_size=32 * _side(RESNET_POSITIONS, shapes),
-        width=width,
-        stage_depths=(depths[0], depths[1], depths[2], depths[3]),
-        num_heads=max(32 * width // 64, 1),
-    )
+def _resnet_numbers(told: Callable[..., int]) -> dict[str, Any]:
+    width = told(_number, "vision width", RESNET_WIDTH)
+    return {
+        "image_size": 32 * told(_side, RESNET_POSITIONS),
+        "width": width,
+        "stage_depths": tuple(told(_count, f"visual.layer{stage}.") for stage in (1, 2, 3, 4)),
+        "num_heads": max(32 * width // 64, 1),
+    }
 
 
 def _number(what: str, witnesses: Witnesses, shapes: Shapes) -> int:
@@ -111,9 +121,12 @@ def _number(what: str, witnesses: Witnesses, shapes: Shapes) -> int:
     return Counter(values).most_common(1)[0][0]
 
 
-def _count(pattern: str, shapes: Shapes) -> int:
-    numbers = {int(match[1]) for name in shapes if (match := re.match(pattern, name))}
-    highest = max(numbers, default=-1) + 1
+def _count(prefix: str, shapes: Shapes) -> int:
+    pattern = re.compile(re.escape(prefix) + r"([0-9]+)\.")
+    numbers = {int(match[1]) for name in shapes if (match := pattern.match(name))}
+    if not numbers:
+        raise ValueError(f"no blocks: expected {prefix}0 and so on")
+    highest = max(numbers) + 1
     # A gap is a missing block; a number far out is a wrong name, not a million missing blocks.
     return highest if highest <= 2 * len(numbers) else len(numbers)
 

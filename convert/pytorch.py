@@ -5,15 +5,22 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.config import Activation, CLIPConfig
+from clip_jax.config import Activation, CLIPConfig, check_activation
 from clip_jax.convert.infer import infer_config
 from clip_jax.convert.rules import Rule, source_to_target, target_to_source
 from clip_jax.errors import CheckpointError
 from clip_jax.nn import flatten, misfits, nest, parameter_shapes
+from clip_jax.nn.tree import check_blocks, listed
 
 # Three scalars of the official archives, which say again what the shapes say.
 IGNORED = ("input_resolution", "context_length", "vocab_size")
 COUNTER = ".num_batches_tracked"
+HUGGING_FACE = ("text_model.", "vision_model.")
+NOT_HUGGING_FACE = (
+    "has the layout of Hugging Face's transformers (text_model., vision_model.), which is not "
+    "read: OpenAI's models load by their names, such as clip_jax.load('ViT-B/32'); of others give "
+    "the checkpoint with the official layout, such as OpenCLIP's open_clip_model.safetensors"
+)
 
 
 def from_pytorch(
@@ -34,14 +41,24 @@ def from_pytorch(
     Raises:
         CheckpointError: lists every array that is missing (-), unexpected (+) or of a wrong shape
             or dtype (!).
+        TypeError: they are no NumPy arrays.
+        ValueError: there is no such activation.
     """
+    check_activation(activation)
+    _check_arrays(arrays)
     arrays = {name: array for name, array in arrays.items() if name not in IGNORED}
+    if any(name.startswith(HUGGING_FACE) for name in arrays):
+        raise CheckpointError(NOT_HUGGING_FACE)
     renamed = {name: source_to_target(name) for name in arrays}
     unknown = [f"+ {name}: unexpected" for name, match in renamed.items() if match is None]
     try:
         config = infer_config({name: array.shape for name, array in arrays.items()}, activation)
     except CheckpointError as error:
-        raise CheckpointError("\n".join([str(error), *unknown])) from None
+        raise CheckpointError(f"{error}\n{listed(unknown)}".rstrip()) from None
+    try:
+        check_blocks(config, len(arrays))
+    except ValueError as error:
+        raise CheckpointError(f"the names of the arrays describe no CLIP model: {error}") from None
     targets = parameter_shapes(config)
     problems, paths = list(unknown), dict[str, np.ndarray]()
     for name, match in renamed.items():
@@ -61,9 +78,8 @@ def from_pytorch(
             paths[path] = rule.to_ours(arrays[name])
     problems += [f"- {_rule_for(path)[1]}: missing" for path in targets if path not in paths]
     if problems:
-        raise CheckpointError(
-            f"{len(problems)} arrays do not fit a CLIP checkpoint:\n" + "\n".join(sorted(problems))
-        )
+        heading = f"{len(problems)} arrays do not fit a CLIP checkpoint:"
+        raise CheckpointError(f"{heading}\n{listed(sorted(problems))}")
     return config, nest({path: paths[path] for path in targets})
 
 
@@ -83,12 +99,23 @@ def to_pytorch(config: CLIPConfig, params: Mapping[str, Any]) -> dict[str, np.nd
     targets, arrays = parameter_shapes(config), flatten(params)
     if problems := misfits(targets, arrays):
         heading = f"{len(problems)} parameters do not fit the configuration:"
-        raise CheckpointError("\n".join([heading, *problems]))
+        raise CheckpointError(f"{heading}\n{listed(problems)}")
     rules = {path: _rule_for(path) for path in targets}
     return {
         name: _exported(rule, name, np.asarray(arrays[path]))
         for path, (rule, name) in rules.items()
     }
+
+
+def _check_arrays(arrays: Mapping[str, Any]) -> None:
+    for name, array in arrays.items():
+        # JAX's arrays have NumPy's dtypes, PyTorch's tensors don't.
+        if not isinstance(getattr(array, "dtype", None), np.dtype):
+            raise TypeError(
+                f"{name} must be a NumPy array. Got {type(array).__module__}."
+                f"{type(array).__name__}: read the file with clip_jax.convert.read_checkpoint, or "
+                f"give {{name: tensor.numpy(force=True) for name, tensor in state_dict.items()}}."
+            )
 
 
 def _rule_for(path: str) -> tuple[Rule, str]:

@@ -9,6 +9,7 @@ records below; a global is a pair of strings; "calling" one is a branch of `_cal
 
 import copyreg
 import pickletools
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -232,10 +233,14 @@ def _admit(found: Global) -> Global:
         return found
     if found.is_module_class and len(found.module) + len(found.name) <= MAX_CLASS_LENGTH:
         return found
-    if found.module == "torch" and found.name.endswith("Storage"):
+    is_storage = found.module == "torch" and found.name.endswith("Storage")
+    # Of other types, and sparse, quantised or nested ones.
+    is_tensor = found.module == "torch._utils" and re.fullmatch(r"_rebuild_\w+", found.name)
+    if is_storage or is_tensor:
         raise CheckpointError(
-            f"refused global {found}: expected tensors of type {', '.join(STORAGES)}; load the "
-            f"file in PyTorch, convert them to one of these types and save it again"
+            f"refused global {found}: expected plain tensors of type {', '.join(STORAGES)}; load "
+            f"the file in PyTorch, convert the others (.float(), .to_dense(), .dequantize()) and "
+            f"save it again"
         )
     raise CheckpointError(
         f"refused global {found}: a checkpoint needs tensors, dictionaries and numbers only; if "

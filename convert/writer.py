@@ -1,5 +1,6 @@
 """Arrays to a `.pt` file, by PyTorch itself: the one place that imports it."""
 
+import contextlib
 import os
 import uuid
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ def write_pytorch(arrays: Mapping[str, np.ndarray], path: str | os.PathLike[str]
 
     Raises:
       ModuleNotFoundError: PyTorch is not installed.
+      OSError: it can't be written; nothing is left behind.
       ValueError: an array has a dtype that the reader of this package would refuse; lists them all.
     """
     try:
@@ -59,5 +61,8 @@ def write_pytorch(arrays: Mapping[str, np.ndarray], path: str | os.PathLike[str]
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
+    except OSError as error:  # its own message names the unfinished file, or none
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink()

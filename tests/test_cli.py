@@ -1,6 +1,7 @@
 """The command line: what it prints, where, and with which exit status."""
 
 import builtins
+import dataclasses
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from clip_jax.convert import from_pytorch, read_checkpoint, to_pytorch
 from clip_jax.errors import DownloadError
 from clip_jax.nn import normalize
 from clip_jax.weights import read_native, save_parameters
-from tests.models import SMALL_RESNET, SMALL_VIT, fresh, random_parameters
+from tests.models import SMALL_RESNET, SMALL_VIT, fresh, random_parameters, small
 from tests.reference import available as torch_available
 
 SCRIPT = Path(sys.executable).with_name("clip-jax")
@@ -402,6 +403,22 @@ def test_there_and_back_is_identical_to_the_bit(run, tmp_path, config):
     back = read_checkpoint(tmp_path / "back.pt")
     assert_identical(back, read_checkpoint(tmp_path / "model.pt"))
     assert from_pytorch(back)[0] == config
+
+
+@needs_torch
+@pytest.mark.filterwarnings("always")
+def test_what_a_pt_file_does_not_tell_is_said(run, tmp_path):
+    vision = dataclasses.replace(SMALL_VIT.vision, num_heads=2)
+    config = dataclasses.replace(SMALL_VIT, activation="gelu", vision=vision)
+    clip_jax.save(small(config), tmp_path / "native")
+    status, _, err = run("convert", tmp_path / "native", tmp_path / "back.pt")
+    assert status == 0
+    assert err == [
+        "clip-jax: warning: a .pt file can't say which GELU the model has: give --activation gelu "
+        'with it, or activation="gelu" to clip_jax.load',
+        "clip-jax: warning: a .pt file can't say how many heads there are, if they are not 64 "
+        "wide: keep the folder",
+    ]
 
 
 def assert_identical(given: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:

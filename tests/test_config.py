@@ -26,6 +26,8 @@ def test_activation_survives_json():
         (lambda d: d.update(colour=1), r"\+ colour: unknown"),
         (lambda d: d["vision"].pop("type"), "vision.type must be one of vit, resnet. Got None"),
         (lambda d: d["vision"].update(type="bert"), "Got 'bert'"),
+        (lambda d: d["vision"].update(type=[]), "vision.type must be one of vit, resnet. Got .."),
+        (lambda d: d["vision"].update(type={}), "vision.type must be one of vit, resnet. Got {}"),
         (lambda d: d["text"].update(width="128"), "width must be positive and whole. Got '128'"),
         (lambda d: d["text"].update(num_heads=7), "num_heads must divide the width. Got 7 and 128"),
         (lambda d: d.update(text=3), "must have an object 'text'"),
@@ -42,6 +44,8 @@ def test_a_wrong_document_is_refused_with_its_reason(change, message):
 def test_what_is_not_json_is_refused():
     with pytest.raises(ValueError, match="not JSON"):
         CLIPConfig.from_json("embed_dim: 512")
+    with pytest.raises(ValueError, match="not JSON"):
+        CLIPConfig.from_json("[" * 100_000)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +55,8 @@ def test_what_is_not_json_is_refused():
         (lambda: ViTConfig(224, 0, 64, 1, 1), "patch_size must be positive and whole. Got 0"),
         (lambda: ResNetConfig(230, 64, (1, 1, 1, 1), 32), "multiple of 32. Got 230"),
         (lambda: ResNetConfig(224, 64, (1, 1, 1), 32), "stage_depths must be four"),
+        (lambda: ResNetConfig(224, 64, 5, 32), "stage_depths must be four"),
+        (lambda: ResNetConfig(224, 64, (1, 1, 1, 0), 32), "stage_depths must be positive"),
         (lambda: ResNetConfig(224, 7, (1, 1, 1, 1), 32), "width must be even"),
         (lambda: TextConfig(64, -1, 1), "num_layers must be positive and whole. Got -1"),
     ],

@@ -1,5 +1,7 @@
 """Official arrays to the parameter tree and back."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -139,6 +141,66 @@ def test_a_missing_array_that_tells_the_configuration_is_named(name):
     del arrays[name]
     with pytest.raises(CheckpointError, match=name):
         from_pytorch(arrays)
+
+
+def test_all_missing_arrays_that_tell_the_configuration_are_named_at_once():
+    names = ["token_embedding.weight", "positional_embedding", "visual.conv1.weight"]
+    arrays = {name: array for name, array in arrays_of(TINY_VIT).items() if name not in names}
+    arrays["visual.positional_embedding"] = np.zeros((11, 192), np.float32)
+    arrays = {n: a for n, a in arrays.items() if not n.startswith("transformer.resblocks.")}
+    with pytest.raises(CheckpointError) as caught:
+        from_pytorch(arrays)
+    for said in (*names, "Got 11 rows", "no blocks: expected transformer.resblocks.0"):
+        assert said in str(caught.value)
+
+
+def test_blocks_that_the_arrays_cannot_fill_are_refused_at_once():
+    arrays = arrays_of(TINY_VIT)
+    extra = {f"transformer.resblocks.{i}.ln_1.bias": np.zeros(128) for i in range(3, 20_000)}
+    started = time.monotonic()
+    with pytest.raises(CheckpointError, match="can't fill 20,004 blocks"):
+        from_pytorch(arrays | extra)
+    assert time.monotonic() - started < 10
+
+
+def test_a_long_list_of_problems_is_cut():
+    arrays = arrays_of(TINY_VIT)
+    extra = {f"extra.{i:03}": np.zeros(1) for i in range(300)}
+    with pytest.raises(CheckpointError, match="^300 arrays") as caught:
+        from_pytorch(arrays | extra)
+    lines = str(caught.value).splitlines()
+    assert lines[1] == "+ extra.000: unexpected" and lines[20:] == [
+        "+ extra.019: unexpected",
+        "and 280 more",
+    ]
+
+
+def test_layout_of_hugging_face_is_named():
+    arrays = {"text_model.embeddings.token_embedding.weight": np.zeros((3, 2))}
+    with pytest.raises(CheckpointError, match="Hugging Face.*is not read"):
+        from_pytorch(arrays)
+
+
+def test_other_libraries_tensors_are_refused_with_the_way_to_numpy():
+    arrays: dict = arrays_of(TINY_VIT)
+    arrays["visual.proj"] = 3.0
+    with pytest.raises(TypeError, match="visual.proj must be a NumPy array. Got builtins.float"):
+        from_pytorch(arrays)
+
+
+@pytest.mark.torch
+def test_pytorchs_tensors_are_refused_with_the_way_to_numpy():
+    torch = pytest.importorskip("torch")
+    tensors = {name: torch.from_numpy(np.array(a)) for name, a in arrays_of(TINY_VIT).items()}
+    with pytest.raises(TypeError, match=r"Got torch.Tensor: .*tensor.numpy\(force=True\)"):
+        from_pytorch(tensors)
+    numpy = {name: tensor.numpy(force=True) for name, tensor in tensors.items()}
+    assert from_pytorch(numpy)[0] == TINY_VIT
+
+
+def test_unknown_activation_is_the_callers_mistake():
+    with pytest.raises(ValueError, match="Got 'relu'"):
+        from_pytorch(arrays_of(TINY_VIT), activation="relu")
 
 
 def test_an_empty_checkpoint_is_refused():

@@ -101,6 +101,36 @@ def test_float32_state_dicts_pass(tmp_path, save):
     assert first_difference(rows) is None
 
 
+def several(model, path):
+    """Under a name that other files have for something else."""
+    torch = reference.torch()
+    torch.save({"model": model.state_dict(), "state_dict": {"lr": 0.1}}, path)
+
+
+def none_beside(model, path):
+    torch = reference.torch()
+    torch.save({"model_state_dict": model.state_dict(), "state_dict": None}, path)
+
+
+@pytest.mark.parametrize("save", [several, none_beside])
+def test_state_dict_is_found_where_we_find_it(tmp_path, save):
+    path = saved(SMALL_VIT, tmp_path, save)
+    rows = compare(*clip_jax.load(path), load_reference(path), pictures()[:1])
+    assert first_difference(rows) is None
+
+
+@pytest.mark.filterwarnings("default:the model's vocabulary")
+def test_small_vocabulary_is_compared_on_ids_that_fit_it(tmp_path, capsys):
+    config = dataclasses.replace(
+        SMALL_VIT, text=dataclasses.replace(SMALL_VIT.text, vocab_size=1000)
+    )
+    path = saved(config, tmp_path, reference.save_state_dict)
+    assert main(["parity", str(path), "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert all(row["max_abs"] < 1e-3 for row in json.loads(out)["rows"])
+    assert "vocabulary has 1,000 ids" in err and len(err.splitlines()) == 1
+
+
 def test_native_folder_passes_and_another_activation_is_found(vit, tmp_path, capsys):
     config, params = from_pytorch(read_checkpoint(vit[0]))
     save_parameters(config, params, tmp_path / "native")

@@ -696,6 +696,12 @@ def test_every_bad_tensor_is_listed(path):
     assert "good" not in message
 
 
+@pytest.mark.parametrize(("value", "kind"), [("hello", "str"), (None, "NoneType"), (0.5, "float")])
+def test_value_beside_the_arrays_is_no_damage(path, value, kind):
+    message = refusal(write(path, {"w": W, "x": value}, FIVE))
+    assert f"x is a {kind}, not a tensor; take" in message and "damaged" not in message
+
+
 @pytest.mark.parametrize("name", ["", "a\nb", "\x1b[2J", "\udc80", "n" * 2_000])
 def test_names_that_would_garble_a_terminal_are_refused(path, name):
     assert "no name" in refusal(write(path, {name: W}, FIVE))
@@ -837,6 +843,20 @@ def test_bad_safetensors_are_refused(path, content):
     refusal(path)
 
 
+def test_module_prefix_of_all_names_is_dropped_in_safetensors(path):
+    both = {"module.a": entry(), "module.b": entry(offsets=(8, 16))}
+    path.write_bytes(safetensors(both, bytes(16)))
+    assert list(read_checkpoint(path)) == ["a", "b"]
+    path.write_bytes(safetensors({"module.a": entry(), "b": entry(offsets=(8, 16))}, bytes(16)))
+    assert list(read_checkpoint(path)) == ["module.a", "b"]
+
+
+def test_dtype_that_is_not_read_is_no_damage(path):
+    path.write_bytes(safetensors({"w": entry("F8_E4M3", (2,), (0, 2))}, bytes(2)))
+    message = refusal(path)
+    assert "F8_E4M3" in message and ".float()" in message and "damaged" not in message
+
+
 @settings(fast, max_examples=200)
 @given(edits=EDITS)
 def test_damaged_safetensors_never_crash(path, edits):
@@ -952,6 +972,25 @@ def test_a_whole_pickled_module_is_refused_with_the_way_out(path):
 
 
 @pytest.mark.torch
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensor, torch: tensor.to(torch.float8_e4m3fn),
+        lambda tensor, torch: tensor.to_sparse(),
+        lambda tensor, torch: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+    ],
+    ids=["float8", "sparse", "quantised"],
+)
+@pytest.mark.filterwarnings("ignore")  # that quantised tensors are deprecated
+def test_tensors_of_other_kinds_are_refused_with_the_way_out(path, change):
+    torch = pytest.importorskip("torch")
+    torch.save({"w": change(torch.ones(3, 2), torch)}, path)
+    message = refusal(path)
+    assert "refused global torch._utils._rebuild_" in message
+    assert ".float(), .to_dense(), .dequantize()" in message and "just its" not in message
+
+
+@pytest.mark.torch
 def test_checksums_that_were_left_out_are_not_missed(path):
     torch = pytest.importorskip("torch")
     torch.serialization.set_crc32_options(False)
@@ -1000,6 +1039,16 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         write_pytorch({"w": np.ones(3, np.float32)}, path)
     assert path.read_bytes() == b"old"
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.torch
+def test_place_that_cannot_be_written_is_named_as_the_user_did(path):
+    pytest.importorskip("torch")
+    path.mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        write_pytorch({"w": np.ones(3, np.float32)}, path)
+    assert caught.value.filename == str(path)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
 
 

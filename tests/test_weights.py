@@ -26,6 +26,7 @@ import safetensors.numpy
 
 import clip_jax.catalog
 from clip_jax.catalog import CATALOG, CatalogEntry
+from clip_jax.cli import main
 from clip_jax.config import CLIPConfig
 from clip_jax.convert.pytorch import from_pytorch, to_pytorch
 from clip_jax.convert.reader import read_checkpoint
@@ -39,6 +40,7 @@ from clip_jax.weights import (
     load,
     native,
     read_native,
+    replace,
     save,
     save_parameters,
 )
@@ -677,6 +679,31 @@ def test_what_is_neither_name_nor_path(given):
         load(given)
 
 
+def test_unknown_activation_is_the_callers_mistake(tmp_path):
+    path = tmp_path / "model.safetensors"
+    safetensors.numpy.save_file(to_pytorch(VIT, random_parameters(VIT)), path)
+    with pytest.raises(ValueError, match="quick_gelu, gelu, gelu_tanh. Got 'relu'"):
+        load(path, activation="relu")
+
+
+def test_heads_of_another_width_are_set_in_a_native_folder(tmp_path):
+    config = dataclasses.replace(VIT, text=dataclasses.replace(VIT.text, num_heads=4))
+    model = some_model(config)
+    path = tmp_path / "state.safetensors"
+    safetensors.numpy.save_file(to_pytorch(config, parameters(model)), path)
+    tokens = np.arange(1, 61, dtype=np.int32)[None]
+    expected = model.encode_text(tokens)
+    loaded, _ = load(path)
+    assert loaded.config.text.num_heads == 1
+    assert not np.allclose(loaded.encode_text(tokens), expected)
+
+    save(loaded, tmp_path / "model")
+    document = json.loads((tmp_path / "model" / "config.json").read_text())
+    document["text"]["num_heads"] = 4
+    (tmp_path / "model" / "config.json").write_text(json.dumps(document))
+    assert np.array_equal(load(tmp_path / "model")[0].encode_text(tokens), expected)
+
+
 def test_unknown_name_and_missing_path_are_one_error():
     with pytest.raises(ValueError, match="neither.*'ViT-B/32'.*known: RN50, ") as error:
         load("ViT-B32")
@@ -695,6 +722,51 @@ def test_folder_of_another_library(native_folder):
     (native_folder / "config.json").write_text(json.dumps({"model_type": "clip"}))
     with pytest.raises(CheckpointError, match="not a configuration of clip_jax"):
         load(native_folder)
+
+
+def test_folder_of_hugging_face_says_that_its_layout_is_not_read(native_folder):
+    (native_folder / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    with pytest.raises(CheckpointError, match="Hugging Face.*is not read: .*'ViT-B/32'"):
+        load(native_folder)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"vision": {"type": []}}'])
+def test_nested_configuration_is_refused(native_folder, text):
+    (native_folder / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match="not a configuration of clip_jax"):
+        load(native_folder)
+
+
+def test_folder_without_permission_is_refused(native_folder, monkeypatch):
+    status = os.stat
+
+    def refuse(path, **options):  # root may enter any folder, so chmod shows nothing
+        if os.fspath(path).endswith(".json"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return status(path, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+    with pytest.raises(CheckpointError, match="model can't be read .Permission denied"):
+        load(native_folder)
+
+
+@pytest.mark.parametrize("num_layers", [10_000, 10**30])
+def test_number_of_blocks_in_a_configuration_costs_nothing(native_folder, num_layers):
+    document = json.loads(VIT.to_json())
+    document["vision"]["num_layers"] = num_layers
+    (native_folder / "config.json").write_text(json.dumps(document))
+    started = time.monotonic()
+    with pytest.raises(CheckpointError, match=f"can't fill {num_layers + 2:,} blocks"):
+        load(native_folder)
+    assert time.monotonic() - started < 5
+
+
+def test_a_few_blocks_too_many_are_listed_up_to_a_limit(native_folder):
+    vision = dataclasses.replace(VIT.vision, num_layers=5)
+    (native_folder / "config.json").write_text(dataclasses.replace(VIT, vision=vision).to_json())
+    with pytest.raises(CheckpointError, match="- visual/transformer/resblocks/2/.*: missing") as e:
+        load(native_folder)
+    assert str(e.value).endswith("\nand 16 more") and len(str(e.value).splitlines()) == 22
 
 
 def test_weights_file_out_of_its_folder(native_folder):
@@ -732,6 +804,24 @@ def test_truncated_weights(native_folder, size):
     path = native_folder / "model.safetensors"
     os.truncate(path, size if size >= 0 else path.stat().st_size + size)
     with pytest.raises(CheckpointError, match="model.safetensors"):
+        load(native_folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "is empty"),
+        ((10**6).to_bytes(8, "little") + b'{"', "was cut short"),
+        (b"<!doctype html>", "looks like HTML"),
+        (b"PK\x03\x04" + bytes(100), "a ZIP archive, as torch.save writes"),
+        ((400_000).to_bytes(8, "little") + b"[" * 400_000, "begins with"),
+        ((400_000).to_bytes(8, "little") + b'{"":' * 100_000, "malformed .* header"),
+        ((20 << 20).to_bytes(8, "little") + b"{" + bytes(20 << 20), "expected at most 16,777,216"),
+    ],
+)
+def test_weights_that_are_something_else(native_folder, content, said):
+    (native_folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"model.safetensors: .*{said}"):
         load(native_folder)
 
 
@@ -788,6 +878,20 @@ def test_save_refuses_arrays_that_do_not_fit(tmp_path):
     assert names_below(tmp_path) == []
 
 
+def test_folder_in_the_place_of_a_pt_file_is_named(native_folder, capsys):
+    target = native_folder.parent / "d.pt"
+    target.mkdir()
+    assert main(["convert", str(native_folder), str(target)]) == 1
+    assert capsys.readouterr().err == f"clip-jax: {target}: is a folder: name a file in it\n"
+
+
+def test_save_refuses_what_is_no_array(tmp_path):
+    params = random_parameters(VIT)
+    params["logit_scale"] = 3.0
+    with pytest.raises(ValueError, match="! logit_scale: .*np.asarray.*. Got builtins.float"):
+        save_parameters(VIT, params, tmp_path / "model")
+
+
 def test_full_disk_leaves_the_old_model_and_nothing_else(native_folder):
     before = (native_folder / "model.safetensors").read_bytes()
     with files_end_at(50_000), pytest.raises(OSError, match="model"):
@@ -811,11 +915,87 @@ def test_interrupt_while_folders_are_exchanged(native_folder, monkeypatch, faili
             raise KeyboardInterrupt
         rename(source, target)
 
+    monkeypatch.setattr(replace, "_exchange", lambda one, other: False)
     monkeypatch.setattr(os, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save(some_model(VIT, seed=1), native_folder)
     assert (native_folder / "model.safetensors").read_bytes() == before
     assert names_below(native_folder.parent)[1:] == ["model/config.json", "model/model.safetensors"]
+
+
+MODEL = ["model", "model/config.json", "model/model.safetensors"]
+
+
+def save_and_die(folder: Path, preparation: str) -> None:
+    """Another process saves a model that it loaded, and is killed where it calls `die`."""
+    program = (
+        "import os, signal, sys; import clip_jax\n"
+        "def die(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
+        "model = clip_jax.load(sys.argv[1])[0]; rename = os.rename\n"
+        f"{preparation}\nclip_jax.save(model, sys.argv[1])"
+    )
+    subprocess.run([sys.executable, "-c", program, str(folder)], check=False)
+
+
+REPLACE = "from clip_jax.weights import replace"
+RENAMES_ONCE = "os.rename = lambda *names: (rename(*names), die())"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux exchanges folders in one step")
+def test_a_model_is_at_its_place_whenever_a_save_is_killed(native_folder):
+    save_and_die(native_folder, RENAMES_ONCE)
+    assert same(read_native(native_folder)[1], random_parameters(VIT))
+
+
+def test_a_model_moved_away_by_a_killed_save_is_brought_back(native_folder):
+    save_and_die(native_folder, f"{REPLACE}; replace._exchange = lambda *_: False; {RENAMES_ONCE}")
+    assert not native_folder.exists()
+    with files_end_at(50_000), pytest.raises(OSError):
+        save(some_model(VIT, seed=1), native_folder)
+    assert same(read_native(native_folder)[1], random_parameters(VIT))
+    assert names_below(native_folder.parent) == MODEL
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_remains_of_killed_saves_are_removed(native_folder, monkeypatch, exchanges):
+    save_and_die(native_folder, f"{REPLACE}; replace._put = die")
+    left = [name for name in names_below(native_folder.parent) if name.endswith(".part")]
+    assert len(left) == 1
+    if not exchanges:
+        monkeypatch.setattr(replace, "_exchange", lambda one, other: False)
+    save(some_model(VIT, seed=1), native_folder)
+    assert names_below(native_folder.parent) == MODEL
+    assert same(read_native(native_folder)[1], random_parameters(VIT, seed=1))
+
+
+def test_a_save_leaves_alone_what_others_are_writing(native_folder):
+    other = native_folder.with_name(".model.x.0123.part")  # of a folder "model.x"
+    other.mkdir()
+    with pytest.raises(KeyboardInterrupt), replace.replacing(native_folder) as new:
+        save(some_model(VIT, seed=1), native_folder)
+        assert new.is_dir() and other.is_dir()
+        raise KeyboardInterrupt
+    assert not new.exists()
+
+
+def test_mounted_disk_cannot_be_replaced(tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "disk")
+    with pytest.raises(OSError, match="name a folder in it"):
+        save(some_model(VIT), tmp_path / "disk")
+    save(some_model(VIT), tmp_path / "disk" / "model")
+
+
+def test_place_where_no_folder_can_be_made_is_named_as_the_user_did(tmp_path, monkeypatch):
+    def refuse(path, **options):
+        if "exist_ok" not in options:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    (tmp_path / "model").mkdir()
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(PermissionError, match="Permission denied.*a folder in it") as error:
+        save(some_model(VIT), tmp_path / "model")
+    assert error.value.filename == str(tmp_path / "model")
 
 
 # ---- the model that comes with the package ------------------------------------------------------

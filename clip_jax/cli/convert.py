@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -92,11 +93,29 @@ def _export(source: Path, target: Path) -> tuple[CLIPConfig, Mapping[str, Any]]:
     from clip_jax.convert import to_pytorch, write_pytorch
     from clip_jax.weights import read_native
 
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder: name a file in it", str(target))
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "no such folder", str(target.parent))
     config, params = read_native(source)
     write_pytorch(to_pytorch(config, params), target)
+    for lost in _unsaid(config):
+        warnings.warn(f"a .pt file can't say {lost}", stacklevel=2)
     return config, params
+
+
+def _unsaid(config: CLIPConfig) -> list[str]:
+    """What a state dictionary doesn't tell of a model that isn't as OpenAI's are."""
+    lost = []
+    if config.activation != "quick_gelu":
+        lost.append(
+            f"which GELU the model has: give --activation {config.activation} with it, or "
+            f'activation="{config.activation}" to clip_jax.load'
+        )
+    towers = [config.text, *([config.vision] if isinstance(config.vision, ViTConfig) else [])]
+    if any(tower.num_heads != max(tower.width // 64, 1) for tower in towers):
+        lost.append("how many heads there are, if they are not 64 wide: keep the folder")
+    return lost
 
 
 def _is_empty_folder(path: Path) -> bool:

@@ -2,7 +2,7 @@
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -69,7 +69,7 @@ class CLIP(TextTower):
             self.visual = ModifiedResNet(config.vision, config.embed_dim, rngs=rngs)
         self.logit_scale = parameter(rngs, jax.nn.initializers.constant(math.log(1 / 0.07)))
 
-    def encode_image(self, images: ArrayLike) -> Float[Array, "b d"]:
+    def encode_image(self, images: ArrayLike | Sequence[ArrayLike]) -> Float[Array, "b d"]:
         """Embeds images; not normalised.
 
         In training (`model.train()`) a ResNet normalises by the batch's statistics and updates

@@ -1,5 +1,8 @@
 """What a model takes, and the errors for what it doesn't."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -9,7 +12,9 @@ from jaxtyping import Integer, Shaped
 from clip_jax.config import TextConfig
 
 
-def as_images(images: ArrayLike, image_size: int) -> Shaped[np.ndarray | Array, "b n n 3"]:
+def as_images(
+    images: ArrayLike | Sequence[Any], image_size: int
+) -> Shaped[np.ndarray | Array, "b n n 3"]:
     """Images as one array, uint8 or float.
 
     Args:
@@ -36,7 +41,9 @@ def as_images(images: ArrayLike, image_size: int) -> Shaped[np.ndarray | Array, 
     return images
 
 
-def as_tokens(tokens: ArrayLike, config: TextConfig) -> Integer[np.ndarray | Array, "b l"]:
+def as_tokens(
+    tokens: ArrayLike | Sequence[Any], config: TextConfig
+) -> Integer[np.ndarray | Array, "b l"]:
     """Token ids of the vocabulary as one array, of at most the context's length.
 
     Raises:
@@ -61,7 +68,7 @@ def as_tokens(tokens: ArrayLike, config: TextConfig) -> Integer[np.ndarray | Arr
     return tokens
 
 
-def _as_array(values: ArrayLike, name: str) -> np.ndarray | Array:
+def _as_array(values: ArrayLike | Sequence[Any], name: str) -> np.ndarray | Array:
     if isinstance(values, Array):
         return values
     try:

@@ -4,8 +4,9 @@ The keys are the official checkpoint's names, cut at the dots; the leaves have F
 (`kernel`, `bias`, `scale`, `embedding`, `mean`, `var`) and JAX's layouts.
 """
 
+import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,12 +15,13 @@ import numpy as np
 from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 
-from clip_jax.config import CLIPConfig
+from clip_jax.config import CLIPConfig, ViTConfig
 from clip_jax.nn.clip import CLIP
 
 Tree = Mapping[str, Any]
 
 _ALIGNMENT = 64  # of memory that XLA computes on in place
+_MAX_LISTED = 20  # of a list of problems
 
 
 def variables(model: CLIP) -> dict[str, nnx.Variable]:
@@ -30,7 +32,53 @@ def variables(model: CLIP) -> dict[str, nnx.Variable]:
 
 def parameter_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every array of the tree by its path; computes nothing."""
-    return {path: variable.shape for path, variable in variables(CLIP(config)).items()}
+    # From its second on, all blocks of a sequence are alike: however many there are, two are built.
+    shapes = {path: v.shape for path, v in variables(CLIP(_with_two_blocks(config))).items()}
+    for sequence, count in blocks(config).items():
+        second = f"{sequence}/1/"
+        alike = {path: shape for path, shape in shapes.items() if path.startswith(second)}
+        for i in range(2, count):
+            for path, shape in alike.items():
+                shapes[f"{sequence}/{i}/{path.removeprefix(second)}"] = shape
+    return {path: shapes[path] for path in sorted(shapes, key=_in_order)}
+
+
+def blocks(config: CLIPConfig) -> dict[str, int]:
+    """How many blocks each sequence of them has, by its path."""
+    vision = config.vision
+    if isinstance(vision, ViTConfig):
+        towers = {"visual/transformer/resblocks": vision.num_layers}
+    else:
+        towers = {f"visual/layer{i}": depth for i, depth in enumerate(vision.stage_depths, 1)}
+    return {"transformer/resblocks": config.text.num_layers, **towers}
+
+
+def check_blocks(config: CLIPConfig, num_arrays: int) -> None:
+    """Refuses a number of blocks that would take long to list and that nobody can have meant.
+
+    Raises:
+        ValueError: the arrays can't fill half of the blocks.
+    """
+    num_blocks = sum(blocks(config).values())
+    if num_blocks > max(num_arrays // 6, 100):  # a block has a dozen arrays
+        raise ValueError(f"{num_arrays:,} arrays can't fill {num_blocks:,} blocks")
+
+
+def _with_two_blocks(config: CLIPConfig) -> CLIPConfig:
+    """The configuration with at most two blocks in each sequence."""
+    vision, text = config.vision, config.text
+    if isinstance(vision, ViTConfig):
+        vision = dataclasses.replace(vision, num_layers=min(vision.num_layers, 2))
+    else:
+        a, b, c, d = (min(depth, 2) for depth in vision.stage_depths)
+        vision = dataclasses.replace(vision, stage_depths=(a, b, c, d))
+    text = dataclasses.replace(text, num_layers=min(text.num_layers, 2))
+    return dataclasses.replace(config, vision=vision, text=text)
+
+
+def _in_order(path: str) -> list[tuple[int, str]]:
+    # Flax's order: names by the alphabet, blocks by their number.
+    return [(int(key), "") if key.isdigit() else (0, key) for key in path.split("/")]
 
 
 def parameters(model: CLIP) -> dict[str, Any]:
@@ -47,8 +95,7 @@ def set_parameters(model: CLIP, tree: Tree) -> None:
     """
     targets, arrays = variables(model), flatten(tree)
     if problems := misfits({path: v.shape for path, v in targets.items()}, arrays):
-        heading = f"{len(problems)} parameters do not fit the model:"
-        raise ValueError("\n".join([heading, *problems]))
+        raise ValueError(f"{len(problems)} parameters do not fit the model:\n{listed(problems)}")
     for path, variable in targets.items():
         variable.set_value(arrays[path])
 
@@ -120,6 +167,12 @@ def misfits(shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Any]) ->
         if path in arrays and np.shape(arrays[path]) != tuple(shape)
     ]
     return problems
+
+
+def listed(problems: Sequence[str]) -> str:
+    """Problems, one a line; of many the first ones and how many more there are."""
+    more = len(problems) - _MAX_LISTED
+    return "\n".join([*problems[:_MAX_LISTED], *([f"and {more} more"] if more > 0 else [])])
 
 
 def flatten(tree: Tree) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 import importlib.resources
 import os
-import shutil
 import warnings
 from pathlib import Path
 
@@ -84,7 +83,6 @@ def native(name: str, download_root: Root = None, progress: bool = True) -> Path
         root.mkdir(parents=True, exist_ok=True)
         with locked(folder):
             if not folder.is_dir():  # another process may have made it meanwhile
-                _remove_remains(folder)
                 config, params = from_pytorch(read_checkpoint(source))
                 save_parameters(config, params, folder, dtype=np.float32)
     except OSError as error:
@@ -103,9 +101,3 @@ def _native(entry: CatalogEntry, root: Path) -> Path:
 def _places(entry: CatalogEntry, root: Path) -> tuple[Path, ...]:
     # The second is where the PyTorch reference keeps the same files.
     return root / entry.file, Path("~/.cache/clip").expanduser() / entry.file
-
-
-def _remove_remains(folder: Path) -> None:
-    """Removes what killed processes began to write."""
-    for path in folder.parent.glob(f".{folder.name}.*"):
-        shutil.rmtree(path, ignore_errors=True)

@@ -41,6 +41,10 @@ def load(
     `~/.cache/clip_jax`; a file that the PyTorch package keeps in `~/.cache/clip` is used as it is.
     They are converted once, too: from the second time on they are mapped from the disk.
 
+    How wide the heads of attention are can't be seen in a `.pt` or `.safetensors` file: they are
+    taken to be 64 wide, as in all of OpenAI's models. For a model with others, convert the file to
+    a native folder (`clip-jax convert`) and set `num_heads` in its `config.json`.
+
     Args:
         name_or_path: one of `available_models()`, a native folder, or a `.pt` or `.safetensors`
             file with the official layout. A native folder is mapped: replace it as a whole
@@ -56,7 +60,7 @@ def load(
         The model, and a callable from PIL image to float32 array.
 
     Raises:
-        ValueError: there is no model of that name and nothing at that path.
+        ValueError: there is no model of that name and nothing at that path, or no such activation.
         CheckpointError: the weights can't be read or are no CLIP model's; lists every problem.
         DownloadError: they can't be downloaded; says how to put them there by hand.
     """

@@ -8,9 +8,8 @@ for a second model.
 import contextlib
 import json
 import os
-import shutil
-import uuid
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,13 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from clip_jax.config import CLIPConfig
-from clip_jax.convert.reader import read_safetensors
+from clip_jax.convert.checks import opened
+from clip_jax.convert.pytorch import NOT_HUGGING_FACE
+from clip_jax.convert.safetensors import read_safetensors
 from clip_jax.errors import CheckpointError
 from clip_jax.nn import CLIP, flatten, misfits, nest, parameter_shapes, parameters
-from clip_jax.storage import sync_folder
+from clip_jax.nn.tree import check_blocks, listed
+from clip_jax.weights.replace import replacing
 
 VERSION = "1"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -79,12 +81,15 @@ def save_parameters(
     """
     arrays = flatten(params)
     if problems := _problems(config, arrays):
-        raise ValueError("the parameters do not fit the configuration:\n" + "\n".join(problems))
+        raise ValueError(f"the parameters do not fit the configuration:\n{listed(problems)}")
     target = Path(os.path.realpath(folder))  # a link stays a link
     _check_replaceable(target)
     try:
-        with _replacing(target) as new:
-            (new / CONFIG).write_text(config.to_json(), encoding="utf-8")
+        with replacing(target) as new:
+            with open(new / CONFIG, "w", encoding="utf-8") as file:
+                file.write(config.to_json())
+                file.flush()
+                os.fsync(file.fileno())
             _write_safetensors(new / WEIGHTS, arrays, dtype)
     except OSError as error:
         # A full disk's own message doesn't say which.
@@ -102,23 +107,33 @@ def read_native(folder: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[str, A
             fit the configuration.
     """
     folder = Path(folder)
-    if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
+    try:
+        missing = [name for name in (CONFIG, WEIGHTS) if not _is_file(folder / name)]
+    except OSError as error:
+        raise CheckpointError(f"{folder} can't be read ({error.strerror or error})") from None
+    if missing:
         raise CheckpointError(
             f"{folder} is not a model: it has no {' and no '.join(missing)}. A model's folder "
             f"holds {CONFIG} and {WEIGHTS}, as clip_jax.save and `clip-jax convert` write them"
         )
+    text = ""
     try:
-        config = CLIPConfig.from_json((folder / CONFIG).read_text(encoding="utf-8"))
+        text = (folder / CONFIG).read_text(encoding="utf-8")
+        config = CLIPConfig.from_json(text)
     except (ValueError, OSError) as error:
+        reason = str(error).rstrip(".")
+        advice = "If the folder is another library's, give its weights' file instead"
+        if '"model_type"' in text:
+            advice = f"The folder {NOT_HUGGING_FACE}"
         raise CheckpointError(
-            f"{folder / CONFIG} is not a configuration of clip_jax: {error}. If the folder is "
-            f"another library's, give its weights' file instead"
+            f"{folder / CONFIG} is not a configuration of clip_jax: {reason}. {advice}"
         ) from None
     path = folder / WEIGHTS
     try:
-        # Private: the mapping must stand being written to, for it may become a JAX array's memory.
-        data = np.memmap(path, np.uint8, mode="c")
-        metadata, arrays = _metadata(data), read_safetensors(data)
+        with opened(path) as file:
+            # Private: it must stand being written to, for it may become a JAX array's memory.
+            data = np.memmap(file, np.uint8, mode="c")
+        arrays, metadata = read_safetensors(data)
     except (ValueError, OSError, CheckpointError) as error:
         raise CheckpointError(f"{path}: {error}") from None
     if (version := metadata.get("version", VERSION)) != VERSION:
@@ -126,32 +141,34 @@ def read_native(folder: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[str, A
             f"{path} is of version {version} of the format. This clip_jax reads {VERSION}: "
             f"upgrade it, or convert the model again"
         )
-    if problems := _problems(config, arrays):
-        raise CheckpointError(f"{path} does not fit its {CONFIG}:\n" + "\n".join(problems))
+    try:
+        problems = _problems(config, arrays)
+    except ValueError as error:
+        raise CheckpointError(f"{path} does not fit its {CONFIG}: {error}") from None
+    if problems:
+        raise CheckpointError(f"{path} does not fit its {CONFIG}:\n{listed(problems)}")
     return config, nest(arrays)
 
 
-def _metadata(data: np.ndarray) -> dict[str, str]:
-    """What a safetensors file says about itself.
-
-    Raises:
-        ValueError: it has no safetensors header.
-    """
-    size = int.from_bytes(data[:8].tobytes(), "little")
-    header = json.loads(data[8 : 8 + size].tobytes() if size <= len(data) else b"")
-    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
-    if not isinstance(metadata, dict):
-        raise ValueError("its header is not that of a safetensors file")
-    return metadata
-
-
 def _problems(config: CLIPConfig, arrays: Mapping[str, Any]) -> list[str]:
+    check_blocks(config, len(arrays))
     problems = misfits(parameter_shapes(config), arrays)
     for path, array in arrays.items():
-        dtype = np.dtype(array.dtype)
-        if dtype.name not in _DTYPE_NAMES or (dtype.kind == "i" and not path.endswith(_COUNTER)):
+        dtype = getattr(array, "dtype", None)
+        if not isinstance(dtype, np.dtype):
+            kind = f"{type(array).__module__}.{type(array).__name__}"
+            problems.append(f"! {path}: expected an array, as np.asarray makes. Got {kind}")
+        elif dtype.name not in _DTYPE_NAMES or (dtype.kind == "i" and not path.endswith(_COUNTER)):
             problems.append(f"! {path}: expected floats. Got {dtype}")
     return problems
+
+
+def _is_file(path: Path) -> bool:
+    # Path.is_file() raises where the folder can't be entered, in some versions of Python.
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _write_safetensors(path: Path, arrays: Mapping[str, Any], dtype: DTypeLike | None) -> None:
@@ -198,29 +215,3 @@ def _check_replaceable(folder: Path) -> None:
         f"{folder} exists and is something else than a folder written by clip_jax.save: "
         f"choose another name, or remove it first"
     )
-
-
-@contextlib.contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
-    """A new folder, which takes the place and name of `folder` if the block succeeds."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    unique = uuid.uuid4().hex
-    new = folder.with_name(f".{folder.name}.{unique}.part")
-    old = folder.with_name(f".{folder.name}.{unique}.old")
-    new.mkdir()
-    try:
-        yield new
-        # POSIX replaces no folder that holds something, so for a moment there is none.
-        if folder.exists():
-            os.rename(folder, old)
-        try:
-            os.rename(new, folder)
-        except BaseException:
-            if old.exists():
-                os.rename(old, folder)
-            raise
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-    sync_folder(folder)
-    sync_folder(folder.parent)

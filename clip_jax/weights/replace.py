@@ -1,0 +1,138 @@
+"""A folder that takes the place of another: complete or not at all."""
+
+import contextlib
+import ctypes
+import errno
+import os
+import re
+import shutil
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from clip_jax.storage import sync_folder
+
+if sys.platform != "win32":
+    import fcntl
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux's numbers; Python has no names for them
+
+
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder, which takes the place and name of `folder` if the block succeeds.
+
+    What killed processes left of earlier blocks for the same folder is removed.
+
+    Raises:
+        OSError: it can't be written, or nothing can take its place.
+    """
+    if os.path.ismount(folder):
+        reason = "a mounted disk can't be replaced: name a folder in it"
+        raise OSError(errno.EBUSY, reason, str(folder))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _clear(folder)
+    with _new(folder) as new:
+        try:
+            yield new
+            _put(new, folder)
+        finally:
+            shutil.rmtree(new, ignore_errors=True)
+    sync_folder(folder)
+    sync_folder(folder.parent)
+
+
+def _put(new: Path, folder: Path) -> None:
+    """Gives `new` the name of `folder`; one that was there may have that of `new` then."""
+    if not folder.exists():
+        os.rename(new, folder)
+        return
+    if _exchange(new, folder):
+        return
+    # In two steps, between which there is no folder. Who is killed there leaves it to `_clear`.
+    old = new.with_suffix(".old")
+    with _marked(folder, wait=False):
+        os.rename(folder, old)
+        try:
+            os.rename(new, folder)
+        except BaseException:
+            os.rename(old, folder)
+            raise
+        os.rename(old, new)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swaps the names of two folders in one step; False where the system can't."""
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):  # not Linux, or an old C library
+        return False
+    names = os.fsencode(one), os.fsencode(other)
+    return renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0
+
+
+@contextlib.contextmanager
+def _new(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder`, marked as long as this process works on it."""
+    while True:
+        new = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.part")
+        try:
+            new.mkdir()
+        except OSError as error:
+            place = "a folder in it or another place" if folder.is_dir() else "another place"
+            reason = f"no folder can be made beside it ({error.strerror}): name {place}"
+            raise OSError(error.errno, reason, str(folder)) from None
+        with _marked(new, wait=True):
+            # Another process may have taken it for a remain before it was marked.
+            if new.exists():
+                yield new
+                return
+
+
+def _clear(folder: Path) -> None:
+    """Removes what killed processes left, and brings back a folder that one had just moved away."""
+    remain = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]+\.(part|old)")
+    with contextlib.suppress(OSError):  # then it stays
+        for path in folder.parent.iterdir():
+            if not remain.fullmatch(path.name):
+                continue
+            with _marked(path, wait=False) as is_abandoned:
+                if is_abandoned and path.suffix == ".old" and not folder.exists():
+                    os.rename(path, folder)
+                elif is_abandoned:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _marked(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Marks a folder as in use until the block ends or the process dies.
+
+    Args:
+        folder: what to mark.
+        wait: for another process that has marked it.
+
+    Yields:
+        Whether it is marked: not where another process has it, or the system has no such locks.
+    """
+    descriptor = _lock(folder, wait)
+    try:
+        yield descriptor is not None
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(folder: Path, wait: bool) -> int | None:
+    if sys.platform == "win32":
+        return None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(descriptor)
+        return None
+    return descriptor

@@ -1,0 +1,109 @@
+"""What both readers of checkpoints check, and how they say what is wrong with a file."""
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from clip_jax.errors import CheckpointError
+
+MAX_NAME_LENGTH = 1_000
+MAX_TOLD = 20  # of a list of problems
+DAMAGED = "the file is damaged or was tampered with, get it from its source again"
+
+_LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before ZIP
+_RESAVE = (
+    "load it in PyTorch with weights_only=True and torch.save its state_dict() again with the "
+    "current format"
+)
+
+
+class Unread(ValueError):
+    """Why something is not read although nothing is wrong with it."""
+
+
+def opened(path: Path) -> BinaryIO:
+    """The file, if it is one that can be mapped; CheckpointError if not."""
+    status = os.stat(path)
+    if stat.S_ISDIR(status.st_mode):
+        raise CheckpointError(
+            "is a folder, expected a .pt or .safetensors file: give the file inside it, or give a "
+            "folder written by clip_jax.save to clip_jax.load"
+        )
+    # Opening a pipe would wait for a writer, and none can be mapped.
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError("is a device or a pipe, expected a file: copy it to a disk first")
+    if status.st_size == 0:
+        raise CheckpointError(
+            "is empty (0 bytes), expected a checkpoint: the download or copy failed, repeat it"
+        )
+    return open(path, "rb")
+
+
+def diagnosis(start: bytes) -> str:
+    """What a file that is no checkpoint is instead, and what to do about it."""
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if start.startswith(b"PK\x03\x04"):
+        return (
+            "is a ZIP archive, as torch.save writes, expected safetensors: if it is a checkpoint, "
+            "give this file to clip_jax.load or `clip-jax convert`, not the folder"
+        )
+    if start.startswith(_LEGACY_TORCH):
+        return f"was written by an old torch.save (before 1.6), expected its ZIP format: {_RESAVE}"
+    if start[257:262] == b"ustar":
+        return (
+            "is a tar archive, expected a ZIP archive (.pt) or safetensors: unpack it if the "
+            "checkpoint is inside; if a torch.save of 2016 wrote it, torch.load it and save again"
+        )
+    if start[:1] == b"\x80" and start[1:2] in b"\x02\x03\x04\x05":
+        return f"is a bare pickle, expected the ZIP format of torch.save: {_RESAVE}"
+    if text.startswith((b"<!doctype", b"<html", b"<head", b"<?xml", b"<error")):
+        return (
+            "looks like HTML or XML, expected a checkpoint: a server answered with a page instead "
+            "of the file, check the address and download it again"
+        )
+    if text.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, expected the checkpoint it stands for: run `git lfs pull`"
+    return (
+        f"begins with {start[:8]!r}, expected a ZIP archive (.pt) or safetensors: it is damaged or "
+        f"another kind of file, check it or get it from its source again"
+    )
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError for a name that would garble a terminal."""
+    if not name or len(name) > MAX_NAME_LENGTH or not name.isprintable():
+        raise ValueError("is no name for an array")
+
+
+def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """A read-only array without elements; ValueError where the other axes overflow."""
+    array = np.empty(shape, dtype)
+    array.flags.writeable = False
+    return array
+
+
+def numbers(values: tuple[int, ...]) -> str:
+    """A shape, strides or the like from an untrusted file, in a bounded number of digits."""
+    # Python refuses to print integers of thousands of digits.
+    shown_values = [str(v) if v.bit_length() <= 256 else f"2^{v.bit_length()}" for v in values[:8]]
+    return f"({', '.join(shown_values)}{', ...' if len(values) > 8 else ''})"
+
+
+def raise_all(problems: list[str], expected: str, unread: list[str], remedy: str) -> None:
+    """Raises CheckpointError if there are problems, or entries that can't be read here.
+
+    Args:
+        problems: signs of damage.
+        expected: what there should be instead.
+        unread: what is no damage.
+        remedy: what to do about that.
+    """
+    every = problems + unread
+    if not every:
+        return
+    more = f"; and {len(every) - MAX_TOLD} more" if len(every) > MAX_TOLD else ""
+    rest = f"expected {expected}: {DAMAGED}" if problems else remedy
+    raise CheckpointError(f"{'; '.join(every[:MAX_TOLD])}{more}; {rest}")
