@@ -175,7 +175,7 @@ class Encoder:
         text = self._config.text
         if not hasattr(texts, "dtype") or np.asarray(texts).dtype.kind in "UOT":
             return tokenize(texts, text.context_length)  # pyright: ignore[reportArgumentType]
-        tokens = np.asarray(as_tokens(texts, text))
+        tokens = as_tokens(np.asarray(texts), text)
         if missing := np.flatnonzero((tokens != text.vocab_size - 1).all(axis=1)).tolist():
             raise ValueError(
                 f"every row of tokens must have the end token, {text.vocab_size - 1}. "

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Integer
 
 from clip_jax.config import Activation, TextConfig
 from clip_jax.nn.layers import LayerNorm, Tap, Transformer, ignore, text_block_init
@@ -15,7 +15,7 @@ class TokenEmbedding(nnx.Module):
     def __init__(self, vocab_size: int, width: int, *, rngs: nnx.Rngs | None):
         self.embedding = parameter(rngs, normal(0.02), vocab_size, width)
 
-    def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l w"]:
+    def __call__(self, tokens: Integer[Array, "b l"]) -> Float[Array, "b l w"]:
         return self.embedding[...][tokens]
 
 
@@ -49,7 +49,7 @@ class TextTower(nnx.Module):
         self.text_projection = parameter(rngs, normal(width**-0.5), width, embed_dim)
 
     def text_features(
-        self, tokens: Int[Array, "b l"], dtype: jnp.dtype, tap: Tap = ignore
+        self, tokens: Integer[Array, "b l"], dtype: jnp.dtype, tap: Tap = ignore
     ) -> Float[Array, "b d"]:
         """The embeddings of `tokens`, computed in `dtype`; any length up to the context's."""
         length = tokens.shape[1]
