@@ -8,6 +8,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from jaxtyping import install_import_hook  # noqa: E402
 
+from tests import quickly  # noqa: E402
+
+os.environ.setdefault("XLA_FLAGS", quickly.ENVIRONMENT["XLA_FLAGS"])  # read with the first device
+
 # The layers' signatures say their shapes; here they are executed. The public entry points are not
 # hooked: they have errors of their own, which are tested.
 install_import_hook(

@@ -553,10 +553,10 @@ def test_fresh_parameters_have_the_published_spread():
 
 
 def test_fresh_bottlenecks_start_as_the_identity():
-    model = fresh(TINY_RESNET)
-    assert not model.visual.layer3[1].bn3.scale[...].any()
-    assert model.visual.layer3[1].bn2.scale[...].all()
-    features = TINY_RESNET.vision.num_features
+    model = fresh(SMALL_RESNET)
+    assert not model.visual.layer3[0].bn3.scale[...].any()
+    assert model.visual.layer3[0].bn2.scale[...].all()
+    features = SMALL_RESNET.vision.num_features
     pool = model.visual.attnpool
     assert abs(np.std(pool.c_proj.kernel[...]) / features**-0.5 - 1) < 0.1
 
