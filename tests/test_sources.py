@@ -506,11 +506,12 @@ def test_pictures_in_shards_may_be_links(tmp_path):
         add("sub/b.png", tarfile.SYMTYPE, "../a.png")  # before what it stands for
         add("a.png", content=picture())
         add("c.png", tarfile.LNKTYPE, "a.png")
+        add("./f.png", tarfile.SYMTYPE, "./c.png")
         add("d.png", tarfile.SYMTYPE, "elsewhere.png")
         add("e.txt", tarfile.SYMTYPE, "a.png")
     rows = {record.key: record for record in rows_of(tmp_path / "x.tar")}
-    assert list(rows) == ["a", "sub/b", "c", "d.png"]
-    assert all(rows[key].read() == picture() for key in ("a", "sub/b", "c"))
+    assert list(rows) == ["a", "sub/b", "c", "./f", "d.png"]
+    assert all(rows[key].read() == picture() for key in ("a", "sub/b", "c", "./f"))
     assert read_picture(rows["c"].path) == picture()
     assert rows["d.png"].problem == "a link to elsewhere.png, which is no picture of this file"
 

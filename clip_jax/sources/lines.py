@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from clip_jax.sources.records import Record, as_captions, parsed
-from clip_jax.storage import absolute, is_remote, storage
+from clip_jax.storage import Unreachable, absolute, is_remote, storage
 
 # Bytes of a file by which its columns are told, and whether it has changed.
 BEGINNING = 1 << 20
@@ -60,7 +60,9 @@ class LinesShard:
         """Its size and a checksum of its beginning: tables of one size are easily made."""
         try:
             return f"{self._size} {zlib.crc32(self._beginning())}"
-        except PermissionError:  # one file that can't be read, among others
+        except Unreachable:
+            raise
+        except OSError:  # one file that can't be read, among others
             return str(self._size)
 
     def open(self) -> "ListRows":

@@ -272,8 +272,7 @@ class _Index:
                             self._links.append((member.name, member.linkname))
                         elif member.issym():
                             folder = os.path.dirname(member.name)
-                            target = os.path.normpath(os.path.join(folder, member.linkname))
-                            self._links.append((member.name, target))
+                            self._links.append((member.name, f"{folder}/{member.linkname}"))
                     # Python takes a header that is cut off or damaged for the end.
                     stream.seek(tar.offset)
                     if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -318,15 +317,17 @@ class _Index:
 
     def _follow_links(self) -> None:
         """Pictures that are links to others; to links, too, where these come before."""
-        there = {g.image.name: g.image for g in self.groups.values() if g.image is not None}
+        images = [group.image for group in self.groups.values() if group.image is not None]
+        there = {os.path.normpath(image.name): image for image in images}
         for name, target in self._links:
+            target = os.path.normpath(target.lstrip("/"))
             if _parted(name)[1].rpartition(".")[2] not in IMAGES:
                 continue
             if (image := there.get(target)) is None:
                 self._lost.append((name, target))
             else:
-                there[name] = dataclasses.replace(image, name=name)
-                self._add_picture(there[name])
+                there[os.path.normpath(name)] = image = dataclasses.replace(image, name=name)
+                self._add_picture(image)
 
 
 def _parted(name: str) -> tuple[str, str]:
