@@ -496,6 +496,12 @@ def test_an_address_on_this_machine_is_its_path(pictures, undisturbed, model, tm
     assert read_embeddings(f"file://{out}").count_rows() == COUNT
 
 
+def test_a_store_with_real_folders_makes_them(tmp_path):
+    path = f"file://{tmp_path}/new/folder/a.txt"
+    storage_module.storage(path).write(path, b"x")
+    assert (tmp_path / "new" / "folder" / "a.txt").read_bytes() == b"x"
+
+
 def test_a_store_that_can_not_be_reached_stops_the_job(pictures, model, tmp_path, monkeypatch):
     memory = pytest.importorskip("fsspec").filesystem("memory")
     for name in ("a.png", "b.png"):
@@ -560,6 +566,7 @@ def copy(undisturbed, tmp_path) -> Path:
 def test_a_part_that_is_damaged_is_done_again(pictures, undisturbed, model, copy, how):
     damage(copy / "part-000000-000003.parquet", how)
     (copy / ".part-000000-000004.parquet.0123.aside").write_bytes(b"left by a kill")
+    (copy / ".job.json.0123.aside").write_bytes(b"likewise")
     (copy / "part-000000-000005.parquet").unlink()
     (copy / "errors").mkdir()
     (copy / "errors" / "part-000000-000001.parquet").write_bytes(b"left by a kill, too")

@@ -287,6 +287,7 @@ def test_bfloat16_products_are_the_same_for_any_number_of_rows(rows):
     given = multiply(x, kernel)
     assert given.shape == (*rows, 5)
     expected = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+    # Sums in float32 of seven products, each of them exact.
     np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-5)
 
 

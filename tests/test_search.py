@@ -151,11 +151,14 @@ def test_another_model_is_refused_with_both_fingerprints(folder):
 def test_what_can_not_be_searched_is_refused(folder, model, tmp_path):
     with pytest.raises(ValueError, match="k must be at least 1. Got 0"):
         search(folder / "parquet", model, "x", 0)
+    with pytest.raises(TypeError, match="float"):
+        search(folder / "parquet", model, "x", 2.5)
     with pytest.raises(ValueError, match="is no output of clip-jax embed"):
         search(tmp_path, model, "x")
-    (tmp_path / "job.json").write_text("{")
-    with pytest.raises(ValueError, match="job.json is damaged"):
-        search(tmp_path, model, "x")
+    for text in ("{", '{"identity": {}}'):
+        (tmp_path / "job.json").write_text(text)
+        with pytest.raises(ValueError, match="job.json is damaged"):
+            search(tmp_path, model, "x")
     (tmp_path / "job.json").write_bytes((folder / "parquet" / "job.json").read_bytes())
     with pytest.raises(ValueError, match="holds no embeddings yet"):
         search(tmp_path, model, "x")

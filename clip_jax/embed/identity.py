@@ -13,9 +13,9 @@ from clip_jax.nn import CLIP, flatten, parameters
 from clip_jax.storage import storage
 
 JOB = "job.json"
-# What is noted at least: of a job, and of its identity.
-_NOTED = {"fingerprint", "identity", "model", "source", "embeddings", "dim"}
-_IDENTITY = {"model", "what", "format", "input"}
+# What is read of a job and of its identity, besides telling it from others.
+_NOTED = {"fingerprint", "identity", "model", "image_column", "embeddings", "dim"}
+_IDENTITY = {"model", "format", "dtype", "rows_per_part"}
 
 
 def model_digest(model: CLIP) -> str:

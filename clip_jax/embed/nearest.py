@@ -51,6 +51,7 @@ def search(
     Raises:
         ValueError: there are no embeddings; the model is another; `k` is less than 1; the picture
             can't be read.
+        TypeError: `k` is no whole number.
         OSError: the output can't be read.
     """
     if operator.index(k) < 1:

@@ -185,7 +185,9 @@ class Parts:
             is_ours: tells of a unit's name whether it is of our share.
             without_errors: units that count, of which no row has failed.
         """
-        for name in self._storage.names(self._out):
+        names = self._storage.names(self._out)
+        # Before there is one, another process may be about to put it there.
+        for name in names if JOB in names else ():
             if name.startswith(f".{JOB}.") and name.endswith(ASIDE):
                 self._storage.remove(f"{self._out}/{name}")
         for file in (self.table, self._errors, *self.beside.values()):

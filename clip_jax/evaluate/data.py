@@ -59,8 +59,8 @@ def embedding_job(source: str) -> dict[str, Any] | None:
 def class_folders(source: str) -> list[str]:
     """The classes of a folder on this machine's disks, without a look into the pictures.
 
-    None where the source is something else: an embedding job, files, or an object store's folder,
-    which has no empty folders.
+    No classes where the source is something else: an embedding job, files, or the folder of an
+    object store, which has no empty folders.
 
     Raises:
         ValueError: there is no class folder, or one without pictures. Hidden ones don't count.
