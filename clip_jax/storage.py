@@ -15,6 +15,8 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Protocol
 
+from clip_jax.file_stat import Stat, number_of_disk, number_of_store, of_disk, of_store
+
 # What a killed process leaves behind of a file that it began to write.
 ASIDE = ".aside"
 
@@ -68,6 +70,14 @@ class Storage(Protocol):
         """Bytes of a file."""
         ...
 
+    def stat(self, path: str, fresh: bool = False) -> Stat:
+        """What tells a file from what it was before; `fresh` asks again what was asked before."""
+        ...
+
+    def modified(self, path: str) -> int | None:
+        """When a file was written, in nanoseconds since 1970; None where that can't be told."""
+        ...
+
     def read(self, path: str) -> bytes:
         """All of a file."""
         ...
@@ -104,8 +114,9 @@ class Storage(Protocol):
         """The files in a folder and all below, in no certain order.
 
         Yields:
-            The path from the folder, with slashes; and the file's size, -1 where it can't be told;
-            or what is wrong where a folder can't be entered.
+            The path from the folder, with slashes; and a number that changes with the file's size
+            and times or version, 0 where these can't be told; or what is wrong where a folder can't
+            be entered.
         """
         ...
 
@@ -129,6 +140,12 @@ class Disk(Storage):
 
     def size(self, path: str) -> int:
         return os.stat(path).st_size
+
+    def stat(self, path: str, fresh: bool = False) -> Stat:
+        return of_disk(os.stat(path))
+
+    def modified(self, path: str) -> int | None:
+        return os.stat(path).st_mtime_ns
 
     def read(self, path: str) -> bytes:
         with open(path, "rb") as file:
@@ -205,6 +222,19 @@ class Store(Storage):
         with _said(path):
             return int(self._fs.size(path))
 
+    def stat(self, path: str, fresh: bool = False) -> Stat:
+        with _said(path):
+            if fresh:
+                self._fs.invalidate_cache(self.within(path).rpartition("/")[0])
+            return of_store(self._fs.info(path))
+
+    def modified(self, path: str) -> int | None:
+        with _said(path):
+            try:
+                return int(self._fs.modified(path).timestamp() * 1e9)
+            except NotImplementedError:
+                return None
+
     def read(self, path: str) -> bytes:
         with _said(path):
             return self._fs.cat_file(path)
@@ -255,8 +285,7 @@ class Store(Storage):
         with _said(folder):
             found = self._fs.find(folder, detail=True)
         for name, info in found.items():
-            size = info.get("size")
-            yield name.removeprefix(root), -1 if size is None else int(size)
+            yield name.removeprefix(root), number_of_store(info)
 
     def glob(self, pattern: str) -> list[str]:
         with _said(pattern):
@@ -288,7 +317,7 @@ def _walk(
                 if _is_folder(entry):
                     folders.append(entry.name)
                 elif entry.is_symlink() or entry.is_file():  # not a pipe, which is waited for
-                    files.append((prefix + entry.name, _size(entry)))
+                    files.append((prefix + entry.name, _number(entry)))
     except OSError as error:
         if not above:
             raise
@@ -307,11 +336,11 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return False
 
 
-def _size(entry: os.DirEntry) -> int:
+def _number(entry: os.DirEntry) -> int:
     try:
-        return entry.stat().st_size
+        return number_of_disk(entry.stat())
     except OSError:  # a link to nowhere
-        return -1
+        return 0
 
 
 def _filesystem(address: str) -> Any:

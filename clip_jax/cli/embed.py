@@ -95,6 +95,11 @@ def add(commands: Any) -> None:
         "--retry-errors", action="store_true", help="try rows again that could not be embedded"
     )
     parser.add_argument(
+        "--verify",
+        action="store_true",
+        help="first read what is embedded of the input again, and compare every row with its part",
+    )
+    parser.add_argument(
         "--max-errors", type=_count, metavar="N", help="stop when more rows than this fail"
     )
     parser.set_defaults(run=run)
@@ -133,6 +138,7 @@ def run(args: argparse.Namespace) -> int:
         shard=args.shard,
         dry_run=args.dry_run,
         retry_errors=args.retry_errors,
+        verify=args.verify,
         max_errors=args.max_errors,
         num_threads=args.threads,
     )

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from clip_jax.embed.load import Loaded, Turns
-from clip_jax.embed.parts import Error, Part, Parts
+from clip_jax.embed.parts import Error, Part, Parts, Written
 from clip_jax.embed.plan import Task
 from clip_jax.embed.watch import Watch
 from clip_jax.encoder import Encoder
-from clip_jax.sources import Input
+from clip_jax.sources import Input, Record
 from clip_jax.sources.records import as_text
 
 # Batches that go to the encoder in one call, which computes one while the next is on its way.
@@ -63,6 +63,17 @@ class Layout:
         types = self.source.types
         return pa.schema([*fields, *(pa.field(n, types[n] or pa.string()) for n in self.others)])
 
+    def row(self, record: Record) -> dict[str, Any]:
+        """What a part says of a record, by column."""
+        columns = {"key": record.key, self.path: record.path, "caption": record.caption}
+        columns = {name: text and as_text(text) for name, text in columns.items()}
+        types = self.source.types
+        others = {
+            name: _text(value) if types[name] is None else _fitting(value, types[name])
+            for name, value in record.columns.items()
+        }
+        return columns | others
+
 
 class Assembly:
     """The rows of one unit, gathered in order and embedded in whole batches."""
@@ -78,6 +89,7 @@ class Assembly:
         self._tables: list[Any] = []
         self._errors: list[Error] = []
         self._pixels: list[np.ndarray] = []
+        self._digests: list[int | None] = []
         self._tokens: list[np.ndarray] = []
         self._images: list[np.ndarray] = []
         self._part: Part | None = None
@@ -98,20 +110,14 @@ class Assembly:
             self._watch.failed(f"{key}: {reason}")
             return
         self._rows.append(loaded.row)
-        types = self._layout.source.types
-        columns = {"key": key, self._layout.path: record.path, "caption": record.caption}
-        columns = {name: text and as_text(text) for name, text in columns.items()}
-        others = {
-            name: _text(value) if types[name] is None else _fitting(value, types[name])
-            for name, value in record.columns.items()
-        }
-        self._columns.append(columns | others)
+        self._columns.append(self._layout.row(record))
         if len(self._columns) == PLAIN:
             self._pack()
         if loaded.tokens is not None:
             self._tokens.append(loaded.tokens)
         if loaded.pixels is not None:
             self._pixels.append(loaded.pixels)
+            self._digests.append(loaded.digest)
             if len(self._pixels) == BATCHES * self._encoder.batch_size:
                 self._embed_pixels()
         else:
@@ -133,27 +139,31 @@ class Assembly:
         self._part = Part(
             pa.concat_tables(self._tables).combine_chunks(),
             dict(zip(names, (tower.astype(dtype, copy=False) for tower in towers), strict=False)),
+            None if self._layout.what == "texts" else np.array(self._digests, np.uint64),
         )
         self._tables = []
 
     def save(self, parts: Parts) -> None:
-        """Writes the part; together with the rows that are there, if these are the rest.
+        """Writes the part, with the rows that are there already: none is replaced by an error.
 
         Raises:
             OSError: it can't be written.
         """
         assert self._part is not None  # finished
-        part = self._part
-        if self._task.is_retry:
-            if self._rows:
-                part = self._merged(part, parts)
-            else:
+        unit, part, errors = self._task.unit, self._part, self._errors
+        rows = self._rows
+        # Where no row is left out, it has all that another one can have.
+        there = parts.read(unit.name, unit.begin) if len(rows) < len(unit) else None
+        if there is not None:
+            part, rows, errors = self._merged(there)
+            failed = [{error.row for error in each} for each in (errors, there.errors)]
+            if self._task.is_retry and rows == there.rows and failed[0] == failed[1]:
                 return  # nothing has changed
-        unit, failed = self._task.unit, {error.row for error in self._errors}
-        contents = None
-        if self._layout.source.contents is not None:
-            contents = self._layout.source.contents(unit.rows_but(failed))
-        parts.write(unit, self._task.shard_rows, part, self._errors, contents)
+        stamp = None
+        # Rows that were not found to be the input's aren't said to be.
+        if there is None or there.mark == self._task.known:
+            stamp = self._layout.source.shards[unit.shard].stamp(rows)
+        parts.write(unit, self._task.shard_rows, part, errors, stamp)
         self._watch.parts += 1
 
     def _pack(self) -> None:
@@ -187,19 +197,33 @@ class Assembly:
         with self._watch.timing("device"):
             return self._encoder.texts(np.stack(self._tokens))
 
-    def _merged(self, part: Part, parts: Parts) -> Part:
+    def _merged(self, there: Written) -> tuple[Part, list[int], list[Error]]:
+        """What is embedded now or was before, its rows, and the errors of the others."""
         import pyarrow as pa
 
-        there, errors = parts.read(self._task.unit)
-        unit, failed = self._task.unit, {error.row for error in errors}
-        rows = [*unit.rows_but(failed), *self._rows]
-        order = np.argsort(rows)
-        columns = pa.concat_tables([there.columns, part.columns]).take(order).combine_chunks()
-        embeddings = {
-            name: np.concatenate([there.embeddings[name], matrix])[order]
-            for name, matrix in part.embeddings.items()
-        }
-        return Part(columns, embeddings)
+        assert self._part is not None
+        part, old, rows = self._part, there.part, there.rows
+        now, tried = set(self._rows), {*self._rows, *(error.row for error in self._errors)}
+        kept = [place for place, row in enumerate(rows) if row not in now]
+        embedded = [*(rows[place] for place in kept), *self._rows]
+        order = np.argsort(np.array(embedded, np.int64), kind="stable")
+
+        def merge(before: np.ndarray, new: np.ndarray) -> np.ndarray:
+            return np.concatenate([before[kept], new])[order]
+
+        columns = old.columns.take(pa.array(kept, pa.int64()))
+        columns = pa.concat_tables([columns, part.columns])
+        merged = Part(
+            columns.take(order).combine_chunks(),
+            {name: merge(old.embeddings[name], new) for name, new in part.embeddings.items()},
+            None
+            if old.pictures is None or part.pictures is None
+            else merge(old.pictures, part.pictures),
+        )
+        failed = [error for error in there.errors if error.row not in tried] + self._errors
+        failed = {error.row: error for error in failed}
+        left = sorted(failed.keys() - set(embedded))
+        return merged, sorted(embedded), [failed[row] for row in left]
 
 
 def _fitting(value: Any, type_: Any) -> Any:

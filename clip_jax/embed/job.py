@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clip_jax.embed.assembly import Assembly, Layout
+from clip_jax.embed.compare import Comparison
 from clip_jax.embed.identity import claim, fingerprint, model_digest
 from clip_jax.embed.load import Loader, Turns, loading
 from clip_jax.embed.parts import NpyParts, Parts
@@ -58,6 +59,7 @@ def embed(
     shard: tuple[int, int] | None = None,
     dry_run: bool = False,
     retry_errors: bool = False,
+    verify: bool = False,
     max_errors: int | None = None,
     num_threads: int | None = None,
     read_ahead: int = 256 << 20,
@@ -89,6 +91,8 @@ def embed(
             process does its own, unless it is said.
         dry_run: whether to say only what would be done.
         retry_errors: whether to try again the rows that earlier runs could not embed.
+        verify: whether to read the whole input again, as far as it is embedded, and compare every
+            row with what the part says that it was made of, before going on.
         max_errors: how many rows of a share may fail; any number unless it is said.
         num_threads: that read and decode; as many as there are cores.
         read_ahead: bytes of rows on their way to the device, at most.
@@ -100,7 +104,7 @@ def embed(
 
     Raises:
         ValueError: an option is out of range; the input is empty or lacks a column; `out` holds
-            the output of another job; more rows fail than `max_errors`.
+            the output of another job, or of other rows; more rows fail than `max_errors`.
         OSError: the output can't be written, or a store can't be reached. What was finished counts.
         ModuleNotFoundError: the extra `embed`, or `remote` for addresses, is not installed.
     """
@@ -152,14 +156,18 @@ def embed(
         rows_per_part=rows_per_part,
         retry_errors=retry_errors,
         watch=watch,
+        entirely=verify,
     )
+    layout = Layout(rows, what, columns.others, np.dtype(dtype), format)
+    comparison = Comparison(plan, layout, parts, show=progress)
+    comparison.check(verify=verify, note=not dry_run)
+    watch.verified = comparison.rows if verify else 0
     if dry_run:
         to_do = [len(task.rows) for task, _ in plan.tasks()]
         _check_some(source, plan)
         return watch.summary(sum(to_do), len(to_do))
 
     plan.clean()
-    layout = Layout(rows, what, columns.others, np.dtype(dtype), format)
     turns = Turns(are_taken=jax.default_backend() == "cpu")
     loader = Loader(
         preprocess=None if what == "texts" else Preprocess(model.config.vision.image_size),
@@ -196,6 +204,7 @@ def embed(
                 write(assembly)
                 assembly = None
             watch.shown(plan.total)
+    comparison.check_changed()
     _check_some(source, plan)
     return watch.summary()
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import ImageOps
 
+from clip_jax.embed.identity import picture_digest
 from clip_jax.embed.watch import Watch
 from clip_jax.preprocess import Preprocess, decode_image
 from clip_jax.sources import Record
@@ -38,6 +39,7 @@ class Loaded:
         pixels: (n, n, 3) uint8, if pictures are embedded.
         tokens: (l,) int32, if texts are.
         problem: why there are neither.
+        digest: of the picture's file.
     """
 
     task: Any
@@ -46,6 +48,7 @@ class Loaded:
     pixels: np.ndarray | None = None
     tokens: np.ndarray | None = None
     problem: str | None = None
+    digest: int | None = None
 
 
 class Turns:
@@ -113,12 +116,12 @@ class Loader:
             Unreachable: nothing can be read any more, whatever the record.
         """
         kept = dataclasses.replace(record, read=None)
-        pixels = tokens = None
+        pixels = tokens = digest = None
         try:
             if record.problem is not None:
                 raise ValueError(record.problem)
             if self._preprocess is not None:
-                pixels = self._pixels(record, self._preprocess)
+                pixels, digest = self._pixels(record, self._preprocess)
             if self._context_length is not None:
                 if record.caption is None:
                     raise ValueError("no caption")
@@ -129,9 +132,9 @@ class Loader:
             return Loaded(task, row, kept, problem=error.strerror or str(error))
         except Exception as error:  # whatever a record holds, the others can be embedded
             return Loaded(task, row, kept, problem=str(error) or type(error).__name__)
-        return Loaded(task, row, kept, pixels, tokens)
+        return Loaded(task, row, kept, pixels, tokens, digest=digest)
 
-    def _pixels(self, record: Record, preprocess: Preprocess) -> np.ndarray:
+    def _pixels(self, record: Record, preprocess: Preprocess) -> tuple[np.ndarray, int]:
         if record.read is None:
             raise ValueError("no picture")
         with self._watch.timing("reading"):
@@ -141,7 +144,7 @@ class Loader:
             image = decode_image(data)
             if self._exif_transpose:
                 image = ImageOps.exif_transpose(image)
-            return preprocess.pixels(image)
+            return preprocess.pixels(image), picture_digest(data)
 
 
 @contextlib.contextmanager

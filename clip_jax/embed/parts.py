@@ -1,10 +1,11 @@
 """Parts: what a unit of work leaves behind, in files that prove to be whole.
 
-A part is a Parquet file. Its schema's metadata says whose it is, and of which rows; what is added
-to its footer says where its content ends, the content's CRC, and where the embeddings lie in it,
-which are neither compressed nor encoded, so that they can be mapped.
+What a part holds comes from its rows alone, as the digests of their pictures do. When the files of
+the input were last changed is noted beside it, in `stamps/`, in a file of its own: where that is
+lost, the rows are compared instead.
 """
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -15,15 +16,20 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax.embed.encoding import ABOUT as ABOUT
+from clip_jax.embed.encoding import FILE as FILE
+from clip_jax.embed.encoding import ROW_GROUP as ROW_GROUP
+from clip_jax.embed.encoding import Contents, contents, encoded, footer_length, mark_of, npy
+from clip_jax.embed.encoding import matrix as matrix
 from clip_jax.embed.identity import JOB
 from clip_jax.embed.units import Unit
 from clip_jax.storage import ASIDE, Disk, Unreachable, storage
 
-# Keys of the metadata.
-ABOUT, FILE = b"clip_jax", b"clip_jax.file"
-ERRORS = "errors"
-# A page of embeddings must hold a row group: pyarrow begins another after 20,000 rows.
-ROW_GROUP = 8192
+ERRORS, STAMPS = "errors", "stamps"
+# A file that takes another's place once the table that it belongs to is there.
+NEXT = ".next"
+# Bytes at a file's end that hold the footer of most parts.
+FOOTER = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,10 +40,13 @@ class Part:
         columns: an Arrow table of key, path, caption and what was taken along.
         embeddings: (rows, d) by column: `embedding`, and `text_embedding` beside it if both are
             embedded.
+        pictures: (rows,) uint64, the digests of the pictures' files; None where none are embedded,
+            or an earlier version has left them out.
     """
 
     columns: Any
     embeddings: Mapping[str, np.ndarray]
+    pictures: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,13 +72,44 @@ class Finished:
         rows: those embedded.
         errors: those not.
         shard_rows: all rows of its shard.
-        contents: what tells its pictures from others of their names, if that is known.
+        failed: the errors' rows, counted from the shard's first.
+        lost: those of them whose reasons are lost.
+        stamp: what told its shard from other versions of it, when these rows were last known to be
+            the shard's; None if that is lost.
+        mark: tells the part from others of its name.
+        has_digests: whether it has those of its pictures.
     """
 
     rows: int
     errors: int
     shard_rows: int
-    contents: str | None = None
+    failed: frozenset[int] = frozenset()
+    lost: frozenset[int] = frozenset()
+    stamp: str | None = None
+    mark: int = 0
+    has_digests: bool = False
+
+    def embedded(self, begin: int) -> list[int]:
+        """The rows embedded, of a unit that begins there."""
+        everything = range(begin, begin + self.rows + self.errors)
+        return [row for row in everything if row not in self.failed]
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A part that counts, as it was read.
+
+    Attributes:
+        part: its rows.
+        rows: which they are, counted from the shard's first.
+        errors: the unit's other rows.
+        mark: tells it from others of its name.
+    """
+
+    part: Part
+    rows: Sequence[int]
+    errors: Sequence[Error]
+    mark: int
 
 
 class Parts:
@@ -88,6 +128,7 @@ class Parts:
         """
         self._out, self._storage, self._about = out, storage(out), dict(about)
         self._errors = f"{ERRORS}/{self.table.rpartition('/')[2]}"
+        self._stamps = f"{STAMPS}/{{}}.json"
 
     def names(self) -> set[str]:
         """The names of the units that have left something, whole or not."""
@@ -99,19 +140,43 @@ class Parts:
             if name.startswith(head) and name.endswith(tail)
         }
 
-    def finished(self, name: str) -> Finished | None:
-        """What the part of that unit says, if it is whole and of this job."""
-        about = self._check(self.path(self.table, name), "rows")
-        if about is None:
+    def finished(self, name: str, entirely: bool = False) -> Finished | None:
+        """What the part of that unit says, if it is whole and of this job.
+
+        Args:
+            name: of the unit.
+            entirely: whether all of it is read on stores, too, which check by themselves what they
+                give; there reading it all would cost as much as the job.
+
+        Raises:
+            OSError: it is there, but can't be read now.
+        """
+        entirely = entirely or isinstance(self._storage, Disk)
+        found = self._whole(self.path(self.table, name), entirely)
+        if found is None or found.rows != found.about["rows"]:
             return None
+        about = found.about
         for column, file in self.beside.items():
-            if not self._has_array(self.path(file, name), about["beside"][column]):
+            path = self.path(file, name)
+            if self._array(path, about["beside"][column], entirely) is None:
                 return None
+        failed = listed = frozenset()
         if about["errors"]:
-            errors = self._check(self.path(self._errors, name), "errors")
-            if errors is None or errors["errors"] != about["errors"]:
+            listed = frozenset(error.row for error in self.errors(name))
+            # An earlier version has the rows in the table of errors alone.
+            failed = frozenset(about.get("failed", listed))
+            if len(failed) != about["errors"]:
                 return None
-        return Finished(about["rows"], about["errors"], about["shard_rows"], about.get("contents"))
+        return Finished(
+            about["rows"],
+            about["errors"],
+            about["shard_rows"],
+            failed,
+            failed - listed,
+            self._stamp(name, found.mark),
+            found.mark,
+            found.digests is not None,
+        )
 
     def write(
         self,
@@ -119,9 +184,11 @@ class Parts:
         shard_rows: int,
         part: Part,
         errors: Sequence[Error],
-        contents: str | None = None,
+        stamp: str | None = None,
     ) -> None:
-        """Leaves a unit's part; it counts from the moment that the last file is there.
+        """Leaves a unit's part; it counts from the moment that the table is there.
+
+        Until then one that was there before still counts, and after that this one does.
 
         Raises:
             OSError: it can't be written; nothing is left of the file.
@@ -130,53 +197,83 @@ class Parts:
             "rows": len(part.columns),
             "errors": len(errors),
             "shard_rows": shard_rows,
-            **({} if contents is None else {"contents": contents}),
+            **({"failed": [error.row for error in errors]} if errors else {}),
         }
         path = self.path(self._errors, unit.name)
         if errors:
-            self._storage.write(path, _encoded(_error_table(errors), {}, about))
+            self._storage.write(path, encoded(_error_table(errors), {}, about))
         inside = dict(part.embeddings)
         about["beside"] = {}
+        arrays = {}
         for column, file in self.beside.items():
-            data = _npy(inside.pop(column))
-            self._storage.write(self.path(file, unit.name), data)
+            data = npy(inside.pop(column))
+            array = self.path(file, unit.name)
+            if self._is_there(array):  # of a part that counts until the table is there
+                arrays[array], array = data, array + NEXT
+            self._storage.write(array, data)
             about["beside"][column] = {"bytes": len(data), "crc32": zlib.crc32(data)}
-        self._storage.write(self.path(self.table, unit.name), _encoded(part.columns, inside, about))
+        table = encoded(part.columns, inside, about, part.pictures)
+        self._write_stamp(unit.name, mark_of(table), stamp)
+        self._storage.write(self.path(self.table, unit.name), table)
+        for array, data in arrays.items():
+            self._storage.write(array, data)
+            self._storage.remove(array + NEXT)
         if not errors:
             self._storage.remove(path)
 
-    def read(self, unit: Unit) -> tuple[Part, list[Error]]:
-        """A part that counts, and its errors.
+    def note(self, name: str, finished: Finished, stamp: str | None) -> None:
+        """Notes that a part has the rows of the input of that stamp.
+
+        Raises:
+            OSError: that can't be written.
+        """
+        self._write_stamp(name, finished.mark, stamp)
+
+    def read(self, name: str, begin: int) -> Written | None:
+        """A part that counts, if there is one.
+
+        Args:
+            name: of the unit.
+            begin: its first row.
+
+        Raises:
+            OSError: it is there, but can't be read now.
+        """
+        finished, found = self.finished(name), self._whole(self.path(self.table, name), True)
+        # Another process may have put one in its place just now.
+        if finished is None or found is None or finished.mark != found.mark:
+            return None
+        columns, embeddings = found.table()
+        for column, file in self.beside.items():
+            path = self._array(self.path(file, name), found.about["beside"][column], True)
+            if path is None:
+                return None
+            embeddings[column] = np.load(io.BytesIO(self._storage.read(path)))
+        part = Part(columns, embeddings, found.pictures)
+        errors = [error for error in self.errors(name) if error.row in finished.failed]
+        return Written(part, finished.embedded(begin), errors, found.mark)
+
+    def keys(self, name: str) -> list[str]:
+        """The keys of a part that counts.
 
         Raises:
             OSError: it can't be read.
         """
         import pyarrow.parquet as pq
 
-        table = pq.read_table(self._storage.arrow(self.path(self.table, unit.name)))
-        embeddings = {}
-        for column in [name for name in table.column_names if name in COLUMNS]:
-            embeddings[column] = matrix(table.column(column))
-            table = table.drop_columns(column)
-        for column, file in self.beside.items():
-            data = self._storage.read(self.path(file, unit.name))
-            embeddings[column] = np.load(io.BytesIO(data))
-        return Part(table.replace_schema_metadata(None), embeddings), self.errors(unit.name)
+        source = self._storage.arrow(self.path(self.table, name))
+        return pq.read_table(source, columns=["key"])["key"].to_pylist()
 
     def errors(self, name: str) -> list[Error]:
-        """The rows of a unit that could not be embedded.
+        """The rows of a unit that could not be embedded, as far as a whole table says.
 
         Raises:
             OSError: they can't be read.
         """
-        import pyarrow.parquet as pq
-
-        path = self.path(self._errors, name)
-        try:
-            errors = pq.read_table(self._storage.arrow(path)).to_pylist()
-        except FileNotFoundError:
-            errors = []
-        return [Error(**error) for error in errors]
+        found = self._whole(self.path(self._errors, name), True)
+        if found is None or found.rows != found.about["errors"]:
+            return []
+        return [Error(**error) for error in found.table()[0].to_pylist()]
 
     def clean(self, is_ours: Callable[[str], bool], without_errors: Collection[str]) -> None:
         """Removes what killed processes have left.
@@ -190,7 +287,7 @@ class Parts:
         for name in names if JOB in names else ():
             if name.startswith(f".{JOB}.") and name.endswith(ASIDE):
                 self._storage.remove(f"{self._out}/{name}")
-        for file in (self.table, self._errors, *self.beside.values()):
+        for file in (self.table, self._errors, self._stamps, *self.beside.values()):
             folder, _, pattern = f"{self._out}/{file}".rpartition("/")
             for name in self._storage.names(folder):
                 unit = re.search(r"\d{6,}-\d{6,}", name)
@@ -201,40 +298,89 @@ class Parts:
                 if name.endswith(ASIDE) or (is_stale and name == pattern.format(unit[0])):
                     self._storage.remove(f"{folder}/{name}")
 
+    def settle(self, is_ours: Callable[[str], bool]) -> None:
+        """Ends what processes that were killed have begun: arrays take the place of older ones.
+
+        Args:
+            is_ours: tells of a unit's name whether it is of our share.
+        """
+        for column, file in self.beside.items():
+            folder, _, pattern = f"{self._out}/{file}{NEXT}".rpartition("/")
+            head, _, tail = pattern.partition("{}")
+            for found in self._storage.names(folder):
+                name = found.removeprefix(head).removesuffix(tail)
+                if name != found and pattern.format(name) == found and is_ours(name):
+                    self._put_next(name, column, file)
+
+    def _put_next(self, name: str, column: str, file: str) -> None:
+        """Gives an array its place, if the table that it belongs to is there."""
+        path = self.path(file, name)
+        table = self._whole(self.path(self.table, name), True)
+        if table is not None and self._is_array(path + NEXT, table.about["beside"][column], True):
+            self._storage.write(path, self._storage.read(path + NEXT))
+        self._storage.remove(path + NEXT)
+
     def path(self, file: str, name: str) -> str:
         """Where a unit's file is, of that pattern."""
         return f"{self._out}/{file.format(name)}"
 
-    def _check(self, path: str, count: str) -> dict[str, Any] | None:
-        """What the metadata of a whole file of this job say."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
+    def _whole(self, path: str, entirely: bool) -> Contents | None:
+        """What is in a whole file of this job; None if there is none, or a damaged one."""
         try:
-            # A store checks by itself what it gives; reading it all would cost as much as the job.
-            data = self._storage.read(path) if isinstance(self._storage, Disk) else None
-            source = self._storage.arrow(path) if data is None else pa.BufferReader(data)
-            found = pq.read_metadata(source)
-            about, file = (json.loads(found.metadata[key]) for key in (ABOUT, FILE))
-            whole = data is None or zlib.crc32(memoryview(data)[: file["end"]]) == file["crc32"]
-            ours = about["fingerprint"] == self._about["fingerprint"]
-            rows = found.num_rows == about[count]
+            data = self._storage.read(path) if entirely else self._tail(path)
+        except FileNotFoundError:
+            return None
         except Unreachable:
             raise
-        except (OSError, pa.ArrowException, ValueError, TypeError, LookupError):
+        except OSError as error:  # the machine's fault perhaps: no reason to do the rows again
+            advice = "try again, or remove it to have its rows embedded again"
+            raise OSError(error.errno, f"{error.strerror}: {advice}", path) from None
+        found = contents(data, is_whole=entirely)
+        if found is None or found.about.get("fingerprint") != self._about["fingerprint"]:
             return None
-        return about if whole and ours and rows else None
+        return found
 
-    def _has_array(self, path: str, expected: Mapping[str, int]) -> bool:
+    def _tail(self, path: str) -> bytes:
+        """The end of a file, with its footer."""
+        size = self._storage.size(path)
+        tail = self._storage.read_range(path, max(size - FOOTER, 0), size)
+        length = footer_length(tail)
+        if len(tail) < length <= size:
+            tail = self._storage.read_range(path, size - length, size)
+        return tail
+
+    def _array(self, path: str, expected: Mapping[str, int], entirely: bool) -> str | None:
+        """Where the array is that a table expects: in its place, or about to take it."""
+        places = (path, path + NEXT)
+        return next((p for p in places if self._is_array(p, expected, entirely)), None)
+
+    def _is_array(self, path: str, expected: Mapping[str, int], entirely: bool) -> bool:
         try:
-            if not isinstance(self._storage, Disk):
+            if not entirely:
                 return self._storage.size(path) == expected["bytes"]
             return zlib.crc32(self._storage.read(path)) == expected["crc32"]
         except FileNotFoundError:
             return False
 
+    def _is_there(self, path: str) -> bool:
+        try:
+            self._storage.size(path)
+        except FileNotFoundError:
+            return False
+        return True
 
-COLUMNS = ("embedding", "text_embedding")
+    def _stamp(self, name: str, mark: int) -> str | None:
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            found = json.loads(self._storage.read(self.path(self._stamps, name)))
+            return found["stamp"] if found["part"] == mark else None
+        return None
+
+    def _write_stamp(self, name: str, mark: int, stamp: str | None) -> None:
+        path, note = self.path(self._stamps, name), {"part": mark, "stamp": stamp}
+        if stamp is None:
+            self._storage.remove(path)
+        else:
+            self._storage.write(path, json.dumps(note).encode() + b"\n")
 
 
 class NpyParts(Parts):
@@ -251,7 +397,7 @@ class NpyParts(Parts):
         }
 
 
-def error_type() -> Any:
+def _error_type() -> Any:
     """The Arrow schema of a table of errors."""
     import pyarrow as pa
 
@@ -268,49 +414,4 @@ def _error_table(errors: Sequence[Error]) -> Any:
     import pyarrow as pa
 
     rows = [dataclasses.asdict(error) for error in errors]
-    return pa.Table.from_pylist(rows, schema=error_type())
-
-
-def _encoded(table: Any, embeddings: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> bytes:
-    """A table as a Parquet file, with embeddings after its first column."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    compressed = table.column_names
-    for position, (name, matrix) in enumerate(embeddings.items(), start=1):
-        item = pa.field("item", pa.from_numpy_dtype(matrix.dtype), nullable=False)
-        values = pa.array(matrix.reshape(-1), item.type)
-        column = pa.FixedSizeListArray.from_arrays(values, type=pa.list_(item, matrix.shape[1]))
-        table = table.add_column(position, pa.field(name, column.type, nullable=False), column)
-    table = table.replace_schema_metadata({ABOUT: json.dumps(about, sort_keys=True)})
-    sink = io.BytesIO()
-    writer = pq.ParquetWriter(
-        sink,
-        table.schema,
-        compression=dict.fromkeys(compressed, "zstd"),  # pyright: ignore[reportArgumentType]
-        use_dictionary=False,
-        write_statistics=compressed,
-        data_page_size=1 << 30,
-    )
-    writer.write_table(table, row_group_size=ROW_GROUP)
-    content = sink.getvalue()
-    file = {"end": len(content), "crc32": zlib.crc32(content), "groups": ROW_GROUP, "at": {}}
-    for name, matrix in embeddings.items():
-        groups = [matrix[i : i + ROW_GROUP] for i in range(0, len(matrix), ROW_GROUP)]
-        file["at"][name] = [content.find(group.data) for group in groups]
-    del content
-    writer.add_key_value_metadata({FILE: json.dumps(file, sort_keys=True)})
-    writer.close()
-    return sink.getvalue()
-
-
-def matrix(column: Any) -> np.ndarray:
-    """(rows, d) from a column of fixed-size lists."""
-    values = column.combine_chunks().flatten()
-    return values.to_numpy().reshape(len(column), column.type.list_size)
-
-
-def _npy(matrix: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, matrix)
-    return file.getvalue()
+    return pa.Table.from_pylist(rows, schema=_error_type())

@@ -1,7 +1,6 @@
 """Division of an input into units of work, and of the units among processes."""
 
 import dataclasses
-from collections.abc import Collection
 
 # With fewer files than this for each process, the units of each file are shared instead of files.
 SHARDS_EACH = 4
@@ -31,9 +30,10 @@ class Unit:
     def __len__(self) -> int:
         return self.end - self.begin
 
-    def rows_but(self, failed: Collection[int]) -> list[int]:
-        """Its rows without some."""
-        return [row for row in range(self.begin, self.end) if row not in failed]
+
+def shard_of(name: str) -> int:
+    """The index of the shard of a unit of that name."""
+    return int(name.partition("-")[0])
 
 
 def divide(shard: int, rows: int, rows_per_part: int) -> list[Unit]:

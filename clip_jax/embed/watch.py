@@ -29,6 +29,7 @@ class Summary:
         rows_before: rows that earlier runs have embedded.
         rows_to_do: rows left to do; none but after a dry run.
         parts_to_do: likewise.
+        verified: rows of earlier runs that were compared with the input, and are the same.
         seconds: how long it took, compilation included.
         waited: seconds in which the device had nothing to do for want of data.
         reading: seconds of reading, of all threads together.
@@ -43,6 +44,7 @@ class Summary:
     rows_before: int = 0
     rows_to_do: int = 0
     parts_to_do: int = 0
+    verified: int = 0
     seconds: float = 0.0
     waited: float = 0.0
     reading: float = 0.0
@@ -59,6 +61,9 @@ class Summary:
         return "writing" if rest > self.device and self.writing > self.device else "device"
 
     def __str__(self) -> str:
+        if self.verified:
+            rest = dataclasses.replace(self, verified=0)
+            return f"{_counted(self.verified, 'row')} verified: as in the input\n{rest}"
         if self.parts_to_do:
             return (
                 f"to do: {_counted(self.rows_to_do, 'row')} in "
@@ -98,6 +103,7 @@ class Watch:
         self._show = show
         self._bar = tqdm(unit="row", disable=not (show and self._is_terminal), smoothing=0.05)
         self.rows = self.errors = self.parts = self.rows_before = self.errors_before = 0
+        self.verified = 0
         self.last_error = ""
 
     @contextlib.contextmanager
@@ -158,6 +164,7 @@ class Watch:
             rows_before=self.rows_before,
             rows_to_do=rows_to_do,
             parts_to_do=parts_to_do,
+            verified=self.verified,
             seconds=time.monotonic() - self._start,
             waited=self._seconds["waiting"],
             reading=self._seconds["reading"],

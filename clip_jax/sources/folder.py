@@ -5,8 +5,7 @@ import collections
 import functools
 import hashlib
 import os
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from clip_jax.sources.records import IMAGES, Record, as_text
 from clip_jax.storage import absolute, storage
@@ -26,10 +25,10 @@ class FolderShard:
             ValueError: there is no picture in it; says what there is.
             OSError: it can't be listed.
         """
-        self._folder, self._storage = absolute(folder), storage(folder)
+        self.path, self._storage = absolute(folder).rstrip("/"), storage(folder)
         self._problems: dict[str, str] = {}
         self._names: list[str] = []
-        sizes: dict[str, int] = {}
+        stamps: dict[str, int] = {}
         others: collections.Counter[str] = collections.Counter()
         for name, found in self._storage.walk(folder):
             if isinstance(found, str):
@@ -38,7 +37,7 @@ class FolderShard:
                 others[suffix] += 1
                 continue
             else:
-                sizes[name] = found
+                stamps[name] = found
             self._names.append(name)
         if not self._names:
             raise ValueError(f"{folder}: no pictures ({', '.join(IMAGES)}){_instead(others)}")
@@ -47,25 +46,36 @@ class FolderShard:
         for name in self._names:
             digest.update(os.fsencode(name) + b"\0")
         self.name, self.sign = digest.hexdigest(), str(len(self._names))
-        self._sizes = array.array("q", (sizes.get(name, -1) for name in self._names))
+        self._stamps = array.array("Q", (stamps.get(name, 0) for name in self._names))
 
     def open(self) -> "FolderShard":
         return self
 
-    def contents(self, rows: Iterable[int]) -> str:
-        """What tells the pictures of these rows from others of their names: their sizes."""
-        sizes = array.array("q", (self._sizes[row] for row in rows))
-        return f"{zlib.crc32(sizes):08x}"
+    def stamp(self, rows: Sequence[int]) -> str | None:
+        """What tells the pictures of these rows from others of their names."""
+        stamps = array.array("Q", (self._stamps[row] for row in rows))
+        return None if 0 in stamps else hashlib.blake2b(stamps, digest_size=16).hexdigest()
+
+    def files(self, rows: Sequence[int]) -> list[str]:
+        """The paths of what holds the rows."""
+        return [f"{self.path}/{self._names[row]}" for row in rows]
+
+    def has_changed(self) -> bool:
+        """No: each picture is read at once, and what changes after that shows at the next start."""
+        return False
 
     def __len__(self) -> int:
         return len(self._names)
 
     def records(self, begin: int, end: int) -> Iterator[Record]:
         for name in self._names[begin:end]:
-            path = f"{self._folder.rstrip('/')}/{name}"
+            path = f"{self.path}/{name}"
             read = functools.partial(self._storage.read, path)
             problem = self._problems.get(name)
             yield Record(as_text(name), read, as_text(path), problem=problem)
+
+    def keys(self, begin: int, end: int) -> list[str | None]:
+        return [as_text(name) for name in self._names[begin:end]]
 
 
 def _suffix(name: str) -> str:

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clip_jax.sources.folder import FolderShard
@@ -26,10 +26,8 @@ class Input:
         shards: files of rows, in the order of their names.
         has_images: whether rows have pictures.
         has_captions: whether rows have captions.
-        listing: a fingerprint of the files' names, and of tables' and tar files' sizes.
-        contents: by their numbers, what tells the pictures of some rows from others of the same
-            listing. Only a folder needs that; its listing has no sizes, so that pictures that could
-            not be read can be mended.
+        listing: a fingerprint of the files' names, and of tables' and tar files' sizes. That of a
+            folder has no sizes, so that pictures that could not be read can be mended.
         types: the Arrow types of the columns to take along; text where they have none.
     """
 
@@ -38,7 +36,6 @@ class Input:
     has_captions: bool
     listing: str
     types: Mapping[str, Any]
-    contents: Callable[[Iterable[int]], str] | None = None
 
 
 def open_input(source: str | os.PathLike[str], columns: Columns | None = None) -> Input:
@@ -107,7 +104,7 @@ def _folder(source: str, columns: Columns) -> Input:
     if columns.others:
         raise ValueError(f"{source} is a folder of pictures, which has no columns to take along.")
     shards = [FolderShard(source)]
-    return Input(shards, True, False, _listing(shards), {}, shards[0].contents)
+    return Input(shards, True, False, _listing(shards), {})
 
 
 def _is_pattern(source: str) -> bool:

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from clip_jax.sources.files import ListedFile
 from clip_jax.sources.records import Record, as_captions, parsed
 from clip_jax.storage import Unreachable, absolute, is_remote, storage
 
@@ -43,7 +44,7 @@ class Columns:
             raise ValueError(f"columns to take along are named twice: {', '.join(twice)}")
 
 
-class LinesShard:
+class LinesShard(ListedFile):
     """The rows of a .txt, .csv or .jsonl file, which is read whole.
 
     A row that can't be read is a row with a problem.
@@ -51,8 +52,8 @@ class LinesShard:
 
     def __init__(self, path: str, columns: Columns):
         """Looks at the file's size, and reads nothing yet."""
-        self.name = os.path.basename(path)
-        self._size = storage(path).size(path)
+        super().__init__(path)
+        self._size = self.stat.size
         self._path, self._columns = path, columns
 
     @property
@@ -115,6 +116,9 @@ class ListRows:
     def records(self, begin: int, end: int) -> Iterator[Record]:
         yield from self._records[begin:end]
 
+    def keys(self, begin: int, end: int) -> list[str | None]:
+        return [None if row.problem else row.key for row in self._records[begin:end]]
+
 
 def record_of(row: Mapping[str, Any], number: str, table: str, columns: Columns) -> Record:
     """A table's row as a record.
@@ -146,12 +150,15 @@ def record_of(row: Mapping[str, Any], number: str, table: str, columns: Columns)
         if read is None:
             problem = f"no picture, and {error}" if columns.image in row else str(error)
     key = row.get(columns.key)
-    if isinstance(key, bytes):
-        key = key.decode("utf-8", "surrogateescape")
     if key is None or key == "":
         key = image if isinstance(image, str) and image else number
     others = {name: row.get(name) for name in columns.others}
-    return Record(str(key), read, path, caption, others, size, problem)
+    return Record(as_key(key), read, path, caption, others, size, problem)
+
+
+def as_key(value: Any) -> str:
+    """A value of the column of keys as a key."""
+    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
 
 
 def _record(row: Mapping[str, Any] | str, number: str, table: str, columns: Columns) -> Record:

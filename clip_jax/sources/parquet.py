@@ -5,7 +5,8 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from clip_jax.sources.lines import Columns, record_of
+from clip_jax.sources.files import ListedFile
+from clip_jax.sources.lines import Columns, as_key, record_of
 from clip_jax.sources.records import Record
 from clip_jax.storage import Unreachable, storage
 
@@ -13,13 +14,13 @@ from clip_jax.storage import Unreachable, storage
 ROWS = 32
 
 
-class ParquetShard:
+class ParquetShard(ListedFile):
     """The rows of a Parquet file with pictures (bytes or paths), captions, or both."""
 
     def __init__(self, path: str, columns: Columns):
         """Looks at the file's size, and reads nothing yet."""
-        self.name = os.path.basename(path)
-        self.sign = str(storage(path).size(path))
+        super().__init__(path)
+        self.sign = str(self.stat.size)
         self._path, self._columns = path, columns
 
     def open(self) -> "ParquetRows":
@@ -57,14 +58,7 @@ class ParquetRows:
         return sum(self._groups)
 
     def records(self, begin: int, end: int) -> Iterator[Record]:
-        first = number = 0
-        wanted: list[int] = []
-        for group, count in enumerate(self._groups):
-            if first < end and first + count > begin:
-                if not wanted:
-                    number = first
-                wanted.append(group)
-            first += count
+        wanted, number = self._groups_with(begin, end)
         if not wanted:
             return
         batches = self._file.iter_batches(ROWS, row_groups=wanted, columns=self._names)
@@ -82,6 +76,35 @@ class ParquetRows:
                 name = f"{os.path.basename(self._path)}:{i}"
                 yield record_of(row, name, self._path, self._columns)
             number += len(batch)
+
+    def keys(self, begin: int, end: int) -> list[str | None]:
+        # By a column of keys or of paths; what has neither is told by its number alone.
+        schema, keys = self._file.schema_arrow, []
+        column = self._columns.key
+        if column not in self._names:
+            column = self._columns.image
+            if column not in self._names or not _is_text(schema.field(column).type):
+                return [None] * (end - begin)
+        wanted, number = self._groups_with(begin, end)
+        for batch in self._file.iter_batches(row_groups=wanted, columns=[column]):
+            values = batch.column(0).slice(max(begin - number, 0), end - max(begin, number))
+            keys += [None if value in (None, "") else as_key(value) for value in values.to_pylist()]
+            number += len(batch)
+            if number >= end:
+                break
+        return keys
+
+    def _groups_with(self, begin: int, end: int) -> tuple[list[int], int]:
+        """The row groups that hold those rows, and the first row of the first of them."""
+        first = number = 0
+        wanted: list[int] = []
+        for group, count in enumerate(self._groups):
+            if first < end and first + count > begin:
+                if not wanted:
+                    number = first
+                wanted.append(group)
+            first += count
+        return wanted, number
 
 
 def read_row(path: str, number: int, column: str) -> bytes:
@@ -147,6 +170,12 @@ def _common(name: str, one: tuple[Any, str], other: tuple[Any, str]) -> Any:
             f"the column {name!r} is {one[0]} in {one[1]} and {other[0]} in {other[1]}: write it "
             "as one type"
         ) from None
+
+
+def _is_text(type_: Any) -> bool:
+    from pyarrow import types
+
+    return types.is_string(type_) or types.is_large_string(type_) or types.is_string_view(type_)
 
 
 def _has_times(type_: Any) -> bool:

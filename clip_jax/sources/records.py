@@ -84,16 +84,46 @@ class Rows(Protocol):
         """
         ...
 
+    def keys(self, begin: int, end: int) -> list[str | None]:
+        """The keys of those rows, as far as they can be told without reading what the rows hold.
+
+        Raises:
+            OSError: they can't be read.
+        """
+        ...
+
 
 class Shard(Protocol):
     """A file of rows, or a folder of them.
 
     Attributes:
         name: of the file, without its folder.
-        sign: what tells it from another of its name, as the number of its bytes does.
+        path: of the file or folder.
+        sign: what tells it from another of its name on whatever machine, as the number of its
+            bytes does.
     """
 
     name: str
+    path: str
+
+    def stamp(self, rows: Sequence[int]) -> str | None:
+        """What tells the files of these rows from what they were before, as they are listed here.
+
+        None where that can't be told.
+        """
+        ...
+
+    def files(self, rows: Sequence[int]) -> list[str]:
+        """The paths of what holds these rows."""
+        ...
+
+    def has_changed(self) -> bool:
+        """Whether it was written since it was listed.
+
+        Raises:
+            OSError: that can't be told now.
+        """
+        ...
 
     @property
     def sign(self) -> str: ...

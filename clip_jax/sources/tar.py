@@ -8,6 +8,7 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from clip_jax.sources.files import ListedFile
 from clip_jax.sources.patterns import expand
 from clip_jax.sources.records import (
     IMAGES,
@@ -76,7 +77,7 @@ class TarPairs:
         return Pair(key, image.read(), captions)
 
 
-class TarShard:
+class TarShard(ListedFile):
     """The rows of one shard: a picture, a caption, or both, under one name, which is the key.
 
     What is wrong with some is their own problem: a second picture of a name is a row with that
@@ -91,8 +92,8 @@ class TarShard:
             columns: what to take along from the JSON documents; `cls` is the label in the member
                 of that ending, where there is one.
         """
-        self.name = os.path.basename(path)
-        self._size = storage(path).size(path)
+        super().__init__(path)
+        self._size = self.stat.size
         self.sign = str(self._size)
         self._path, self._columns = path, columns
 
@@ -144,6 +145,10 @@ class TarRows:
         count = len(self._groups)
         for name, problem in self._problems[max(begin - count, 0) : max(end - count, 0)]:
             yield Record(as_text(name), problem=problem)
+
+    def keys(self, begin: int, end: int) -> list[str | None]:
+        keys: list[str | None] = [as_text(key) for key, _ in self._groups[begin:end]]
+        return keys + [None] * (min(end, len(self)) - max(begin, len(self._groups)))
 
     def _record(self, key: str, group: "_Group") -> Record:
         caption, columns, problem = None, {}, None

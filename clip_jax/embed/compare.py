@@ -1,0 +1,294 @@
+"""Whether the parts that are there are of the input as it is now; else it is another input.
+
+What that costs at a start is a look at the files: a part is taken for the input's where its files
+have the sizes and times, or ETags, that they had when it was made. Where they have others, or where
+it is asked for, its rows are read again and compared one by one.
+"""
+
+import bisect
+import concurrent.futures
+import dataclasses
+import itertools
+import math
+import os
+import sys
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from clip_jax.embed.assembly import Layout
+from clip_jax.embed.encoding import encoded
+from clip_jax.embed.identity import SHOWN, Other, picture_digest, place, refuse_others
+from clip_jax.embed.parts import Finished, Part, Parts
+from clip_jax.embed.plan import Plan
+from clip_jax.embed.units import shard_of
+from clip_jax.sources import Record, Rows
+from clip_jax.sources.records import as_text
+from clip_jax.storage import Unreachable, storage
+
+# Records that are held at one time, and threads that read their pictures.
+RECORDS, THREADS = 64, 8
+# In place of a digest: the picture doesn't matter.
+_UNREAD = -1
+
+
+class Comparison:
+    """The parts of a process's share beside the rows of the input.
+
+    Attributes:
+        rows: how many were compared, and are the same.
+    """
+
+    def __init__(self, plan: Plan, layout: Layout, parts: Parts, *, show: bool):
+        """Looks at nothing yet.
+
+        Args:
+            plan: knows the parts that count, and reads the input.
+            layout: of the parts.
+            parts: the output.
+            show: whether standard error shows how far a comparison is.
+        """
+        self._plan, self._layout, self._parts, self._show = plan, layout, parts, show
+        self._shards = layout.source.shards
+        self.rows = 0
+
+    def check(self, *, verify: bool, note: bool) -> None:
+        """Refuses an input that isn't the one of which the parts are.
+
+        A row that can't be read now is not taken for another: its part is left as it is.
+
+        Args:
+            verify: whether all rows are compared, whatever their files' sizes and times are, with
+                the pictures that a table names; and one that can't be read is refused.
+            note: whether files' sizes and times are noted where the rows are found to be the same.
+
+        Raises:
+            ValueError: it is another; says what differs.
+            OSError: a store can't be reached; the output can't be read or written.
+        """
+        doubtful = []
+        for name, finished in self._plan.finished.items():
+            stamp = self._stamp(name, finished)
+            if not finished.rows or (not verify and stamp is not None and stamp == finished.stamp):
+                self._plan.known[name] = finished.mark
+            elif not verify and self._is_older_version(finished) and self._are_older(name):
+                self._take(name, finished, stamp, note)
+            else:
+                doubtful.append(name)
+        self._compare(doubtful, verify, note)
+
+    def check_changed(self) -> None:
+        """Refuses files whose rows have changed since they were listed.
+
+        Raises:
+            ValueError: some have; says what differs.
+            OSError: a store can't be reached, or the output can't be read.
+        """
+
+        def has_changed(shard: int) -> bool:
+            try:
+                return self._shards[shard].has_changed()
+            except Unreachable:
+                raise
+            except OSError:  # gone; what was read of it is there
+                return False
+
+        opened = sorted(self._plan.opened)
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            changed = set(itertools.compress(opened, pool.map(has_changed, opened)))
+        if changed:
+            self._plan.look_again(changed)
+            finished = self._plan.finished.items()
+            names = [name for name, f in finished if f.rows and shard_of(name) in changed]
+            self._compare(names, verify=False, note=False)
+
+    def _is_older_version(self, finished: Finished) -> bool:
+        """Whether an earlier version wrote it, which kept nothing of a part's pictures."""
+        return self._layout.what != "texts" and not finished.has_digests
+
+    def _are_older(self, name: str) -> bool:
+        """Whether a part's files were last changed before it, as far as clocks can tell."""
+        unit, finished = self._plan.unit(name), self._plan.finished[name]
+        path = self._parts.path(self._parts.table, name)
+        written = storage(path).modified(path)
+        files = self._shards[unit.shard].files(finished.embedded(unit.begin))
+        return written is not None and all(_changed(file) < written for file in files)
+
+    def _take(self, name: str, finished: Finished, stamp: str | None, note: bool) -> None:
+        """Takes a part for the input's."""
+        self._plan.known[name] = finished.mark
+        if note and stamp != finished.stamp:
+            self._parts.note(name, finished, stamp)
+
+    def _stamp(self, name: str, finished: Finished) -> str | None:
+        unit = self._plan.unit(name)
+        return self._shards[unit.shard].stamp(finished.embedded(unit.begin))
+
+    def _compare(self, names: Collection[str], verify: bool, note: bool) -> None:
+        others: list[Other] = []
+        is_terminal = sys.stderr.isatty()
+        if names and self._show and not is_terminal:
+            print(f"comparing {len(names):,} parts with the input", file=sys.stderr, flush=True)
+        hidden = not (names and self._show and is_terminal)
+        with tqdm(
+            unit="part", desc="comparing", total=len(names), leave=False, disable=hidden
+        ) as bar:
+            for shard, group in itertools.groupby(sorted(names), shard_of):
+                rows = self._plan.open(shard, check=False)
+                for name in group:
+                    if len(others) < SHOWN:
+                        others += self._compare_part(name, rows, verify, note)
+                    bar.update()
+        refuse_others(others)
+
+    def _compare_part(self, name: str, opened: Rows, verify: bool, note: bool) -> list[Other]:
+        unit, finished = self._plan.unit(name), self._plan.finished[name]
+        found, path = self._parts.read(name, unit.begin), self._parts.path(self._parts.table, name)
+        if found is None:  # removed, or replaced by another process
+            return []
+        embedded = found.rows
+        shard, where = self._shards[unit.shard], place(self._layout.source, unit)
+        rows = _Rows(self._layout, shard.path, found.part, embedded, verify)
+        numbered = self._plan.read(opened, unit)
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            while some := list(itertools.islice(numbered, RECORDS)):
+                for _ in pool.map(lambda row: rows.take(*row), some):
+                    pass
+        if difference := rows.difference():
+            what, how = difference
+            return [Other(path, what, f"{where}, where {how}")]
+        if verify and rows.unread:
+            raise ValueError(f"{where} can't be verified: {next(iter(rows.unread.values()))}")
+        if self._is_older_version(finished):
+            raise ValueError(
+                f"whether {where} are still those of {path} can't be told: an earlier version of "
+                "clip-jax wrote it, and kept nothing of its pictures by which that could be told"
+                f"{'' if verify else '; and their files have changed since'}. Give another folder "
+                "for the output; or remove that part to have its rows embedded again."
+            )
+        self.rows += len(embedded) - len(rows.unread)
+        if not rows.unread and found.mark == finished.mark:
+            self._take(name, finished, self._stamp(name, finished), note)
+        return []
+
+
+class _Rows:
+    """The rows of a part, and the same rows as the input has them now.
+
+    Attributes:
+        unread: why a row can't be read now, of those that can't be.
+    """
+
+    def __init__(
+        self, layout: Layout, source: str, part: Part, embedded: Sequence[int], verify: bool
+    ):
+        """Has read none yet.
+
+        Args:
+            layout: of the part.
+            source: the path of the input's file, or of its folder.
+            part: as it was written.
+            embedded: which rows it holds.
+            verify: whether pictures are read that are neither in that file nor in that folder.
+        """
+        self._layout, self._source, self._part, self._verify = layout, source, part, verify
+        self._embedded = embedded
+        self._places = {row: place for place, row in enumerate(embedded)}
+        self._now: dict[int, tuple[Record, int | None]] = {}  # by their places
+        self.unread: dict[int, str] = {}
+
+    def take(self, row: int, record: Record) -> None:
+        """Reads a row of the input; by any thread.
+
+        Raises:
+            Unreachable: nothing can be read any more.
+        """
+        place = self._places.get(row)
+        if place is None:
+            return
+        if record.problem is not None:
+            self.unread[place] = record.problem
+            return
+        try:
+            picture = self._picture(record)
+            self._now[place] = dataclasses.replace(record, read=None), picture
+        except Unreachable:
+            raise
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else None
+            self.unread[place] = reason or str(error)
+
+    def difference(self) -> tuple[str, str] | None:
+        """What is another, rows or pictures, and how the first of them differs."""
+        import pyarrow as pa
+
+        places, path = sorted(self._now), self._layout.path
+        schema, there = self._layout.schema(), self._part.columns
+        if there.column_names != schema.names:
+            lists = [", ".join(names) for names in (schema.names, there.column_names)]
+            return "rows", f"the columns are {lists[0]} and were {lists[1]}"
+        try:
+            there = there.take(pa.array(places, pa.int64())).cast(schema)
+            rows = [self._layout.row(self._now[place][0]) for place in places]
+            here = pa.Table.from_pylist(rows, schema=schema)
+        except (pa.ArrowException, OverflowError) as error:
+            return "rows", f"a column has values of another kind: {error}"
+        for name in schema.names:
+            row = self._first_other(there.select([name]), here.select([name]))
+            if row is None:
+                continue
+            key, old, new = there["key"][row], there[name][row], here[name][row]
+            if name == "key":
+                number = self._embedded[places[row]]
+                return "rows", f"row {number} is {new.as_py()!r} and was {old.as_py()!r}"
+            if name == path:
+                return "pictures", f"that of {key.as_py()!r} was {old.as_py()}"
+            return "rows", f"{key.as_py()!r} has another {name!r} than before"
+        if self._part.pictures is not None:
+            for key, i in zip(there["key"].to_pylist(), places, strict=True):
+                if self._now[i][1] not in (_UNREAD, int(self._part.pictures[i])):
+                    return "pictures", f"that of {key!r} is another than before"
+        return None
+
+    def _picture(self, record: Record) -> int | None:
+        """The digest of a record's picture; None where it has none, _UNREAD if it isn't needed."""
+        is_inside = (record.path or "").startswith(f"{as_text(self._source)}/")
+        if self._part.pictures is None or not (is_inside or self._verify):
+            return _UNREAD
+        return None if record.read is None else picture_digest(record.read())
+
+    def _first_other(self, there: Any, here: Any) -> int | None:
+        """The first row in which two tables of one column differ."""
+        (name,) = there.column_names
+        if name == self._layout.path:
+            pairs = zip(there[name].to_pylist(), here[name].to_pylist(), strict=True)
+            are_same = (self._is_same_place(*pair) for pair in pairs)
+            return next((row for row, is_same in enumerate(are_same) if not is_same), None)
+        if _are_same(there, here):
+            return None
+        rows = range(len(here))
+        return bisect.bisect_left(
+            rows, True, key=lambda row: not _are_same(there[: row + 1], here[: row + 1])
+        )
+
+    def _is_same_place(self, there: str | None, here: str | None) -> bool:
+        """Whether pictures are in the same place, though the input as a whole may have moved."""
+        if there is None or here is None:
+            return there == here
+        if here.startswith(f"{as_text(self._source)}/"):
+            return True  # told by its key and its content
+        inside = here.removeprefix(f"{as_text(os.path.dirname(self._source))}/")
+        return there == here or (inside != here and there.endswith(f"/{inside}"))
+
+
+def _are_same(there: Any, here: Any) -> bool:
+    """Whether two tables would be the same files: as equal as what is written can tell."""
+    return encoded(there.combine_chunks(), {}, {}) == encoded(here.combine_chunks(), {}, {})
+
+
+def _changed(path: str) -> float:
+    """When a file was last changed, in nanoseconds; infinite where that can't be told."""
+    where = storage(path)
+    modified = where.modified(path)
+    return math.inf if modified is None else max(modified, where.stat(path).changed)
