@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from clip_jax.embed.identity import picture_digest
 from clip_jax.embed.units import divide
+from clip_jax.sources import open_input
 
 CORES = len(os.sched_getaffinity(0))
 BATCH = 32
@@ -98,7 +100,7 @@ def finished_million(folder: Path) -> tuple[Path, Any, Path]:
     with contextlib.suppress(ValueError):
         embed(source, model, out, dtype="float16", progress=False, max_errors=0)
     job = json.loads((out / "job.json").read_text())
-    target = parts_of(str(out), job)
+    target, (shard,) = parts_of(str(out), job), open_input(source).shards
     rng = np.random.default_rng(0)
     for unit in divide(0, MILLION, 8192):
         numbers = range(max(unit.begin, 1), unit.end)
@@ -108,7 +110,39 @@ def finished_million(folder: Path) -> tuple[Path, Any, Path]:
         table = pa.table({"key": keys, "caption": [f"text {i}" for i in numbers]})
         errors = [Error(0, "million.txt:1", "blank")] * (unit.begin == 0)
         part = Part(table, {"embedding": matrix.astype(np.float16)})
-        target.write(unit, MILLION, part, errors)
+        target.write(unit, MILLION, part, errors, shard.stamp(numbers))
+    return source, model, out
+
+
+def finished_folder(folder: Path) -> tuple[Path, Any, Path]:
+    """As `finished_million`, of a folder of a million files, which are no pictures; made once."""
+    import pyarrow as pa
+
+    from clip_jax.embed import embed
+    from clip_jax.embed.index import parts_of
+    from clip_jax.embed.parts import Part
+    from tests.models import SMALL_VIT, small
+
+    source, out = folder / "files", folder / "million-files"
+    model = small(dataclasses.replace(SMALL_VIT, embed_dim=512))
+    if out.exists():
+        return source, model, out
+    for i in range(MILLION):
+        path = source / f"{i // 1000:03d}" / f"{i % 1000:03d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"%d" % i)
+    with contextlib.suppress(ValueError):  # its job.json, as above
+        embed(source, model, out, dtype="float16", progress=False, max_errors=0)
+    job = json.loads((out / "job.json").read_text())
+    target, (shard,) = parts_of(str(out), job), open_input(source).shards
+    rows, rng = shard.open(), np.random.default_rng(0)
+    for unit in divide(0, MILLION, 8192):
+        records = list(rows.records(unit.begin, unit.end))
+        columns = {"key": [r.key for r in records], "path": [r.path for r in records]}
+        matrix = rng.standard_normal((len(unit), 512), np.float32).astype(np.float16)
+        digests = [picture_digest(record.read()) for record in records if record.read]
+        part = Part(pa.table(columns), {"embedding": matrix}, np.array(digests, np.uint64))
+        target.write(unit, MILLION, part, [], shard.stamp(range(unit.begin, unit.end)))
     return source, model, out
 
 
