@@ -19,6 +19,7 @@ from clip_jax.embed.units import Share
 from clip_jax.embed.watch import Summary, Watch
 from clip_jax.encoder import Encoder
 from clip_jax.nn import CLIP
+from clip_jax.placement import device_of
 from clip_jax.preprocess import Preprocess
 from clip_jax.sources import Columns, Input, open_input
 from clip_jax.storage import absolute, plain
@@ -160,7 +161,7 @@ def embed(
 
     plan.clean()
     layout = Layout(rows, what, columns.others, np.dtype(dtype), format)
-    turns = Turns(are_taken=jax.default_backend() == "cpu")
+    turns = Turns(are_taken=device_of(model).platform == "cpu")
     loader = Loader(
         preprocess=None if what == "texts" else Preprocess(model.config.vision.image_size),
         context_length=None if what == "images" else model.config.text.context_length,

@@ -17,6 +17,7 @@ from PIL import Image
 from clip_jax.embed.identity import check_model
 from clip_jax.embed.index import Index, finished_job
 from clip_jax.nn import CLIP, normalize
+from clip_jax.placement import default_device
 from clip_jax.preprocess import Preprocess, open_image
 from clip_jax.storage import plain
 from clip_jax.tokenizer import tokenize
@@ -92,7 +93,7 @@ def nearest(index: Index, query: Float[np.ndarray, " d"], k: int) -> tuple[list[
         k: how many; all where there are fewer.
     """
     width = index.dim * index.dtype.itemsize
-    size = max(BLOCK.get(jax.default_backend(), LARGE_BLOCK) // width, 1)
+    size = max(BLOCK.get(default_device().platform, LARGE_BLOCK) // width, 1)
     size = min(size, index.num_rows)
     own = threading.local()
     query_there = jax.device_put(query)

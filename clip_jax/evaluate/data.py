@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -200,7 +199,7 @@ def encode_in_batches(
 def _embed(
     records: Iterable[Record], encoder: Encoder, model: CLIP, watch: Watch
 ) -> tuple[list[Record], Float[np.ndarray, "n d"], list[str]]:
-    turns = Turns(are_taken=jax.default_backend() == "cpu")
+    turns = Turns(are_taken=encoder.device.platform == "cpu")
     loader = Loader(
         preprocess=Preprocess(model.config.vision.image_size),
         context_length=None,

@@ -85,7 +85,7 @@ class Checkpoints:
         """
         import grain
 
-        if jax.default_backend() == "cpu":
+        if any(device.platform == "cpu" for device in state.step.devices()):
             # There Orbax writes from the arrays themselves, which the next step is about to reuse.
             state = jax.tree.map(jnp.copy, state)
         with self._writing():

@@ -117,7 +117,7 @@ def _make_steps(config: TrainConfig, model: CLIPConfig, mesh: Mesh) -> Callable[
         jax.jit(
             make_step(model, config.optimizer, step, mesh=mesh),
             donate_argnums=0,
-            compiler_options=compiler_options(),
+            compiler_options=compiler_options(mesh.devices.flat[0].platform),
         )
         for step in (config.step, whole)
     )
