@@ -109,6 +109,7 @@ def run(args: argparse.Namespace) -> int:
     from clip_jax.embed import Columns, embed
 
     if args.distributed:
+        jax.config.update("jax_enable_preemption_service", False)  # which would take SIGTERM
         try:
             jax.distributed.initialize(shutdown_timeout_seconds=A_WEEK)
         except (ValueError, RuntimeError) as error:

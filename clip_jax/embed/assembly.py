@@ -143,17 +143,17 @@ class Assembly:
             OSError: it can't be written.
         """
         assert self._part is not None  # finished
-        part = self._part
+        part, errors = self._part, self._errors
         if self._task.is_retry:
-            if self._rows:
-                part = self._merged(part, parts)
-            else:
+            merged = self._merged(part, parts)
+            if merged is None:
                 return  # nothing has changed
-        unit, failed = self._task.unit, {error.row for error in self._errors}
+            part, errors = merged
+        unit, failed = self._task.unit, {error.row for error in errors}
         contents = None
         if self._layout.source.contents is not None:
             contents = self._layout.source.contents(unit.rows_but(failed))
-        parts.write(unit, self._task.shard_rows, part, self._errors, contents)
+        parts.write(unit, self._task.shard_rows, part, errors, contents)
         self._watch.parts += 1
 
     def _pack(self) -> None:
@@ -187,19 +187,34 @@ class Assembly:
         with self._watch.timing("device"):
             return self._encoder.texts(np.stack(self._tokens))
 
-    def _merged(self, part: Part, parts: Parts) -> Part:
+    def _merged(self, part: Part, parts: Parts) -> tuple[Part, list[Error]] | None:
+        """The rows that are there with those of ours that are not, and the errors that are left.
+
+        Another process may have embedded some meanwhile, where there are no locks.
+        """
         import pyarrow as pa
 
         there, errors = parts.read(self._task.unit)
-        unit, failed = self._task.unit, {error.row for error in errors}
-        rows = [*unit.rows_but(failed), *self._rows]
+        failed = {error.row for error in errors}
+        if len(there.columns) + len(failed) != len(self._task.unit):
+            raise OSError(
+                f"part {self._task.unit.name} is being written by another process: start the same "
+                "command again"
+            )
+        new = np.array([row in failed for row in self._rows], bool)
+        if not new.any():
+            return None
+        mended = {row for row in self._rows if row in failed}
+        rows = [*self._task.unit.rows_but(failed), *sorted(mended)]
         order = np.argsort(rows)
-        columns = pa.concat_tables([there.columns, part.columns]).take(order).combine_chunks()
+        columns = pa.concat_tables([there.columns, part.columns.filter(new)])
         embeddings = {
-            name: np.concatenate([there.embeddings[name], matrix])[order]
+            name: np.concatenate([there.embeddings[name], matrix[new]])[order]
             for name, matrix in part.embeddings.items()
         }
-        return Part(columns, embeddings)
+        now = {error.row: error for error in self._errors}
+        left = [now.get(error.row, error) for error in errors if error.row not in mended]
+        return Part(columns.take(order).combine_chunks(), embeddings), left
 
 
 def _fitting(value: Any, type_: Any) -> Any:
