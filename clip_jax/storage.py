@@ -90,6 +90,10 @@ class Storage(Protocol):
         """Some bytes of a file; fewer where it ends before."""
         ...
 
+    def read_into(self, path: str, begin: int, target: memoryview) -> int:
+        """Reads bytes into memory from some place on; says how many, fewer where it ends before."""
+        ...
+
     def open(self, path: str) -> BinaryIO:
         """A file to read, at any place of it."""
         ...
@@ -168,6 +172,14 @@ class Disk(Storage):
         with open(path, "rb") as file:
             file.seek(begin)
             return file.read(end - begin)
+
+    def read_into(self, path: str, begin: int, target: memoryview) -> int:
+        done = 0
+        with open(path, "rb", buffering=0) as file:
+            file.seek(begin)
+            while done < len(target) and (count := file.readinto(target[done:])):
+                done += count
+        return done
 
     def open(self, path: str) -> BinaryIO:
         return open(path, "rb")
@@ -248,6 +260,11 @@ class Store(Storage):
     def read_range(self, path: str, begin: int, end: int) -> bytes:
         with _said(path):
             return self._fs.cat_file(path, start=begin, end=end)
+
+    def read_into(self, path: str, begin: int, target: memoryview) -> int:
+        data = self.read_range(path, begin, begin + len(target))
+        target[: len(data)] = data
+        return len(data)
 
     def open(self, path: str) -> BinaryIO:
         with _said(path):

@@ -5,7 +5,7 @@ import os
 import re
 from typing import Any
 
-from clip_jax.cli.output import progress
+from clip_jax.cli.output import complain, progress
 
 # A process that is done waits for the others, which may take their time.
 A_WEEK = 7 * 24 * 3600
@@ -107,6 +107,7 @@ def run(args: argparse.Namespace) -> int:
     import jax
 
     from clip_jax.embed import Columns, embed
+    from clip_jax.embed.parts import ERRORS
 
     if args.distributed:
         jax.config.update("jax_enable_preemption_service", False)  # which would take SIGTERM
@@ -138,6 +139,12 @@ def run(args: argparse.Namespace) -> int:
         num_threads=args.threads,
     )
     print(summary)
+    if summary.errors and not (summary.rows or summary.rows_before or args.dry_run):
+        complain(
+            f"no row could be embedded; {ERRORS}/ in {args.out} says why of each. Mend the cause, "
+            "and start the same command again with --retry-errors"
+        )
+        return 1
     return 0
 
 
