@@ -122,8 +122,9 @@ def _drop(stream: TextIO) -> None:
 
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        where = f"{printable(os.fsdecode(error.filename))}: " if error.filename else ""
-        return f"{where}{error.strerror}"
+        if error.filename is None:
+            return error.strerror
+        return f"{printable(os.fsdecode(error.filename)) or repr('')}: {error.strerror}"
     return str(error) or type(error).__name__
 
 
