@@ -27,7 +27,7 @@ class InUse(OSError):
 
 
 @contextlib.contextmanager
-def locked(path: str, what: str, wait: float = DYING) -> Iterator[None]:
+def locked(path: str, what: str) -> Iterator[None]:
     """Holds the lock that is a file, in a folder that is there; the file is gone afterwards.
 
     Where the file system has no locks, or the folder can't be written, the block runs without.
@@ -35,13 +35,12 @@ def locked(path: str, what: str, wait: float = DYING) -> Iterator[None]:
     Args:
         path: of the file.
         what: it is a lock of, for the message.
-        wait: seconds in which another may give it up.
 
     Raises:
-        InUse: another process holds it; names that process.
+        InUse: another process holds it and doesn't give it up within seconds; names that process.
         OSError: the file can't be made.
     """
-    descriptor = None if fcntl is None else _acquire(path, what, time.monotonic() + wait)
+    descriptor = None if fcntl is None else _acquire(path, what, time.monotonic() + DYING)
     if descriptor is None:
         yield
         return

@@ -37,7 +37,7 @@ from tests.test_embed import contents, noise
 from tests.test_sources import parquet, write_tar
 
 # Seconds after which a process hangs.
-LONG = 120
+LONG = 900
 
 
 @dataclasses.dataclass(frozen=True)
