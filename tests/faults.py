@@ -127,6 +127,10 @@ def injected(faults: Faults) -> Iterator[None]:
 
         return wrapped
 
+    def arrow(_: storage.Disk, path: str) -> Any:
+        with open_(path, "rb") as file:
+            return pa.BufferReader(file.read())
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builtins, "open", open_)
         patch.setattr(io, "open", open_)
@@ -136,7 +140,7 @@ def injected(faults: Faults) -> Iterator[None]:
             patch.setattr(os, name, by_descriptor(name, getattr(os, name)))
         lock = by_descriptor("flock", locks.fcntl.flock)
         patch.setattr(locks.fcntl, "flock", lock)
-        patch.setattr(storage.Disk, "arrow", lambda self, path: pa.PythonFile(open_(path, "rb")))
+        patch.setattr(storage.Disk, "arrow", arrow)
         try:
             yield
         finally:

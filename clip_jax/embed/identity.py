@@ -21,7 +21,11 @@ _NOTED = {
     "image_column": lambda value: isinstance(value, str),
     "embeddings": lambda value: isinstance(value, dict) and _fits(value, _EMBEDDINGS),
     "dim": lambda value: _is_count(value),
+    "shards": lambda value: _is_count(value),
+    "types": lambda value: isinstance(value, str),
 }
+# Jobs of earlier versions lack these.
+_LATER = {"shards": 1, "types": ""}
 _IDENTITY = {
     "model": lambda value: isinstance(value, str),
     "format": lambda value: value in ("parquet", "npy"),
@@ -64,7 +68,7 @@ def read_job(out: str) -> dict[str, Any] | None:
         return None
     with contextlib.suppress(ValueError, RecursionError):
         job = json.loads(text)
-        if isinstance(job, dict) and _fits(job, _NOTED) and _is_count(job.get("shards", 1)):
+        if isinstance(job, dict) and _fits({**_LATER, **job}, _NOTED):
             return job
     raise ValueError(f"{path} is damaged: remove it, and start the same job again")
 

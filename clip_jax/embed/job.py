@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from clip_jax.embed.assembly import Assembly, Layout
-from clip_jax.embed.identity import claim, fingerprint, model_digest
+from clip_jax.embed.identity import claim, fingerprint, model_digest, read_job
 from clip_jax.embed.load import Loader, Turns, loading
 from clip_jax.embed.parts import NpyParts, Parts
 from clip_jax.embed.plan import Plan
@@ -138,8 +138,11 @@ def embed(
         "image_column": columns.image,
         "embeddings": TOWERS[what],
         "dim": model.config.embed_dim,
+        "types": layout.noted_types(),
     }
     is_ours = claim(out, identity, claimed, dry=True)
+    if is_ours:
+        layout = layout.typed((read_job(out) or {}).get("types", ""))
 
     about = {
         "fingerprint": fingerprint(identity),
