@@ -31,6 +31,7 @@ def join(otherwise: str, **options: int) -> None:
     """
     import jax
 
+    jax.config.update("jax_enable_preemption_service", False)  # which would take SIGTERM
     try:
         jax.distributed.initialize(
             num_processes=_number(NUM_PROCESSES), process_id=_number(PROCESS_ID), **options

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from clip_jax.cli import distributed
-from clip_jax.cli.output import progress
+from clip_jax.cli.output import complain, progress
 
 # A process that is done waits for the others, which may take their time.
 A_WEEK = 7 * 24 * 3600
@@ -102,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
     # Arrow's own allocator keeps, for each thread, what it has once had for a part.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     from clip_jax.embed import Columns, embed
+    from clip_jax.embed.parts import ERRORS
 
     if args.distributed:
         distributed.join("use --shard I/N", shutdown_timeout_seconds=A_WEEK)
@@ -127,6 +128,12 @@ def run(args: argparse.Namespace) -> int:
         num_threads=args.threads,
     )
     print(summary)
+    if summary.errors and not (summary.rows or summary.rows_before or args.dry_run):
+        complain(
+            f"no row could be embedded; {ERRORS}/ in {args.out} says why of each. Mend the cause, "
+            "and start the same command again with --retry-errors"
+        )
+        return 1
     return 0
 
 
