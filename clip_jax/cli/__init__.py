@@ -15,6 +15,7 @@ import clip_jax
 from clip_jax.cli import classify, convert, embed, evaluate, models, parity, search, train
 from clip_jax.cli.output import complain, printable
 from clip_jax.errors import CheckpointError, DownloadError
+from clip_jax.shortage import advice, is_shortage
 
 COMMANDS = (models, classify, embed, search, evaluate, convert, parity, train)
 
@@ -62,7 +63,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return INTERRUPTED
         except BrokenPipeError:  # whoever read our output has seen enough
             return BROKEN_PIPE
-        except EXPECTED as error:
+        except Exception as error:
+            if not isinstance(error, EXPECTED) and not is_shortage(error):
+                raise
             _complain(_message(error))
             return FAILURE
 
@@ -106,6 +109,8 @@ def _drop(stream: TextIO) -> None:
 
 
 def _message(error: Exception) -> str:
+    if is_shortage(error):
+        return advice(error)
     if isinstance(error, OSError) and error.strerror:
         where = f"{printable(os.fsdecode(error.filename))}: " if error.filename else ""
         return f"{where}{error.strerror}"
