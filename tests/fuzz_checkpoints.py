@@ -80,8 +80,9 @@ def fuzz(
     return dict(counts), failures
 
 
-def _work(kind: str, seed: int, first: int, until: float, count: int | None, folder: Path) -> None:
+def _work(args: argparse.Namespace, until: float) -> None:
     """A worker's whole life: it says where it is before each file, and at the end what it saw."""
+    kind, seed, first, count, folder = args.kind, args.seed, args.first, args.count, args.worker
     warnings.simplefilter("ignore")
     state, stacks = folder / "state.json", (folder / "stacks.txt").open("w")
     write_mutant(kind, random.Random(0), folder)
@@ -102,7 +103,7 @@ def _work(kind: str, seed: int, first: int, until: float, count: int | None, fol
 
     def after(number: int, counts: dict[str, int]) -> None:
         state.write_text(json.dumps({"number": number, "counts": counts}))
-        signal.setitimer(signal.ITIMER_PROF, SECONDS_EACH)
+        signal.setitimer(signal.ITIMER_PROF, args.seconds_each)
         faulthandler.dump_traceback_later(SECONDS_ON_THE_CLOCK, exit=True, file=stacks)
 
     counts, failures = fuzz(kind, seed, folder, numbers(), after=after)
@@ -128,12 +129,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, metavar="NUMBER")
     parser.add_argument("--count", type=int, help="files, instead of seconds alone")
+    parser.add_argument("--seconds-each", type=float, default=SECONDS_EACH, help="of computing")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="where files that kill go")
     parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     until = time.time() + args.seconds
     if args.worker:
-        _work(args.kind, args.seed, args.first, until, args.count, args.worker)
+        _work(args, until)
         return 0
     total: collections.Counter[str] = collections.Counter()
     failures: dict[str, str] = {}
@@ -143,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
         while first < last and (seconds := until - time.time()) > 0:
             command = [sys.executable, "-m", "tests.fuzz_checkpoints", args.kind]
             command += ["--seconds", str(seconds), "--seed", str(args.seed), "--first", str(first)]
-            command += ["--worker", str(folder)]
+            command += ["--seconds-each", str(args.seconds_each), "--worker", str(folder)]
             command += ["--count", str(last - first)] if args.count else []
             run = subprocess.run(command, capture_output=True, text=True, errors="replace")
             if run.returncode == 0:
