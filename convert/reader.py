@@ -22,8 +22,7 @@ from clip_jax.convert.checks import (
 )
 from clip_jax.convert.safetensors import read_safetensors
 from clip_jax.convert.unpickle import Record, Tensor, load
-from clip_jax.errors import CheckpointError
-from clip_jax.shortage import is_shortage
+from clip_jax.errors import CheckpointError, is_exhausted
 
 # Where training scripts keep the model's state dictionary in a checkpoint.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -66,7 +65,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             errno.ENOENT, "no such checkpoint, check the path or download it first", str(path)
         ) from None
     except OSError as error:
-        if is_shortage(error):  # the file may be as good as any
+        if is_exhausted(error):  # the file may be as good as any
             raise
         raise CheckpointError(
             f"{path}: can't be read ({error.strerror or error}), expected a readable file: check "

@@ -290,9 +290,7 @@ def test_what_runs_out_is_said_in_a_line_with_what_to_do(monkeypatch, capsys, er
     monkeypatch.setattr("clip_jax.cli.models.run", run)
     assert main(["models"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    said = (
-        "raise the limit (ulimit -n)" if error.__class__ is OSError else "the memory is not enough"
-    )
+    said = "Too many open files" if type(error) is OSError else "memory has run out"
     assert said in line
 
 

@@ -115,7 +115,7 @@ def _batches(paths: Sequence[str], preprocess: Any) -> Iterator[tuple[list[str],
     import numpy as np
 
     from clip_jax import open_image
-    from clip_jax.shortage import is_shortage
+    from clip_jax.errors import is_exhausted
 
     batch: list[str] = []
     pixels = []
@@ -124,8 +124,8 @@ def _batches(paths: Sequence[str], preprocess: Any) -> Iterator[tuple[list[str],
             pixels.append(preprocess.pixels(open_image(path)))
             batch.append(path)
         except (ValueError, OSError) as error:
-            if is_shortage(error):
-                raise
+            if is_exhausted(error):
+                raise error.__cause__ or error from None
             # open_image names the path itself, preprocessing can't
             reason = str(error).removeprefix(f"{path}: ")
             complain(f"{printable(path)}: {reason}")

@@ -9,11 +9,11 @@ from jaxtyping import Float, Int
 
 from clip_jax.embed.watch import Watch
 from clip_jax.encoder import Encoder
+from clip_jax.errors import is_exhausted
 from clip_jax.evaluate.data import BATCHES, encode_in_batches
 from clip_jax.evaluate.embedded import embeddings_of, read_embedded
 from clip_jax.nn import CLIP
 from clip_jax.preprocess import Preprocess, decode_image
-from clip_jax.shortage import is_shortage
 from clip_jax.sources import open_pairs
 from clip_jax.storage import Unreachable
 from clip_jax.tokenizer import tokenize
@@ -88,7 +88,7 @@ def embed_captioned(
                 pair = pairs[number]
                 image = preprocess.pixels(decode_image(pair.image))
             except (OSError, ValueError) as error:
-                if isinstance(error, Unreachable) or is_shortage(error):
+                if isinstance(error, Unreachable) or is_exhausted(error):
                     raise
                 problems.append(f"pair {number}: {error}")
                 watch.failed(problems[-1])

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from clip_jax.embed.index import finished_job, parts_of
 from clip_jax.embed.parts import ERRORS, Finished, Parts
 from clip_jax.embed.units import divide
-from clip_jax.shortage import is_shortage
+from clip_jax.errors import is_exhausted
 from clip_jax.storage import Storage, storage
 
 THREADS = 8
@@ -133,7 +133,7 @@ def _arrows_errors(source: str) -> Iterator[None]:
     try:
         yield
     except pa.ArrowException as error:
-        if isinstance(error, OSError | MemoryError) or is_shortage(error):
+        if isinstance(error, OSError | MemoryError) or is_exhausted(error):
             raise
         reason = str(error).partition("\n")[0]
         raise ValueError(

@@ -17,8 +17,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from clip_jax.errors import DownloadError
-from clip_jax.shortage import is_shortage
+from clip_jax.errors import DownloadError, is_exhausted
 
 if sys.platform == "win32":
     import msvcrt
@@ -159,7 +158,7 @@ def _download(url: str, sha256: str, path: Path, progress: bool) -> None:
                 time.sleep(PAUSE * attempt)
         os.replace(part, path)
     except OSError as error:
-        if not is_shortage(error):  # then what has come is as good as before
+        if not is_exhausted(error):  # then what has come is as good as before
             _remove(part)  # most of all where the disk is full: don't leave it so
         raise
     except BaseException:
@@ -234,7 +233,7 @@ def _open(url: str, start: int) -> http.client.HTTPResponse:
         raise kind(f"the server answered {error.code} {error.reason}") from None
     # urllib takes an address apart with bare ValueErrors: a proxy's, or where a server sends us on.
     except (OSError, ValueError, http.client.HTTPException) as error:
-        if is_shortage(error):
+        if is_exhausted(error):
             raise
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise _Failed(f"no connection to the server ({reason})") from None

@@ -21,10 +21,9 @@ from clip_jax.convert.archive import shown
 from clip_jax.convert.checks import opened
 from clip_jax.convert.pytorch import NOT_HUGGING_FACE
 from clip_jax.convert.safetensors import read_safetensors
-from clip_jax.errors import CheckpointError
+from clip_jax.errors import CheckpointError, is_exhausted
 from clip_jax.nn import CLIP, flatten, misfits, nest, parameter_shapes, parameters
 from clip_jax.nn.tree import check_blocks, listed
-from clip_jax.shortage import is_shortage
 from clip_jax.weights.replace import replacing
 
 VERSION = "1"
@@ -120,7 +119,7 @@ def read_native(folder: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[str, A
     try:
         missing = [name for name in (CONFIG, WEIGHTS) if not _is_file(folder / name)]
     except OSError as error:
-        if is_shortage(error):
+        if is_exhausted(error):
             raise
         raise CheckpointError(f"{folder} can't be read ({error.strerror or error})") from None
     if missing:
@@ -136,7 +135,7 @@ def read_native(folder: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[str, A
             raise ValueError(f"it has more than {MAX_CONFIG:,} characters, expected about 500")
         config = CLIPConfig.from_json(text)
     except (ValueError, OSError) as error:
-        if is_shortage(error):
+        if is_exhausted(error):
             raise
         reason = shown(str(error).rstrip("."), 1_000)
         advice = "If the folder is another library's, give its weights' file instead"
@@ -152,7 +151,7 @@ def read_native(folder: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[str, A
             data = np.memmap(file, np.uint8, mode="c")
         arrays, metadata = read_safetensors(data)
     except (ValueError, OSError, CheckpointError) as error:
-        if is_shortage(error):
+        if is_exhausted(error):
             raise
         raise CheckpointError(f"{path}: {error}") from None
     if (version := metadata.get("version", VERSION)) != VERSION:
