@@ -172,6 +172,27 @@ def test_figures_are_printed_before_the_report_is_written(run, tmp_path, monkeyp
             assert "memory has run out" in err[0] or "No space left" in err[0]
 
 
+def test_a_report_that_fails_leaves_the_one_before(run, data, tmp_path, monkeypatch):
+    def files() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    assert run("zeroshot", "out", "--report", tmp_path)[0] == 0
+    before = files()
+    assert set(before) == {"report.html", "per_class.csv", "confusion.png"}
+    (data / "more.txt").write_text("\n".join([*COLOURS, "another"]))
+
+    def contact_sheet(*_, **__):
+        raise MemoryError
+
+    command = ("zeroshot", "out", "--classes", "more.txt", "--report", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(report, "contact_sheet", contact_sheet)
+        assert run(*command)[0] == 1
+    assert files() == before
+    assert run(*command)[0] == 0
+    assert files().keys() == before.keys() and files()["per_class.csv"] != before["per_class.csv"]
+
+
 def test_cells_that_a_spreadsheet_would_run_are_text(run, data, tmp_path):
     names = ("=cmd|' /C calc'!A0", "-1+1", "@SUM(1)")
     lines = [f"{colour}\t{name}\n" for colour, name in zip(sorted(COLOURS), names, strict=True)]

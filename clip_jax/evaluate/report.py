@@ -4,6 +4,7 @@ import base64
 import contextlib
 import csv
 import html
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from jaxtyping import Float, Int
 from clip_jax.embed import contact_sheet
 from clip_jax.evaluate.scores import Scores
 from clip_jax.evaluate.sweep import Sweep
+from clip_jax.storage import Disk
 
 PAGE, PER_CLASS, CONFUSION, SWEEP = "report.html", "per_class.csv", "confusion.png", "sweep.png"
 # Mistakes on the sheet.
@@ -63,34 +65,36 @@ def write_report(
         ModuleNotFoundError: the extra `evaluate` is not installed.
         OSError: the folder can't be written.
     """
-    out = Path(folder)
-    prepare(out)
     rows = _per_class(scores, class_names)
-    with (out / PER_CLASS).open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        writer.writerows(tuple(map(_harmless, row)) for row in rows)
-    _draw_confusion(out / CONFUSION, scores, class_names)
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(COLUMNS)
+    writer.writerows(tuple(map(_harmless, row)) for row in rows)
+    confusion = _draw_confusion(scores, class_names)
+    files = {PER_CLASS: table.getvalue().encode("utf-8", "backslashreplace"), CONFUSION: confusion}
     mistakes = _mistakes(scores, class_names, targets, keys, paths)
     parts = [f"<p>{_summary(scores, class_names)}</p>"]
     if sweep:
-        _draw_sweep(out / SWEEP, sweep)
-        parts += ["<h2>Strength of the regularisation</h2>", _embedded(out / SWEEP)]
+        files[SWEEP] = _draw_sweep(sweep)
+        parts += ["<h2>Strength of the regularisation</h2>", _embedded(SWEEP, files[SWEEP])]
     wrong = int(scores.count - scores.confusion.diagonal().sum())
     last = f"Mistakes: the {len(mistakes)} most confident of {wrong:,}" if wrong else "No mistakes"
     parts += [
         "<h2>Classes</h2>",
         f"<section>{_table(rows)}</section>",
         "<h2>Confusion</h2>",
-        _embedded(out / CONFUSION),
+        _embedded(CONFUSION, confusion),
         f"<h2>{last}</h2>",
     ]
     before = "\n".join(["<main>", *parts, "</main>\n"])
     page = contact_sheet(mistakes, title, style=_STYLE, before=before)
-    (out / PAGE).write_text(page, encoding="utf-8")
+    # Once all is there: an earlier report's files are replaced by whole ones or not at all.
+    files[PAGE] = page.encode("utf-8", "backslashreplace")
+    for name, data in files.items():
+        Disk().write(os.path.join(folder, name), data)
 
 
-def _draw_sweep(path: Path, sweep: Sweep) -> None:
+def _draw_sweep(sweep: Sweep) -> bytes:
     figure = _figure()(figsize=(7, 4.5), layout="constrained")
     panel = figure.subplots()
     strengths = [trial.C for trial in sweep.trials]
@@ -99,7 +103,7 @@ def _draw_sweep(path: Path, sweep: Sweep) -> None:
     panel.set(xscale="log", xlabel="C, the inverse strength", ylabel="accuracy on validation rows")
     panel.legend()
     panel.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    return _png(figure)
 
 
 def _per_class(scores: Scores, class_names: Sequence[str]) -> list[tuple[object, ...]]:
@@ -152,12 +156,12 @@ def _table(rows: Sequence[tuple[object, ...]]) -> str:
     )
 
 
-def _embedded(path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{path.stem}">'
+def _embedded(name: str, png: bytes) -> str:
+    data = base64.b64encode(png).decode()
+    return f'<img src="data:image/png;base64,{data}" alt="{name.partition(".")[0]}">'
 
 
-def _draw_confusion(path: Path, scores: Scores, class_names: Sequence[str]) -> None:
+def _draw_confusion(scores: Scores, class_names: Sequence[str]) -> bytes:
     count = len(class_names)
     shares = _drawn(scores.confusion)
     side = float(np.clip(3 + 0.3 * count, 5, 16))
@@ -173,7 +177,13 @@ def _draw_confusion(path: Path, scores: Scores, class_names: Sequence[str]) -> N
         names = [name.replace("$", r"\$") for name in class_names]
         panel.set_xticks(range(len(names)), names, rotation=90)
         panel.set_yticks(range(len(names)), names)
-    figure.savefig(path, dpi=110)
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, dpi=110, format="png")
+    return file.getvalue()
 
 
 def _drawn(confusion: Any) -> Float[np.ndarray, "c c"]:
