@@ -182,7 +182,7 @@ def test_a_report_that_fails_leaves_the_one_before(run, data, tmp_path, monkeypa
     (data / "more.txt").write_text("\n".join([*COLOURS, "another"]))
 
     def contact_sheet(*_, **__):
-        raise MemoryError
+        raise OSError(errno.EIO, "Input/output error")
 
     command = ("zeroshot", "out", "--classes", "more.txt", "--report", tmp_path)
     with monkeypatch.context() as patch:
@@ -309,6 +309,33 @@ def test_no_picture_is_bad_because_descriptors_have_run_out(data, monkeypatch, c
     assert main(["classify", *pictures, *options]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line == f"clip-jax: {pictures[0]}: Too many open files"
+
+
+def test_what_errors_advise_about_data_works(run, data):
+    rows = [{"image": f"pictures/{name}/0.png", "kind": f"{name}é"} for name in COLOURS]
+    (data / "kinds.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command: tuple[object, ...] = ("zeroshot", "kinds.jsonl")
+
+    def refused(*argv: object) -> str:
+        status, out, err = run(*argv)
+        assert (status, out) == (1, "")
+        return err[0]
+
+    assert "no column 'label'; its columns are 'image', 'kind'" in refused(*command)
+    command += ("--label-column", "kind")
+    assert run(*command)[0] == 0
+    command += ("--classes", "kinds.txt")
+    (data / "kinds.txt").write_bytes("\n".join(f"{name}é" for name in COLOURS).encode("latin-1"))
+    assert refused(*command).endswith("kinds.txt is not UTF-8: save it as that")
+    (data / "kinds.txt").write_text("redé\n")
+    assert "Expected a line for each: the label, or the label, a tab" in refused(*command)
+    (data / "kinds.txt").write_text("".join(f"{name}é\t{name}\n" for name in COLOURS))
+    assert run(*command)[0] == 0
+    command = ("probe", "out")
+    assert "held out for testing; give --test instead" in refused(*command)
+    command += ("--test", "pictures", "--model", "model")
+    assert "held out for choosing C; give -C instead" in refused(*command)
+    assert run(*command, "-C", 1)[0] == 0
 
 
 # ---- embeddings on disk -------------------------------------------------------------------------
