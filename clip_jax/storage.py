@@ -11,12 +11,11 @@ import os
 import re
 import shutil
 import tempfile
-import uuid
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Protocol
 
-# What a killed process leaves behind of a file that it began to write.
-ASIDE = ".aside"
+from clip_jax.locks import locked
+from clip_jax.unfinished import ASIDE, aside, is_abandoned
 
 
 def storage(address: str | os.PathLike[str]) -> "Storage":
@@ -42,6 +41,21 @@ def plain(address: str | os.PathLike[str]) -> str:
 def absolute(address: str | os.PathLike[str]) -> str:
     """The address as it reads from any folder."""
     return os.fspath(address) if is_remote(address) else os.path.abspath(address)
+
+
+def folder(address: str | os.PathLike[str]) -> str:
+    """The address of a folder, without a slash at its end.
+
+    Raises:
+        ValueError: it is blank, as a variable that isn't set is; or names the root of everything.
+    """
+    path = plain(address)
+    if not path.strip():
+        raise ValueError(f"expected the name of a folder. Got {path!r}: is a variable not set?")
+    found = path.rstrip("/")
+    if not found or found.endswith(":"):  # "/", "s3://"
+        raise ValueError(f"expected a folder of its own. Got {path!r}, under which is everything")
+    return found
 
 
 class Unreachable(OSError):
@@ -76,6 +90,10 @@ class Storage(Protocol):
         """Some bytes of a file; fewer where it ends before."""
         ...
 
+    def read_into(self, path: str, begin: int, target: memoryview) -> int:
+        """Reads bytes into memory from some place on; says how many, fewer where it ends before."""
+        ...
+
     def open(self, path: str) -> BinaryIO:
         """A file to read, at any place of it."""
         ...
@@ -92,8 +110,24 @@ class Storage(Protocol):
         """Puts a file there, complete or not at all, in place of one of that name."""
         ...
 
+    def create(self, path: str, data: bytes) -> bool:
+        """Puts a file there as `write` does, unless there is one; says whether it did.
+
+        Of several processes that do so at once, one does; on object stores without conditional
+        writes there may be more than one, of which the last has its file there.
+        """
+        ...
+
     def remove(self, path: str) -> None:
         """Removes a file, if it is there."""
+        ...
+
+    def abandoned(self, folder: str) -> list[str]:
+        """The names of the unfinished files in a folder whose processes are dead."""
+        ...
+
+    def locked(self, path: str, what: str) -> contextlib.AbstractContextManager[None]:
+        """Holds a file as a lock, as `clip_jax.locks` has it; object stores have none."""
         ...
 
     def names(self, folder: str) -> list[str]:
@@ -139,6 +173,14 @@ class Disk(Storage):
             file.seek(begin)
             return file.read(end - begin)
 
+    def read_into(self, path: str, begin: int, target: memoryview) -> int:
+        done = 0
+        with open(path, "rb", buffering=0) as file:
+            file.seek(begin)
+            while done < len(target) and (count := file.readinto(target[done:])):
+                done += count
+        return done
+
     def open(self, path: str) -> BinaryIO:
         return open(path, "rb")
 
@@ -151,25 +193,31 @@ class Disk(Storage):
         return os.open(path, os.O_RDONLY)
 
     def write(self, path: str, data: bytes) -> None:
-        folder, name = os.path.split(path)
-        aside = os.path.join(folder, f".{name}.{uuid.uuid4().hex}{ASIDE}")
-        os.makedirs(folder, exist_ok=True)
-        try:
-            with open(aside, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        except OSError as error:  # a full disk's own message doesn't say which
-            raise OSError(error.errno, error.strerror, path) from None
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(aside)
-        sync_folder(folder)
+        with _written_aside(path, data) as unfinished:
+            os.replace(unfinished, path)
+
+    def create(self, path: str, data: bytes) -> bool:
+        with _written_aside(path, data) as unfinished:
+            try:
+                os.link(unfinished, path)
+            except FileExistsError:
+                return False
+            except OSError:  # not every file system has links
+                if os.path.lexists(path):
+                    return False
+                os.replace(unfinished, path)
+        return True
 
     def remove(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
+
+    def abandoned(self, folder: str) -> list[str]:
+        names = [name for name in self.names(folder) if name.endswith(ASIDE)]
+        return [name for name in names if is_abandoned(os.path.join(folder, name))]
+
+    def locked(self, path: str, what: str) -> contextlib.AbstractContextManager[None]:
+        return locked(path, what)
 
     def names(self, folder: str) -> list[str]:
         try:
@@ -213,6 +261,11 @@ class Store(Storage):
         with _said(path):
             return self._fs.cat_file(path, start=begin, end=end)
 
+    def read_into(self, path: str, begin: int, target: memoryview) -> int:
+        data = self.read_range(path, begin, begin + len(target))
+        target[: len(data)] = data
+        return len(data)
+
     def open(self, path: str) -> BinaryIO:
         with _said(path):
             return self._fs.open(path, "rb")
@@ -237,9 +290,29 @@ class Store(Storage):
                 self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
                 self._fs.pipe_file(path, data)
 
+    def create(self, path: str, data: bytes) -> bool:
+        with _said(path):
+            self._fs.invalidate_cache()  # others write here, too
+            try:
+                self._fs.pipe_file(path, data, mode="create")
+                return True
+            except FileExistsError:
+                return False
+            except Exception:  # of a kind of their own; or they can't do it on a condition
+                if self._fs.exists(path):
+                    return False
+        self.write(path, data)
+        return True
+
     def remove(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError), _said(path):
             self._fs.rm_file(path)
+
+    def abandoned(self, folder: str) -> list[str]:
+        return []  # what isn't put there whole isn't there
+
+    def locked(self, path: str, what: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def names(self, folder: str) -> list[str]:
         with _said(folder):
@@ -261,6 +334,25 @@ class Store(Storage):
     def glob(self, pattern: str) -> list[str]:
         with _said(pattern):
             return [self._fs.unstrip_protocol(name) for name in self._fs.glob(pattern)]
+
+
+@contextlib.contextmanager
+def _written_aside(path: str, data: bytes) -> Iterator[str]:
+    """A whole file under another name, to be given its own; what is left of that is removed."""
+    folder, unfinished = os.path.dirname(path), aside(path)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with open(unfinished, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield unfinished
+    except OSError as error:  # a full disk's own message doesn't say which
+        raise OSError(error.errno, error.strerror, path) from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(unfinished)
+    sync_folder(folder)
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

@@ -562,11 +562,19 @@ def copy(undisturbed, tmp_path) -> Path:
     return Path(shutil.copytree(undisturbed, tmp_path / "copy"))
 
 
+def left_by_a_kill(path: Path) -> None:
+    """Writes what a process leaves that dies while it writes a file."""
+    program = (
+        "import sys; from clip_jax.unfinished import aside; open(aside(sys.argv[1]), 'w').close()"
+    )
+    subprocess.run([sys.executable, "-c", program, str(path)], check=True)
+
+
 @pytest.mark.parametrize("how", ["cut", "flipped", "empty", "other"])
 def test_a_part_that_is_damaged_is_done_again(pictures, undisturbed, model, copy, how):
     damage(copy / "part-000000-000003.parquet", how)
-    (copy / ".part-000000-000004.parquet.0123.aside").write_bytes(b"left by a kill")
-    (copy / ".job.json.0123.aside").write_bytes(b"likewise")
+    for name in ("part-000000-000004.parquet", "job.json"):
+        left_by_a_kill(copy / name)
     (copy / "part-000000-000005.parquet").unlink()
     (copy / "errors").mkdir()
     (copy / "errors" / "part-000000-000001.parquet").write_bytes(b"left by a kill, too")

@@ -633,7 +633,7 @@ def test_settings_that_are_none_are_bad_arguments(toml, capsys, setting):
 
 
 def test_training_together_where_there_is_nobody_else_says_so(toml, capsys, monkeypatch):
-    def alone():
+    def alone(**options):
         raise ValueError("coordinator_address should be defined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", alone)

@@ -126,7 +126,7 @@ def test_a_run_of_an_earlier_version_is_told_by_where_its_data_lie(tmp_path, dat
 @pytest.fixture(autouse=True)
 def light(monkeypatch):
     monkeypatch.setattr(run, "make_step", training.make_step)
-    monkeypatch.setattr(run, "compiler_options", lambda: quickly.OPTIONS)
+    monkeypatch.setattr(run, "compiler_options", lambda platform: quickly.OPTIONS)
 
 
 def lines_of(run) -> list[dict]:
@@ -156,7 +156,7 @@ def trained(tmp_path_factory):
     config = read_config(training.write_toml(folder, data), ["data.max_skipped=0.3"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "make_step", training.make_step)
-        patch.setattr(run, "compiler_options", lambda: quickly.OPTIONS)
+        patch.setattr(run, "compiler_options", lambda platform: quickly.OPTIONS)
         with patch.context() as inner:
             stop_after(6, inner)
             with pytest.raises(RuntimeError, match="killed"):
@@ -309,7 +309,7 @@ class Exhausted:
 def test_descriptors_and_memory_that_run_out_are_no_picture_s_fault(error):
     options = {"batch_size": 8, "image_size": 8, "text_length": 8, "max_skipped": 1.0}
     iterator, skipped = batches(Exhausted(error), **options, num_threads=8)
-    said = "(7.png: Too many open files|pair .*: Out of memory): raise .* or lower data.num_threads"
+    said = "(7.png: Too many open files|pair .*: out of memory): raise .* or lower data.num_threads"
     with pytest.raises(OSError, match=said):
         next(iterator)
     iterator.close()

@@ -1,5 +1,6 @@
 """The same training twice, and trainings that are asked to stop: real processes, real signals."""
 
+import errno
 import json
 import os
 import signal
@@ -11,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from clip_jax import locks
 from clip_jax.cli import main
-from clip_jax.train import claim, read_config, run, train
-from clip_jax.train.claim import Lock
+from clip_jax.train import read_config, run, train
 from tests import quickly, training
 from tests.training import flip_one_bit, model_of
 
@@ -74,7 +75,7 @@ def undisturbed(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "make_step", training.make_step)
-        patch.setattr(run, "compiler_options", dict)
+        patch.setattr(run, "compiler_options", lambda platform: {})
         train(read_config(training.write_toml(folder, data)), progress=False)
     return folder / "run"
 
@@ -98,8 +99,8 @@ def test_a_second_training_is_refused_and_stopped_ones_go_on_with_the_same_bits(
         with (tmp_path / "second").open("w") as second:
             assert start(toml, second).wait(timeout=100) == 1
         (said,) = lines_of(tmp_path / "second")
-        assert said.startswith(f"{folder} is being trained in by another process (process ")
-        assert f"process {first.pid} on {socket.gethostname()}): wait until" in said
+        holder = f"{first.pid} on {socket.gethostname()}"
+        assert said.startswith(f"another process ({holder}) is at work in {folder}: wait until it ")
         assert stop(first, signal.SIGTERM, tmp_path) == 143
     # The step that the signal came in is saved, whatever its number is.
     assert steps_of(folder) == [1, 2, 3, 4, 5, 6] and checkpoints_of(folder) == [4, 6]
@@ -119,29 +120,11 @@ def test_a_second_training_is_refused_and_stopped_ones_go_on_with_the_same_bits(
     assert model_of(folder) == model_of(undisturbed)
 
 
-def test_a_folder_is_free_once_the_training_in_it_ends_and_elsewhere_at_once(tmp_path):
-    lock = Lock(tmp_path / "run")
-    with pytest.raises(ValueError, match="wait until it ends, or give another `out`"):
-        Lock(tmp_path / "run")
-    Lock(tmp_path / "other").release()
-    lock.release()
-    Lock(tmp_path / "run").release()
-
-
-def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
-    def refuse(descriptor, how):
-        raise OSError(claim.errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr(claim.fcntl, "flock", refuse)
-    with pytest.warns(UserWarning, match="without locks: see to it that no other training"):
-        Lock(tmp_path / "run").release()
-
-
 def test_a_folder_that_can_not_be_locked_is_named(tmp_path, data, monkeypatch, capsys):
     def refuse(descriptor, how):
-        raise OSError(claim.errno.EIO, "Input/output error")
+        raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(claim.fcntl, "flock", refuse)
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
     assert main(["train", str(training.write_toml(tmp_path, data))]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == f"clip-jax: {tmp_path}/run/run.lock: Input/output error"
@@ -154,8 +137,9 @@ def start_two(toml, logs, settings=((), ()), **environment: str) -> list[subproc
     with socket.socket() as listener:
         listener.bind(("localhost", 0))
         port = str(listener.getsockname()[1])
-    own = {"PORT": port, "JAX_NUM_CPU_DEVICES": "2", **environment}
-    return [start(toml, logs[i], *settings[i], INDEX=str(i), **own) for i in range(2)]
+    own = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2", **environment}
+    own["JAX_NUM_CPU_DEVICES"] = "2"
+    return [start(toml, logs[i], *settings[i], JAX_PROCESS_ID=str(i), **own) for i in range(2)]
 
 
 def wait_for_both(processes, seconds=100) -> list[int]:

@@ -1,11 +1,10 @@
 """Runs whose step computes next to nothing: their files and ends are what is tested.
 
 Run as `python -m tests.training TOML [KEY=VALUE ...]` it is `clip-jax train` with such steps. In
-the environment, PORT and INDEX make it one of two processes; after step PAUSE it waits for a file
-named "go" beside its configuration.
+the environment, JAX_PROCESS_ID and its like make it one of several processes; after step PAUSE it
+waits for a file named "go" beside its configuration.
 """
 
-import functools
 import os
 import sys
 import time
@@ -122,13 +121,10 @@ def model_of(folder: Path) -> bytes:
 
 if __name__ == "__main__":
     run.make_step = make_step
-    run.compiler_options = dict
+    run.compiler_options = lambda platform: {}
     paused(run.Metrics, int(os.environ.get("PAUSE", 0)), Path(sys.argv[1]).with_name("go"))
     words = [word for setting in sys.argv[2:] for word in ("--set", setting)]
-    if "PORT" in os.environ:
+    if "JAX_PROCESS_ID" in os.environ:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        # What JAX finds out by itself on a cluster.
-        where = f"localhost:{os.environ['PORT']}", 2, int(os.environ["INDEX"])
-        jax.distributed.initialize = functools.partial(jax.distributed.initialize, *where)
         words.append("--distributed")
     sys.exit(main(["train", sys.argv[1], *words]))

@@ -63,6 +63,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         except EXPECTED as error:
             _complain(_message(error))
             return FAILURE
+        except (MemoryError, RuntimeError) as error:
+            if not (message := _shortage(error)):
+                raise
+            _complain(message)
+            return FAILURE
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        arguments = _parser().parse_args(argv)
+        return arguments.run(arguments)
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop(sys.stdout)
+            raise
 
 
 def _run(argv: Sequence[str] | None) -> int:
@@ -117,9 +134,26 @@ def _drop(stream: TextIO) -> None:
 
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        where = f"{printable(os.fsdecode(error.filename))}: " if error.filename else ""
-        return f"{where}{error.strerror}"
+        if error.filename is None:
+            return error.strerror
+        return f"{printable(os.fsdecode(error.filename)) or repr('')}: {error.strerror}"
     return str(error) or type(error).__name__
+
+
+def _shortage(error: Exception) -> str | None:
+    """What the machine has too little of; None for any other error."""
+    if isinstance(error, MemoryError):
+        return "memory has run out: give the process more, or close others" + _detail(error)
+    if "RESOURCE_EXHAUSTED" in str(error):  # jax's own kind of error
+        return "the device's memory has run out: use smaller batches" + _detail(error)
+    if "can't start new thread" in str(error):
+        return "no further thread can be started: raise the limit of processes (ulimit -u)"
+    return None
+
+
+def _detail(error: Exception) -> str:
+    text = str(error).partition("\n")[0]
+    return f" ({text})" if text else ""
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:

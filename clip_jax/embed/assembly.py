@@ -1,5 +1,6 @@
 """A unit of work on its way: loaded rows go in, embeddings and errors come out as a part."""
 
+import base64
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -62,6 +63,38 @@ class Layout:
             fields.append(pa.field("caption", pa.string()))
         types = self.source.types
         return pa.schema([*fields, *(pa.field(n, types[n] or pa.string()) for n in self.others)])
+
+    def noted_types(self) -> str:
+        """The Arrow types of the columns that are taken along, to be kept with the job."""
+        types = self.source.types
+        if all(types[name] is None for name in self.others):
+            return ""
+        import pyarrow as pa
+
+        schema = pa.schema([(name, types[name] or pa.null()) for name in self.others])
+        return base64.b64encode(schema.serialize().to_pybytes()).decode()
+
+    def typed(self, noted: str) -> "Layout":
+        """This layout with the types that a job began with, if they are noted.
+
+        A file that can't be read for a moment has no say in the types of this run; the parts must
+        be as those that are there.
+
+        Raises:
+            ValueError: what is noted is damaged.
+        """
+        if not noted:
+            return self
+        import pyarrow as pa
+
+        try:
+            schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(noted)))
+            types = dict(zip(self.others, schema.types, strict=True))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise ValueError(
+                f"job.json is damaged ({error}): remove it, and start the same job again"
+            ) from None
+        return dataclasses.replace(self, source=dataclasses.replace(self.source, types=types))
 
 
 class Assembly:
@@ -143,17 +176,17 @@ class Assembly:
             OSError: it can't be written.
         """
         assert self._part is not None  # finished
-        part = self._part
+        part, errors = self._part, self._errors
         if self._task.is_retry:
-            if self._rows:
-                part = self._merged(part, parts)
-            else:
+            merged = self._merged(part, parts)
+            if merged is None:
                 return  # nothing has changed
-        unit, failed = self._task.unit, {error.row for error in self._errors}
+            part, errors = merged
+        unit, failed = self._task.unit, {error.row for error in errors}
         contents = None
         if self._layout.source.contents is not None:
             contents = self._layout.source.contents(unit.rows_but(failed))
-        parts.write(unit, self._task.shard_rows, part, self._errors, contents)
+        parts.write(unit, self._task.shard_rows, part, errors, contents)
         self._watch.parts += 1
 
     def _pack(self) -> None:
@@ -187,19 +220,34 @@ class Assembly:
         with self._watch.timing("device"):
             return self._encoder.texts(np.stack(self._tokens))
 
-    def _merged(self, part: Part, parts: Parts) -> Part:
+    def _merged(self, part: Part, parts: Parts) -> tuple[Part, list[Error]] | None:
+        """The rows that are there with those of ours that are not, and the errors that are left.
+
+        Another process may have embedded some meanwhile, where there are no locks.
+        """
         import pyarrow as pa
 
         there, errors = parts.read(self._task.unit)
-        unit, failed = self._task.unit, {error.row for error in errors}
-        rows = [*unit.rows_but(failed), *self._rows]
+        failed = {error.row for error in errors}
+        if len(there.columns) + len(failed) != len(self._task.unit):
+            raise OSError(
+                f"part {self._task.unit.name} is being written by another process: start the same "
+                "command again"
+            )
+        new = np.array([row in failed for row in self._rows], bool)
+        if not new.any():
+            return None
+        mended = {row for row in self._rows if row in failed}
+        rows = [*self._task.unit.rows_but(failed), *sorted(mended)]
         order = np.argsort(rows)
-        columns = pa.concat_tables([there.columns, part.columns]).take(order).combine_chunks()
+        columns = pa.concat_tables([there.columns, part.columns.filter(new)])
         embeddings = {
-            name: np.concatenate([there.embeddings[name], matrix])[order]
+            name: np.concatenate([there.embeddings[name], matrix[new]])[order]
             for name, matrix in part.embeddings.items()
         }
-        return Part(columns, embeddings)
+        now = {error.row: error for error in self._errors}
+        left = [now.get(error.row, error) for error in errors if error.row not in mended]
+        return Part(columns.take(order).combine_chunks(), embeddings), left
 
 
 def _fitting(value: Any, type_: Any) -> Any:

@@ -18,6 +18,7 @@ import numpy as np
 from PIL import ImageOps
 
 from clip_jax.embed.watch import Watch
+from clip_jax.errors import is_exhausted
 from clip_jax.preprocess import Preprocess, decode_image
 from clip_jax.sources import Record
 from clip_jax.storage import Unreachable
@@ -111,6 +112,7 @@ class Loader:
 
         Raises:
             Unreachable: nothing can be read any more, whatever the record.
+            OSError, MemoryError: likewise, as descriptors or memory have run out.
         """
         kept = dataclasses.replace(record, read=None)
         pixels = tokens = None
@@ -125,9 +127,11 @@ class Loader:
                 tokens = tokenize(record.caption, self._context_length, truncate=True)[0]
         except Unreachable:
             raise
-        except OSError as error:
-            return Loaded(task, row, kept, problem=error.strerror or str(error))
         except Exception as error:  # whatever a record holds, the others can be embedded
+            if is_exhausted(error):
+                raise
+            if isinstance(error, OSError):
+                return Loaded(task, row, kept, problem=error.strerror or str(error))
             return Loaded(task, row, kept, problem=str(error) or type(error).__name__)
         return Loaded(task, row, kept, pixels, tokens)
 

@@ -17,7 +17,8 @@ import numpy as np
 
 from clip_jax.embed.identity import JOB
 from clip_jax.embed.units import Unit
-from clip_jax.storage import ASIDE, Disk, Unreachable, storage
+from clip_jax.errors import is_exhausted
+from clip_jax.storage import Disk, Unreachable, storage
 
 # Keys of the metadata.
 ABOUT, FILE = b"clip_jax", b"clip_jax.file"
@@ -113,6 +114,35 @@ class Parts:
                 return None
         return Finished(about["rows"], about["errors"], about["shard_rows"], about.get("contents"))
 
+    def check_unclaimed(self) -> None:
+        """Refuses to go on where another job's parts lie, but no note says whose they are.
+
+        Raises:
+            ValueError: they do; gives both fingerprints.
+            OSError: they can't be read.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for name in sorted(self.names()):
+            path = self.path(self.table, name)
+            try:
+                found = pq.read_metadata(self._storage.arrow(path)).metadata
+                theirs = json.loads(found[ABOUT])["fingerprint"]
+            except Unreachable:
+                raise
+            except (OSError, pa.ArrowException, ValueError, TypeError, LookupError) as error:
+                if is_exhausted(error):
+                    raise
+                continue  # damaged, and so nobody's
+            if theirs != self._about["fingerprint"]:
+                raise ValueError(
+                    f"{self._out} holds parts of another job, {theirs}, and no {JOB}; this one is "
+                    f"{self._about['fingerprint']}. Give another folder, or the same input, model "
+                    "and options; or remove the parts."
+                )
+            return
+
     def write(
         self,
         unit: Unit,
@@ -185,20 +215,18 @@ class Parts:
             is_ours: tells of a unit's name whether it is of our share.
             without_errors: units that count, of which no row has failed.
         """
-        names = self._storage.names(self._out)
-        # Before there is one, another process may be about to put it there.
-        for name in names if JOB in names else ():
-            if name.startswith(f".{JOB}.") and name.endswith(ASIDE):
+        for name in self._storage.abandoned(self._out):
+            if name.startswith(f".{JOB}."):
                 self._storage.remove(f"{self._out}/{name}")
         for file in (self.table, self._errors, *self.beside.values()):
             folder, _, pattern = f"{self._out}/{file}".rpartition("/")
-            for name in self._storage.names(folder):
+            left = self._storage.abandoned(folder)
+            if file == self._errors:  # of a try before the last, removed after the part is there
+                stale = {pattern.format(name) for name in without_errors}
+                left += [name for name in self._storage.names(folder) if name in stale]
+            for name in left:
                 unit = re.search(r"\d{6,}-\d{6,}", name)
-                if unit is None or not is_ours(unit[0]):
-                    continue
-                # Errors of a try before the last are removed after the part is there.
-                is_stale = file == self._errors and unit[0] in without_errors
-                if name.endswith(ASIDE) or (is_stale and name == pattern.format(unit[0])):
+                if unit is not None and is_ours(unit[0]):
                     self._storage.remove(f"{folder}/{name}")
 
     def path(self, file: str, name: str) -> str:
@@ -221,7 +249,9 @@ class Parts:
             rows = found.num_rows == about[count]
         except Unreachable:
             raise
-        except (OSError, pa.ArrowException, ValueError, TypeError, LookupError):
+        except (OSError, pa.ArrowException, ValueError, TypeError, LookupError) as error:
+            if is_exhausted(error):
+                raise
             return None
         return about if whole and ours and rows else None
 

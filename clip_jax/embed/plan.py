@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from clip_jax.embed.parts import Parts
 from clip_jax.embed.units import Share, Unit, divide
 from clip_jax.embed.watch import Watch
+from clip_jax.errors import is_exhausted
 from clip_jax.sources import Input, Record, Rows
 from clip_jax.sources.lines import ListRows
 from clip_jax.sources.records import as_text
@@ -67,6 +68,7 @@ class Plan:
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             found = zip(mine, pool.map(parts.finished, mine), strict=True)
             self._finished = {name: finished for name, finished in found if finished}
+        watch.parts_before = len(self._finished)
         self._check_contents()
         # A part says how many rows its shard has, which then need not be opened for that; unless
         # a file that could not be read, which is a single row, is tried again.
@@ -164,6 +166,8 @@ class Plan:
         except Unreachable:
             raise
         except (OSError, ValueError) as error:  # a file that is damaged in the middle
+            if is_exhausted(error):
+                raise
             reason = str(error)
         name = self._source.shards[unit.shard].name
         for missing in range(number, unit.end):
@@ -175,6 +179,8 @@ class Plan:
         except Unreachable:
             raise
         except (OSError, ValueError) as error:  # one file that can't be read, among others
+            if is_exhausted(error):
+                raise
             name = self._source.shards[shard].name
             reason = error.strerror if isinstance(error, OSError) else None
             return ListRows([Record(as_text(name), problem=reason or str(error))])

@@ -81,6 +81,13 @@ def open_input(source: str | os.PathLike[str], columns: Columns | None = None) -
         shards = [LinesShard(path, columns) for path in paths]
         names = _first(shards, LinesShard.names)
     _check(source, names, columns)
+    if suffix == "parquet" and (
+        unknown := [name for name in columns.others if types[name] is None]
+    ):
+        raise OSError(
+            f"{source}: no file with the column {unknown[0]!r} can be read now: start the same "
+            "command again"
+        )
     return Input(shards, columns.image in names, columns.caption in names, _listing(shards), types)
 
 

@@ -11,14 +11,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from clip_jax.errors import is_exhausted
+from clip_jax.locks import locked
 from clip_jax.train.checksums import damage, has_checksums, write_checksums
-from clip_jax.train.claim import Lock, claim
-from clip_jax.train.exhausted import exhausted
+from clip_jax.train.claim import claim
 from clip_jax.train.identity import Identity
 from clip_jax.train.step import TrainState
 from clip_jax.train.together import all_true, by_first, is_same
 
-CHECKPOINTS, DAMAGED = "checkpoints", "damaged"
+CHECKPOINTS, DAMAGED, LOCK = "checkpoints", "damaged", "run.lock"
 
 # Orbax writes the time at which it was done into this one when the checksums are there already.
 _UNFINISHED = frozenset({"_CHECKPOINT_METADATA"})
@@ -28,7 +29,7 @@ class Checkpoints:
     """The checkpoints in a run's folder; a context that waits for the last one as it ends."""
 
     def __init__(self, folder: Path, identity: Identity, *, keep: int):
-        """Opens the folder, or begins a new one; until `close` no other process can.
+        """Opens the folder, or begins a new one; until the context ends no other process can.
 
         Args:
             folder: of the run.
@@ -36,9 +37,9 @@ class Checkpoints:
             keep: how many of the last checkpoints are kept.
 
         Raises:
-            ValueError: another process trains in the folder, or it belongs to another run, and
-                then lists what differs; or processes that train together differ.
-            OSError: the folder can't be read or written.
+            ValueError: the folder belongs to another run, and then lists what differs; or
+                processes that train together differ.
+            OSError: another process trains in the folder, or it can't be read or written.
             ModuleNotFoundError: Orbax is not installed.
         """
         try:
@@ -49,7 +50,7 @@ class Checkpoints:
             ) from None
         self._ocp = ocp
         self._folder = folder.absolute()
-        self._lock: Lock | None = None
+        self._held = contextlib.ExitStack()
         if not is_same(identity.digest()):
             raise ValueError(
                 "the processes don't train the same: give all of them the same configuration, data "
@@ -65,7 +66,7 @@ class Checkpoints:
             )
             self._manager = ocp.CheckpointManager(self._folder / CHECKPOINTS, options=options)
         except BaseException:
-            self._release()
+            self._held.close()
             raise
 
     def __enter__(self) -> "Checkpoints":
@@ -80,7 +81,7 @@ class Checkpoints:
                 with contextlib.suppress(Exception):  # nothing that would hide the error
                     self._manager.close()
         finally:
-            self._release()
+            self._held.close()
 
     def restore(self, state: TrainState, iterator: Any) -> TrainState:
         """The state of the last whole checkpoint, and the iterator put where it was; else as given.
@@ -126,7 +127,7 @@ class Checkpoints:
             raise self.diverged(
                 f"the parameters or the optimizer's state after step {step} hold inf or nan"
             )
-        if jax.default_backend() == "cpu":
+        if any(device.platform == "cpu" for device in state.step.devices()):
             # There Orbax writes from the arrays themselves, which the next step is about to reuse.
             state = jax.tree.map(jnp.copy, state)
         with self._writing():
@@ -167,12 +168,9 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def _take(self, identity: Identity) -> None:
-        self._lock = Lock(self._folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._held.enter_context(locked(str(self._folder / LOCK), str(self._folder)))
         claim(self._folder, identity)
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            self._lock.release()
 
     def _complete(self) -> None:
         """Called by Orbax when all files of a checkpoint are there, before it is given its name."""
@@ -202,7 +200,7 @@ class Checkpoints:
             problem = None
         except Exception as error:  # Orbax and what it reads with have errors of many kinds
             restored, problem = None, " ".join(str(error).split()) or type(error).__name__
-            is_damage = not is_known and exhausted(error) is None
+            is_damage = not is_known and not is_exhausted(error)
         if not all_true(problem is None):
             problem = problem or "another process fails"
             if not all_true(is_damage):

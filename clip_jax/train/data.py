@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from clip_jax.errors import is_exhausted
 from clip_jax.sources import Pair, Pairs
 from clip_jax.tokenizer import tokenize
 from clip_jax.train.augment import AugmentConfig, augment
-from clip_jax.train.exhausted import exhausted
 from clip_jax.train.order import Spread, groups_of
 
 Batches = Iterator[dict[str, np.ndarray]]
@@ -213,8 +213,8 @@ class _Readable:
 
 
 def _raise_if_exhausted(error: Exception, what: str) -> None:
-    if problem := exhausted(error):
+    if is_exhausted(error):
         raise OSError(
-            f"{what}: {problem}: raise the limit (ulimit -n, memory) or lower data.num_threads, "
-            "and run the same command again"
+            f"{what}: {getattr(error, 'strerror', None) or 'out of memory'}: raise the limit "
+            "(ulimit -n, memory) or lower data.num_threads, and run the same command again"
         ) from error

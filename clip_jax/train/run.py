@@ -45,11 +45,10 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
         Beside it are `metrics.jsonl`, `training.png` and the last checkpoints.
 
     Raises:
-        ValueError: the configuration, the data or the folder doesn't fit; another process trains in
-            the folder; the loss or a parameter isn't finite; no checkpoint is whole, or too many
-            pictures can't be read.
-        OSError: a checkpoint can't be written, and then names the last good one; or the machine has
-            no more memory or descriptors.
+        ValueError: the configuration, the data or the folder doesn't fit; the loss or a parameter
+            isn't finite; no checkpoint is whole, or too many pictures can't be read.
+        OSError: another process trains in the folder; a checkpoint can't be written, and then names
+            the last good one; or the machine has no more memory or descriptors.
         KeyboardInterrupt: of Ctrl-C or, on the command line, SIGTERM; the step it came in is saved.
         ModuleNotFoundError: training needs the extra `train`.
     """
@@ -130,7 +129,7 @@ def _make_steps(config: TrainConfig, model: CLIPConfig, mesh: Mesh) -> Callable[
         jax.jit(
             make_step(model, config.optimizer, step, mesh=mesh),
             donate_argnums=0,
-            compiler_options=compiler_options(),
+            compiler_options=compiler_options(mesh.devices.flat[0].platform),
         )
         for step in (config.step, whole)
     )
