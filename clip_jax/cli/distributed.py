@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from typing import Any
 
 NUM_PROCESSES, PROCESS_ID = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
@@ -15,7 +16,7 @@ def add(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def join(otherwise: str, *, agrees_on_sigterm: bool = False, **options: int) -> None:
+def join(otherwise: str, *, agrees_on_sigterm: bool = False, **options: Any) -> None:
     """Waits for the other processes, and becomes one of them.
 
     TPU pods, Slurm, Open MPI and Kubernetes (with the package `kubernetes`) tell JAX by themselves
