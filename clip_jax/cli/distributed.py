@@ -16,7 +16,7 @@ def add(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def join(otherwise: str, **options: Any) -> None:
+def join(otherwise: str, *, agrees_on_sigterm: bool = False, **options: Any) -> None:
     """Waits for the other processes, and becomes one of them.
 
     TPU pods, Slurm, Open MPI and Kubernetes (with the package `kubernetes`) tell JAX by themselves
@@ -25,6 +25,8 @@ def join(otherwise: str, **options: Any) -> None:
 
     Args:
         otherwise: what to do where there is no pod or cluster.
+        agrees_on_sigterm: whether JAX takes SIGTERM, and tells all processes a step to stop at;
+            else it ends each by itself.
         **options: for `jax.distributed.initialize`.
 
     Raises:
@@ -32,7 +34,7 @@ def join(otherwise: str, **options: Any) -> None:
     """
     import jax
 
-    jax.config.update("jax_enable_preemption_service", False)  # which would take SIGTERM
+    jax.config.update("jax_enable_preemption_service", agrees_on_sigterm)
     try:
         jax.distributed.initialize(
             num_processes=_number(NUM_PROCESSES), process_id=_number(PROCESS_ID), **options

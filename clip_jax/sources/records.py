@@ -36,6 +36,18 @@ class Pairs(Protocol):
         """What one is called, without reading its picture."""
         ...
 
+    def key(self, index: int) -> str:
+        """Which one it is, likewise."""
+        ...
+
+    def size(self, index: int) -> int:
+        """The bytes of its picture's file, likewise.
+
+        Raises:
+            OSError: they can't be told.
+        """
+        ...
+
     def __getitem__(self, index: int) -> Pair:
         """Reads one.
 

@@ -63,6 +63,12 @@ class TablePairs:
     def captions(self, index: int) -> tuple[str, ...]:
         return self._rows[index][2]
 
+    def key(self, index: int) -> str:
+        return self._rows[index][0]
+
+    def size(self, index: int) -> int:
+        return self._rows[index][1].stat().st_size
+
     def __getitem__(self, index: int) -> Pair:
         key, file, captions = self._rows[index]
         return Pair(key, file.read_bytes(), captions)

@@ -71,6 +71,12 @@ class TarPairs:
     def captions(self, index: int) -> tuple[str, ...]:
         return self._pairs[index][2]
 
+    def key(self, index: int) -> str:
+        return self._pairs[index][0]
+
+    def size(self, index: int) -> int:
+        return self._pairs[index][1].size
+
     def __getitem__(self, index: int) -> Pair:
         key, image, captions = self._pairs[index]
         return Pair(key, image.read(), captions)
