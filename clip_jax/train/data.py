@@ -1,13 +1,13 @@
 """Batches of pairs by Grain: shuffled, augmented, the same from the same seed on any machine."""
 
-import io
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from clip_jax.attempts import Unreachable, exhausted
+from clip_jax.preprocess import decode_image
 from clip_jax.sources import Pair, Pairs
 from clip_jax.tokenizer import tokenize
 from clip_jax.train.augment import AugmentConfig, augment
@@ -18,6 +18,8 @@ Batches = Iterator[dict[str, np.ndarray]]
 # Columns that texts are trimmed to; fewer than the encoder's, because each set of them is a step to
 # compile, which takes longer.
 TEXT_LENGTHS = (16, 24, 32, 48)
+# Pixels of a whole picture, resized so that a square of it fits. One that has more is long and thin.
+MOST_PIXELS = 1 << 26
 
 
 class Skipped:
@@ -120,8 +122,13 @@ def batches(
         caption = pair.captions[int(rng.integers(len(pair.captions)))]
         text = templates[int(rng.integers(len(templates)))].replace("{}", caption)
         try:
-            with Image.open(io.BytesIO(pair.image)) as image:
-                pixels = augment(image, image_size, config, rng)
+            image = decode_image(pair.image)
+            _check_shape(image.size, image_size * config.scale[1])
+            pixels = augment(image, image_size, config, rng)
+        except MemoryError as error:
+            raise exhausted(error) or error from error
+        except Unreachable:
+            raise
         except Exception as error:  # decoders raise whatever they trip over
             skipped.add(f"{pair.key}: {str(error) or type(error).__name__}")
             return None
@@ -179,6 +186,11 @@ def group_by_length(batch: Mapping[str, np.ndarray], *, multiple: int = 1) -> di
     return arranged
 
 
+def _check_shape(size: tuple[int, int], side: float) -> None:
+    if max(size) * side * side > MOST_PIXELS * min(size):
+        raise ValueError(f"the image is too long and thin: its size is {size}")
+
+
 class _Readable:
     """Pairs whose files may have gone: None for those."""
 
@@ -191,6 +203,8 @@ class _Readable:
     def __getitem__(self, index: int) -> Pair | None:
         try:
             return self._pairs[index]
+        except Unreachable:  # the machine has run out of open files, perhaps
+            raise
         except OSError as error:
             self._skipped.add(str(error))
             return None
