@@ -47,12 +47,12 @@ def resize_middle(image: Image.Image, size: int, length: int) -> Image.Image:
 
 
 def nearest_middle(image: Image.Image, size: int, length: int) -> Image.Image:
-    """As `resize_middle`, for a mode of `NEAREST`: one side after the other, whose order is free."""
-    begin, is_wide = round((length - size) / 2.0), image.width > image.height
-    whole = (length, image.height) if is_wide else (image.width, length)
-    box = (
-        (begin, 0, begin + size, image.height) if is_wide else (0, begin, image.width, begin + size)
-    )
+    """As `resize_middle`, for a mode of `NEAREST`: side by side, in whatever order."""
+    begin, (width, height) = round((length - size) / 2.0), image.size
+    if width > height:
+        whole, box = (length, height), (begin, 0, begin + size, height)
+    else:
+        whole, box = (width, length), (0, begin, width, begin + size)
     strip = image.resize(whole, Image.Resampling.NEAREST).crop(box)
     return strip.resize((size, size), Image.Resampling.NEAREST)
 

@@ -2,8 +2,8 @@
 
 Each input is a valid file that was changed by its structure or byte by byte. A process of its own
 reads it as an embedding job does, with a limit of memory, under a watchdog. Faults are errors other
-than those that a reader may raise, inputs that take longer than ten seconds, processes that die, and
-neighbours lost: rows that the change can't have touched, in the same file or in the next one.
+than those that a reader may raise, inputs that take longer than ten seconds, processes that die,
+and neighbours lost: rows that the change can't have touched, in the same file or in the next one.
 
 Prints counts as JSON, and the seed of each fault; `--only SEED` reads that one again, with its
 traceback. Exit status 1 if there was a fault.

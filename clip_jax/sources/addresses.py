@@ -135,8 +135,8 @@ class _Hosts:
                 return
             self._silent = 0
         raise Unreachable(
-            f"{NO_ANSWER} pictures in a row gave no answer, the last one at {host}: {reason}. Check "
-            "the network, and run the same command again; or take their rows out of the input."
+            f"{NO_ANSWER} pictures in a row gave no answer, the last one at {host}: {reason}. "
+            "Check the network, and run the same command again; or take their rows out of the input"
         )
 
 

@@ -75,37 +75,42 @@ class ParquetRows:
         return sum(self._groups)
 
     def records(self, begin: int, end: int) -> Iterator[Record]:
-        first = number = 0
-        wanted: list[int] = []
-        for group, count in enumerate(self._groups):
-            if first < end and first + count > begin:
-                if not wanted:
-                    number = first
-                wanted.append(group)
-            first += count
-        if not wanted:
-            return
         ends = list(itertools.accumulate(self._groups))
-        while wanted:
-            problem = "the file has fewer rows than it said"
+        stop = min(bisect.bisect_left(ends, end) + 1, len(ends))
+        wanted = range(bisect.bisect_right(ends, begin), stop)
+        number = begin
+        try:
+            for records in self._batches(wanted, begin, end):
+                yield from records
+                number += len(records)
+            return
+        except Exception as error:  # Arrow raises errors of any kind
+            _told(error)  # unless it is the machine's
+        # Row groups stand by themselves: what can't be read of one is the rest of that one.
+        for group in range(bisect.bisect_right(ends, number), wanted.stop):
+            last, problem = min(ends[group], end), "the file has fewer rows than it said"
             try:
-                for batch in self._file.iter_batches(ROWS, row_groups=wanted, columns=self._names):
-                    low, high = max(begin - number, 0), min(end - number, len(batch))
-                    if low < high:
-                        yield from self._rows(batch.slice(low, high - low), number + low)
-                    number += len(batch)
-                    if number >= end:
-                        return
-            except Exception as error:  # Arrow raises errors of any kind
+                for records in self._batches(range(group, group + 1), number, last):
+                    yield from records
+                    number += len(records)
+            except Exception as error:
                 problem = _told(error)
-            # What can't be read is the rest of a row group; those after it stand by themselves.
-            group = bisect.bisect_right(ends, number)
-            if group == len(ends):
-                return
-            for row in range(max(number, begin), min(ends[group], end)):
+            for row in range(number, last):
                 yield record(problem, self._name(row), self._path, self._columns)
-            number = ends[group]
-            wanted = [other for other in wanted if other > group]
+            number = last
+
+    def _batches(self, groups: range, begin: int, end: int) -> Iterator[list[Record]]:
+        """The rows of some row groups, as far as they are wanted."""
+        number = sum(self._groups[: groups.start])
+        if begin >= end:
+            return
+        for batch in self._file.iter_batches(ROWS, row_groups=groups, columns=self._names):
+            low, high = max(begin - number, 0), min(end - number, len(batch))
+            if low < high:
+                yield self._rows(batch.slice(low, high - low), number + low)
+            number += len(batch)
+            if number >= end:
+                return
 
     def _rows(self, batch: Any, number: int) -> list[Record]:
         """The rows of a batch of which the first has that number."""

@@ -18,7 +18,7 @@ Batches = Iterator[dict[str, np.ndarray]]
 # Columns that texts are trimmed to; fewer than the encoder's, because each set of them is a step to
 # compile, which takes longer.
 TEXT_LENGTHS = (16, 24, 32, 48)
-# Pixels of a whole picture, resized so that a square of it fits. One that has more is long and thin.
+# Pixels of a whole picture, resized so that a square of it fits; more has what is long and thin.
 MOST_PIXELS = 1 << 26
 
 
