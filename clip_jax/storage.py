@@ -13,15 +13,23 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator
-from typing import Any, BinaryIO, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, Protocol, TypeVar
 
+from clip_jax.attempts import Exhausted as Exhausted
+from clip_jax.attempts import Refused as Refused
+from clip_jax.attempts import Unreachable as Unreachable
+from clip_jax.attempts import exhausted, tried
 from clip_jax.errors import is_exhausted
 from clip_jax.locks import locked
 from clip_jax.unfinished import ASIDE, aside, is_abandoned
 
 # For good, as far as it goes: other errors may be gone the next time.
 _NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG}
+T = TypeVar("T")
+
+# No picture's file is larger; what is was not meant for one, and would fill the memory.
+MOST_OF_A_PICTURE = 1 << 30
 
 
 def storage(address: str | os.PathLike[str]) -> "Storage":
@@ -62,10 +70,6 @@ def folder(address: str | os.PathLike[str]) -> str:
     if not found or found.endswith(":"):  # "/", "s3://"
         raise ValueError(f"expected a folder of its own. Got {path!r}, under which is everything")
     return found
-
-
-class Unreachable(OSError):
-    """A store that can't be reached now: not the fault of one file."""
 
 
 class Storage(Protocol):
@@ -171,11 +175,11 @@ class Disk(Storage):
         return os.stat(path).st_size
 
     def read(self, path: str) -> bytes:
-        with open(path, "rb") as file:
+        with self.open(path) as file:
             return file.read()
 
     def read_range(self, path: str, begin: int, end: int) -> bytes:
-        with open(path, "rb") as file:
+        with self.open(path) as file:
             file.seek(begin)
             return file.read(end - begin)
 
@@ -188,15 +192,18 @@ class Disk(Storage):
         return done
 
     def open(self, path: str) -> BinaryIO:
-        return open(path, "rb")
+        check_regular(path)
+        return _opened(lambda: open(path, "rb"))
 
     def arrow(self, path: str) -> Any:
         import pyarrow
 
-        return pyarrow.OSFile(path)
+        check_regular(path)
+        return _opened(lambda: pyarrow.OSFile(path))
 
     def descriptor(self, path: str) -> int:
-        return os.open(path, os.O_RDONLY)
+        check_regular(path)
+        return _opened(lambda: os.open(path, os.O_RDONLY))
 
     def write(self, path: str, data: bytes) -> None:
         with _written_aside(path, data) as unfinished:
@@ -239,7 +246,7 @@ class Disk(Storage):
 
 
 class Store(Storage):
-    """What fsspec reaches."""
+    """What fsspec reaches; what may help is tried three times."""
 
     def __init__(self, address: str):
         self._fs: Any = _filesystem(address)
@@ -252,20 +259,16 @@ class Store(Storage):
         return self._fs._strip_protocol(path)
 
     def is_folder(self, path: str) -> bool:
-        with _said(path):
-            return self._fs.isdir(path)
+        return tried(path, lambda: self._fs.isdir(path))
 
     def size(self, path: str) -> int:
-        with _said(path):
-            return int(self._fs.size(path))
+        return tried(path, lambda: int(self._fs.size(path)))
 
     def read(self, path: str) -> bytes:
-        with _said(path):
-            return self._fs.cat_file(path)
+        return tried(path, lambda: self._fs.cat_file(path))
 
     def read_range(self, path: str, begin: int, end: int) -> bytes:
-        with _said(path):
-            return self._fs.cat_file(path, start=begin, end=end)
+        return tried(path, lambda: self._fs.cat_file(path, start=begin, end=end))
 
     def read_into(self, path: str, begin: int, target: memoryview) -> int:
         data = self.read_range(path, begin, begin + len(target))
@@ -273,8 +276,7 @@ class Store(Storage):
         return len(data)
 
     def open(self, path: str) -> BinaryIO:
-        with _said(path):
-            return self._fs.open(path, "rb")
+        return tried(path, lambda: self._fs.open(path, "rb"))
 
     def arrow(self, path: str) -> Any:
         import pyarrow
@@ -282,37 +284,40 @@ class Store(Storage):
         return pyarrow.PythonFile(self.open(path), "r")
 
     def descriptor(self, path: str) -> int:
-        with tempfile.NamedTemporaryFile() as file, self.open(path) as remote:
-            with _said(path):
+        def fetch() -> int:
+            with tempfile.NamedTemporaryFile() as file, self._fs.open(path, "rb") as remote:
                 shutil.copyfileobj(remote, file, 1 << 24)
-            file.flush()
-            return os.open(file.name, os.O_RDONLY)  # outlives the name
+                file.flush()
+                return os.open(file.name, os.O_RDONLY)  # outlives the name
+
+        return tried(path, fetch)
 
     def write(self, path: str, data: bytes) -> None:
-        with _said(path):
+        def put() -> None:
             try:
                 self._fs.pipe_file(path, data)
             except FileNotFoundError:  # unlike object stores, some have real folders
                 self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
                 self._fs.pipe_file(path, data)
 
+        tried(path, put)
+
     def create(self, path: str, data: bytes) -> bool:
-        with _said(path):
-            self._fs.invalidate_cache()  # others write here, too
-            try:
-                self._fs.pipe_file(path, data, mode="create")
-                return True
-            except FileExistsError:
+        self._fs.invalidate_cache()  # others write here, too
+        try:
+            self._fs.pipe_file(path, data, mode="create")
+            return True
+        except FileExistsError:
+            return False
+        except Exception:  # of a kind of their own; or they can't do it on a condition
+            if tried(path, lambda: self._fs.exists(path)):
                 return False
-            except Exception:  # of a kind of their own; or they can't do it on a condition
-                if self._fs.exists(path):
-                    return False
         self.write(path, data)
         return True
 
     def remove(self, path: str) -> None:
-        with contextlib.suppress(FileNotFoundError), _said(path):
-            self._fs.rm_file(path)
+        with contextlib.suppress(FileNotFoundError):
+            tried(path, lambda: self._fs.rm_file(path))
 
     def abandoned(self, folder: str) -> list[str]:
         return []  # what isn't put there whole isn't there
@@ -321,25 +326,44 @@ class Store(Storage):
         return contextlib.nullcontext()
 
     def names(self, folder: str) -> list[str]:
-        with _said(folder):
-            self._fs.invalidate_cache()  # others write here, too
-            try:
-                entries = self._fs.ls(folder, detail=True)
-            except FileNotFoundError:
-                return []
+        self._fs.invalidate_cache()  # others write here, too
+        try:
+            entries = tried(folder, lambda: self._fs.ls(folder, detail=True))
+        except FileNotFoundError:
+            return []
         return [e["name"].rpartition("/")[2] for e in entries if e["type"] == "file"]
 
     def walk(self, folder: str) -> Iterator[tuple[str, int | str]]:
         root = self._fs._strip_protocol(folder).rstrip("/") + "/"
-        with _said(folder):
-            found = self._fs.find(folder, detail=True)
+        found = tried(folder, lambda: self._fs.find(folder, detail=True))
         for name, info in found.items():
             size = info.get("size")
             yield name.removeprefix(root), -1 if size is None else int(size)
 
     def glob(self, pattern: str) -> list[str]:
-        with _said(pattern):
-            return [self._fs.unstrip_protocol(name) for name in self._fs.glob(pattern)]
+        names = tried(pattern, lambda: self._fs.glob(pattern))
+        return [self._fs.unstrip_protocol(name) for name in names]
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Refuses what to open is to wait for somebody, or to start something.
+
+    Raises:
+        OSError: there is a pipe, a socket, a device or a folder, or nothing.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+        kind = kinds.get(stat.S_IFMT(mode), "a device")
+        raise OSError(errno.EINVAL, f"is {kind}, not a file", os.fspath(path))
+
+
+def check_picture_size(address: str | os.PathLike[str], size: int) -> None:
+    """Raises OSError if a picture's file has too many bytes."""
+    if size > MOST_OF_A_PICTURE:
+        most = f"{MOST_OF_A_PICTURE:,}"
+        what = f"has {size:,} bytes, more than the {most} that a picture may have"
+        raise OSError(errno.EFBIG, what, os.fspath(address))
 
 
 @contextlib.contextmanager
@@ -444,6 +468,16 @@ def _size(entry: os.DirEntry) -> int:
         return -1
 
 
+def _opened(act: Callable[[], T]) -> T:
+    """Opens a file; where that is too much for the machine, the error says so."""
+    try:
+        return act()
+    except OSError as error:
+        if out := exhausted(error):
+            raise out from error
+        raise
+
+
 def _filesystem(address: str) -> Any:
     try:
         import fsspec
@@ -453,24 +487,19 @@ def _filesystem(address: str) -> Any:
         ) from None
     protocol = address.partition("://")[0]
     try:
-        return fsspec.filesystem(protocol)
+        kind = fsspec.get_filesystem_class(protocol)
     except ImportError as error:
         raise ModuleNotFoundError(f"{address} needs fsspec's driver: {error}") from None
     except ValueError:
         raise ValueError(f"{address}: fsspec knows no addresses of {protocol}://") from None
+    options = kind._get_kwargs_from_urls(address)
+    if protocol in ("http", "https"):
+        options["client_kwargs"] = {"timeout": _patience()}
+    return tried(address, lambda: kind(**options))  # some connect at once
 
 
-@contextlib.contextmanager
-def _said(address: str) -> Iterator[None]:
-    """Makes the drivers' errors, which are of any kind, OSErrors that name the address."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise FileNotFoundError(errno.ENOENT, "no such file or folder", address) from None
-    except PermissionError as error:
-        raise PermissionError(errno.EACCES, f"no permission ({error})", address) from None
-    except Exception as error:
-        raise Unreachable(
-            f"{address} can't be reached: {type(error).__name__}: {error}. Check the address, the "
-            "credentials and the network, and run the same command again."
-        ) from error
+def _patience() -> Any:
+    """How long an HTTP server may take; aiohttp's own five minutes are long for a dead one."""
+    import aiohttp  # pyright: ignore[reportMissingImports]
+
+    return aiohttp.ClientTimeout(total=120, sock_connect=10, sock_read=30)

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import clip_jax
+from clip_jax import attempts
 from clip_jax import storage as storage_module
 from clip_jax.embed import Columns, Summary, embed, job, read_embeddings
 from clip_jax.embed import watch as watch_module
@@ -510,6 +511,7 @@ def test_a_store_that_can_not_be_reached_stops_the_job(pictures, model, tmp_path
     def unreachable(*args, **options):
         raise RuntimeError("no route to host")
 
+    monkeypatch.setattr(attempts, "WAITS", (0.0, 0.0))
     monkeypatch.setattr(memory, "cat_file", unreachable)
     with pytest.raises(OSError, match="can't be reached: RuntimeError: no route to host. Check"):
         embed("memory://far", model, tmp_path / "out", **QUIET)

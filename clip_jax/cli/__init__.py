@@ -82,18 +82,6 @@ def _run(argv: Sequence[str] | None) -> int:
             raise
 
 
-def _run(argv: Sequence[str] | None) -> int:
-    try:
-        arguments = _parser().parse_args(argv)
-        return arguments.run(arguments)
-    finally:
-        try:
-            sys.stdout.flush()
-        except OSError:
-            _drop(sys.stdout)
-            raise
-
-
 class _Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 

@@ -7,11 +7,7 @@ from collections.abc import Iterator
 from clip_jax.embed.parts import Parts
 from clip_jax.embed.units import Share, Unit, divide
 from clip_jax.embed.watch import Watch
-from clip_jax.errors import is_exhausted
-from clip_jax.sources import Input, Record, Rows
-from clip_jax.sources.lines import ListRows
-from clip_jax.sources.records import as_text
-from clip_jax.storage import Unreachable
+from clip_jax.sources import Input, Record, Rows, faults
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,33 +153,11 @@ class Plan:
                 )
 
     def _numbered(self, rows: Rows, task: Task) -> Iterator[tuple[int, Record]]:
-        unit, number = task.unit, task.unit.begin
-        try:
-            for record in rows.records(unit.begin, unit.end):
-                yield number, record
-                number += 1
-            reason = "the file has fewer rows than it said"
-        except Unreachable:
-            raise
-        except (OSError, ValueError) as error:  # a file that is damaged in the middle
-            if is_exhausted(error):
-                raise
-            reason = str(error)
-        name = self._source.shards[unit.shard].name
-        for missing in range(number, unit.end):
-            yield missing, Record(f"{name}:{missing}", problem=reason)
+        unit, name = task.unit, self._source.shards[task.unit.shard].name
+        return enumerate(faults.all_records(rows, name, unit.begin, unit.end), unit.begin)
 
     def _open(self, shard: int) -> Rows:
-        try:
-            return self._source.shards[shard].open()
-        except Unreachable:
-            raise
-        except (OSError, ValueError) as error:  # one file that can't be read, among others
-            if is_exhausted(error):
-                raise
-            name = self._source.shards[shard].name
-            reason = error.strerror if isinstance(error, OSError) else None
-            return ListRows([Record(as_text(name), problem=reason or str(error))])
+        return faults.opened(self._source.shards[shard])
 
     def _missing(self, unit: Unit, shard_rows: int) -> range | frozenset[int]:
         """The rows of a unit that are to be embedded."""

@@ -8,7 +8,8 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 
-from clip_jax.sources.records import IMAGES, Record, as_text
+from clip_jax.sources.addresses import read_address
+from clip_jax.sources.records import IMAGES, Record, as_key
 from clip_jax.storage import absolute, storage
 
 
@@ -63,9 +64,9 @@ class FolderShard:
     def records(self, begin: int, end: int) -> Iterator[Record]:
         for name in self._names[begin:end]:
             path = f"{self._folder.rstrip('/')}/{name}"
-            read = functools.partial(self._storage.read, path)
+            read = functools.partial(read_address, path, is_store=True)
             problem = self._problems.get(name)
-            yield Record(as_text(name), read, as_text(path), problem=problem)
+            yield Record(as_key(name), read, as_key(path), problem=problem)
 
 
 def _suffix(name: str) -> str:

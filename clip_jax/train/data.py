@@ -1,15 +1,15 @@
 """Batches of pairs by Grain: shuffled, augmented, the same from the same seed on any machine."""
 
-import io
 import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from clip_jax.attempts import Unreachable
 from clip_jax.errors import is_exhausted
+from clip_jax.preprocess import decode_image
 from clip_jax.sources import Pair, Pairs
 from clip_jax.tokenizer import tokenize
 from clip_jax.train.augment import AugmentConfig, augment
@@ -20,6 +20,8 @@ Batches = Iterator[dict[str, np.ndarray]]
 # Columns that texts are trimmed to; fewer than the encoder's, because each set of them is a step to
 # compile, which takes longer.
 TEXT_LENGTHS = (16, 24, 32, 48)
+# Pixels of a whole picture, resized so that a square of it fits; more has what is long and thin.
+MOST_PIXELS = 1 << 26
 
 
 class Skipped:
@@ -129,8 +131,9 @@ def batches(
         caption = pair.captions[int(rng.integers(len(pair.captions)))]
         text = templates[int(rng.integers(len(templates)))].replace("{}", caption)
         try:
-            with Image.open(io.BytesIO(pair.image)) as image:
-                pixels = augment(image, image_size, config, rng)
+            image = decode_image(pair.image)
+            _check_shape(image.size, image_size * config.scale[1])
+            pixels = augment(image, image_size, config, rng)
         except Exception as error:  # decoders raise whatever they trip over
             _raise_if_exhausted(error, pair.key)
             skipped.add(f"{pair.key}: {str(error) or type(error).__name__}")
@@ -194,6 +197,11 @@ def _placed(position: int, row: Any) -> dict[str, Any]:
     return {**row, "positions": np.int64(position)}
 
 
+def _check_shape(size: tuple[int, int], side: float) -> None:
+    if max(size) * side * side > MOST_PIXELS * min(size):
+        raise ValueError(f"the image is too long and thin: its size is {size}")
+
+
 class _Readable:
     """Pairs whose files may have gone: None for those."""
 
@@ -208,6 +216,8 @@ class _Readable:
             return self._pairs[index]
         except Exception as error:  # readers raise whatever they trip over
             _raise_if_exhausted(error, getattr(error, "filename", None) or f"pair {index}")
+            if isinstance(error, Unreachable):  # no other pair could be read, either
+                raise
             self._skipped.add(str(error))
             return None
 
