@@ -70,7 +70,7 @@ class Placement(abc.ABC):
     """How rows reach the devices and come back.
 
     Attributes:
-        device: one of them, which stands for all: they are of one kind.
+        device: one of this process, which stands for all: they are of one kind.
         num_local_devices: those that this process feeds; the rows it puts are a multiple of it.
     """
 
@@ -174,7 +174,7 @@ class OverMesh(Placement):
             )
         me, processes = jax.process_index(), [d.process_index for d in mesh.devices.flat]
         counts = [processes.count(process) for process in range(jax.process_count())]
-        self.device, self.num_local_devices = mesh.devices.flat[0], counts[me]
+        self.num_local_devices = counts[me]
         # Batches have as many rows in every process, and nobody waits for one that has none.
         self._is_shared = self.num_local_devices < len(processes)
         if not self.num_local_devices or (self._is_shared and len(set(counts)) > 1):
@@ -182,6 +182,7 @@ class OverMesh(Placement):
                 "a mesh must have as many devices of each process, or devices of this one alone. "
                 f"Got {counts} of processes 0 to {len(counts) - 1}; this is process {me}."
             )
+        self.device = next(d for d in mesh.devices.flat if d.process_index == me)
         self._mesh = mesh
         self._whole = NamedSharding(mesh, PartitionSpec())
         self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
