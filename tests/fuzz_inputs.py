@@ -483,7 +483,7 @@ def _with_checksums(data: bytes) -> bytes:
 def _shaped(rng: Random) -> bytes:
     """A PNG of any size and few bytes."""
     width, height = rng.choice(
-        ((65_535, 1), (1, 65_535), (1_000_000, 1), (3, 700_000), (9000, 9000), (2, 30_000_000))
+        ((65_535, 1), (1, 65_535), (1_000_000, 1), (3, 700_000), (3000, 3000), (2, 30_000_000))
     )
     depth, color, channels = rng.choice(
         ((8, 0, 1), (8, 2, 3), (8, 3, 1), (1, 0, 1), (16, 0, 2), (8, 6, 4))
