@@ -342,7 +342,9 @@ def parquet(rng: Random) -> Case:
         case 2 | 3:  # the footer
             changed, _ = flip(data, rng, footer, len(data))
             if len(changed) == len(data) or rng.random() < 0.5:
-                changed = changed[:-8] + (len(changed) - footer - 8).to_bytes(4, "little") + b"PAR1"
+                changed = (
+                    changed[:-8] + max(len(changed) - footer - 8, 0).to_bytes(4, "little") + b"PAR1"
+                )
             return _tables("parquet", changed, [])
     at, column = rng.randrange(len(rows)), rng.choice(("caption", "key", "more"))
     table = pa.Table.from_pylist([dict(row) | {"image": picture(i)} for i, row in enumerate(rows)])
