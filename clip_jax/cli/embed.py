@@ -80,6 +80,13 @@ def add(commands: Any) -> None:
         help="turn pictures as their EXIF data say; the reference doesn't",
     )
     parser.add_argument(
+        "--formats",
+        nargs="+",
+        metavar="NAME",
+        help="what may be opened as a picture, by Pillow's names, such as PSD: some formats start "
+        "other programs or take very long (default: JPEG, PNG and other usual ones)",
+    )
+    parser.add_argument(
         "--shard",
         type=_shard,
         metavar="I/N",
@@ -121,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
             args.image_column, args.caption_column, args.key_column, tuple(args.columns)
         ),
         exif_transpose=args.exif_transpose,
+        formats=args.formats,
         shard=args.shard,
         dry_run=args.dry_run,
         retry_errors=args.retry_errors,

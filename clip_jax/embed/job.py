@@ -21,7 +21,7 @@ from clip_jax.embed.watch import Summary, Watch
 from clip_jax.encoder import Encoder
 from clip_jax.nn import CLIP
 from clip_jax.placement import device_of
-from clip_jax.preprocess import Preprocess
+from clip_jax.preprocess import Preprocess, known_formats
 from clip_jax.sources import Columns, Input, open_input
 from clip_jax.storage import absolute, folder, plain, storage
 from clip_jax.weights import load
@@ -57,6 +57,7 @@ def embed(
     batch_size: int | None = None,
     columns: Columns | None = None,
     exif_transpose: bool = False,
+    formats: Sequence[str] | None = None,
     shard: tuple[int, int] | None = None,
     dry_run: bool = False,
     retry_errors: bool = False,
@@ -87,6 +88,8 @@ def embed(
         batch_size: rows of a batch over the devices of this process; as `Encoder` has it.
         columns: of tables, which hold what, and which to take along.
         exif_transpose: whether pictures are turned as their EXIF data say; the reference doesn't.
+        formats: what may be opened as a picture, by Pillow's names, whatever the files' names;
+            those of `clip_jax.preprocess.FORMATS` unless it is said.
         shard: (i, n), to do the i-th of n shares, counted from 0. Under `jax.distributed` each
             process does its own, unless it is said.
         dry_run: whether to say only what would be done.
@@ -183,6 +186,7 @@ def embed(
             exif_transpose=exif_transpose,
             watch=watch,
             turns=turns,
+            formats=known_formats(formats),
         )
         assembly: Assembly | None = None
         encoder: Encoder | None = None

@@ -77,7 +77,7 @@ class LinesShard:
     def open(self) -> ListRows:
         with guarded(self._path):
             text = storage(self._path).read(self._path)
-            with _large_cells():
+            with large_cells():
                 return ListRows(
                     [
                         record(row, f"{self.name}:{number}", self._path, self._columns)
@@ -96,8 +96,8 @@ class LinesShard:
         if ending == "txt":
             return [self._columns.caption]
         if ending == "csv":
-            with _large_cells():
-                rows: list[Any] = [next(_csv_rows(_csv_text(text, "backslashreplace")), [])]
+            with large_cells():
+                rows: list[Any] = [next(csv_rows(csv_text(text, "backslashreplace")), [])]
         else:
             whole = text if len(text) < BEGINNING else text.rpartition(b"\n")[0]
             rows = list(self._parsed(whole))
@@ -194,7 +194,7 @@ def _parse_jsonl(lines: Sequence[bytes], columns: Columns) -> Iterator[_Row]:
 
 def _parse_csv(lines: Sequence[bytes], columns: Columns) -> Iterator[_Row]:
     names: list[str] | None = None
-    for cells in _csv_rows(_csv_text(b"".join(lines), "surrogateescape")):
+    for cells in csv_rows(csv_text(b"".join(lines), "surrogateescape")):
         if isinstance(cells, str):
             yield cells
         elif names is None:
@@ -207,13 +207,14 @@ def _parse_csv(lines: Sequence[bytes], columns: Columns) -> Iterator[_Row]:
             yield dict(itertools.zip_longest(names, cells))
 
 
-def _csv_text(text: bytes, errors: str) -> list[str]:
+def csv_text(text: bytes, errors: str) -> list[str]:
+    """The lines of a CSV file."""
     # A blank line in front would be taken for a header without names.
     text = text.removeprefix(BOM).lstrip(b"\r\n")
     return io.StringIO(text.decode("utf-8", errors), newline="").readlines()
 
 
-def _csv_rows(lines: Sequence[str]) -> Iterator[list[str] | str]:
+def csv_rows(lines: Sequence[str]) -> Iterator[list[str] | str]:
     """The rows that are not blank; what is wrong with one in its place."""
     # Added at the end, a quote begins a row of its own; or it ends the cell that was left open.
     reader = csv.reader(itertools.chain(lines, ['"']))
@@ -235,7 +236,7 @@ def _csv_rows(lines: Sequence[str]) -> Iterator[list[str] | str]:
 
 
 @contextlib.contextmanager
-def _large_cells() -> Iterator[None]:
+def large_cells() -> Iterator[None]:
     """Raises the limit of the csv module, for a while: it belongs to the whole process."""
     with _CSV_LIMIT:
         limit = csv.field_size_limit(MOST_OF_A_CELL)

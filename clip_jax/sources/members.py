@@ -111,11 +111,9 @@ class _Open:
         with self._lock:
             found = self._files.get(key)
             if found is None:
-                number = storage(path).descriptor(path)
-                if _sign(os.fstat(number)) != sign:
-                    os.close(number)
-                    raise OSError(f"{path} has changed since its headers were read")
-                self._files[key] = found = _Descriptor(number)
+                self._files[key] = found = _Descriptor(storage(path).descriptor(path))
+            if _sign(os.fstat(found.number)) != sign:
+                raise OSError(f"{path} has changed since its headers were read")
             self._files.move_to_end(key)
             found.users += 1
             self._close_old()

@@ -261,9 +261,9 @@ class _Index:
                 # Python takes a header that is cut off or damaged for the end.
                 if read(tarfile.BLOCKSIZE, tar.offset) != bytes(tarfile.BLOCKSIZE):
                     self.end = f"the tar file is damaged or cut off at byte {tar.offset}"
-        except OSError:
-            raise
         except Exception as error:  # whatever headers make tarfile do: recurse, overflow, ...
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # no place of a file
+                raise
             self.end = f"the tar file is damaged or cut off: {told(error)}"
             if file.read(6, 0).startswith(COMPRESSED):
                 self.end = "it is compressed: unpack it to a plain tar file first"
