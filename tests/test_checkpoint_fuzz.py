@@ -162,7 +162,7 @@ def folder(tmp_path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("number", [2**31, 10**400])
+@pytest.mark.parametrize("number", [2**31, 10**400], ids=["large", "huge"])
 @pytest.mark.parametrize("field", ["width", "image_size", "num_layers"])
 def test_numbers_that_no_arithmetic_stands_are_refused(folder, field, number):
     document = json.loads((folder / "config.json").read_text())
