@@ -6,8 +6,6 @@ written aside, flushed and renamed; on an object store it is one PUT.
 
 import contextlib
 import errno
-import fnmatch
-import glob
 import os
 import re
 import shutil
@@ -21,11 +19,10 @@ from clip_jax.attempts import Refused as Refused
 from clip_jax.attempts import Unreachable as Unreachable
 from clip_jax.attempts import exhausted, tried
 from clip_jax.errors import is_exhausted
+from clip_jax.globs import NOT_THERE, is_file, matching
 from clip_jax.locks import locked
-from clip_jax.unfinished import ASIDE, aside, is_abandoned
+from clip_jax.unfinished import ASIDE, is_abandoned, written_aside
 
-# For good, as far as it goes: other errors may be gone the next time.
-_NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG}
 T = TypeVar("T")
 
 # No picture's file is larger; what is was not meant for one, and would fill the memory.
@@ -206,11 +203,12 @@ class Disk(Storage):
         return _opened(lambda: os.open(path, os.O_RDONLY))
 
     def write(self, path: str, data: bytes) -> None:
-        with _written_aside(path, data) as unfinished:
+        with written_aside(path, data) as unfinished:
             os.replace(unfinished, path)
+        sync_folder(os.path.dirname(path))
 
     def create(self, path: str, data: bytes) -> bool:
-        with _written_aside(path, data) as unfinished:
+        with written_aside(path, data) as unfinished:
             try:
                 os.link(unfinished, path)
             except FileExistsError:
@@ -219,6 +217,7 @@ class Disk(Storage):
                 if os.path.lexists(path):
                     return False
                 os.replace(unfinished, path)
+        sync_folder(os.path.dirname(path))
         return True
 
     def remove(self, path: str) -> None:
@@ -242,7 +241,7 @@ class Disk(Storage):
         yield from _walk(folder, "", ())
 
     def glob(self, pattern: str) -> list[str]:
-        return [path for path in _glob(pattern) if _is_file(path)]
+        return [path for path in matching(pattern) if is_file(path)]
 
 
 class Store(Storage):
@@ -366,25 +365,6 @@ def check_picture_size(address: str | os.PathLike[str], size: int) -> None:
         raise OSError(errno.EFBIG, what, os.fspath(address))
 
 
-@contextlib.contextmanager
-def _written_aside(path: str, data: bytes) -> Iterator[str]:
-    """A whole file under another name, to be given its own; what is left of that is removed."""
-    folder, unfinished = os.path.dirname(path), aside(path)
-    try:
-        os.makedirs(folder, exist_ok=True)
-        with open(unfinished, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        yield unfinished
-    except OSError as error:  # a full disk's own message doesn't say which
-        raise OSError(error.errno, error.strerror, path) from None
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(unfinished)
-    sync_folder(folder)
-
-
 def sync_folder(folder: str | os.PathLike[str]) -> None:
     """Makes a folder's names outlast a power cut, where the system can."""
     with contextlib.suppress(OSError):
@@ -422,41 +402,11 @@ def _walk(
         yield from _walk(os.path.join(folder, name), f"{prefix}{name}/", below)
 
 
-def _glob(pattern: str) -> list[str]:
-    """What `glob.glob` gives, which takes a folder that can't be read just now for an empty one."""
-    head, tail = os.path.split(pattern)
-    folders = _glob(head) if glob.has_magic(head) else [head]
-    if not glob.has_magic(tail):
-        found = [os.path.join(folder, tail) for folder in folders]
-        return [path for path in found if os.path.lexists(path)]
-    found = []
-    for folder in folders:
-        try:
-            names = os.listdir(folder or os.curdir)
-        except OSError as error:
-            if error.errno not in _NOT_THERE:
-                raise
-            continue
-        if not tail.startswith("."):
-            names = [name for name in names if not name.startswith(".")]
-        found += [os.path.join(folder, name) for name in fnmatch.filter(names, tail)]
-    return found
-
-
-def _is_file(path: str) -> bool:
-    try:
-        return stat.S_ISREG(os.stat(path).st_mode)
-    except OSError as error:
-        if error.errno not in _NOT_THERE:
-            raise
-        return False
-
-
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
     except OSError as error:
-        if error.errno not in _NOT_THERE:
+        if error.errno not in NOT_THERE:
             raise
         return False  # a link to itself
 

@@ -9,6 +9,7 @@ import re
 import socket
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 # What the name of an unfinished file ends in.
@@ -43,6 +44,31 @@ def is_abandoned(path: str | os.PathLike[str]) -> bool:
         return time.time() - os.stat(path).st_mtime > LONG_AGO
     except OSError:
         return False
+
+
+@contextlib.contextmanager
+def written_aside(path: str, data: bytes) -> Iterator[str]:
+    """A whole file under another name, to be given its own; what is left of that is removed.
+
+    Yields:
+        The name that it has for the time being.
+
+    Raises:
+        OSError: it can't be written; names the path that it was to have.
+    """
+    folder, unfinished = os.path.dirname(path), aside(path)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with open(unfinished, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        yield unfinished
+    except OSError as error:  # a full disk's own message doesn't say which
+        raise OSError(error.errno, error.strerror, path) from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(unfinished)
 
 
 @functools.cache

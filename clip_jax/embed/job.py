@@ -146,7 +146,7 @@ def embed(
     }
     is_ours = claim(out, identity, claimed, dry=True)
     if is_ours:
-        layout = layout.typed((read_job(out) or {}).get("types", ""))
+        layout = _as_noted(layout, out)
 
     about = {
         "fingerprint": fingerprint(identity),
@@ -206,6 +206,7 @@ def embed(
                     break
                 if encoder is None:
                     claim(out, identity, claimed, dry=False)
+                    layout = _as_noted(layout, out)
                     alone()
                     encoder = _encoder(model, batch_size)
                 if assembly is None:
@@ -222,6 +223,11 @@ def embed(
         if encoder is None:  # nothing to do; but the note may be gone
             claim(out, identity, claimed, dry=False)
         return watch.summary()
+
+
+def _as_noted(layout: Layout, out: str) -> Layout:
+    """The layout that the parts of the job have, whichever process began it."""
+    return layout.typed((read_job(out) or {}).get("types", ""))
 
 
 @contextlib.contextmanager
