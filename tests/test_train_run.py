@@ -117,7 +117,7 @@ def toml(tmp_path, shards):
 @pytest.fixture(autouse=True)
 def compiles_quickly(monkeypatch):
     """Of a run, here are tested its bits and its files."""
-    monkeypatch.setattr(run, "compiler_options", lambda: quickly.OPTIONS)
+    monkeypatch.setattr(run, "compiler_options", lambda platform: quickly.OPTIONS)
 
 
 # --- augmentation
