@@ -45,6 +45,7 @@ from benchmarks.encode_report import (
     chart,
     markdown,
 )
+from benchmarks.peak import matmul_gflops
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = ("ViT-B/32", "ViT-B/16", "ViT-L/14", "RN50")
@@ -262,26 +263,11 @@ def _others() -> float:
     return ticks / os.sysconf("SC_CLK_TCK") - sum(os.times()[:4])
 
 
-def _matmul_peak(dtype: str, cache: dict = {}) -> float:  # noqa: B006
-    """GFLOP/s of one large matrix product in JAX, the best of three."""
+def _matmul_peak(dtype: str) -> float:
     import jax
-    import jax.numpy as jnp
 
-    on_cpu = jax.default_backend() == "cpu"
-    size, calls = (2048, 1) if on_cpu else (8192, 10)
-    if dtype not in cache:
-        matrix = jax.random.normal(jax.random.key(0), (size, size), jnp.dtype(dtype))
-        # Of bfloat16 a CPU multiplies fast what it gives as float32.
-        wide = {"preferred_element_type": jnp.float32} if on_cpu else {}
-        cache[dtype] = matrix, jax.jit(lambda a: jnp.matmul(a, a, precision="highest", **wide))
-        jax.block_until_ready(cache[dtype][1](matrix))
-    matrix, product = cache[dtype]
-    taken = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        jax.block_until_ready([product(matrix) for _ in range(calls)])
-        taken.append(time.perf_counter() - begin)
-    return 2e-9 * size**3 * calls / min(taken)
+    size, calls = (2048, 1) if jax.default_backend() == "cpu" else (8192, 10)
+    return matmul_gflops(dtype, size, calls)
 
 
 # --- the contenders

@@ -15,15 +15,21 @@ PACKAGES = (
 ).split()
 
 
-def header() -> str:
-    """Date, hardware, versions and command, as a Markdown list."""
+def header(device: str | None = None) -> str:
+    """Date, hardware, versions and command, as a Markdown list.
+
+    Args:
+        device: what was computed on; where it isn't given, JAX is asked if it is in use.
+    """
     spec = sys.modules["__main__"].__spec__
-    program = ["-m", spec.name] if spec else [os.path.relpath(sys.argv[0])]
+    program = (
+        ["-m", spec.name.removesuffix(".__main__")] if spec else [os.path.relpath(sys.argv[0])]
+    )
     command = shlex.join(["python", *program, *sys.argv[1:]])
     return "\n".join(
         [
             f"- Date: {datetime.date.today().isoformat()}",
-            f"- Hardware: {_hardware()}",
+            f"- Hardware: {_hardware(device)}",
             f"- Versions: {_versions()}",
             f"- Command: `{command}`",
         ]
@@ -51,11 +57,13 @@ def _cell(value: object) -> str:
     return f"{value:,}" if type(value) is int else str(value)
 
 
-def _hardware() -> str:
+def _hardware(device: str | None) -> str:
     parts = [f"{_processor()}, {len(os.sched_getaffinity(0))} cores"]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     parts.append(f"{memory / 2**30:.0f} GiB memory")
-    if jax := sys.modules.get("jax"):  # a benchmark without JAX should not start it
+    if device is not None:
+        parts.append(device)
+    elif jax := sys.modules.get("jax"):  # a benchmark without JAX should not start it
         devices = jax.devices()
         parts.append(f"JAX on {len(devices)} x {devices[0].device_kind}")
     return ", ".join(parts)

@@ -8,9 +8,14 @@ from collections.abc import Iterator
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from clip_jax.placement import default_device
+
+# Programs compiled for one CPU may be taken for another's.
+UNSAFE = ("cpu",)
+
 
 @contextlib.contextmanager
-def compile_cache(folder: str | os.PathLike | None) -> Iterator[None]:
+def compile_cache(folder: str | os.PathLike | None, platform: str | None = None) -> Iterator[None]:
     """Takes what is compiled inside from `folder`, and leaves it there for the next process.
 
     For GPUs and TPUs, where compiling takes a good part of the time to the first embedding. JAX's
@@ -20,11 +25,13 @@ def compile_cache(folder: str | os.PathLike | None) -> Iterator[None]:
     Args:
         folder: made if it isn't there; any address that JAX takes, such as `gs://...`. None does
             nothing.
+        platform: for which is compiled, as `jax.Device.platform` says it; that of JAX's default
+            device unless it is given.
     """
     if folder is None:
         yield
         return
-    if jax.default_backend() == "cpu":
+    if (platform or default_device().platform) in UNSAFE:
         warnings.warn(
             "the compile cache is for GPUs and TPUs; on a CPU nothing is kept. Leave it out.",
             stacklevel=3,

@@ -6,6 +6,9 @@ from typing import Any, Literal, get_args
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 
+# Of any number in a configuration: above it, arithmetic with sizes fails in many ways.
+MAX_NUMBER = 2**31 - 1
+
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig:
@@ -171,6 +174,8 @@ def _check_positive(config: Any) -> None:
             isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values
         ):
             raise ValueError(f"{field.name} must be positive and whole. Got {value!r}.")
+        if field.type in (int, tuple[int, int, int, int]) and max(values) > MAX_NUMBER:
+            raise ValueError(f"{field.name} must be at most {MAX_NUMBER:,}. Got a larger number.")
 
 
 def _check_heads(width: int, num_heads: int) -> None:

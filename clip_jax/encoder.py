@@ -10,7 +10,7 @@ import functools
 import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,14 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
+from clip_jax.backends import default_attention, default_batch_size, optimize, use_attention
+from clip_jax.backends.defaults import Attention
 from clip_jax.compilation import compile_cache
-from clip_jax.nn import CLIP, cast, normalize, rearrange_for_cpu
+from clip_jax.config import ViTConfig
+from clip_jax.nn import CLIP, cast, normalize
 from clip_jax.nn.clip import computing
 from clip_jax.nn.inputs import as_images, as_tokens
-from clip_jax.nn.layers import Implementation, use_attention
-from clip_jax.placement import Parallel, place
+from clip_jax.placement import Device, Parallel, place
 from clip_jax.tokenizer import tokenize
 
 # Columns of the programs for texts; the context length comes last, whatever it is.
@@ -47,6 +49,8 @@ class Encoder:
         embed_dim: columns of the embeddings.
         num_compilations: programs compiled so far: at most one for each size of batch, for images
             of each dtype and for texts of each length.
+        device: on which rows are embedded; of several, one that stands for all.
+        attention: how the tower of images and that of texts compute it: "xla" or "cudnn".
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class Encoder:
         dtype: DTypeLike | None = None,
         precision: str | None = None,
         mesh: Mesh | None = None,
-        attention: Implementation = "xla",
+        attention: Literal["auto"] | Attention = "auto",
         compile_cache: str | os.PathLike | None = None,
         whole_batches: bool = False,
     ):
@@ -73,7 +77,8 @@ class Encoder:
             model: any CLIP model.
             batch_size: rows of a batch; rounded up to a multiple of the devices. 32 for each
                 device on a CPU, 256 on others, where none is given.
-            parallel: "jit", one device; "pmap", `jax.pmap` over the devices of this process;
+            parallel: "jit", the device that the parameters are committed to, else JAX's default;
+                "pmap", `jax.pmap` over the devices of this process;
                 "mesh", `jax.jit` over a mesh of all devices of all processes. Under several
                 processes each gives its own rows and gets their embeddings, and all have to make
                 the same calls in the same order.
@@ -81,8 +86,9 @@ class Encoder:
             dtype: in which the towers compute, instead of the model's.
             precision: of matrix products, instead of the model's.
             mesh: devices for `parallel="mesh"`, instead of all.
-            attention: "xla", or "cudnn" for cuDNN's fused kernel on NVIDIA GPUs, in half precision.
-                Not chosen by itself yet: where it is faster has not been measured.
+            attention: "xla"; "cudnn" for cuDNN's fused kernel on NVIDIA GPUs, in half precision;
+                "auto" for what was measured to be faster on such devices, by the table in
+                `clip_jax.backends.defaults`. No GPU or TPU has been measured yet: it is "xla".
             compile_cache: a folder that keeps the compiled programs for the next process; on GPUs
                 and TPUs only. See `clip_jax.compile_cache`.
             whole_batches: whether calls smaller than a batch are filled up to one, too, so that a
@@ -91,10 +97,10 @@ class Encoder:
         Raises:
             ValueError: a number is out of range, or the placement can't be had here.
         """
-        self._placement = place(parallel, mesh)
-        devices = self._placement.num_local_devices
+        self._placement = place(parallel, mesh, model)
+        self.device, devices = self._placement.device, self._placement.num_local_devices
         if batch_size is None:
-            batch_size = devices * (32 if jax.default_backend() == "cpu" else 256)
+            batch_size = devices * default_batch_size(self.device.platform)
         if operator.index(batch_size) < 1:
             raise ValueError(f"batch_size must be at least 1. Got {batch_size}.")
         self.batch_size = _round_up(batch_size, devices)
@@ -108,14 +114,11 @@ class Encoder:
         self._normalize = normalize
         self._compile_cache = compile_cache
         model = cast(model, model.dtype if dtype is None else dtype)
-        if attention == "cudnn":
-            _check_cudnn(model.dtype)
-            use_attention(model, attention)
-        elif attention != "xla":
-            raise ValueError(f'attention must be "xla" or "cudnn". Got {attention!r}.')
+        self.attention = _attention(attention, model, self.device)
         self._precision = model.precision if precision is None else precision
-        if jax.default_backend() == "cpu":
-            rearrange_for_cpu(model, in_slices=parallel != "mesh")
+        with jax.default_device(self.device):
+            optimize(model, self.device.platform, in_slices=parallel != "mesh")
+            use_attention(model, **self.attention)
         leaves, self._treedef = jax.tree.flatten(model)
         self._leaves = self._placement.put_leaves(leaves)
         self._programs: dict[tuple, Callable] = {}
@@ -220,7 +223,7 @@ class Encoder:
         key = (features, rows.shape, rows.dtype)
         if key not in self._programs:
             function = functools.partial(self._embed, features)
-            with compile_cache(self._compile_cache):
+            with compile_cache(self._compile_cache, self.device.platform):
                 self._programs[key] = self._placement.compile(function, self._leaves, rows)
         return self._programs[key]
 
@@ -247,12 +250,29 @@ def _text_features(model: Any, tokens: Array) -> Array:
     return model.text_features(tokens, model.dtype)
 
 
-def _check_cudnn(dtype: np.dtype) -> None:
-    if jax.default_backend() != "gpu" or dtype == jnp.float32:
+def _attention(
+    name: Literal["auto"] | Attention, model: CLIP, device: Device
+) -> dict[str, Attention]:
+    """How each tower's attention is computed on a device.
+
+    Raises:
+        ValueError: there is no such way, or not there.
+    """
+    if name == "auto":
+        vision, context = model.config.vision, model.config.text.context_length
+        tokens = vision.num_patches + 1 if isinstance(vision, ViTConfig) else 0
+        return {
+            tower: default_attention(device.platform, device.device_kind, model.dtype, count).value
+            for tower, count in (("image", tokens), ("text", context))
+        }
+    if name not in ("xla", "cudnn"):
+        raise ValueError(f'attention must be "auto", "xla" or "cudnn". Got {name!r}.')
+    if name == "cudnn" and (device.platform != "gpu" or model.dtype == jnp.float32):
         raise ValueError(
             'attention="cudnn" is for half precision on GPUs: give dtype="bfloat16" there, or '
-            f"leave it out. Got {dtype} on {jax.default_backend()}."
+            f"leave it out. Got {model.dtype} on {device.platform}."
         )
+    return {"image": name, "text": name}
 
 
 def _filled(rows: np.ndarray, size: int) -> np.ndarray:

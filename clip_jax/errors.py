@@ -1,4 +1,8 @@
-"""The errors that callers are meant to catch."""
+"""The errors that callers are meant to catch; and what no row is to blame for."""
+
+import errno
+
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 class CheckpointError(Exception):
@@ -7,3 +11,14 @@ class CheckpointError(Exception):
 
 class DownloadError(Exception):
     """A file that could not be fetched; says its address and where to put it by hand."""
+
+
+def is_exhausted(error: BaseException | None) -> bool:
+    """Whether descriptors or memory have run out: no file and no row is to blame for that."""
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return True
+        if isinstance(error, OSError) and error.errno in _EXHAUSTED:
+            return True
+        error = error.__cause__
+    return False

@@ -1,12 +1,13 @@
 """Where batches are computed: on one device, on the local ones by pmap, or over a mesh of all.
 
 The three offer the same: rows go in as a NumPy array and come back as one, whatever lies between.
+What differs by platform goes by the devices of a placement, never by the process's default.
 """
 
 import abc
 import contextlib
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import jax
 import numpy as np
@@ -17,14 +18,38 @@ Parallel = Literal["jit", "pmap", "mesh"]
 
 AXIS = "batch"
 
+Device: TypeAlias = Any  # `jax.Device`, which type checkers take for a variable
 
-def place(parallel: Parallel, mesh: Mesh | None = None) -> "Placement":
+
+def default_device() -> Device:
+    """The device on which JAX computes what is committed to no other."""
+    config: Any = jax.config
+    device = config.jax_default_device  # a device, a platform's name, or None
+    if isinstance(device, jax.Device):
+        return device
+    return jax.local_devices(backend=device)[0]
+
+
+def device_of(arrays: Any) -> Device:
+    """The device on which `jax.jit` would compute with a pytree of arrays.
+
+    It is the one that they are committed to, as `jax.device_put(arrays, device)` does; the default
+    device where they are committed to none, or to several.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, Array)]
+    devices = {device for leaf in leaves if leaf.committed for device in leaf.devices()}
+    return devices.pop() if len(devices) == 1 else default_device()
+
+
+def place(parallel: Parallel, mesh: Mesh | None = None, arrays: Any = None) -> "Placement":
     """The placement of that name.
 
     Args:
         parallel: "jit", one device; "pmap", the local devices; "mesh", all devices of all
             processes.
         mesh: for "mesh", the devices to use instead of all; batches are split over all its axes.
+        arrays: a pytree of what is computed with. For "jit", the device that it is committed to is
+            the one.
 
     Raises:
         ValueError: there is no such placement, or it can't be had here.
@@ -33,7 +58,7 @@ def place(parallel: Parallel, mesh: Mesh | None = None) -> "Placement":
         raise ValueError(f'a mesh is for parallel="mesh". Got parallel={parallel!r}.')
     match parallel:
         case "jit":
-            return OneDevice()
+            return OneDevice(device_of(arrays))
         case "pmap":
             return Pmap()
         case "mesh":
@@ -45,9 +70,11 @@ class Placement(abc.ABC):
     """How rows reach the devices and come back.
 
     Attributes:
+        device: one of this process, which stands for all: they are of one kind.
         num_local_devices: those that this process feeds; the rows it puts are a multiple of it.
     """
 
+    device: Device
     num_local_devices: int = 1
 
     @abc.abstractmethod
@@ -76,16 +103,20 @@ class Placement(abc.ABC):
 
 
 class OneDevice(Placement):
-    """`jax.jit` on JAX's default device."""
+    """`jax.jit` on one device."""
+
+    def __init__(self, device: Device):
+        self.device = device
 
     def put_leaves(self, leaves: list[Array]) -> list[Array]:
         # What lies on several devices would be computed on all of them.
         several = [isinstance(leaf, Array) and len(leaf.devices()) > 1 for leaf in leaves]
         pairs = zip(leaves, several, strict=True)
-        return jax.device_put([np.asarray(leaf) if many else leaf for leaf, many in pairs])
+        one = [np.asarray(leaf) if many else leaf for leaf, many in pairs]
+        return jax.device_put(one, self.device)
 
     def put_rows(self, rows: np.ndarray) -> Array:
-        return jax.device_put(rows)
+        return jax.device_put(rows, self.device)
 
     def get_rows(self, rows: Array) -> np.ndarray:
         return np.asarray(rows)
@@ -103,7 +134,7 @@ class Pmap(Placement):
                 'parallel="pmap" is for one process. Under several use parallel="mesh", which '
                 "spans them."
             )
-        self.num_local_devices = jax.local_device_count()
+        self.device, self.num_local_devices = jax.local_devices()[0], jax.local_device_count()
         mesh = Mesh(np.array(jax.local_devices()), (AXIS,), axis_types=(AxisType.Auto,))
         self._sharding = NamedSharding(mesh, PartitionSpec(AXIS))
 
@@ -151,6 +182,7 @@ class OverMesh(Placement):
                 "a mesh must have as many devices of each process, or devices of this one alone. "
                 f"Got {counts} of processes 0 to {len(counts) - 1}; this is process {me}."
             )
+        self.device = next(d for d in mesh.devices.flat if d.process_index == me)
         self._mesh = mesh
         self._whole = NamedSharding(mesh, PartitionSpec())
         self._split = NamedSharding(mesh, PartitionSpec(mesh.axis_names))

@@ -1,14 +1,29 @@
 """PIL image to model input, equal to the reference's torchvision pipeline to the last bit."""
 
 import dataclasses
+import functools
 import io
 import os
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from clip_jax.attempts import Unreachable, exhausted
 from clip_jax.nn.pixels import MEAN, STD
+from clip_jax.resample import EIGHT_BITS, NEAREST, nearest_middle, resize_middle
+from clip_jax.storage import check_picture_size, check_regular
+
+# What is opened as a picture, whatever the file's name: formats that Pillow decodes by itself and
+# quickly. Others start programs (EPS: Ghostscript), hold Python's lock for as long as a file of a
+# few kilobytes says (FITS), are told by no signature, so that any bytes may be taken for one (TGA),
+# or are hardly anybody's.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF", "JPEG2000", "ICO")
+# Pictures that are more times as long as wide are resized only where they are kept.
+THIN = 32
+# Pixels that are made of one of them at most, where its mode is rare.
+MOST_PIXELS = 1 << 26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +50,7 @@ class Preprocess:
         Raises:
             TypeError: not a PIL image.
             ValueError: no pixels, or a mode that Pillow can't resize or convert to RGB.
+            OSError: there is not enough memory.
         """
         n = self.image_size
         # In place and in the reference's order; over axes of 3 numbers numpy would be slow
@@ -54,12 +70,8 @@ class Preprocess:
             raise TypeError(f"expected a PIL image, got {name}")
         if 0 in image.size:
             raise ValueError(f"the image has no pixels: its size is {image.size}")
-        n = self.image_size
         try:
-            resized = image.resize(self._resized(*image.size), Image.Resampling.BICUBIC)
-            # Python rounds halves to even, and so does the reference
-            left, top = (round((side - n) / 2.0) for side in resized.size)
-            square = resized.crop((left, top, left + n, top + n))
+            square = self._square(image)
             square.info.pop("transparency", None)  # changes no RGB value, but Pillow may warn of it
             rgb = square.convert("RGB")
         except ValueError as error:
@@ -67,7 +79,24 @@ class Preprocess:
                 f"Pillow can't resize an image of mode {image.mode!r} or convert it to RGB "
                 f"({error}); convert it first"
             ) from error
+        except MemoryError as error:
+            raise exhausted(error) or error from error
         return np.array(rgb)  # a copy, or it would be read-only
+
+    def _square(self, image: Image.Image) -> Image.Image:
+        """The middle of the resized picture, in its own mode."""
+        n, size = self.image_size, self._resized(*image.size)
+        if max(image.size) > THIN * min(image.size) and min(image.size) < n:
+            if image.mode in EIGHT_BITS:
+                return resize_middle(image, n, max(size))
+            if image.mode in NEAREST and n * max(image.size) <= MOST_PIXELS:
+                return nearest_middle(image, n, max(size))
+            if n * max(size) > MOST_PIXELS:
+                raise ValueError(f"its size, {image.size}, is too long and thin for that")
+        resized = image.resize(size, Image.Resampling.BICUBIC)
+        # Python rounds halves to even, and so does the reference
+        left, top = (round((side - n) / 2.0) for side in resized.size)
+        return resized.crop((left, top, left + n, top + n))
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         n = self.image_size
@@ -76,38 +105,82 @@ class Preprocess:
         return int(n * width / height), n
 
 
-def open_image(path: str | os.PathLike[str]) -> Image.Image:
+def open_image(path: str | os.PathLike[str], formats: Sequence[str] | None = None) -> Image.Image:
     """Open an image file and read all of it, so that what is wrong with it shows here.
 
     Pillow's guard against decompression bombs stays on.
+
+    Args:
+        path: the file.
+        formats: which may be opened, by Pillow's names; those of `FORMATS` unless it is said.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it can't be read, is not an image, is damaged or unreasonably large; the message
             names the path and the reason.
+        OSError: the machine has run out of memory or open files.
     """
+    known = known_formats(formats)
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except FileNotFoundError:
+        check_regular(path)
+        check_picture_size(path, os.path.getsize(path))
+        return _loaded(path, known)
+    except (FileNotFoundError, Unreachable):
         raise
     except Exception as error:  # decoders raise whatever they trip over, SyntaxError included
         raise ValueError(f"{os.fspath(path)}: {_reason(path, error)}") from error
 
 
-def decode_image(data: bytes) -> Image.Image:
+def decode_image(data: bytes, formats: Sequence[str] | None = None) -> Image.Image:
     """The picture in the bytes of an image file, all of it; as `open_image`.
 
     Raises:
         ValueError: it is no image, or one that is damaged or unreasonably large; says the reason.
+        OSError: the machine has run out of memory.
     """
+    known = known_formats(formats)
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            image.load()
-            return image
+        return _loaded(io.BytesIO(data), known)
+    except Unreachable:
+        raise
     except Exception as error:  # as above
         raise ValueError(_fault(error, is_empty=not data)) from error
+
+
+def known_formats(formats: Sequence[str] | None = None) -> tuple[str, ...]:
+    """Those of some formats that may be opened here.
+
+    Args:
+        formats: Pillow's names; `FORMATS` unless it is said, which not every Pillow has all of.
+
+    Raises:
+        ValueError: Pillow has no such format; says which it has.
+    """
+    return _known(None if formats is None else tuple(name.upper() for name in formats))
+
+
+@functools.cache
+def _known(formats: tuple[str, ...] | None) -> tuple[str, ...]:
+    Image.init()
+    if formats is None:
+        return tuple(name for name in FORMATS if name in Image.OPEN)
+    if unknown := [name for name in formats if name not in Image.OPEN]:
+        raise ValueError(
+            f"Pillow opens no format {' and no format '.join(map(repr, unknown))} here; it knows "
+            f"{', '.join(sorted(Image.OPEN))}"
+        )
+    return formats
+
+
+def _loaded(file: str | os.PathLike[str] | io.BytesIO, formats: tuple[str, ...]) -> Image.Image:
+    try:
+        with Image.open(file, formats=formats) as image:
+            image.load()
+            return image
+    except Exception as error:
+        if out := exhausted(error):
+            raise out from error
+        raise
 
 
 def _reason(path: str | os.PathLike[str], error: Exception) -> str:
@@ -115,6 +188,8 @@ def _reason(path: str | os.PathLike[str], error: Exception) -> str:
         return "is a directory, not an image file"
     if isinstance(error, PermissionError):
         return "no permission to read it"
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return error.strerror
     return _fault(error, is_empty=os.path.isfile(path) and os.path.getsize(path) == 0)
 
 
@@ -124,5 +199,5 @@ def _fault(error: Exception, *, is_empty: bool) -> str:
     if is_empty:
         return "the file is empty"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "is not an image in a format that Pillow knows"
+        return "is not an image in a format that Pillow knows and that is opened here"
     return f"the image is damaged ({error})"

@@ -6,19 +6,28 @@ written aside, flushed and renamed; on an object store it is one PUT.
 
 import contextlib
 import errno
-import glob
 import os
 import re
 import shutil
+import stat
 import tempfile
-import uuid
-from collections.abc import Iterator
-from typing import Any, BinaryIO, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, Protocol, TypeVar
 
+from clip_jax.attempts import Exhausted as Exhausted
+from clip_jax.attempts import Refused as Refused
+from clip_jax.attempts import Unreachable as Unreachable
+from clip_jax.attempts import exhausted, tried
+from clip_jax.errors import is_exhausted
 from clip_jax.file_stat import Stat, number_of_disk, number_of_store, of_disk, of_store
+from clip_jax.globs import NOT_THERE, is_file, matching
+from clip_jax.locks import locked
+from clip_jax.unfinished import ASIDE, is_abandoned, written_aside
 
-# What a killed process leaves behind of a file that it began to write.
-ASIDE = ".aside"
+T = TypeVar("T")
+
+# No picture's file is larger; what is was not meant for one, and would fill the memory.
+MOST_OF_A_PICTURE = 1 << 30
 
 
 def storage(address: str | os.PathLike[str]) -> "Storage":
@@ -46,8 +55,19 @@ def absolute(address: str | os.PathLike[str]) -> str:
     return os.fspath(address) if is_remote(address) else os.path.abspath(address)
 
 
-class Unreachable(OSError):
-    """A store that can't be reached now: not the fault of one file."""
+def folder(address: str | os.PathLike[str]) -> str:
+    """The address of a folder, without a slash at its end.
+
+    Raises:
+        ValueError: it is blank, as a variable that isn't set is; or names the root of everything.
+    """
+    path = plain(address)
+    if not path.strip():
+        raise ValueError(f"expected the name of a folder. Got {path!r}: is a variable not set?")
+    found = path.rstrip("/")
+    if not found or found.endswith(":"):  # "/", "s3://"
+        raise ValueError(f"expected a folder of its own. Got {path!r}, under which is everything")
+    return found
 
 
 class Storage(Protocol):
@@ -86,6 +106,10 @@ class Storage(Protocol):
         """Some bytes of a file; fewer where it ends before."""
         ...
 
+    def read_into(self, path: str, begin: int, target: memoryview) -> int:
+        """Reads bytes into memory from some place on; says how many, fewer where it ends before."""
+        ...
+
     def open(self, path: str) -> BinaryIO:
         """A file to read, at any place of it."""
         ...
@@ -102,8 +126,24 @@ class Storage(Protocol):
         """Puts a file there, complete or not at all, in place of one of that name."""
         ...
 
+    def create(self, path: str, data: bytes) -> bool:
+        """Puts a file there as `write` does, unless there is one; says whether it did.
+
+        Of several processes that do so at once, one does; on object stores without conditional
+        writes there may be more than one, of which the last has its file there.
+        """
+        ...
+
     def remove(self, path: str) -> None:
         """Removes a file, if it is there."""
+        ...
+
+    def abandoned(self, folder: str) -> list[str]:
+        """The names of the unfinished files in a folder whose processes are dead."""
+        ...
+
+    def locked(self, path: str, what: str) -> contextlib.AbstractContextManager[None]:
+        """Holds a file as a lock, as `clip_jax.locks` has it; object stores have none."""
         ...
 
     def names(self, folder: str) -> list[str]:
@@ -148,45 +188,64 @@ class Disk(Storage):
         return os.stat(path).st_mtime_ns
 
     def read(self, path: str) -> bytes:
-        with open(path, "rb") as file:
+        with self.open(path) as file:
             return file.read()
 
     def read_range(self, path: str, begin: int, end: int) -> bytes:
-        with open(path, "rb") as file:
+        with self.open(path) as file:
             file.seek(begin)
             return file.read(end - begin)
 
+    def read_into(self, path: str, begin: int, target: memoryview) -> int:
+        done = 0
+        with open(path, "rb", buffering=0) as file:
+            file.seek(begin)
+            while done < len(target) and (count := file.readinto(target[done:])):
+                done += count
+        return done
+
     def open(self, path: str) -> BinaryIO:
-        return open(path, "rb")
+        check_regular(path)
+        return _opened(lambda: open(path, "rb"))
 
     def arrow(self, path: str) -> Any:
         import pyarrow
 
-        return pyarrow.OSFile(path)
+        check_regular(path)
+        return _opened(lambda: pyarrow.OSFile(path))
 
     def descriptor(self, path: str) -> int:
-        return os.open(path, os.O_RDONLY)
+        check_regular(path)
+        return _opened(lambda: os.open(path, os.O_RDONLY))
 
     def write(self, path: str, data: bytes) -> None:
-        folder, name = os.path.split(path)
-        aside = os.path.join(folder, f".{name}.{uuid.uuid4().hex}{ASIDE}")
-        os.makedirs(folder, exist_ok=True)
-        try:
-            with open(aside, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(aside, path)
-        except OSError as error:  # a full disk's own message doesn't say which
-            raise OSError(error.errno, error.strerror, path) from None
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(aside)
-        sync_folder(folder)
+        with written_aside(path, data) as unfinished:
+            os.replace(unfinished, path)
+        sync_folder(os.path.dirname(path))
+
+    def create(self, path: str, data: bytes) -> bool:
+        with written_aside(path, data) as unfinished:
+            try:
+                os.link(unfinished, path)
+            except FileExistsError:
+                return False
+            except OSError:  # not every file system has links
+                if os.path.lexists(path):
+                    return False
+                os.replace(unfinished, path)
+        sync_folder(os.path.dirname(path))
+        return True
 
     def remove(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
+
+    def abandoned(self, folder: str) -> list[str]:
+        names = [name for name in self.names(folder) if name.endswith(ASIDE)]
+        return [name for name in names if is_abandoned(os.path.join(folder, name))]
+
+    def locked(self, path: str, what: str) -> contextlib.AbstractContextManager[None]:
+        return locked(path, what)
 
     def names(self, folder: str) -> list[str]:
         try:
@@ -198,11 +257,11 @@ class Disk(Storage):
         yield from _walk(folder, "", ())
 
     def glob(self, pattern: str) -> list[str]:
-        return [path for path in glob.glob(pattern) if os.path.isfile(path)]
+        return [path for path in matching(pattern) if is_file(path)]
 
 
 class Store(Storage):
-    """What fsspec reaches."""
+    """What fsspec reaches; what may help is tried three times."""
 
     def __init__(self, address: str):
         self._fs: Any = _filesystem(address)
@@ -215,37 +274,35 @@ class Store(Storage):
         return self._fs._strip_protocol(path)
 
     def is_folder(self, path: str) -> bool:
-        with _said(path):
-            return self._fs.isdir(path)
+        return tried(path, lambda: self._fs.isdir(path))
 
     def size(self, path: str) -> int:
-        with _said(path):
-            return int(self._fs.size(path))
+        return tried(path, lambda: int(self._fs.size(path)))
 
     def stat(self, path: str, fresh: bool = False) -> Stat:
-        with _said(path):
-            if fresh:
-                self._fs.invalidate_cache(self.within(path).rpartition("/")[0])
-            return of_store(self._fs.info(path))
+        if fresh:
+            self._fs.invalidate_cache(self.within(path).rpartition("/")[0])
+        return of_store(tried(path, lambda: self._fs.info(path)))
 
     def modified(self, path: str) -> int | None:
-        with _said(path):
-            try:
-                return int(self._fs.modified(path).timestamp() * 1e9)
-            except NotImplementedError:
-                return None
+        try:
+            return int(tried(path, lambda: self._fs.modified(path)).timestamp() * 1e9)
+        except Refused:  # not every driver can tell
+            return None
 
     def read(self, path: str) -> bytes:
-        with _said(path):
-            return self._fs.cat_file(path)
+        return tried(path, lambda: self._fs.cat_file(path))
 
     def read_range(self, path: str, begin: int, end: int) -> bytes:
-        with _said(path):
-            return self._fs.cat_file(path, start=begin, end=end)
+        return tried(path, lambda: self._fs.cat_file(path, start=begin, end=end))
+
+    def read_into(self, path: str, begin: int, target: memoryview) -> int:
+        data = self.read_range(path, begin, begin + len(target))
+        target[: len(data)] = data
+        return len(data)
 
     def open(self, path: str) -> BinaryIO:
-        with _said(path):
-            return self._fs.open(path, "rb")
+        return tried(path, lambda: self._fs.open(path, "rb"))
 
     def arrow(self, path: str) -> Any:
         import pyarrow
@@ -253,43 +310,85 @@ class Store(Storage):
         return pyarrow.PythonFile(self.open(path), "r")
 
     def descriptor(self, path: str) -> int:
-        with tempfile.NamedTemporaryFile() as file, self.open(path) as remote:
-            with _said(path):
+        def fetch() -> int:
+            with tempfile.NamedTemporaryFile() as file, self._fs.open(path, "rb") as remote:
                 shutil.copyfileobj(remote, file, 1 << 24)
-            file.flush()
-            return os.open(file.name, os.O_RDONLY)  # outlives the name
+                file.flush()
+                return os.open(file.name, os.O_RDONLY)  # outlives the name
+
+        return tried(path, fetch)
 
     def write(self, path: str, data: bytes) -> None:
-        with _said(path):
+        def put() -> None:
             try:
                 self._fs.pipe_file(path, data)
             except FileNotFoundError:  # unlike object stores, some have real folders
                 self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
                 self._fs.pipe_file(path, data)
 
+        tried(path, put)
+
+    def create(self, path: str, data: bytes) -> bool:
+        self._fs.invalidate_cache()  # others write here, too
+        try:
+            self._fs.pipe_file(path, data, mode="create")
+            return True
+        except FileExistsError:
+            return False
+        except Exception:  # of a kind of their own; or they can't do it on a condition
+            if tried(path, lambda: self._fs.exists(path)):
+                return False
+        self.write(path, data)
+        return True
+
     def remove(self, path: str) -> None:
-        with contextlib.suppress(FileNotFoundError), _said(path):
-            self._fs.rm_file(path)
+        with contextlib.suppress(FileNotFoundError):
+            tried(path, lambda: self._fs.rm_file(path))
+
+    def abandoned(self, folder: str) -> list[str]:
+        return []  # what isn't put there whole isn't there
+
+    def locked(self, path: str, what: str) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
 
     def names(self, folder: str) -> list[str]:
-        with _said(folder):
-            self._fs.invalidate_cache()  # others write here, too
-            try:
-                entries = self._fs.ls(folder, detail=True)
-            except FileNotFoundError:
-                return []
+        self._fs.invalidate_cache()  # others write here, too
+        try:
+            entries = tried(folder, lambda: self._fs.ls(folder, detail=True))
+        except FileNotFoundError:
+            return []
         return [e["name"].rpartition("/")[2] for e in entries if e["type"] == "file"]
 
     def walk(self, folder: str) -> Iterator[tuple[str, int | str]]:
         root = self._fs._strip_protocol(folder).rstrip("/") + "/"
-        with _said(folder):
-            found = self._fs.find(folder, detail=True)
+        found = tried(folder, lambda: self._fs.find(folder, detail=True))
         for name, info in found.items():
             yield name.removeprefix(root), number_of_store(info)
 
     def glob(self, pattern: str) -> list[str]:
-        with _said(pattern):
-            return [self._fs.unstrip_protocol(name) for name in self._fs.glob(pattern)]
+        names = tried(pattern, lambda: self._fs.glob(pattern))
+        return [self._fs.unstrip_protocol(name) for name in names]
+
+
+def check_regular(path: str | os.PathLike[str]) -> None:
+    """Refuses what to open is to wait for somebody, or to start something.
+
+    Raises:
+        OSError: there is a pipe, a socket, a device or a folder, or nothing.
+    """
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        kinds = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+        kind = kinds.get(stat.S_IFMT(mode), "a device")
+        raise OSError(errno.EINVAL, f"is {kind}, not a file", os.fspath(path))
+
+
+def check_picture_size(address: str | os.PathLike[str], size: int) -> None:
+    """Raises OSError if a picture's file has too many bytes."""
+    if size > MOST_OF_A_PICTURE:
+        most = f"{MOST_OF_A_PICTURE:,}"
+        what = f"has {size:,} bytes, more than the {most} that a picture may have"
+        raise OSError(errno.EFBIG, what, os.fspath(address))
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
@@ -306,8 +405,8 @@ def _walk(
     folder: str, prefix: str, above: tuple[tuple[int, int], ...]
 ) -> Iterator[tuple[str, int | str]]:
     try:
-        stat = os.stat(folder)
-        if (stat.st_dev, stat.st_ino) in above:
+        there = os.stat(folder)
+        if (there.st_dev, there.st_ino) in above:
             yield prefix.rstrip("/"), "a link to a folder that it lies in"
             return
         # Entries take several times the memory of their names, and there may be millions.
@@ -319,21 +418,23 @@ def _walk(
                 elif entry.is_symlink() or entry.is_file():  # not a pipe, which is waited for
                     files.append((prefix + entry.name, _number(entry)))
     except OSError as error:
-        if not above:
+        if not above or is_exhausted(error):
             raise
         yield prefix.rstrip("/"), f"the folder can't be read: {error.strerror}"
         return
     yield from files
     for name in folders:
-        below = (*above, (stat.st_dev, stat.st_ino))
+        below = (*above, (there.st_dev, there.st_ino))
         yield from _walk(os.path.join(folder, name), f"{prefix}{name}/", below)
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+    except OSError as error:
+        if error.errno not in NOT_THERE:
+            raise
+        return False  # a link to itself
 
 
 def _number(entry: os.DirEntry) -> int:
@@ -341,6 +442,16 @@ def _number(entry: os.DirEntry) -> int:
         return number_of_disk(entry.stat())
     except OSError:  # a link to nowhere
         return 0
+
+
+def _opened(act: Callable[[], T]) -> T:
+    """Opens a file; where that is too much for the machine, the error says so."""
+    try:
+        return act()
+    except OSError as error:
+        if out := exhausted(error):
+            raise out from error
+        raise
 
 
 def _filesystem(address: str) -> Any:
@@ -352,24 +463,19 @@ def _filesystem(address: str) -> Any:
         ) from None
     protocol = address.partition("://")[0]
     try:
-        return fsspec.filesystem(protocol)
+        kind = fsspec.get_filesystem_class(protocol)
     except ImportError as error:
         raise ModuleNotFoundError(f"{address} needs fsspec's driver: {error}") from None
     except ValueError:
         raise ValueError(f"{address}: fsspec knows no addresses of {protocol}://") from None
+    options = kind._get_kwargs_from_urls(address)
+    if protocol in ("http", "https"):
+        options["client_kwargs"] = {"timeout": _patience()}
+    return tried(address, lambda: kind(**options))  # some connect at once
 
 
-@contextlib.contextmanager
-def _said(address: str) -> Iterator[None]:
-    """Makes the drivers' errors, which are of any kind, OSErrors that name the address."""
-    try:
-        yield
-    except FileNotFoundError:
-        raise FileNotFoundError(errno.ENOENT, "no such file or folder", address) from None
-    except PermissionError as error:
-        raise PermissionError(errno.EACCES, f"no permission ({error})", address) from None
-    except Exception as error:
-        raise Unreachable(
-            f"{address} can't be reached: {type(error).__name__}: {error}. Check the address, the "
-            "credentials and the network, and run the same command again."
-        ) from error
+def _patience() -> Any:
+    """How long an HTTP server may take; aiohttp's own five minutes are long for a dead one."""
+    import aiohttp  # pyright: ignore[reportMissingImports]
+
+    return aiohttp.ClientTimeout(total=120, sock_connect=10, sock_read=30)

@@ -6,15 +6,16 @@ r the ids of the pair that merges at rank r into id 512 + r. It was made from li
 in the PyPI package clip-anytorch 2.6.0; `tests/test_tokenizer.py` makes it anew and compares.
 """  # noqa: E501
 
+import bisect
 import functools
 import heapq
 import html
 import operator
 import re
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
-from itertools import chain, islice, pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 from jaxtyping import Int32, UInt16
@@ -35,6 +36,14 @@ _END_OF_WORD = 256
 _MAY_NEED_REPAIR = re.compile(
     r"[^\t\n\f\r -~à-öø-ÿ–—‘’“”]|&(?! )|[à-öø-ÿ][‘“”]|[‘“”][à-öø-ÿ]"
 ).search
+
+# Characters from which on a text, a word or a piece is read only as far as its ids are wanted.
+LONG = 4096
+
+# Characters at the end of a text that is cut, of which an entity or two that are cut may be parts.
+UNSURE = 256
+# Characters of the longest literal, and one more.
+LOOKAHEAD = 16
 
 # The literals are matched whatever their case, and after case folding: "'ſ" is a suffix as "'s" is.
 _PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
@@ -72,8 +81,7 @@ def tokenize(
     for position, text in enumerate(_as_strings(texts)):
         if not isinstance(text, str):
             raise TypeError(f"texts[{position}] must be a string, got {_describe(text)}")
-        ids = _ids(text)
-        row = [START, *(islice(ids, room) if truncate else ids), END]
+        row = [START, *(_first_ids(text, room) if truncate else _ids(text)), END]
         if len(row) > context_length:
             raise ValueError(
                 f"{_shortened(text)} has {len(row)} tokens with its start and end, more than the "
@@ -148,13 +156,53 @@ def _shortened(value: object) -> str:
 
 
 def _ids(text: str) -> Iterable[int]:
+    return chain.from_iterable(map(_words().__getitem__, _split(text)))
+
+
+def _split(text: str) -> list[str]:
+    """The words of a text, repaired and in lower case."""
     words = _words()
     if _MAY_NEED_REPAIR(text):
         spaced = words.spaces.sub(" ", words.repair(text).strip()).strip()
-        return chain.from_iterable(map(words.__getitem__, spaced.lower().split(" ")))
+        return spaced.lower().split(" ")
     if not text.isascii():
         text = text.replace("’", "'").replace("‘", "'").replace("“", '"').replace("”", '"')
-    return chain.from_iterable(map(words.__getitem__, text.lower().split()))
+    return text.lower().split()
+
+
+def _first_ids(text: str, count: int) -> list[int]:
+    """The first ids of a text, of which no more is looked at than that takes."""
+    words, ids = _words(), []
+    for end in _ends(text):
+        ids = []
+        *found, last = _split(text[:end]) or [""]
+        for word in found:
+            ids += words.first(word, count - len(ids))
+            if len(ids) >= count:
+                return ids[:count]
+        if end == len(text):
+            ids += words.first(last, count - len(ids))
+        elif "Σ" not in text[:end]:  # in lower case that depends on all that follows it in a word
+            ids += words.first(last[:-UNSURE], count - len(ids), goes_on=True)
+        if len(ids) >= count:
+            break
+    return ids[:count]
+
+
+def _ends(text: str) -> Iterator[int]:
+    """Where a text may be cut and its beginning be repaired as it is in the whole: as ftfy cuts it.
+
+    That is after a line, or after so many characters of a longer one.
+    """
+    place, wanted = 0, LONG
+    while place < len(text):
+        end = text.find("\n", place) + 1 or len(text)
+        place = min(end, place + _words().longest_line)
+        if place >= wanted:
+            yield place
+            wanted = 2 * place
+    if wanted != 2 * place:
+        yield place
 
 
 class _Words(dict[str, tuple[int, ...]]):
@@ -174,10 +222,16 @@ class _Words(dict[str, tuple[int, ...]]):
         import regex
 
         self._fix_text = ftfy.fix_text
-        self._pieces = regex.compile(_PIECES, regex.IGNORECASE).findall
+        self.longest_line = ftfy.TextFixerConfig().max_decode_length
+        pieces = regex.compile(_PIECES, regex.IGNORECASE)
+        self._pieces, self._pieces_one_by_one = pieces.findall, pieces.finditer
         self.spaces = regex.compile(r"\s+")
         pairs = zip(*merges.T.tolist(), strict=True)
         self._merged = dict(zip(pairs, range(512, START), strict=True))
+        # The merges in which a token is the left one, in their order.
+        self._lefts: dict[int, list[int]] = {}
+        for (left, _), merge in self._merged.items():
+            self._lefts.setdefault(left, []).append(merge)
         self.vocabulary = [_BYTES[i : i + 1] for i in range(256)]
         self.vocabulary += [byte + b" " for byte in self.vocabulary]
         for a, b in merges.tolist():
@@ -200,6 +254,30 @@ class _Words(dict[str, tuple[int, ...]]):
                 self.clear()
             self[word] = ids
         return ids
+
+    def first(self, word: str, count: int, *, goes_on: bool = False) -> list[int]:
+        """The first ids of a word of any length; those that are certain, if it goes on."""
+        if len(word) < LONG:
+            return [] if goes_on else list(self[word][:count])
+        ids: list[int] = []
+        known = len(word) - LOOKAHEAD if goes_on else len(word)
+        for match in self._pieces_one_by_one(word):
+            if len(ids) >= count:
+                break
+            if match.end() > known:
+                ids += self._first_of_piece(word[match.start() : known], count - len(ids), True)
+                break
+            ids += self._first_of_piece(match[0], count - len(ids), False)
+        return ids[:count]
+
+    def _first_of_piece(self, piece: str, count: int, goes_on: bool) -> Sequence[int]:
+        length, ids = LONG, []
+        while length < len(piece):
+            begin = list(piece[:length].encode().translate(_BYTE_TO_ID))
+            if len(ids := _merge_beginning(begin, self._merged, self._lefts)) >= count:
+                return ids
+            length *= 4
+        return ids if goes_on else self[piece]
 
     def _piece(self, piece: str) -> tuple[int, ...]:
         if piece in _LITERALS:
@@ -250,6 +328,59 @@ def _merge_long(ids: list[int], merged: dict[tuple[int, int], int]) -> list[int]
         if (h := before[i]) >= 0 and (new := merged.get((ids[h], best))) is not None:
             heapq.heappush(heap, (new, h))
     return [number for number in ids if number != gone]
+
+
+def _merge_beginning(
+    ids: list[int], merged: dict[tuple[int, int], int], lefts: dict[int, list[int]]
+) -> list[int]:
+    """The tokens with which a piece begins, whatever follows these bytes of it.
+
+    The merges are done in their order, as in the whole piece. Whenever the last token could merge
+    with what follows it is given up, since it is not known whether it does; all before it is as it
+    is in the whole, because a merge goes from left to right.
+    """
+    size = len(ids)
+    after = list(range(1, size + 1))
+    before = list(range(-1, size - 1))
+    heap = [(merged[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in merged]
+    heapq.heapify(heap)
+    gone, last, undecided = -1, size - 1, 0  # the first merge of which the end is not known
+
+    def give_up(merge: int) -> None:
+        nonlocal last, undecided
+        ids[last], last, undecided = gone, before[last], merge + 1
+        if last >= 0:
+            after[last] = size
+
+    while last >= 0:
+        mergeable = lefts.get(ids[last], ())
+        place = bisect.bisect_left(mergeable, undecided)
+        at_end = mergeable[place] if place < len(mergeable) else END
+        best = heap[0][0] if heap else END
+        if at_end < best:
+            give_up(at_end)
+            continue
+        if best == END:
+            break
+        while heap and heap[0][0] == best:
+            _, i = heapq.heappop(heap)
+            j = after[i]
+            if ids[i] == gone or j == size or merged.get((ids[i], ids[j])) != best:
+                continue
+            ids[i], ids[j] = best, gone
+            after[i] = j = after[j]
+            if j < size:
+                before[j] = i
+                if (new := merged.get((best, ids[j]))) is not None:
+                    heapq.heappush(heap, (new, i))
+            else:
+                last = i
+            if (h := before[i]) >= 0 and (new := merged.get((ids[h], best))) is not None:
+                heapq.heappush(heap, (new, h))
+        undecided = best + 1
+        if best in lefts.get(ids[last], ()):
+            give_up(best)
+    return [number for number in ids[: last + 1] if number != gone]
 
 
 @functools.cache

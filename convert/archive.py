@@ -8,7 +8,7 @@ rather than compressed, which is also what makes ZIP bombs impossible: nothing i
 import zipfile
 import zlib
 from collections import Counter
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from clip_jax.errors import CheckpointError
 # official files need about 100 KB. Every byte can become an object of some 60 bytes, so this keeps
 # a hostile file to about a gigabyte and well under a minute.
 MAX_INDEX_BYTES = 16 << 20
+# What a ZIP archive's table of contents may take. Every entry becomes an object of some 600 bytes;
+# 60,000 of them take a second. The official files have a table of about 100 KB.
+MAX_CONTENTS_BYTES = 4 << 20
 
 _LOCAL_HEADER_BYTES = 30
 _ENCRYPTED = 0x1
@@ -27,6 +30,28 @@ def shown(text: str, limit: int = 120) -> str:
     """Text from an untrusted file, made fit for one line of an error message."""
     text = text[:limit] + "..." if len(text) > limit else text
     return text if text.isprintable() else ascii(text)
+
+
+class _Contents:
+    """A file in which a table of contents is looked up, without reading one of any size.
+
+    How long the table is, and where it begins, is said in several places: only `zipfile` knows
+    which of them it goes by.
+    """
+
+    def __init__(self, file: BinaryIO):
+        self._file = file
+        self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
+
+    def read(self, size: int = -1) -> bytes:
+        limit = MAX_CONTENTS_BYTES + 1
+        found = self._file.read(limit if size < 0 else min(size, limit))
+        if len(found) > MAX_CONTENTS_BYTES:
+            raise CheckpointError(
+                f"has a table of contents of more than {MAX_CONTENTS_BYTES:,} bytes, expected some "
+                f"100,000 of a checkpoint: check that this is the right file"
+            )
+        return found
 
 
 class Archive:
@@ -44,8 +69,10 @@ class Archive:
         self._spans: dict[str, tuple[int, int]] = {}
         try:
             # Opening reads the central directory and no entry.
-            with zipfile.ZipFile(file) as archive:
+            with zipfile.ZipFile(cast(BinaryIO, _Contents(file))) as archive:
                 infos = archive.infolist()
+        except (CheckpointError, MemoryError):
+            raise
         except Exception as error:  # zipfile answers bad bytes with a dozen kinds of exception
             raise CheckpointError(
                 f"begins like a ZIP archive but its table of contents, which comes last, can't be "

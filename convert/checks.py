@@ -10,6 +10,9 @@ import numpy as np
 from clip_jax.errors import CheckpointError
 
 MAX_NAME_LENGTH = 1_000
+# The largest official model has 1,353 arrays. To find out what a hundred times as many are takes
+# seconds.
+MAX_NAMES = 100_000
 MAX_TOLD = 20  # of a list of problems
 DAMAGED = "the file is damaged or was tampered with, get it from its source again"
 
@@ -76,6 +79,15 @@ def check_name(name: str) -> None:
     """Raises ValueError for a name that would garble a terminal."""
     if not name or len(name) > MAX_NAME_LENGTH or not name.isprintable():
         raise ValueError("is no name for an array")
+
+
+def check_count(count: int) -> None:
+    """Raises CheckpointError for more names than any model has."""
+    if count > MAX_NAMES:
+        raise CheckpointError(
+            f"has more than {MAX_NAMES:,} names, expected a model's few thousand: this is no "
+            f"ordinary checkpoint, check that it is the right file"
+        )
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -13,6 +13,7 @@ from clip_jax.convert.archive import MAX_INDEX_BYTES, Archive, shown
 from clip_jax.convert.checks import (
     MAX_NAME_LENGTH,
     Unread,
+    check_count,
     check_name,
     empty,
     numbers,
@@ -21,7 +22,7 @@ from clip_jax.convert.checks import (
 )
 from clip_jax.convert.safetensors import read_safetensors
 from clip_jax.convert.unpickle import Record, Tensor, load
-from clip_jax.errors import CheckpointError
+from clip_jax.errors import CheckpointError, is_exhausted
 
 # Where training scripts keep the model's state dictionary in a checkpoint.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -33,8 +34,6 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model")
 _EXPANSION = 16
 _EXPANSION_FLOOR = 64 << 20
 
-# Modules shared by modules shared by modules: the number of paths grows exponentially.
-_MAX_NAMES = 200_000
 _MAX_DEPTH = 64
 
 
@@ -53,6 +52,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises:
       FileNotFoundError: there is no such file.
       CheckpointError: it can't be read, or holds more than tensors; every bad tensor is listed.
+      OSError: there are too many open files.
+      MemoryError: the memory is not enough.
     """
     path = Path(path)
     try:
@@ -64,6 +65,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             errno.ENOENT, "no such checkpoint, check the path or download it first", str(path)
         ) from None
     except OSError as error:
+        if is_exhausted(error):  # the file may be as good as any
+            raise
         raise CheckpointError(
             f"{path}: can't be read ({error.strerror or error}), expected a readable file: check "
             f"its permissions and the disk it lies on"
@@ -89,6 +92,7 @@ def _read_archive(archive: Archive) -> dict[str, np.ndarray]:
             f"holds a {type(root).__name__}, expected a module or a dictionary of tensors: "
             f"torch.save the model's state_dict()"
         )
+    check_count(len(found))
     if not any(isinstance(value, Tensor) for value in found.values()):
         raise CheckpointError(
             "holds no tensors, expected a model's weights: save the model itself (not a frozen "
@@ -135,12 +139,9 @@ def _module_values(
             f"modules: the file was tampered with, get it from its source again"
         )
     for name, value in (record.state or {}).items():
+        # Modules shared by modules shared by modules: the number of paths grows exponentially.
         count[0] += 1
-        if count[0] > _MAX_NAMES:
-            raise CheckpointError(
-                f"names more than {_MAX_NAMES:,} attributes, expected a model's few thousand: the "
-                f"file was tampered with, get it from its source again"
-            )
+        check_count(count[0])
         if (
             not isinstance(name, str)
             or not name

@@ -11,6 +11,7 @@ from clip_jax.convert.archive import MAX_INDEX_BYTES, shown
 from clip_jax.convert.checks import (
     DAMAGED,
     Unread,
+    check_count,
     check_name,
     diagnosis,
     empty,
@@ -59,7 +60,7 @@ def read_safetensors(data: np.memmap) -> tuple[dict[str, np.ndarray], dict[str, 
         )
     try:
         header = json.loads(data[8:body].tobytes(), object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError, MemoryError) as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"has a malformed safetensors header ({shown(str(error))}), expected JSON: it is "
             f"damaged, get it from its source again"
@@ -69,6 +70,7 @@ def read_safetensors(data: np.memmap) -> tuple[dict[str, np.ndarray], dict[str, 
         raise CheckpointError(
             f"has a {type(metadata).__name__} for its metadata, expected an object: {DAMAGED}"
         )
+    check_count(len(header))
     arrays: dict[str, np.ndarray] = {}
     spans: list[tuple[int, int, str]] = []
     problems: list[str] = []

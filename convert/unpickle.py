@@ -56,6 +56,9 @@ ADMITTED = frozenset(
 MAX_DIMENSIONS = 64  # numpy's limit, and PyTorch's
 MAX_KEY_LENGTH = 64  # PyTorch numbers its storages
 MAX_CLASS_LENGTH = 1_000
+# A checkpoint takes some 25 instructions a tensor. A byte each, as many as a pickle has room for
+# would take longer than anybody waits.
+MAX_INSTRUCTIONS = 4_000_000
 
 Key = str | int
 
@@ -112,7 +115,7 @@ def load(data: bytes) -> Any:
     """
     try:
         return _run(data)
-    except CheckpointError:
+    except (CheckpointError, MemoryError):
         raise
     except Exception as error:  # opcodes that don't fit together fail in as many ways as there are
         raise CheckpointError(
@@ -132,7 +135,12 @@ def _run(data: bytes) -> Any:
         items, stack = stack, below.pop()
         return items
 
-    for opcode, argument, position in pickletools.genops(data):
+    for number, (opcode, argument, position) in enumerate(pickletools.genops(data)):
+        if number == MAX_INSTRUCTIONS:
+            raise CheckpointError(
+                f"has more than {MAX_INSTRUCTIONS:,} instructions in data.pkl, expected some 25 a "
+                f"tensor: this is no ordinary checkpoint, check that it is the right file"
+            )
         match opcode.name:
             case "PROTO" | "FRAME":
                 pass

@@ -15,6 +15,9 @@ os.environ.setdefault("XLA_FLAGS", quickly.ENVIRONMENT["XLA_FLAGS"])  # read wit
 # The layers' signatures say their shapes; here they are executed. The public entry points are not
 # hooked: they have errors of their own, which are tested.
 install_import_hook(
-    [f"clip_jax.nn.{name}" for name in ("layers", "vit", "resnet", "text", "pixels", "winograd")],
+    [
+        *(f"clip_jax.nn.{x}" for x in ("layers", "linear", "vit", "resnet", "text", "pixels")),
+        "clip_jax.backends",
+    ],
     "beartype.beartype",
 )

@@ -163,12 +163,17 @@ def kill_two(out: Path, job: str, is_time: Callable[[], bool]) -> None:
             time.sleep(0.01)
 
 
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
+
+
 @contextlib.contextmanager
 def started(out: Path, job: str) -> Iterator[list[subprocess.Popen]]:
     """Two processes of two devices each, at that job; killed as the block ends."""
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        port = str(listener.getsockname()[1])
+    port = str(free_port())
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2"}
     if job == "run":
         environment |= quickly.ENVIRONMENT

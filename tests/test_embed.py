@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import clip_jax
+from clip_jax import attempts
 from clip_jax import storage as storage_module
 from clip_jax.embed import Columns, Summary, embed, job, read_embeddings
 from clip_jax.embed import watch as watch_module
@@ -515,6 +516,7 @@ def test_a_store_that_can_not_be_reached_stops_the_job(pictures, model, tmp_path
     def unreachable(*args, **options):
         raise RuntimeError("no route to host")
 
+    monkeypatch.setattr(attempts, "WAITS", (0.0, 0.0))
     monkeypatch.setattr(memory, "cat_file", unreachable)
     with pytest.raises(OSError, match="can't be reached: RuntimeError: no route to host. Check"):
         embed("memory://far", model, tmp_path / "out", **QUIET)
@@ -567,11 +569,19 @@ def copy(undisturbed, tmp_path) -> Path:
     return Path(shutil.copytree(undisturbed, tmp_path / "copy"))
 
 
+def left_by_a_kill(path: Path) -> None:
+    """Writes what a process leaves that dies while it writes a file."""
+    program = (
+        "import sys; from clip_jax.unfinished import aside; open(aside(sys.argv[1]), 'w').close()"
+    )
+    subprocess.run([sys.executable, "-c", program, str(path)], check=True)
+
+
 @pytest.mark.parametrize("how", ["cut", "flipped", "empty", "other"])
 def test_a_part_that_is_damaged_is_done_again(pictures, undisturbed, model, copy, how):
     damage(copy / "part-000000-000003.parquet", how)
-    (copy / ".part-000000-000004.parquet.0123.aside").write_bytes(b"left by a kill")
-    (copy / ".job.json.0123.aside").write_bytes(b"likewise")
+    for name in ("part-000000-000004.parquet", "job.json"):
+        left_by_a_kill(copy / name)
     (copy / "part-000000-000005.parquet").unlink()
     (copy / "errors").mkdir()
     (copy / "errors" / "part-000000-000001.parquet").write_bytes(b"left by a kill, too")

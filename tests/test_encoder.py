@@ -1,6 +1,8 @@
 """The encoder: equal to the model however rows are cut, padded and placed, on few programs."""
 
 import functools
+import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+import clip_jax
 from clip_jax import Encoder, from_parameters, parameters, tokenize
-from clip_jax.encoder import TEXT_LENGTHS
+from clip_jax.backends import defaults
+from clip_jax.encoder import TEXT_LENGTHS, _attention
 from clip_jax.nn import set_parameters
 from clip_jax.placement import OneDevice
 from tests import processes
@@ -443,7 +447,8 @@ def test_cudnn_attends_in_half_precision_with_a_flag_instead_of_a_mask(
         return attention(*args, implementation="xla", **options)
 
     monkeypatch.setattr(jax.nn, "dot_product_attention", recorded)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    both = {"image": "cudnn", "text": "cudnn"}
+    monkeypatch.setattr("clip_jax.encoder._attention", lambda *args: both)
     fused = Encoder(model, batch_size=8, dtype="bfloat16", attention="cudnn")
     given_ = fused.images(images[:8])
     # Of two blocks the one before the last, whose pooled row is XLA's.
@@ -461,8 +466,19 @@ def test_cudnn_is_refused_where_it_can_not_be(model, options):
         Encoder(model, attention="cudnn", **options)
 
 
+def test_attention_is_chosen_by_the_table_of_defaults(model, monkeypatch):
+    assert Encoder(model).attention == {"image": "xla", "text": "xla"}
+    # As on a GPU that was measured: from the 17 tokens of an image on, which a text of 77 has too.
+    measured = defaults.Default("cudnn", "gpu", min_tokens=18, reason="1.2 times")
+    monkeypatch.setattr(defaults, "ATTENTION", (measured, *defaults.ATTENTION))
+    gpu = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3")
+    assert _attention("auto", model, gpu) == {"image": "xla", "text": "cudnn"}
+    with pytest.raises(ValueError, match="half precision on GPUs.* on gpu"):
+        _attention("cudnn", model, gpu)
+
+
 def test_no_other_attention_is_known(model):
-    with pytest.raises(ValueError, match='"xla" or "cudnn". Got \'flash\''):
+    with pytest.raises(ValueError, match='"auto", "xla" or "cudnn". Got \'flash\''):
         Encoder(model, attention="flash")
 
 
@@ -472,6 +488,42 @@ def test_what_becomes_of_the_model_does_not_reach_the_encoder(images, embedded):
     set_parameters(model, random_parameters(SMALL_VIT, seed=1))
     assert not np.array_equal(model.visual.proj[...], small(SMALL_VIT).visual.proj[...])
     assert relative_error(encoder.images(images), embedded) < TOLERANCE["same"]
+
+
+# --- platform by placement
+
+
+def test_the_encoder_computes_where_the_parameters_are_committed(model, images):
+    other = jax.devices()[3]
+    there = jax.device_put(model, other)
+    encoder = Encoder(there, batch_size=BATCH_SIZE)
+    assert encoder.device == other
+    assert {device for leaf in encoder._leaves for device in leaf.devices()} == {other}
+    same = Encoder(model, batch_size=BATCH_SIZE).images(images)
+    assert np.array_equal(encoder.images(images), same)
+    assert Encoder(model).device == jax.devices()[0]
+    with jax.default_device(other):
+        assert Encoder(model).device == other
+
+
+def test_nothing_asks_for_the_platform_of_the_process(model, images, tokens, monkeypatch, tmp_path):
+    """As in a process whose default is a GPU, for a model on one of its CPU devices."""
+
+    def asked():
+        raise AssertionError("the process's default backend doesn't tell where a model computes")
+
+    monkeypatch.setattr(jax, "default_backend", asked)
+    there = jax.device_put(model, jax.devices("cpu")[1])
+    encoder = Encoder(there, batch_size=8, dtype="bfloat16")
+    assert encoder.batch_size == 8 and encoder.images(images[:8]).shape == (8, 16)
+    assert Encoder(there).batch_size == 32
+    assert there.encode_text(tokens).devices() == {jax.devices("cpu")[1]}
+    with pytest.warns(UserWarning, match="for GPUs and TPUs"):
+        Encoder(there, batch_size=1, compile_cache=tmp_path).images(images[:1])
+    source = Path(clip_jax.__file__).parent
+    files = [*source.rglob("*.py"), *(source.parent / "convert").rglob("*.py")]
+    assert len(files) > 50
+    assert not [path for path in files if "default_backend" in path.read_text()]
 
 
 # --- several processes

@@ -13,7 +13,6 @@ from clip_jax.convert.pytorch import from_pytorch
 from clip_jax.encoder import Encoder
 from clip_jax.nn import (
     CLIP,
-    cpu,
     flatten,
     from_parameters,
     normalize,
@@ -22,18 +21,8 @@ from clip_jax.nn import (
     set_parameters,
 )
 from clip_jax.nn.clip import _encode_image
-from clip_jax.nn.cpu import rearrange_for_cpu
-from clip_jax.nn.layers import Attention, LayerNorm, activate, attend
-from clip_jax.nn.linear import linear_in_training, multiply
-from clip_jax.nn.resnet import (
-    BatchNorm,
-    Conv,
-    convolve_by_products,
-    convolve_squares,
-    square_kernel,
-)
-from clip_jax.nn.tree import cast, variables
-from clip_jax.nn.winograd import winograd_convolution, winograd_kernels
+from clip_jax.nn.layers import LayerNorm, activate
+from clip_jax.nn.resnet import BatchNorm
 from tests import reference
 from tests.models import (
     GOLDEN,
@@ -206,126 +195,6 @@ def test_the_three_activations_differ():
         np.testing.assert_allclose(activate(x, name), expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(
-    "parts",
-    [
-        {},
-        *({"heads_at_once": heads} for heads in (1, 2, 4)),
-        *({"query_blocks": blocks} for blocks in (2, 3, 4)),
-    ],
-    ids=str,
-)
-def test_attention_equals_its_formula_in_float64(parts):
-    rng = np.random.default_rng(0)
-    q, k, v = (rng.normal(size=(2, n, 3, 5)) for n in (4, 7, 7))
-    scores = np.einsum("bqhc,bkhc->bhqk", q, k) / math.sqrt(5)
-    weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
-    expected = np.einsum("bhqk,bkhc->bqhc", weights, v)
-    arrays = (jnp.asarray(x, jnp.float32) for x in (q, k, v))
-    given = attend(*arrays, **parts)
-    np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("size", [(1, 1), (2, 5), (7, 7), (8, 6)])
-def test_winograd_equals_the_direct_convolution(size):
-    direct = Conv(3, 5, 3, rngs=nnx.Rngs(0))
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 3)), jnp.float32)
-    expected, kernel = direct(x), np.asarray(direct.kernel[...])
-    given = winograd_convolution(x, [jnp.asarray(k) for k in winograd_kernels(kernel)])
-    # Sums of sixteen products of numbers that were themselves rounded: measured 2e-7.
-    assert relative_error(given, expected) < 2e-6
-
-
-@pytest.mark.parametrize("size", [(2, 2), (4, 6), (10, 8)])
-def test_convolution_over_squares_of_pixels_equals_that_of_stride_two(size):
-    conv = Conv(3, 5, 3, stride=2, rngs=nnx.Rngs(0))
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 3)), jnp.float32)
-    kernel = square_kernel(np.asarray(conv.kernel[...]))
-    assert relative_error(convolve_squares(x, jnp.asarray(kernel)), conv(x)) < 1e-6
-
-
-@pytest.mark.parametrize("size", [(1, 1), (5, 8)])
-def test_nine_products_are_a_convolution(size):
-    conv = Conv(6, 4, 3, rngs=nnx.Rngs(0))
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, *size, 6)), jnp.float32)
-    assert relative_error(convolve_by_products(x, conv.kernel[...]), conv(x)) < 1e-6
-
-
-@pytest.mark.parametrize("in_slices", [True, False])
-@pytest.mark.parametrize("config", [TINY_VIT, TINY_RESNET], ids=["vit", "resnet"])
-@pytest.mark.parametrize("count", [1, 3, 8])
-def test_a_model_rearranged_for_the_cpu_is_the_same(config, in_slices, count):
-    model, rearranged = small(config), small(config)
-    rearrange_for_cpu(rearranged, in_slices=in_slices)
-    images = random_images(count, config.vision.image_size)
-    tokens = random_tokens(count)
-    expected, given = model.encode_image(images), rearranged.encode_image(images)
-    assert relative_error(given, expected) < 2e-6
-    expected, given = model.encode_text(tokens), rearranged.encode_text(tokens)
-    assert relative_error(given, expected) < 2e-6
-
-
-@pytest.mark.parametrize("count", [1, 8])
-@pytest.mark.parametrize("config", [TINY_VIT, TINY_RESNET], ids=["vit", "resnet"])
-def test_a_model_rearranged_for_the_cpu_is_as_near_in_bfloat16(config, count):
-    model = small(config)
-    half, rearranged = (cast(model, jnp.bfloat16) for _ in range(2))
-    rearrange_for_cpu(rearranged, in_slices=True)
-    images, tokens = random_images(count, config.vision.image_size), random_tokens(count)
-    for encode in (lambda m: m.encode_image(images), lambda m: m.encode_text(tokens)):
-        expected, *given = (encode(m) for m in (model, half, rearranged))
-        plain, other = (relative_error(x.astype(jnp.float32), expected) for x in given)
-        assert 1e-4 < other < 1.5 * plain < 5e-2
-
-
-@pytest.mark.parametrize("rows", [(), (0,), (1,), (2,), (1, 1), (3, 1)], ids=str)
-def test_bfloat16_products_are_the_same_for_any_number_of_rows(rows):
-    rng = np.random.default_rng(0)
-    x, kernel = (
-        jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in ((*rows, 7), (7, 5))
-    )
-    given = multiply(x, kernel)
-    assert given.shape == (*rows, 5)
-    expected = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
-    # Sums in float32 of seven products, each of them exact.
-    np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("queries", "parts"), [(10, (None, 1)), (9, (None, 2)), (5, (None, 2)), (4, (2, 1))]
-)
-def test_images_of_many_tokens_attend_in_parts(monkeypatch, queries, parts):
-    assert TINY_VIT.vision.num_patches + 1 == 10
-    monkeypatch.setattr(cpu, "QUERIES_AT_ONCE", queries)
-    model, rearranged = small(TINY_VIT), small(TINY_VIT)
-    rearrange_for_cpu(rearranged, in_slices=True)
-    for tower, expected in ((rearranged.visual, parts), (rearranged.transformer, (None, 1))):
-        layers = [m for _, m in nnx.iter_modules(tower) if isinstance(m, Attention)]
-        assert {(m.heads_at_once, m.query_blocks) for m in layers} == {expected}
-    images = random_images(3, TINY_VIT.vision.image_size)
-    expected, given = model.encode_image(images), rearranged.encode_image(images)
-    assert relative_error(given, expected) < 2e-6
-
-
-def test_rearranging_leaves_no_kernel_as_it_was():
-    model = small(TINY_RESNET)
-    before = {path: v.shape for path, v in variables(model).items()}
-    rearrange_for_cpu(model, in_slices=True)
-    after = {path: v.shape for path, v in variables(model).items()}
-    kernels = {path for path in before if path.endswith("kernel")}
-    same = {path for path in kernels & after.keys() if after[path] == before[path]}
-    assert all(before[path][-1] == before[path][-2] for path in same), same
-
-
-def test_the_encoder_rearranges_a_model_of_its_own():
-    model = small(TINY_RESNET)
-    images = random_images(9, 96)
-    before = np.array(model.visual.conv2.kernel[...])
-    encoder = Encoder(model, batch_size=8)
-    assert relative_error(encoder.images(images), model.encode_image(images)) < 2e-6
-    assert np.array_equal(model.visual.conv2.kernel[...], before)
-
-
 def test_batch_norm_uses_the_running_statistics_until_it_trains():
     norm = BatchNorm(3, rngs=nnx.Rngs(0))
     x = jnp.asarray(np.random.default_rng(0).normal(5, 2, (2, 4, 4, 3)), jnp.float32)
@@ -474,46 +343,6 @@ def test_bfloat16_is_close_and_float32_stays_inside_norms(model, images, tokens)
     assert relative_error(text, model.encode_text(tokens)) < 3e-2
     assert half(images, tokens)[0].dtype == jnp.float32
     assert half.visual.conv1.kernel[...].dtype == jnp.float32
-
-
-def test_bfloat16_products_are_added_up_in_float32_on_cpus():
-    rng = np.random.default_rng(0)
-    x, kernel = (jnp.asarray(rng.normal(size=n), jnp.bfloat16) for n in ((6, 512), (512, 16)))
-    exact = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
-    result = jax.jit(multiply)(x, kernel)
-    assert result.dtype == jnp.float32
-    assert relative_error(result, exact) < 1e-6
-    assert multiply(x.astype(jnp.float16), kernel.astype(jnp.float16)).dtype == jnp.float16
-
-
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize(("shape", "outputs"), [((2, 4, 6), 8), ((3, 5, 7), 9), ((1, 3), 2)])
-def test_gradients_in_training_are_those_of_a_linear_layer(dtype, shape, outputs):
-    rng = np.random.default_rng(0)
-    x = jnp.asarray(rng.normal(size=shape), dtype)
-    kernel = jnp.asarray(rng.normal(size=(shape[-1], outputs)), jnp.float32)
-    bias = jnp.asarray(rng.normal(size=outputs), jnp.float32)
-    weights = jnp.asarray(rng.normal(size=(*shape[:-1], outputs)), dtype)
-
-    def total(x, kernel, bias):
-        y = linear_in_training(x, kernel, bias)
-        return (y * weights).astype(jnp.float32).sum(), y
-
-    gradients, y = jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(x, kernel, bias)
-    by_x, by_kernel, by_bias = gradients
-    assert y.dtype == by_x.dtype == dtype
-    assert by_kernel.dtype == by_bias.dtype == jnp.float32
-    # Rounded once, to the 8 significand bits of bfloat16; what is float32 is not.
-    once = 1e-6 if dtype == jnp.float32 else 4e-3
-    rounded = np.asarray(kernel.astype(dtype), np.float64)
-    rows = np.asarray(x, np.float64)
-    # The bias is rounded, too.
-    assert relative_error(y, rows @ rounded + np.asarray(bias, np.float64)) < 2 * once
-    wide = np.asarray(weights, np.float64)
-    assert relative_error(by_x, wide @ rounded.T) < once
-    flat = wide.reshape(-1, outputs)
-    assert relative_error(by_kernel, rows.reshape(-1, shape[-1]).T @ flat) < 1e-6
-    assert relative_error(by_bias, flat.sum(0)) < 1e-6
 
 
 def test_nothing_global_is_changed():

@@ -308,8 +308,9 @@ def test_embed_takes_every_option(run, folder, tmp_path):
     assert "\nbottleneck: " in out
     status, out, _ = run(*command, "--retry-errors")
     assert out == "no part to write: 20 rows are there, 0 errors\n"
-    status, out, _ = run("search", tmp_path / "o", "x", "--json")
-    assert status == 0 and len(json.loads(out)) == 10
+    status, out, err = run("search", tmp_path / "o", "x", "--json")
+    assert status == 1 and len(json.loads(out)) == 10
+    assert "10 rows left out" in err[0]  # the other share's
 
 
 def test_help_of_the_commands_needs_no_pyarrow():

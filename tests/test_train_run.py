@@ -27,6 +27,7 @@ from clip_jax.train import compiler_options, group_by_length, read_config, run, 
 from clip_jax.train.augment import AugmentConfig, augment
 from clip_jax.train.checkpoints import Checkpoints
 from clip_jax.train.data import batches
+from clip_jax.train.identity import Identity
 from clip_jax.train.metrics import Metrics
 from clip_jax.train.order import Spread, groups_of, spread
 from clip_jax.weights import read_native
@@ -116,7 +117,7 @@ def toml(tmp_path, shards):
 @pytest.fixture(autouse=True)
 def compiles_quickly(monkeypatch):
     """Of a run, here are tested its bits and its files."""
-    monkeypatch.setattr(run, "compiler_options", lambda: quickly.OPTIONS)
+    monkeypatch.setattr(run, "compiler_options", lambda platform: quickly.OPTIONS)
 
 
 # --- augmentation
@@ -620,7 +621,7 @@ def test_a_run_whose_identity_can_not_be_read_is_refused_by_the_name_of_its_file
     path = tmp_path / "run.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"^{re.escape(str(path))} is damaged.* give another"):
-        Checkpoints(tmp_path, {"out": "run"}, keep=1)
+        Checkpoints(tmp_path, Identity(), keep=1)
 
 
 @pytest.mark.parametrize("setting", ["run.batch_size", "=3", "run.seed=1\nrun.x=2"])
@@ -632,7 +633,7 @@ def test_settings_that_are_none_are_bad_arguments(toml, capsys, setting):
 
 
 def test_training_together_where_there_is_nobody_else_says_so(toml, capsys, monkeypatch):
-    def alone():
+    def alone(**options):
         raise ValueError("coordinator_address should be defined.")
 
     monkeypatch.setattr(jax.distributed, "initialize", alone)

@@ -15,11 +15,11 @@ import clip_jax
 from clip_jax.cli import classify, convert, embed, evaluate, models, parity, search, train
 from clip_jax.cli.output import complain, printable
 from clip_jax.errors import CheckpointError, DownloadError
+from clip_jax.signals import Terminated, exit_status, handled
 
 COMMANDS = (models, classify, embed, search, evaluate, convert, parity, train)
 
-FAILURE, BAD_ARGUMENTS = 1, 2
-INTERRUPTED, BROKEN_PIPE = 130, 141  # 128 and the signal's number, as shells count
+FAILURE, BAD_ARGUMENTS, BROKEN_PIPE = 1, 2, 141
 
 # What a user can bring about and mend; anything else is a defect of ours and shows its traceback.
 EXPECTED = (CheckpointError, DownloadError, ValueError, OSError, ModuleNotFoundError)
@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the arguments after the program's name; those of the process where none are given.
 
     Returns:
-        The exit status: 0, 1 on failure, 2 on bad arguments.
+        The exit status: 0, 1 on failure, 2 on bad arguments, 130 after Ctrl-C, 143 after SIGTERM.
 
     Raises:
         SystemExit: from argparse, after `--help` (0) and on bad arguments (2).
@@ -46,25 +46,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     with warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
-            try:
-                arguments = _parser().parse_args(argv)
-                return arguments.run(arguments)
-            finally:
-                try:
-                    sys.stdout.flush()
-                except OSError:
-                    _drop(sys.stdout)
-                    raise
+            with handled(_complain):
+                return _run(argv)
         except argparse.ArgumentError as error:
             _complain(f"{error}; see clip-jax --help")
             return BAD_ARGUMENTS
-        except KeyboardInterrupt:
-            return INTERRUPTED
+        except KeyboardInterrupt as stop:
+            # Who pressed Ctrl-C knows it; what a command adds is worth a line.
+            notes: list[str] = getattr(stop, "__notes__", [])
+            if notes or isinstance(stop, Terminated):
+                word = "terminated" if isinstance(stop, Terminated) else "interrupted"
+                _complain("; ".join([word, *notes]))
+            return exit_status(stop)
         except BrokenPipeError:  # whoever read our output has seen enough
             return BROKEN_PIPE
         except EXPECTED as error:
             _complain(_message(error))
             return FAILURE
+        except (MemoryError, RuntimeError) as error:
+            if not (message := _shortage(error)):
+                raise
+            _complain(message)
+            return FAILURE
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        arguments = _parser().parse_args(argv)
+        return arguments.run(arguments)
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop(sys.stdout)
+            raise
 
 
 class _Parser(argparse.ArgumentParser):
@@ -107,9 +122,26 @@ def _drop(stream: TextIO) -> None:
 
 def _message(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
-        where = f"{printable(os.fsdecode(error.filename))}: " if error.filename else ""
-        return f"{where}{error.strerror}"
+        if error.filename is None:
+            return error.strerror
+        return f"{printable(os.fsdecode(error.filename)) or repr('')}: {error.strerror}"
     return str(error) or type(error).__name__
+
+
+def _shortage(error: Exception) -> str | None:
+    """What the machine has too little of; None for any other error."""
+    if isinstance(error, MemoryError):
+        return "memory has run out: give the process more, or close others" + _detail(error)
+    if "RESOURCE_EXHAUSTED" in str(error):  # jax's own kind of error
+        return "the device's memory has run out: use smaller batches" + _detail(error)
+    if "can't start new thread" in str(error):
+        return "no further thread can be started: raise the limit of processes (ulimit -u)"
+    return None
+
+
+def _detail(error: Exception) -> str:
+    text = str(error).partition("\n")[0]
+    return f" ({text})" if text else ""
 
 
 def _show_warning(message: Warning | str, *_: Any) -> None:

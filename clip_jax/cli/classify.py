@@ -1,6 +1,7 @@
 """`clip-jax classify`: which of some labels fits a picture best."""
 
 import argparse
+import collections
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -114,6 +115,7 @@ def _batches(paths: Sequence[str], preprocess: Any) -> Iterator[tuple[list[str],
     import numpy as np
 
     from clip_jax import open_image
+    from clip_jax.errors import is_exhausted
 
     batch: list[str] = []
     pixels = []
@@ -122,6 +124,8 @@ def _batches(paths: Sequence[str], preprocess: Any) -> Iterator[tuple[list[str],
             pixels.append(preprocess.pixels(open_image(path)))
             batch.append(path)
         except (ValueError, OSError) as error:
+            if is_exhausted(error):
+                raise error.__cause__ or error from None
             # open_image names the path itself, preprocessing can't
             reason = str(error).removeprefix(f"{path}: ")
             complain(f"{printable(path)}: {reason}")
@@ -178,6 +182,7 @@ class _Distinct(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
         """Argparse's protocol."""
-        if twice := sorted({value for value in values if values.count(value) > 1}):
+        counts = collections.Counter(values)
+        if twice := sorted(value for value, count in counts.items() if count > 1):
             raise argparse.ArgumentError(self, f"given more than once: {', '.join(twice)}")
         setattr(namespace, self.dest, values)

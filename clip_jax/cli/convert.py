@@ -47,10 +47,11 @@ def run(args: argparse.Namespace) -> int:
     _check_kinds(source, target, args.activation)
     if not args.force and target.exists() and not _is_empty_folder(target):
         raise FileExistsError(errno.EEXIST, "exists already; --force replaces it", str(target))
+    # Without --force nothing is replaced either that another process makes meanwhile.
     if source.is_dir():
-        config, params = _export(source, target)
+        config, params = _export(source, target, args.force)
     else:
-        config, params = _import(source, target, args.activation or "quick_gelu")
+        config, params = _import(source, target, args.activation or "quick_gelu", args.force)
     print(
         f"{printable(str(target))}: {_description(config, params)}, {_size(target) / 1e6:,.1f} MB"
     )
@@ -74,7 +75,7 @@ def _check_kinds(source: Path, target: Path, activation: str | None) -> None:
 
 
 def _import(
-    source: Path, target: Path, activation: Activation
+    source: Path, target: Path, activation: Activation, force: bool
 ) -> tuple[CLIPConfig, Mapping[str, Any]]:
     from clip_jax.convert import from_pytorch, read_checkpoint
     from clip_jax.errors import CheckpointError
@@ -85,11 +86,11 @@ def _import(
         config, params = from_pytorch(arrays, activation)
     except CheckpointError as error:
         raise CheckpointError(f"{source}: {error}") from None
-    save_parameters(config, params, target)
+    save_parameters(config, params, target, replace=force)
     return config, params
 
 
-def _export(source: Path, target: Path) -> tuple[CLIPConfig, Mapping[str, Any]]:
+def _export(source: Path, target: Path, force: bool) -> tuple[CLIPConfig, Mapping[str, Any]]:
     from clip_jax.convert import to_pytorch, write_pytorch
     from clip_jax.weights import read_native
 
@@ -98,7 +99,7 @@ def _export(source: Path, target: Path) -> tuple[CLIPConfig, Mapping[str, Any]]:
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "no such folder", str(target.parent))
     config, params = read_native(source)
-    write_pytorch(to_pytorch(config, params), target)
+    write_pytorch(to_pytorch(config, params), target, replace=force)
     for lost in _unsaid(config):
         warnings.warn(f"a .pt file can't say {lost}", stacklevel=2)
     return config, params

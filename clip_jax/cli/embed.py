@@ -5,7 +5,8 @@ import os
 import re
 from typing import Any
 
-from clip_jax.cli.output import progress
+from clip_jax.cli import distributed
+from clip_jax.cli.output import complain, progress
 
 # A process that is done waits for the others, which may take their time.
 A_WEEK = 7 * 24 * 3600
@@ -79,16 +80,19 @@ def add(commands: Any) -> None:
         help="turn pictures as their EXIF data say; the reference doesn't",
     )
     parser.add_argument(
+        "--formats",
+        nargs="+",
+        metavar="NAME",
+        help="what may be opened as a picture, by Pillow's names, such as PSD: some formats start "
+        "other programs or take very long (default: JPEG, PNG and other usual ones)",
+    )
+    parser.add_argument(
         "--shard",
         type=_shard,
         metavar="I/N",
         help="do the I-th of N shares, counted from 0; start one job for each",
     )
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help="share the work with the same command on the other hosts of a pod or cluster",
-    )
+    distributed.add(parser, "share the work")
     parser.add_argument("--threads", type=_positive, metavar="N", help="that read and decode")
     parser.add_argument("--dry-run", action="store_true", help="say only what would be done")
     parser.add_argument(
@@ -109,17 +113,11 @@ def run(args: argparse.Namespace) -> int:
     """Embeds, and prints what was done."""
     # Arrow's own allocator keeps, for each thread, what it has once had for a part.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
-    import jax
-
     from clip_jax.embed import Columns, embed
+    from clip_jax.embed.parts import ERRORS
 
     if args.distributed:
-        try:
-            jax.distributed.initialize(shutdown_timeout_seconds=A_WEEK)
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"--distributed finds no pod or cluster here ({error}): use --shard I/N"
-            ) from None
+        distributed.join("use --shard I/N", shutdown_timeout_seconds=A_WEEK)
     progress("loading the model")
     summary = embed(
         args.source,
@@ -135,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
             args.image_column, args.caption_column, args.key_column, tuple(args.columns)
         ),
         exif_transpose=args.exif_transpose,
+        formats=args.formats,
         shard=args.shard,
         dry_run=args.dry_run,
         retry_errors=args.retry_errors,
@@ -143,6 +142,12 @@ def run(args: argparse.Namespace) -> int:
         num_threads=args.threads,
     )
     print(summary)
+    if summary.errors and not (summary.rows or summary.rows_before or args.dry_run):
+        complain(
+            f"no row could be embedded; {ERRORS}/ in {args.out} says why of each. Mend the cause, "
+            "and start the same command again with --retry-errors"
+        )
+        return 1
     return 0
 
 

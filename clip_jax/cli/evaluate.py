@@ -2,10 +2,10 @@
 
 import argparse
 import os
-from collections.abc import Sequence
 from typing import Any
 
-from clip_jax.cli.output import complain, print_json, print_table, progress
+from clip_jax.cli.figures import document_of, show, status_of
+from clip_jax.cli.output import print_json, print_table, progress
 
 DATA = (
     "a folder with a folder of pictures for each class; WebDataset's .tar files, whose members "
@@ -150,7 +150,7 @@ def run_zeroshot(args: argparse.Namespace) -> int:
     from clip_jax.evaluate import ZeroShotClassifier
     from clip_jax.evaluate.classes import name_classes, read_lines
     from clip_jax.evaluate.data import class_folders
-    from clip_jax.evaluate.scores import score
+    from clip_jax.evaluate.scores import blocks, score_blocks
     from clip_jax.evaluate.zeroshot import TEMPLATES, check_prompts
 
     # Before weights are loaded and pictures read for nothing.
@@ -163,19 +163,21 @@ def run_zeroshot(args: argparse.Namespace) -> int:
     names, targets = name_classes(images.labels, lines)
     progress("embedding the prompts")
     classifier = ZeroShotClassifier(model, names, templates, batch_size=args.batch_size)
-    logits = classifier.logits(images.embeddings)
-    scores = score(logits, targets)
+    slices = blocks(len(targets), len(names))
+    logits = (classifier.logits(images.embeddings[rows]) for rows in slices)
+    scores = score_blocks(logits, targets)
+    document = document_of(scores, names) | {
+        "templates": list(templates),
+        "unreadable": len(images.problems) + images.missing,
+        "files_without_parts": images.unknown,
+    }
+    show(document, args.json)
     if args.report:
         from clip_jax.evaluate.report import write_report
 
-        rows = logits, targets, images.keys, images.paths
+        rows = targets, images.keys, images.paths
         write_report(args.report, f"Zero-shot: {args.data}", scores, names, *rows)
-    document = _document(scores, names) | {
-        "templates": list(templates),
-        "unreadable": len(images.problems) + images.missing,
-    }
-    _print(document, args.json)
-    return _status(images.problems, images.missing)
+    return status_of(images.problems, images.missing or images.unknown)
 
 
 def run_retrieval(args: argparse.Namespace) -> int:
@@ -198,6 +200,7 @@ def run_retrieval(args: argparse.Namespace) -> int:
         "images": len(captioned.images),
         "texts": len(captioned.texts),
         "unreadable": len(captioned.problems) + captioned.missing,
+        "files_without_parts": captioned.unknown,
         **{way: {str(k): share for k, share in ks.items()} for way, ks in recalls.items()},
     }
     if args.json:
@@ -209,7 +212,7 @@ def run_retrieval(args: argparse.Namespace) -> int:
             for way, ks in recalls.items()
         ]
         print_table(("recall", *(f"at {k}" for k in recalls["image_to_text"])), rows)
-    return _status(captioned.problems, captioned.missing)
+    return status_of(captioned.problems, captioned.missing or captioned.unknown)
 
 
 def run_probe(args: argparse.Namespace) -> int:
@@ -220,7 +223,7 @@ def run_probe(args: argparse.Namespace) -> int:
     from clip_jax.evaluate import LinearProbe, sweep
     from clip_jax.evaluate.classes import hold_out
     from clip_jax.evaluate.data import class_folders, embedding_job
-    from clip_jax.evaluate.scores import score
+    from clip_jax.evaluate.scores import blocks, score_blocks
     from clip_jax.evaluate.sweep import check_known
 
     sources = [args.data, *([args.test] if args.test else [])]
@@ -259,21 +262,19 @@ def run_probe(args: argparse.Namespace) -> int:
         C = found.best.C
     progress("fitting")
     probe = LinearProbe(C, **options).fit(features, labels)
-    logits = probe.decision_function(test.embeddings[tested])
-    if logits.ndim == 1:
-        logits = np.stack([np.zeros_like(logits), logits], axis=1)
     targets = np.searchsorted(probe.classes_, test_labels)
     names = probe.classes_.tolist()
-    scores = score(logits, targets)
-    if args.report:
-        from clip_jax.evaluate.report import write_report
 
-        keys, paths = ([column[row] for row in tested] for column in (test.keys, test.paths))
-        title = f"Linear probe: {args.data}"
-        write_report(args.report, title, scores, names, logits, targets, keys, paths, found)
+    def decide(rows: slice) -> np.ndarray:
+        logits = probe.decision_function(test.embeddings[tested[rows]])
+        return np.stack([np.zeros_like(logits), logits], 1) if logits.ndim == 1 else logits
+
+    scores = score_blocks(map(decide, blocks(len(tested), len(names))), targets)
     problems = [problem for images in (train, *other) for problem in images.problems]
-    missing = sum(images.missing for images in (train, *other))
-    document = _document(scores, names) | {
+    missing, unknown = (
+        sum(getattr(images, name) for images in (train, *other)) for name in ("missing", "unknown")
+    )
+    document = document_of(scores, names) | {
         "fitted": len(fitted),
         "C": C,
         "sweep": [
@@ -281,9 +282,16 @@ def run_probe(args: argparse.Namespace) -> int:
             for trial in (found.trials if found else ())
         ],
         "unreadable": len(problems) + missing,
+        "files_without_parts": unknown,
     }
-    _print(document, args.json)
-    return _status(problems, missing)
+    show(document, args.json)
+    if args.report:
+        from clip_jax.evaluate.report import write_report
+
+        keys, paths = ([column[row] for row in tested] for column in (test.keys, test.paths))
+        title = f"Linear probe: {args.data}"
+        write_report(args.report, title, scores, names, targets, keys, paths, found)
+    return status_of(problems, missing or unknown)
 
 
 def _prepare_report(args: argparse.Namespace) -> None:
@@ -339,49 +347,6 @@ def _mesh() -> Any:
 
     devices = jax.local_devices()
     return jax.sharding.Mesh(np.array(devices), ("rows",)) if len(devices) > 1 else None
-
-
-def _document(scores: Any, names: Sequence[str]) -> dict[str, Any]:
-    rows = scores.confusion.sum(axis=1)
-    return {
-        "count": scores.count,
-        "classes": len(names),
-        "top1": scores.top1,
-        "top1_interval": list(scores.interval),
-        "top5": scores.top5,
-        "mean_per_class": scores.mean_per_class,
-        "per_class": {
-            name: scores.confusion[i, i] / rows[i] for i, name in enumerate(names) if rows[i]
-        },
-    }
-
-
-def _print(document: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print_json(document)
-        return
-    low, high = document["top1_interval"]
-    if sweep := document.get("sweep"):
-        rows = [
-            (f"{t['C']:.3g}", f"{t['accuracy']:.2%}", f"{t['mean_per_class']:.2%}") for t in sweep
-        ]
-        print_table(("C", "validation", "mean per class"), rows, left=0)
-        print()
-    if "C" in document:
-        print(f"fitted {document['fitted']} rows with C = {document['C']:.3g}")
-    print(f"{document['count']} images of {document['classes']} classes")
-    print(f"top-1           {document['top1']:7.2%}  (95% interval {low:.2%} to {high:.2%})")
-    print(f"top-5           {document['top5']:7.2%}")
-    print(f"mean per class  {document['mean_per_class']:7.2%}")
-
-
-def _status(problems: Sequence[str], missing: int) -> int:
-    """Names what could not be read; of what an embedding job lacks a warning has told."""
-    for problem in problems[:10]:
-        complain(problem)
-    if len(problems) > 10:
-        complain(f"and {len(problems) - 10} more that can't be read")
-    return 1 if problems or missing else 0
 
 
 def _positive(text: str) -> int:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import warnings
 from typing import Any
 
 from clip_jax.cli.output import print_json, print_table, progress
@@ -34,32 +35,46 @@ def add(commands: Any) -> None:
         metavar="FILE",
         help="write a page with thumbnails, which needs no other file",
     )
+    parser.add_argument(
+        "--fetch",
+        action="store_true",
+        help="for the page, fetch pictures from whatever addresses a table of the input names",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Searches, prints the table, and writes the page."""
+    """Searches, prints the table, and writes the page; fails where rows are missing."""
     from pathlib import Path
 
     from clip_jax.embed import contact_sheet, search
+    from clip_jax.embed.gaps import Incomplete
     from clip_jax.embed.index import finished_job
-    from clip_jax.storage import absolute, storage
+    from clip_jax.storage import absolute, folder, storage
 
     progress("searching")
     query = Path(args.query) if args.image else args.query
-    hits = search(args.folder, args.model, query, args.k)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", Incomplete)
+        hits = search(args.folder, args.model, query, args.k)
+    for warning in caught:
+        warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
+    lacks_rows = any(getattr(warning.message, "rows", 0) for warning in caught)
+    job = finished_job(folder(args.folder))
     try:
         if args.html:
             page = contact_sheet(
                 hits,
                 os.path.basename(args.query) if args.image else args.query,
                 query_image=os.path.abspath(args.query) if args.image else None,
-                image_column=finished_job(args.folder)["image_column"],
+                image_column=job["image_column"],
+                source=job.get("source"),
+                fetch=args.fetch,
             )
             storage(args.html).write(absolute(args.html), page.encode(errors="backslashreplace"))
     finally:  # even without the page; but after it, as `| head` ends the process
         _print(hits, args.json)
-    return 0
+    return 1 if lacks_rows else 0
 
 
 def _print(hits: list[dict[str, Any]], as_json: bool) -> None:

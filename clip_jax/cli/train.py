@@ -1,8 +1,12 @@
 """`clip-jax train`: contrastive training from a TOML file."""
 
 import argparse
+import logging
+import sys
+import threading
 from typing import Any
 
+from clip_jax.cli import distributed
 from clip_jax.cli.output import progress
 
 
@@ -25,37 +29,40 @@ def add(commands: Any) -> None:
         metavar="KEY=VALUE",
         help="a value instead of the file's, such as optimizer.learning_rate=1e-4",
     )
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help="train together with the same command on the other hosts of a pod or cluster",
-    )
+    distributed.add(parser, "train together")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Trains, and prints where the model is."""
-    import logging
-
-    import jax
-
     from clip_jax.train.config import read_config
     from clip_jax.train.run import train
 
-    # Orbax's threads log tracebacks of what we are about to say in a sentence.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    _quieten_threads()
     config = read_config(args.config, args.overrides)
     if args.distributed:
-        try:
-            jax.distributed.initialize()  # finds the others by itself on TPU, Slurm and the like
-        except (ValueError, RuntimeError) as error:
-            raise ValueError(
-                f"--distributed finds no pod or cluster here ({error}): leave it out to train on "
-                "this host alone"
-            ) from None
+        # So that SIGTERM stops all of them at one step.
+        distributed.join("leave it out to train on this host alone", agrees_on_sigterm=True)
     progress(f"training in {config.out}")
     print(train(config))
     return 0
+
+
+def _quieten_threads() -> None:
+    """Keeps Orbax's threads from printing tracebacks of what we are about to say in a sentence.
+
+    They print until the process ends.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL + 1)
+    before = sys.unraisablehook
+
+    def show(unraisable: Any) -> None:
+        # TensorStore's threads, with answers that nobody waits for any more, name no object.
+        if unraisable.object is not None or threading.current_thread() is threading.main_thread():
+            before(unraisable)
+
+    sys.unraisablehook = show
 
 
 def _setting(text: str) -> str:

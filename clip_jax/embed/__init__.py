@@ -1,5 +1,6 @@
 """Batch embedding that goes on where it was stopped, and exact search over what it leaves."""
 
+from clip_jax.embed.gaps import Incomplete as Incomplete
 from clip_jax.embed.index import read_embeddings as read_embeddings
 from clip_jax.embed.job import embed as embed
 from clip_jax.embed.nearest import search as search

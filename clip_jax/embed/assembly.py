@@ -1,5 +1,6 @@
 """A unit of work on its way: loaded rows go in, embeddings and errors come out as a part."""
 
+import base64
 import dataclasses
 import json
 from collections.abc import Sequence
@@ -73,6 +74,38 @@ class Layout:
             for name, value in record.columns.items()
         }
         return columns | others
+
+    def noted_types(self) -> str:
+        """The Arrow types of the columns that are taken along, to be kept with the job."""
+        types = self.source.types
+        if all(types[name] is None for name in self.others):
+            return ""
+        import pyarrow as pa
+
+        schema = pa.schema([(name, types[name] or pa.null()) for name in self.others])
+        return base64.b64encode(schema.serialize().to_pybytes()).decode()
+
+    def typed(self, noted: str) -> "Layout":
+        """This layout with the types that a job began with, if they are noted.
+
+        A file that can't be read for a moment has no say in the types of this run; the parts must
+        be as those that are there.
+
+        Raises:
+            ValueError: what is noted is damaged.
+        """
+        if not noted:
+            return self
+        import pyarrow as pa
+
+        try:
+            schema = pa.ipc.read_schema(pa.BufferReader(base64.b64decode(noted)))
+            types = dict(zip(self.others, schema.types, strict=True))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise ValueError(
+                f"job.json is damaged ({error}): remove it, and start the same job again"
+            ) from None
+        return dataclasses.replace(self, source=dataclasses.replace(self.source, types=types))
 
 
 class Assembly:

@@ -24,7 +24,8 @@ from clip_jax.embed.parts import Finished, Part, Parts
 from clip_jax.embed.plan import Plan
 from clip_jax.embed.units import shard_of
 from clip_jax.sources import Record, Rows
-from clip_jax.sources.records import as_text
+from clip_jax.sources.faults import told
+from clip_jax.sources.records import as_key
 from clip_jax.storage import Unreachable, storage
 
 # Records that are held at one time, and threads that read their pictures.
@@ -37,6 +38,7 @@ class Comparison:
     """The parts of a process's share beside the rows of the input.
 
     Attributes:
+        layout: of the parts.
         rows: how many were compared, and are the same.
     """
 
@@ -49,7 +51,8 @@ class Comparison:
             parts: the output.
             show: whether standard error shows how far a comparison is.
         """
-        self._plan, self._layout, self._parts, self._show = plan, layout, parts, show
+        self._plan, self._parts, self._show = plan, parts, show
+        self.layout = layout
         self._shards = layout.source.shards
         self.rows = 0
 
@@ -105,7 +108,7 @@ class Comparison:
 
     def _is_older_version(self, finished: Finished) -> bool:
         """Whether an earlier version wrote it, which kept nothing of a part's pictures."""
-        return self._layout.what != "texts" and not finished.has_digests
+        return self.layout.what != "texts" and not finished.has_digests
 
     def _are_older(self, name: str) -> bool:
         """Whether a part's files were last changed before it, as far as clocks can tell."""
@@ -148,8 +151,8 @@ class Comparison:
         if found is None:  # removed, or replaced by another process
             return []
         embedded = found.rows
-        shard, where = self._shards[unit.shard], place(self._layout.source, unit)
-        rows = _Rows(self._layout, shard.path, found.part, embedded, verify)
+        shard, where = self._shards[unit.shard], place(self.layout.source, unit)
+        rows = _Rows(self.layout, shard.path, found.part, embedded, verify)
         numbered = self._plan.read(opened, unit)
         with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
             while some := list(itertools.islice(numbered, RECORDS)):
@@ -213,11 +216,8 @@ class _Rows:
         try:
             picture = self._picture(record)
             self._now[place] = dataclasses.replace(record, read=None), picture
-        except Unreachable:
-            raise
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) else None
-            self.unread[place] = reason or str(error)
+        except Exception as error:  # of any kind
+            self.unread[place] = told(error)
 
     def difference(self) -> tuple[str, str] | None:
         """What is another, rows or pictures, and how the first of them differs."""
@@ -253,7 +253,7 @@ class _Rows:
 
     def _picture(self, record: Record) -> int | None:
         """The digest of a record's picture; None where it has none, _UNREAD if it isn't needed."""
-        is_inside = (record.path or "").startswith(f"{as_text(self._source)}/")
+        is_inside = (record.path or "").startswith(f"{as_key(self._source)}/")
         if self._part.pictures is None or not (is_inside or self._verify):
             return _UNREAD
         return None if record.read is None else picture_digest(record.read())
@@ -276,9 +276,9 @@ class _Rows:
         """Whether pictures are in the same place, though the input as a whole may have moved."""
         if there is None or here is None:
             return there == here
-        if here.startswith(f"{as_text(self._source)}/"):
+        if here.startswith(f"{as_key(self._source)}/"):
             return True  # told by its key and its content
-        inside = here.removeprefix(f"{as_text(os.path.dirname(self._source))}/")
+        inside = here.removeprefix(f"{as_key(os.path.dirname(self._source))}/")
         return there == here or (inside != here and there.endswith(f"/{inside}"))
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax.errors import is_exhausted
+
 # Keys of the metadata.
 ABOUT, FILE = b"clip_jax", b"clip_jax.file"
 # A page of embeddings must hold a row group: pyarrow begins another after 20,000 rows.
@@ -76,7 +78,9 @@ def contents(data: bytes, is_whole: bool) -> Contents | None:
         if is_whole and zlib.crc32(memoryview(data)[: file["end"]]) != file["crc32"]:
             return None
         digests = file.get("pictures")
-    except (OSError, pa.ArrowException, ValueError, TypeError, LookupError):
+    except (OSError, pa.ArrowException, ValueError, TypeError, LookupError) as error:
+        if is_exhausted(error):
+            raise
         return None
     return Contents(about, found.num_rows, mark_of(data), digests, data)
 

@@ -5,7 +5,7 @@ import contextlib
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,11 +16,28 @@ from clip_jax.sources import Input
 from clip_jax.storage import storage
 
 JOB = "job.json"
-# What is read of a job and of its identity, besides telling it from others.
-_NOTED = {"fingerprint", "identity", "model", "image_column", "embeddings", "dim"}
 # Parts that are named at one time.
 SHOWN = 10
-_IDENTITY = {"model", "format", "dtype", "rows_per_part"}
+# What is read of a job and of its identity, besides telling it from others; and what it must be.
+_NOTED = {
+    "fingerprint": lambda value: isinstance(value, str),
+    "identity": lambda value: isinstance(value, dict) and _fits(value, _IDENTITY),
+    "model": lambda value: value is None or isinstance(value, str),
+    "image_column": lambda value: isinstance(value, str),
+    "embeddings": lambda value: isinstance(value, dict) and _fits(value, _EMBEDDINGS),
+    "dim": lambda value: _is_count(value),
+    "shards": lambda value: _is_count(value),
+    "types": lambda value: isinstance(value, str),
+}
+# Jobs of earlier versions lack these.
+_LATER = {"shards": 1, "types": ""}
+_IDENTITY = {
+    "model": lambda value: isinstance(value, str),
+    "format": lambda value: value in ("parquet", "npy"),
+    "dtype": lambda value: value in ("float32", "float16"),
+    "rows_per_part": lambda value: _is_count(value),
+}
+_EMBEDDINGS = {"embedding": lambda value: value in ("image", "text")}
 
 
 def model_digest(model: CLIP) -> str:
@@ -62,13 +79,19 @@ def read_job(out: str) -> dict[str, Any] | None:
         text = storage(out).read(path)
     except FileNotFoundError:
         return None
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         job = json.loads(text)
-        if isinstance(job, dict) and _NOTED <= job.keys():
-            identity = job["identity"]
-            if isinstance(identity, dict) and _IDENTITY <= identity.keys():
-                return job
+        if isinstance(job, dict) and _fits({**_LATER, **job}, _NOTED):
+            return job
     raise ValueError(f"{path} is damaged: remove it, and start the same job again")
+
+
+def _fits(document: Mapping[str, Any], expected: Mapping[str, Callable[[Any], bool]]) -> bool:
+    return all(name in document and fits(document[name]) for name, fits in expected.items())
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 def check_model(source: str, job: dict[str, Any], model: CLIP) -> None:
@@ -85,7 +108,7 @@ def check_model(source: str, job: dict[str, Any], model: CLIP) -> None:
         )
 
 
-def claim(out: str, identity: Mapping[str, Any], about: Mapping[str, Any], dry: bool) -> None:
+def claim(out: str, identity: Mapping[str, Any], about: Mapping[str, Any], dry: bool) -> bool:
     """Makes a folder this job's, or refuses another's.
 
     Args:
@@ -94,19 +117,23 @@ def claim(out: str, identity: Mapping[str, Any], about: Mapping[str, Any], dry: 
         about: what else to note.
         dry: whether to leave the folder as it is.
 
+    Returns:
+        Whether it is this job's now.
+
     Raises:
         ValueError: it is another's; names both fingerprints and lists what differs.
         OSError: it can't be written.
     """
     job = read_job(out)
+    if job is None and not dry:
+        document = {"fingerprint": fingerprint(identity), "identity": identity, **about}
+        storage(out).create(f"{out}/{JOB}", json.dumps(document, indent=1).encode() + b"\n")
+        job = read_job(out)  # another job may have been quicker
     if job is None:
-        if not dry:
-            document = {"fingerprint": fingerprint(identity), "identity": identity, **about}
-            storage(out).write(f"{out}/{JOB}", json.dumps(document, indent=1).encode() + b"\n")
-        return
+        return False
     there = job["identity"]
     if there == identity:
-        return
+        return True
     names = sorted(there.keys() | identity.keys())
     lines = [
         f"- {name}: there {there.get(name)!r}, here {identity.get(name)!r}"

@@ -1,18 +1,28 @@
 """What an embedding job has left, to be read: as a dataset, or as blocks of embeddings."""
 
+import concurrent.futures
+import contextlib
 import dataclasses
 import io
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from clip_jax.embed.gaps import gaps
 from clip_jax.embed.identity import read_job
 from clip_jax.embed.parts import ABOUT, FILE, ROW_GROUP, NpyParts, Parts, matrix
-from clip_jax.storage import Disk, plain, storage
+from clip_jax.errors import is_exhausted
+from clip_jax.storage import Unreachable, folder, storage
+
+THREADS = 8
+# The columns that a search shows, in both formats.
+SHOWN = ("key", "path", "image_path", "caption")
+# What comes of a document that has been damaged.
+_MALFORMED = (ValueError, TypeError, LookupError, AttributeError)
 
 
 def read_embeddings(out: str | os.PathLike[str]) -> Any:
@@ -35,7 +45,7 @@ def read_embeddings(out: str | os.PathLike[str]) -> Any:
     """
     import pyarrow.dataset
 
-    out = plain(out).rstrip("/")
+    out = folder(out)
     job = finished_job(out)
     if job["identity"]["format"] != "parquet":
         raise ValueError(f"{out} holds arrays: read img_emb/ and text_emb/ with numpy.load")
@@ -91,6 +101,18 @@ class Piece:
     offset: int | None
 
 
+class Damaged(ValueError):
+    """Parts can't be read as they were written.
+
+    Attributes:
+        parts: their names.
+    """
+
+    def __init__(self, parts: set[str]):
+        super().__init__(f"damaged parts: {', '.join(sorted(parts))}")
+        self.parts = parts
+
+
 class Index:
     """The embeddings of a job, to be read block by block.
 
@@ -98,28 +120,37 @@ class Index:
         dim: columns of the embeddings.
         dtype: of the embeddings.
         num_rows: how many there are.
+        gaps: what is missing; parts that are damaged count as missing.
     """
 
     def __init__(self, out: str, job: dict[str, Any]):
         """Reads the parts' footers; those of another job don't count.
 
         Raises:
-            ValueError: there are no parts; or one is damaged, which the same `clip-jax embed`
+            ValueError: there are no parts; or all are damaged, which the same `clip-jax embed`
                 command as before does again.
             OSError: the folder can't be read.
         """
         self.dim = job["dim"]
         self.dtype = np.dtype(job["identity"]["dtype"])
+        self._out, self._job = out, job
         self._parts, self._storage = parts_of(out, job), storage(out)
         self._fingerprint = job["fingerprint"]
-        self._pieces = [
-            piece for name in sorted(self._parts.names()) for piece in self._read_footer(name)
-        ]
-        self._begins = [0, *itertools.accumulate(piece.rows for piece in self._pieces)]
-        self.num_rows = self._begins[-1]
-        self._maps: dict[str, np.memmap] = {}
-        if not self._pieces:
-            raise ValueError(f"{out} holds no embeddings yet")
+        self._shard_rows: dict[str, int] = {}
+        self._names = sorted(self._parts.names())
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            found = list(pool.map(self._read_part, self._names))
+        self._set([piece for pieces in found for piece in pieces])
+
+    def leave_out(self, parts: Collection[str]) -> None:
+        """Goes on without these parts.
+
+        Raises:
+            ValueError: there are no others.
+        """
+        for name in parts:
+            self._shard_rows.pop(name, None)
+        self._set([piece for piece in self._pieces if piece.part not in parts])
 
     def blocks(self, rows: int) -> list[tuple[int, int]]:
         """Where blocks of so many rows begin and end."""
@@ -128,9 +159,10 @@ class Index:
         ]
 
     def read(self, begin: int, end: int, target: np.ndarray) -> None:
-        """Reads rows into `target`, (rows, d); by any thread.
+        """Reads rows into `target`, (rows, d) and contiguous; by any thread.
 
         Raises:
+            Damaged: a part isn't as it was written.
             OSError: they can't be read.
         """
         first = max(np.searchsorted(self._begins, begin, side="right") - 1, 0)
@@ -139,68 +171,129 @@ class Index:
                 return
             low, high = max(begin, start), min(end, start + piece.rows)
             if low < high:
-                target[low - begin : high - begin] = self._read(piece, low - start, high - start)
+                rows = target[low - begin : high - begin]
+                with self._guarded(piece.part):
+                    self._read(piece, low - start, rows)
+
+    def part_of(self, number: int) -> str:
+        """The name of the part that a row lies in."""
+        return self._pieces[self._place(number)].part
 
     def rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """Key, path, caption and so on of some rows."""
+        """Key, path (`path` or `image_path`) and caption of some rows, as far as there are any.
+
+        Raises:
+            Damaged: a part isn't as it was written.
+            OSError: they can't be read.
+        """
         import pyarrow.parquet as pq
 
         found: list[dict[str, Any]] = []
         for number in numbers:
-            place = int(np.searchsorted(self._begins, number, side="right")) - 1
+            place = self._place(number)
             piece = self._pieces[place]
             row = piece.row + number - self._begins[place]
             path = self._parts.path(self._parts.table, piece.part)
-            file = pq.ParquetFile(self._storage.arrow(path))
-            names = [name for name in file.schema_arrow.names if "embedding" not in name]
-            group, offset = divmod(row, ROW_GROUP)
-            (values,) = file.read_row_group(group, names).slice(offset, 1).to_pylist()
+            with self._guarded(piece.part), self._storage.arrow(path) as source:
+                file = pq.ParquetFile(source)
+                # Others hold what Python may have no value for, such as dates far away.
+                names = [name for name in file.schema_arrow.names if name in SHOWN]
+                group, offset = divmod(row, ROW_GROUP)
+                (values,) = file.read_row_group(group, names).slice(offset, 1).to_pylist()
             found.append(values)
         return found
 
-    def _read_footer(self, name: str) -> Iterator[Piece]:
+    def _set(self, pieces: list[Piece]) -> None:
+        self._pieces = pieces
+        self._begins = [0, *itertools.accumulate(piece.rows for piece in pieces)]
+        self.num_rows = self._begins[-1]
+        self.gaps = gaps(self._job, self._shard_rows)
+        if self.num_rows:
+            return
+        if damaged := [name for name in self._names if name not in self._shard_rows]:
+            path = self._parts.path(self._parts.table, damaged[0])
+            raise ValueError(f"{path} is damaged: run the same clip-jax embed command again")
+        raise ValueError(f"{self._out} holds no embeddings yet")
+
+    def _place(self, number: int) -> int:
+        return int(np.searchsorted(self._begins, number, side="right")) - 1
+
+    @contextlib.contextmanager
+    def _guarded(self, name: str) -> Iterator[None]:
+        """Tells a part that can't be read from a machine or a store that can't read."""
         import pyarrow as pa
+
+        try:
+            yield
+        except (Damaged, Unreachable):
+            raise
+        except (OSError, pa.ArrowException, *_MALFORMED) as error:
+            if is_exhausted(error) or isinstance(error, PermissionError):
+                raise
+            raise Damaged({name}) from error
+
+    def _read_part(self, name: str) -> list[Piece]:
+        """Its pieces; none where it is damaged or of another job."""
+        try:
+            with self._guarded(name):
+                return list(self._read_footer(name))
+        except Damaged:
+            return []
+
+    def _read_footer(self, name: str) -> Iterator[Piece]:
         import pyarrow.parquet as pq
 
         path = self._parts.path(self._parts.table, name)
-        try:
-            metadata = pq.read_metadata(self._storage.arrow(path))
-            about, file = (json.loads(metadata.metadata[key]) for key in (ABOUT, FILE))
-        except (pa.ArrowException, LookupError, TypeError) as error:
-            raise ValueError(
-                f"{path} is damaged: run the same clip-jax embed command again ({error})"
-            ) from None
+        with self._storage.arrow(path) as source:
+            metadata = pq.read_metadata(source)
+        about, file = (json.loads(metadata.metadata[key]) for key in (ABOUT, FILE))
         if about["fingerprint"] != self._fingerprint:
             return
         if array := self._parts.beside.get("embedding"):
             path = self._parts.path(array, name)
-            offsets = [self._array_offset(path)] if metadata.num_rows else []
-            yield from (Piece(name, path, 0, 0, metadata.num_rows, o) for o in offsets)
-            return
-        row = 0
-        for group, offset in enumerate(file["at"]["embedding"]):
-            rows = metadata.row_group(group).num_rows
-            yield Piece(name, path, group, row, rows, offset if offset >= 0 else None)
-            row += rows
+            offset = self._array_offset(path, metadata.num_rows)
+            pieces = [Piece(name, path, 0, 0, metadata.num_rows, offset)]
+        else:
+            type_ = metadata.schema.to_arrow_schema().field("embedding").type
+            _check(type_.list_size == self.dim)
+            _check(type_.value_type.to_pandas_dtype() == self.dtype)
+            begins = [*range(0, metadata.num_rows, ROW_GROUP)]
+            offsets = file["at"]["embedding"]
+            _check(len(offsets) == len(begins) == metadata.num_row_groups or not begins)
+            pieces = [
+                Piece(
+                    name,
+                    path,
+                    group,
+                    begin,
+                    metadata.row_group(group).num_rows,
+                    offset if offset >= 0 else None,
+                )
+                for group, (begin, offset) in enumerate(zip(begins, offsets, strict=True))
+            ]
+        self._shard_rows[name] = int(about["shard_rows"])
+        yield from (piece for piece in pieces if piece.rows)
 
-    def _array_offset(self, path: str) -> int:
+    def _array_offset(self, path: str, rows: int) -> int:
         head = io.BytesIO(self._storage.read_range(path, 0, 4096))
-        assert np.lib.format.read_magic(head) == (1, 0)  # which is what we write
-        np.lib.format.read_array_header_1_0(head)
+        _check(np.lib.format.read_magic(head) == (1, 0))  # which is what we write
+        shape, _, dtype = np.lib.format.read_array_header_1_0(head)
+        _check(shape == (rows, self.dim) and dtype == self.dtype)
         return head.tell()
 
-    def _read(self, piece: Piece, begin: int, end: int) -> np.ndarray:
+    def _read(self, piece: Piece, begin: int, target: np.ndarray) -> None:
         if piece.offset is None:
             import pyarrow.parquet as pq
 
-            file = pq.ParquetFile(self._storage.arrow(piece.path))
-            return matrix(file.read_row_group(piece.group, ["embedding"]).column(0))[begin:end]
-        width = self.dim * self.dtype.itemsize
-        low, high = piece.offset + begin * width, piece.offset + end * width
-        if isinstance(self._storage, Disk):
-            if piece.path not in self._maps:
-                self._maps[piece.path] = np.memmap(piece.path, np.uint8, mode="r")
-            data: Any = self._maps[piece.path][low:high]
-        else:
-            data = self._storage.read_range(piece.path, low, high)
-        return np.frombuffer(data, self.dtype).reshape(end - begin, self.dim)
+            with self._storage.arrow(piece.path) as source:
+                table = pq.ParquetFile(source).read_row_group(piece.group, ["embedding"])
+            target[:] = matrix(table.column(0))[begin : begin + len(target)]
+            return
+        place = piece.offset + begin * self.dim * self.dtype.itemsize
+        bytes_ = target.view(np.uint8).reshape(-1).data
+        _check(self._storage.read_into(piece.path, place, bytes_) == len(bytes_))
+
+
+def _check(is_as_written: bool) -> None:
+    if not is_as_written:
+        raise ValueError("not as it was written")

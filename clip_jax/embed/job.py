@@ -3,7 +3,7 @@
 import concurrent.futures
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from clip_jax.embed.assembly import Assembly, Layout
 from clip_jax.embed.compare import Comparison
-from clip_jax.embed.identity import claim, fingerprint, model_digest
+from clip_jax.embed.identity import claim, fingerprint, model_digest, read_job
 from clip_jax.embed.load import Loader, Turns, loading
 from clip_jax.embed.parts import NpyParts, Parts
 from clip_jax.embed.plan import Plan
@@ -20,9 +20,10 @@ from clip_jax.embed.units import Share
 from clip_jax.embed.watch import Summary, Watch
 from clip_jax.encoder import Encoder
 from clip_jax.nn import CLIP
-from clip_jax.preprocess import Preprocess
+from clip_jax.placement import device_of
+from clip_jax.preprocess import Preprocess, known_formats
 from clip_jax.sources import Columns, Input, open_input
-from clip_jax.storage import absolute, plain
+from clip_jax.storage import absolute, folder, plain, storage
 from clip_jax.weights import load
 
 What = Literal["images", "texts", "both"]
@@ -56,6 +57,7 @@ def embed(
     batch_size: int | None = None,
     columns: Columns | None = None,
     exif_transpose: bool = False,
+    formats: Sequence[str] | None = None,
     shard: tuple[int, int] | None = None,
     dry_run: bool = False,
     retry_errors: bool = False,
@@ -87,6 +89,8 @@ def embed(
         batch_size: rows of a batch over the devices of this process; as `Encoder` has it.
         columns: of tables, which hold what, and which to take along.
         exif_transpose: whether pictures are turned as their EXIF data say; the reference doesn't.
+        formats: what may be opened as a picture, by Pillow's names, whatever the files' names;
+            those of `clip_jax.preprocess.FORMATS` unless it is said.
         shard: (i, n), to do the i-th of n shares, counted from 0. Under `jax.distributed` each
             process does its own, unless it is said.
         dry_run: whether to say only what would be done.
@@ -105,17 +109,21 @@ def embed(
     Raises:
         ValueError: an option is out of range; the input is empty or lacks a column; `out` holds
             the output of another job, or of other rows; more rows fail than `max_errors`.
-        OSError: the output can't be written, or a store can't be reached. What was finished counts.
+        OSError: the output can't be written, or a store can't be reached; another process is doing
+            the same; descriptors have run out. What was finished counts.
+        MemoryError: memory has run out; likewise.
+        KeyboardInterrupt: Ctrl-C; a note of it says what is kept.
         ModuleNotFoundError: the extra `embed`, or `remote` for addresses, is not installed.
     """
     _check(what, preset, dtype, format, rows_per_part, max_errors)
     _require_pyarrow()
     share = Share(*(shard or (jax.process_index(), jax.process_count())))
-    columns, out = columns or Columns(), plain(out).rstrip("/")
+    columns, out = columns or Columns(), folder(out)
     source = plain(source)
     rows = open_input(source, columns)
     what = what or ("images" if rows.has_images else "texts")
     _check_has(source, rows, what)
+    layout = Layout(rows, what, columns.others, np.dtype(dtype), format)
     name, model = _loaded(model, preset)
     identity = {
         "version": VERSION,
@@ -137,8 +145,11 @@ def embed(
         "image_column": columns.image,
         "embeddings": TOWERS[what],
         "dim": model.config.embed_dim,
+        "types": layout.noted_types(),
     }
-    claim(out, identity, claimed, dry=True)
+    is_ours = claim(out, identity, claimed, dry=True)
+    if is_ours:
+        layout = _as_noted(layout, out)
 
     about = {
         "fingerprint": fingerprint(identity),
@@ -149,64 +160,113 @@ def embed(
     }
     parts = NpyParts(out, about, TOWERS[what]) if format == "npy" else Parts(out, about)
     watch = Watch(progress and not dry_run)
-    plan = Plan(
-        rows,
-        parts,
-        share,
-        rows_per_part=rows_per_part,
-        retry_errors=retry_errors,
-        watch=watch,
-        entirely=verify,
-    )
-    layout = Layout(rows, what, columns.others, np.dtype(dtype), format)
-    comparison = Comparison(plan, layout, parts, show=progress)
-    comparison.check(verify=verify, note=not dry_run)
-    watch.verified = comparison.rows if verify else 0
+
+    def planned() -> tuple[Plan, Comparison]:
+        plan = Plan(
+            rows,
+            parts,
+            share,
+            rows_per_part=rows_per_part,
+            retry_errors=retry_errors,
+            watch=watch,
+            entirely=verify,
+        )
+        comparison = Comparison(plan, layout, parts, show=progress)
+        comparison.check(verify=verify, note=not dry_run)
+        watch.verified = comparison.rows if verify else 0
+        return plan, comparison
+
+    if not is_ours:
+        parts.check_unclaimed()
     if dry_run:
+        plan, _ = planned()
         to_do = [len(task.rows) for task, _ in plan.tasks()]
         _check_some(source, plan)
         return watch.summary(sum(to_do), len(to_do))
 
-    plan.clean()
-    turns = Turns(are_taken=jax.default_backend() == "cpu")
-    loader = Loader(
-        preprocess=None if what == "texts" else Preprocess(model.config.vision.image_size),
-        context_length=None if what == "images" else model.config.text.context_length,
-        exif_transpose=exif_transpose,
-        watch=watch,
-        turns=turns,
-    )
-    assembly: Assembly | None = None
-    encoder: Encoder | None = None
-    with (
-        contextlib.closing(watch),
-        loading(
-            plan.records(),
-            loader,
-            num_threads=num_threads or _num_cores(),
-            read_ahead=read_ahead,
-        ) as ready,
-        _writing(parts, watch) as write,
-    ):
-        while True:
-            with watch.timing("waiting"):
-                loaded = next(ready, None)
-            if loaded is None:
-                break
-            if encoder is None:
-                claim(out, identity, claimed, dry=False)
-                encoder = _encoder(model, batch_size)
-            if assembly is None:
-                assembly = Assembly(loaded.task, layout, encoder, watch, turns)
-            assembly.add(loaded)
-            _check_errors(watch, max_errors)
-            if assembly.is_complete:
-                write(assembly)
-                assembly = None
-            watch.shown(plan.total)
-    comparison.check_changed()
-    _check_some(source, plan)
-    return watch.summary()
+    with contextlib.closing(watch), _alone(out, share) as alone, _kept(watch):
+        if is_ours:
+            alone()
+        plan, comparison = planned()
+        plan.clean()
+        turns = Turns(are_taken=device_of(model).platform == "cpu")
+        loader = Loader(
+            preprocess=None if what == "texts" else Preprocess(model.config.vision.image_size),
+            context_length=None if what == "images" else model.config.text.context_length,
+            exif_transpose=exif_transpose,
+            watch=watch,
+            turns=turns,
+            formats=known_formats(formats),
+        )
+        assembly: Assembly | None = None
+        encoder: Encoder | None = None
+        with (
+            loading(
+                plan.records(),
+                loader,
+                num_threads=num_threads or _num_cores(),
+                read_ahead=read_ahead,
+            ) as ready,
+            _writing(parts, watch) as write,
+        ):
+            while True:
+                with watch.timing("waiting"):
+                    loaded = next(ready, None)
+                if loaded is None:
+                    break
+                if encoder is None:
+                    claim(out, identity, claimed, dry=False)
+                    comparison.layout = layout = _as_noted(layout, out)
+                    alone()
+                    encoder = _encoder(model, batch_size)
+                if assembly is None:
+                    assembly = Assembly(loaded.task, layout, encoder, watch, turns)
+                assembly.add(loaded)
+                _check_errors(watch, max_errors)
+                if assembly.is_complete:
+                    if not watch.parts:  # where the claim was no condition, the last one counts
+                        claim(out, identity, claimed, dry=True)
+                    write(assembly)
+                    assembly = None
+                watch.shown(plan.total)
+        comparison.check_changed()
+        _check_some(source, plan)
+        if encoder is None:  # nothing to do; but the note may be gone
+            claim(out, identity, claimed, dry=False)
+        return watch.summary()
+
+
+def _as_noted(layout: Layout, out: str) -> Layout:
+    """The layout that the parts of the job have, whichever process began it."""
+    return layout.typed((read_job(out) or {}).get("types", ""))
+
+
+@contextlib.contextmanager
+def _alone(out: str, share: Share) -> Iterator[Callable[[], None]]:
+    """Gives what keeps others from the same share until the end; it waits for one that is dying."""
+    where = storage(out)
+    path = f"{out}/.share-{share.index}-of-{share.count}.lock"
+    what = out if share.count == 1 else f"share {share.index}/{share.count} of {out}"
+    with contextlib.ExitStack() as held:
+        is_held = False
+
+        def alone() -> None:
+            nonlocal is_held
+            if not is_held:
+                held.enter_context(where.locked(path, what))
+                is_held = True
+
+        yield alone
+
+
+@contextlib.contextmanager
+def _kept(watch: Watch) -> Iterator[None]:
+    """Adds to a signal's exception what the job leaves."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        stop.add_note(watch.kept())
+        raise
 
 
 @contextlib.contextmanager

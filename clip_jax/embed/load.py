@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,13 @@ from clip_jax.embed.identity import picture_digest
 from clip_jax.embed.watch import Watch
 from clip_jax.preprocess import Preprocess, decode_image
 from clip_jax.sources import Record
-from clip_jax.storage import Unreachable
+from clip_jax.sources.faults import told
 from clip_jax.tokenizer import tokenize
 
 # More records on their way than this would take memory and help nobody, however small they are.
 MOST = 2048
+# Nor more files that stay open until their records are read.
+MOST_FILES = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Loader:
         exif_transpose: bool,
         watch: Watch,
         turns: Turns | None = None,
+        formats: Sequence[str] | None = None,
     ):
         """Notes how.
 
@@ -99,10 +102,12 @@ class Loader:
             exif_transpose: whether pictures are turned as their EXIF data say.
             watch: is told how long reading and decoding take.
             turns: when pictures may be decoded; at any time where there are none.
+            formats: of pictures, as `decode_image` has it.
         """
         self._preprocess, self._context_length = preprocess, context_length
         self._exif_transpose, self._watch = exif_transpose, watch
         self._turns = turns or Turns(are_taken=False)
+        self._formats = formats
 
     def size(self, record: Record) -> int:
         """The bytes that a record takes on its way, at most."""
@@ -113,7 +118,8 @@ class Loader:
         """Reads and decodes; what goes wrong with the record becomes its problem.
 
         Raises:
-            Unreachable: nothing can be read any more, whatever the record.
+            Unreachable: nothing can be read any more, whatever the record; the machine has run out
+                of memory or open files, perhaps.
         """
         kept = dataclasses.replace(record, read=None)
         pixels = tokens = digest = None
@@ -126,12 +132,8 @@ class Loader:
                 if record.caption is None:
                     raise ValueError("no caption")
                 tokens = tokenize(record.caption, self._context_length, truncate=True)[0]
-        except Unreachable:
-            raise
-        except OSError as error:
-            return Loaded(task, row, kept, problem=error.strerror or str(error))
         except Exception as error:  # whatever a record holds, the others can be embedded
-            return Loaded(task, row, kept, problem=str(error) or type(error).__name__)
+            return Loaded(task, row, kept, problem=told(error))
         return Loaded(task, row, kept, pixels, tokens, digest=digest)
 
     def _pixels(self, record: Record, preprocess: Preprocess) -> tuple[np.ndarray, int]:
@@ -141,7 +143,7 @@ class Loader:
             data = record.read()
         self._turns.await_own()
         with self._watch.timing("decoding"):
-            image = decode_image(data)
+            image = decode_image(data, self._formats)
             if self._exif_transpose:
                 image = ImageOps.exif_transpose(image)
             return preprocess.pixels(image), picture_digest(data)
@@ -170,7 +172,8 @@ def loading(
     def feed() -> None:
         try:
             for task, row, record in records:
-                size = max(loader.size(record), read_ahead // MOST)
+                most = MOST_FILES if record.opens else MOST
+                size = max(loader.size(record), read_ahead // most)
                 if not budget.take(size):
                     return
                 ready.put((pool.submit(loader, task, row, record), size))

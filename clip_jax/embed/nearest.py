@@ -5,26 +5,30 @@ import functools
 import operator
 import os
 import threading
+import warnings
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 
 from clip_jax.embed.identity import check_model
-from clip_jax.embed.index import Index, finished_job
+from clip_jax.embed.index import Damaged, Index, finished_job, parts_of
 from clip_jax.nn import CLIP, normalize
+from clip_jax.placement import default_device
 from clip_jax.preprocess import Preprocess, open_image
-from clip_jax.storage import plain
+from clip_jax.storage import folder
 from clip_jax.tokenizer import tokenize
 from clip_jax.weights import load
 
 # Bytes of a block: on a CPU it stays in the cache, on others it is worth its way.
 BLOCK = {"cpu": 8 << 20}
 LARGE_BLOCK = 64 << 20
+# A cosine, and what rounding adds; embeddings that give more are damaged.
+MOST = 1.1
 # While one block is compared, another is read.
 THREADS = 2
 
@@ -53,16 +57,28 @@ def search(
             can't be read.
         TypeError: `k` is no whole number.
         OSError: the output can't be read.
+
+    Warns:
+        Incomplete: parts are missing or damaged, whose rows are left out; says how many.
     """
     if operator.index(k) < 1:
         raise ValueError(f"k must be at least 1. Got {k}.")
-    out = plain(out).rstrip("/")
+    out = folder(out)
     job = finished_job(out)
     model = _model(out, job, model)
     index = Index(out, job)
-    scores, numbers = nearest(index, embed_query(model, query), k)
+    embedding = embed_query(model, query)
+    while True:
+        try:
+            scores, numbers = nearest(index, embedding, k)
+            rows = index.rows(numbers)
+            break
+        except Damaged as error:
+            index.leave_out(error.parts)
+    for warning in index.gaps.warnings(out, parts_of(out, job).table):
+        warnings.warn(warning, stacklevel=2)
     found = []
-    for score, row in zip(scores, index.rows(numbers), strict=True):
+    for score, row in zip(scores, rows, strict=True):
         path = row.get("path", row.get("image_path"))
         hit = {"key": row["key"], "score": score, "path": path}
         if "caption" in row:
@@ -90,26 +106,42 @@ def nearest(index: Index, query: Float[np.ndarray, " d"], k: int) -> tuple[list[
         index: the rows.
         query: normalised.
         k: how many; all where there are fewer.
+
+    Raises:
+        Damaged: parts can't be read, or hold what are no embeddings; names all of them.
+        OSError: the output can't be read.
     """
     width = index.dim * index.dtype.itemsize
-    size = max(BLOCK.get(jax.default_backend(), LARGE_BLOCK) // width, 1)
+    size = max(BLOCK.get(default_device().platform, LARGE_BLOCK) // width, 1)
     size = min(size, index.num_rows)
     own = threading.local()
+    damaged: set[str] = set()
     query_there = jax.device_put(query)
 
     def compare(block: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         begin, end = block
         if not hasattr(own, "rows"):
             own.rows = _aligned(size, index.dim, index.dtype)
-        index.read(begin, end, own.rows)
-        scores, rows = _best(own.rows, query_there, end - begin, min(k, size))
+        try:
+            index.read(begin, end, own.rows)
+        except Damaged as error:
+            damaged.update(error.parts)
+            return np.empty(0, np.float32), np.empty(0, np.int64)
+        scores, rows, is_sound = _best(own.rows, query_there, end - begin, min(k, size))
         # Fetched before the next block is read: the device may be looking at our memory.
         scores, rows = np.asarray(scores), np.asarray(rows)
+        if not is_sound:
+            with np.errstate(all="ignore"):
+                found = np.abs(own.rows[: end - begin].astype(np.float32) @ query)
+            wrong = np.flatnonzero(~(found <= MOST)).tolist()
+            damaged.update(index.part_of(begin + row) for row in wrong)
         there = rows < end - begin
         return scores[there], begin + rows[there]
 
     with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
         found = list(pool.map(compare, index.blocks(size)))
+    if damaged:
+        raise Damaged(damaged)
     scores = np.concatenate([scores for scores, _ in found])
     rows = np.concatenate([rows for _, rows in found])
     order = np.lexsort((rows, -scores))[:k]
@@ -119,10 +151,12 @@ def nearest(index: Index, query: Float[np.ndarray, " d"], k: int) -> tuple[list[
 @functools.partial(jax.jit, static_argnums=3)
 def _best(
     rows: Float[Array, "b d"], query: Float[Array, " d"], count: Int[Array, ""], k: int
-) -> tuple[Float[Array, " k"], Int[Array, " k"]]:
+) -> tuple[Float[Array, " k"], Int[Array, " k"], Bool[Array, ""]]:
     # No matrix product: reading the rows takes the time, and this is exact on every device.
     scores = (rows.astype(jnp.float32) * query).sum(axis=-1)
-    return jax.lax.top_k(jnp.where(jnp.arange(len(rows)) < count, scores, -jnp.inf), k)
+    is_there = jnp.arange(len(rows)) < count
+    is_sound = (jnp.abs(scores) <= MOST) | ~is_there  # not for numbers that are none
+    return *jax.lax.top_k(jnp.where(is_there, scores, -jnp.inf), k), is_sound.all()
 
 
 def _aligned(rows: int, dim: int, dtype: np.dtype) -> np.ndarray:

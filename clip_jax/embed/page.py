@@ -4,11 +4,13 @@ import base64
 import contextlib
 import html
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from clip_jax.preprocess import decode_image
 from clip_jax.sources import read_picture
+from clip_jax.storage import is_remote
 
 # Pixels of a thumbnail's longer side: sharp at 200 on a fine screen.
 SIDE = 400
@@ -29,7 +31,7 @@ ol {{ display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(
 li {{ border: 1px solid #8884; border-radius: .5rem; overflow: hidden; }}
 li > img, li > p.none {{ aspect-ratio: 1; background: #8881; display: block; object-fit: contain;
   width: 100%; margin: 0; }}
-li > p.none {{ align-content: center; color: #888; text-align: center; }}
+li > p.none {{ align-content: center; color: #888; overflow-wrap: anywhere; text-align: center; }}
 div {{ overflow-wrap: anywhere; padding: .5rem .7rem .7rem; }}
 b {{ font-variant-numeric: tabular-nums; }}
 small {{ color: #888; display: block; }}
@@ -48,6 +50,8 @@ def contact_sheet(
     *,
     query_image: str | None = None,
     image_column: str = "image",
+    source: str | None = None,
+    fetch: bool = False,
     style: str = "",
     before: str = "",
 ) -> str:
@@ -58,28 +62,45 @@ def contact_sheet(
         query: the text that was searched for, or the name of the picture.
         query_image: the picture that was searched for.
         image_column: of Parquet files with pictures in them.
+        source: the input of the job. Of pictures at addresses such as https:// and s3://, only
+            those within it are fetched: others are what somebody has written into a table.
+        fetch: whether all are.
         style: more of CSS.
         before: HTML between the heading and the pictures.
     """
     title = html.escape(query)
     shown = _thumbnail(query_image, image_column) if query_image else None
-    items = "\n".join(_item(number, hit, image_column) for number, hit in enumerate(hits, 1))
+
+    def picture(hit: dict[str, Any], alt: str) -> str:
+        path = hit["path"]
+        if not path:
+            return ""
+        if not (fetch or not is_remote(path) or (source and _is_within(path, source))):
+            return f'<p class="none">not fetched: {html.escape(path)}</p>'
+        if found := _thumbnail(path, image_column):
+            return f'<img src="{found}" alt="{alt}">'
+        return '<p class="none">not there any more</p>'
+
+    items = "\n".join(_item(number, hit, picture) for number, hit in enumerate(hits, 1))
     title_html = f'<img src="{shown}" alt=""> {title}' if shown else title
     return _PAGE.format(title=title, title_html=title_html, items=items, style=style, before=before)
 
 
-def _item(number: int, hit: dict[str, Any], image_column: str) -> str:
+def _item(number: int, hit: dict[str, Any], picture: Callable[[dict[str, Any], str], str]) -> str:
     key, caption = html.escape(hit["key"]), html.escape(hit.get("caption") or "")
-    picture = ""
-    if hit["path"]:
-        source = _thumbnail(hit["path"], image_column)
-        picture = (
-            f'<img src="{source}" alt="{caption or key}">'
-            if source
-            else '<p class="none">not there any more</p>'
-        )
     text = f"{caption}<small>{key}</small>" if caption else key
-    return f"<li>{picture}<div><b>{number}. {hit['score']:.4f}</b><br>{text}</div></li>"
+    return (
+        f"<li>{picture(hit, caption or key)}<div><b>{number}. {hit['score']:.4f}</b><br>{text}"
+        "</div></li>"
+    )
+
+
+def _is_within(path: str, source: str) -> bool:
+    """Whether a picture lies in a job's input, rather than where a column of it points to."""
+    head = re.split(r"[*?\[{]", source, maxsplit=1)[0]
+    if head == source:
+        return path.startswith(source.rstrip("/") + "/")
+    return path.startswith(head) and re.fullmatch(r".+\.(tar|parquet)/.+", path) is not None
 
 
 def _thumbnail(path: str, image_column: str) -> str | None:

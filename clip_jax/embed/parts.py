@@ -6,7 +6,6 @@ lost, the rows are compared instead.
 """
 
 import contextlib
-import dataclasses
 import io
 import json
 import re
@@ -22,94 +21,20 @@ from clip_jax.embed.encoding import ROW_GROUP as ROW_GROUP
 from clip_jax.embed.encoding import Contents, contents, encoded, footer_length, mark_of, npy
 from clip_jax.embed.encoding import matrix as matrix
 from clip_jax.embed.identity import JOB
+from clip_jax.embed.part import Error as Error
+from clip_jax.embed.part import Finished as Finished
+from clip_jax.embed.part import Part as Part
+from clip_jax.embed.part import Written as Written
+from clip_jax.embed.part import error_table
 from clip_jax.embed.units import Unit
-from clip_jax.storage import ASIDE, Disk, Unreachable, storage
+from clip_jax.errors import is_exhausted
+from clip_jax.storage import Disk, Unreachable, storage
 
 ERRORS, STAMPS = "errors", "stamps"
 # A file that takes another's place once the table that it belongs to is there.
 NEXT = ".next"
 # Bytes at a file's end that hold the footer of most parts.
 FOOTER = 1 << 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """The rows of a unit that could be embedded, in order.
-
-    Attributes:
-        columns: an Arrow table of key, path, caption and what was taken along.
-        embeddings: (rows, d) by column: `embedding`, and `text_embedding` beside it if both are
-            embedded.
-        pictures: (rows,) uint64, the digests of the pictures' files; None where none are embedded,
-            or an earlier version has left them out.
-    """
-
-    columns: Any
-    embeddings: Mapping[str, np.ndarray]
-    pictures: np.ndarray | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Error:
-    """A row that could not be embedded.
-
-    Attributes:
-        row: counted from the shard's first.
-        key: its key.
-        reason: what is wrong with it.
-    """
-
-    row: int
-    key: str
-    reason: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Finished:
-    """What a part that counts says of itself.
-
-    Attributes:
-        rows: those embedded.
-        errors: those not.
-        shard_rows: all rows of its shard.
-        failed: the errors' rows, counted from the shard's first.
-        lost: those of them whose reasons are lost.
-        stamp: what told its shard from other versions of it, when these rows were last known to be
-            the shard's; None if that is lost.
-        mark: tells the part from others of its name.
-        has_digests: whether it has those of its pictures.
-    """
-
-    rows: int
-    errors: int
-    shard_rows: int
-    failed: frozenset[int] = frozenset()
-    lost: frozenset[int] = frozenset()
-    stamp: str | None = None
-    mark: int = 0
-    has_digests: bool = False
-
-    def embedded(self, begin: int) -> list[int]:
-        """The rows embedded, of a unit that begins there."""
-        everything = range(begin, begin + self.rows + self.errors)
-        return [row for row in everything if row not in self.failed]
-
-
-@dataclasses.dataclass(frozen=True)
-class Written:
-    """A part that counts, as it was read.
-
-    Attributes:
-        part: its rows.
-        rows: which they are, counted from the shard's first.
-        errors: the unit's other rows.
-        mark: tells it from others of its name.
-    """
-
-    part: Part
-    rows: Sequence[int]
-    errors: Sequence[Error]
-    mark: int
 
 
 class Parts:
@@ -178,6 +103,35 @@ class Parts:
             found.digests is not None,
         )
 
+    def check_unclaimed(self) -> None:
+        """Refuses to go on where another job's parts lie, but no note says whose they are.
+
+        Raises:
+            ValueError: they do; gives both fingerprints.
+            OSError: they can't be read.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        for name in sorted(self.names()):
+            path = self.path(self.table, name)
+            try:
+                found = pq.read_metadata(self._storage.arrow(path)).metadata
+                theirs = json.loads(found[ABOUT])["fingerprint"]
+            except Unreachable:
+                raise
+            except (OSError, pa.ArrowException, ValueError, TypeError, LookupError) as error:
+                if is_exhausted(error):
+                    raise
+                continue  # damaged, and so nobody's
+            if theirs != self._about["fingerprint"]:
+                raise ValueError(
+                    f"{self._out} holds parts of another job, {theirs}, and no {JOB}; this one is "
+                    f"{self._about['fingerprint']}. Give another folder, or the same input, model "
+                    "and options; or remove the parts."
+                )
+            return
+
     def write(
         self,
         unit: Unit,
@@ -201,7 +155,7 @@ class Parts:
         }
         path = self.path(self._errors, unit.name)
         if errors:
-            self._storage.write(path, encoded(_error_table(errors), {}, about))
+            self._storage.write(path, encoded(error_table(errors), {}, about))
         inside = dict(part.embeddings)
         about["beside"] = {}
         arrays = {}
@@ -282,20 +236,18 @@ class Parts:
             is_ours: tells of a unit's name whether it is of our share.
             without_errors: units that count, of which no row has failed.
         """
-        names = self._storage.names(self._out)
-        # Before there is one, another process may be about to put it there.
-        for name in names if JOB in names else ():
-            if name.startswith(f".{JOB}.") and name.endswith(ASIDE):
+        for name in self._storage.abandoned(self._out):
+            if name.startswith(f".{JOB}."):
                 self._storage.remove(f"{self._out}/{name}")
         for file in (self.table, self._errors, self._stamps, *self.beside.values()):
             folder, _, pattern = f"{self._out}/{file}".rpartition("/")
-            for name in self._storage.names(folder):
+            left = self._storage.abandoned(folder)
+            if file == self._errors:  # of a try before the last, removed after the part is there
+                stale = {pattern.format(name) for name in without_errors}
+                left += [name for name in self._storage.names(folder) if name in stale]
+            for name in left:
                 unit = re.search(r"\d{6,}-\d{6,}", name)
-                if unit is None or not is_ours(unit[0]):
-                    continue
-                # Errors of a try before the last are removed after the part is there.
-                is_stale = file == self._errors and unit[0] in without_errors
-                if name.endswith(ASIDE) or (is_stale and name == pattern.format(unit[0])):
+                if unit is not None and is_ours(unit[0]):
                     self._storage.remove(f"{folder}/{name}")
 
     def settle(self, is_ours: Callable[[str], bool]) -> None:
@@ -395,23 +347,3 @@ class NpyParts(Parts):
         self.beside = {
             column: "{0}/{0}_".format(folders[tower]) + "{}.npy" for column, tower in towers.items()
         }
-
-
-def _error_type() -> Any:
-    """The Arrow schema of a table of errors."""
-    import pyarrow as pa
-
-    return pa.schema(
-        [
-            pa.field("key", pa.string(), nullable=False),
-            pa.field("reason", pa.string(), nullable=False),
-            pa.field("row", pa.int64(), nullable=False),
-        ]
-    )
-
-
-def _error_table(errors: Sequence[Error]) -> Any:
-    import pyarrow as pa
-
-    rows = [dataclasses.asdict(error) for error in errors]
-    return pa.Table.from_pylist(rows, schema=_error_type())

@@ -8,9 +8,7 @@ from clip_jax.embed.identity import Other, place, refuse_others
 from clip_jax.embed.parts import Parts
 from clip_jax.embed.units import Share, Unit, divide, shard_of
 from clip_jax.embed.watch import Watch
-from clip_jax.sources import Input, Record, Rows
-from clip_jax.sources.records import as_text
-from clip_jax.storage import Unreachable
+from clip_jax.sources import Input, Record, Rows, faults
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +74,7 @@ class Plan:
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             found = zip(mine, pool.map(lambda n: parts.finished(n, entirely), mine), strict=True)
             self.finished = {name: finished for name, finished in found if finished}
+        watch.parts_before = len(self.finished)
         # A part says how many rows its shard has, which then need not be opened for that; unless
         # a file that could not be read, which is a single row, is tried again.
         self._parts_of: dict[int, list[str]] = {}
@@ -168,16 +167,11 @@ class Plan:
             ValueError: it has other rows than the parts that are there.
             OSError: a store can't be reached.
         """
-        try:
-            rows = self._source.shards[shard].open()
-        except Unreachable:
-            raise
-        except (OSError, ValueError) as error:  # one file that can't be read, among others
-            reason = error.strerror if isinstance(error, OSError) else None
-            return _Unread(as_text(self._source.shards[shard].name), reason or str(error))
-        self.opened.add(shard)
-        if check:
-            self._check_keys(shard, rows)
+        rows = faults.opened(self._source.shards[shard])
+        if not isinstance(rows, faults.Unread):
+            self.opened.add(shard)
+            if check:
+                self._check_keys(shard, rows)
         return rows
 
     def read(self, rows: Rows, unit: Unit) -> Iterator[tuple[int, Record]]:
@@ -200,19 +194,8 @@ class Plan:
                     self.finished[name] = finished
 
     def _numbered(self, rows: Rows, task: Task) -> Iterator[tuple[int, Record]]:
-        unit, number = task.unit, task.unit.begin
-        try:
-            for record in rows.records(unit.begin, unit.end):
-                yield number, record
-                number += 1
-            reason = "the file has fewer rows than it said"
-        except Unreachable:
-            raise
-        except (OSError, ValueError) as error:  # a file that is damaged in the middle
-            reason = str(error)
-        name = self._source.shards[unit.shard].name
-        for missing in range(number, unit.end):
-            yield missing, Record(f"{name}:{missing}", problem=reason)
+        unit, name = task.unit, self._source.shards[task.unit.shard].name
+        return enumerate(faults.all_records(rows, name, unit.begin, unit.end), unit.begin)
 
     def _rows_before(self, shard: int, opened: Rows) -> int:
         """How many rows a shard had when some of it was embedded, which it can't have lost.
@@ -220,7 +203,7 @@ class Plan:
         One that shows fewer now is damaged, or can't be read for a moment.
         """
         parts = [self.finished[name] for name in self._parts_of.get(shard, ())]
-        is_read = not isinstance(opened, _Unread)
+        is_read = not isinstance(opened, faults.Unread)
         return max((part.shard_rows for part in parts if part.rows or not is_read), default=0)
 
     def _check_keys(self, shard: int, rows: Rows) -> None:
@@ -229,14 +212,18 @@ class Plan:
             unit, finished = self.unit(name), self.finished[name]
             if not finished.rows:
                 continue
-            keys = dict(enumerate(rows.keys(unit.begin, unit.end), start=unit.begin))
+            try:
+                keys = dict(enumerate(rows.keys(unit.begin, unit.end), start=unit.begin))
+            except Exception as error:  # it can't be read now
+                faults.told(error)
+                continue
             keys_there = self._parts.keys(name)
             if len(keys_there) != finished.rows:  # another process has just replaced it
                 continue
             for row, there in zip(finished.embedded(unit.begin), keys_there, strict=True):
-                if (key := keys.get(row)) is not None and as_text(key) != there:
+                if (key := keys.get(row)) is not None and key != there:
                     path = self._parts.path(self._parts.table, name)
-                    how = f"{place(self._source, unit)}, where row {row} is {as_text(key)!r}"
+                    how = f"{place(self._source, unit)}, where row {row} is {key!r}"
                     refuse_others([Other(path, "rows", f"{how} and was {there!r}")])
 
     def _missing(self, unit: Unit, shard_rows: int) -> range | frozenset[int]:
@@ -257,20 +244,3 @@ class Plan:
         unit = Unit(int(shard), int(number), 0, 0)
         num_shards = len(self._source.shards)
         return unit.shard in self._shards and self._share.takes(unit, num_shards)
-
-
-class _Unread:
-    """A file that can't be opened: its rows, of which it is one as far as can be told, say why."""
-
-    def __init__(self, name: str, problem: str):
-        self._name, self._problem = name, problem
-
-    def __len__(self) -> int:
-        return 1
-
-    def records(self, begin: int, end: int) -> Iterator[Record]:
-        for row in range(begin, end):
-            yield Record(f"{self._name}:{row}" if row else self._name, problem=self._problem)
-
-    def keys(self, begin: int, end: int) -> list[str | None]:
-        return [None] * (end - begin)

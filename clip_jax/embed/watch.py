@@ -102,8 +102,8 @@ class Watch:
         self._is_terminal = sys.stderr.isatty()
         self._show = show
         self._bar = tqdm(unit="row", disable=not (show and self._is_terminal), smoothing=0.05)
-        self.rows = self.errors = self.parts = self.rows_before = self.errors_before = 0
-        self.verified = 0
+        self.rows = self.errors = self.parts = self.verified = 0
+        self.rows_before = self.errors_before = self.parts_before = 0
         self.last_error = ""
 
     @contextlib.contextmanager
@@ -154,6 +154,13 @@ class Watch:
         text = f"{_counted(self.errors, 'error')}, {waiting:.0%} waiting"
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update(self.rows + self.errors - self._bar.n)
+
+    def kept(self) -> str:
+        """What there is to say where the job is stopped."""
+        return (
+            f"{_counted(self.parts, 'part')} written now and {self.parts_before:,} written before "
+            "are kept; the same command goes on from there"
+        )
 
     def summary(self, rows_to_do: int = 0, parts_to_do: int = 0) -> Summary:
         """What there is to say at the end."""

@@ -9,11 +9,13 @@ from jaxtyping import Float, Int
 
 from clip_jax.embed.watch import Watch
 from clip_jax.encoder import Encoder
+from clip_jax.errors import is_exhausted
 from clip_jax.evaluate.data import BATCHES, encode_in_batches
 from clip_jax.evaluate.embedded import embeddings_of, read_embedded
 from clip_jax.nn import CLIP
 from clip_jax.preprocess import Preprocess, decode_image
 from clip_jax.sources import open_pairs
+from clip_jax.storage import Unreachable
 from clip_jax.tokenizer import tokenize
 
 
@@ -27,6 +29,7 @@ class Captioned:
         pairs: (t,) the number of each text's image.
         problems: images that could not be read, with the reason; rows of an embedding job.
         missing: how many more rows an embedding job should have, and has not.
+        unknown: files of an embedding job's input that no part is of.
     """
 
     images: Float[np.ndarray, "i d"]
@@ -34,6 +37,7 @@ class Captioned:
     pairs: Int[np.ndarray, " t"]
     problems: list[str]
     missing: int = 0
+    unknown: int = 0
 
 
 def read_captioned(source: str) -> Captioned:
@@ -53,7 +57,8 @@ def read_captioned(source: str) -> Captioned:
     pairs = [numbers.setdefault(path, len(numbers)) for path in table["path"].to_pylist()]
     first = np.unique(pairs, return_index=True)[1]
     images, texts = (embeddings_of(table, name) for name in ("embedding", "text_embedding"))
-    return Captioned(images[first], texts, np.array(pairs), found.problems, found.missing)
+    counts = found.missing, found.unknown
+    return Captioned(images[first], texts, np.array(pairs), found.problems, *counts)
 
 
 def embed_captioned(
@@ -83,6 +88,8 @@ def embed_captioned(
                 pair = pairs[number]
                 image = preprocess.pixels(decode_image(pair.image))
             except (OSError, ValueError) as error:
+                if isinstance(error, Unreachable) or is_exhausted(error):
+                    raise
                 problems.append(f"pair {number}: {error}")
                 watch.failed(problems[-1])
                 continue

@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
-import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -14,12 +13,13 @@ from clip_jax.embed.identity import read_job
 from clip_jax.embed.load import Loader, Turns, loading
 from clip_jax.embed.watch import Watch
 from clip_jax.encoder import Encoder
+from clip_jax.errors import is_exhausted
 from clip_jax.evaluate.embedded import embeddings_of, read_embedded
 from clip_jax.nn import CLIP, flatten, from_parameters, nest, parameters
 from clip_jax.preprocess import Preprocess
 from clip_jax.sources import Columns, Record, open_input
 from clip_jax.sources.records import as_text
-from clip_jax.storage import Disk, storage
+from clip_jax.storage import Disk, Unreachable, storage
 
 Features = Literal["before", "after"]
 
@@ -28,6 +28,9 @@ THREADS = 4
 READ_AHEAD = 256 << 20
 # Batches that go to the encoder in one call.
 BATCHES = 4
+
+# Where a record has its class, once that is known.
+_LABEL = "class"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,7 @@ class Images:
         paths: where the pictures are.
         problems: what could not be read, with the reason.
         missing: how many more an embedding job should have, and has not.
+        unknown: files of an embedding job's input that no part is of.
     """
 
     embeddings: Float[np.ndarray, "n d"]
@@ -49,6 +53,7 @@ class Images:
     paths: list[str | None]
     problems: list[str]
     missing: int = 0
+    unknown: int = 0
 
 
 def embedding_job(source: str) -> dict[str, Any] | None:
@@ -95,16 +100,28 @@ def read_images(source: str, label_column: str = "label") -> Images:
     """
     found = read_embedded(source, ("key", "path", label_column))
     table = found.table
-    labels = table[label_column].to_pylist()
-    if None in labels:
-        raise ValueError(f"{source}: row {labels.index(None)} has no {label_column!r}")
+    labels, keys, paths = (table[name].to_pylist() for name in (label_column, "key", "path"))
+    try:
+        labels = [_as_label(label) for label in labels]
+    except ValueError as error:
+        raise ValueError(f"{source}: the column {label_column!r} has no labels: {error}") from None
+    rows = [row for row, label in enumerate(labels) if label is not None]
+    without = [
+        f"{key}: no {label_column!r}"
+        for key, label in zip(keys, labels, strict=True)
+        if label is None
+    ]
+    if not rows:
+        raise ValueError(f"{source}: no row has a {label_column!r}, such as {keys[0]}")
+    embeddings = embeddings_of(table, "embedding")
     return Images(
-        embeddings_of(table, "embedding"),
-        [str(label) for label in labels],
-        table["key"].to_pylist(),
-        table["path"].to_pylist(),
-        found.problems,
+        embeddings[rows] if without else embeddings,
+        [str(labels[row]) for row in rows],
+        [keys[row] for row in rows],
+        [paths[row] for row in rows],
+        found.problems + without,
         found.missing,
+        found.unknown,
     )
 
 
@@ -143,23 +160,36 @@ def embed_images(
         records = _pictures(source)
     else:
         records = _records(source, Columns(others=(column,)))
+    unlabelled: list[str] = []
+
+    def labelled() -> Iterator[Record]:
+        """The records; those without a label are not read for nothing."""
+        for record in records:
+            problem = record.problem
+            try:
+                label = _label(record, None if is_folder else column)
+            except ValueError as error:
+                label, problem = None, problem or str(error)
+            if label is None and problem is None:
+                unlabelled.append(record.key)
+                problem = "no class folder" if is_folder else f"no {column!r}"
+            yield dataclasses.replace(record, columns={_LABEL: label}, problem=problem)
+
     encoder = Encoder(model, batch_size=batch_size)
     watch = Watch(progress)
-    kept, embeddings, problems = _embed(records, encoder, model, watch)
-    labels = [_label(record, None if is_folder else column) for record in kept]
-    for record, label in zip(kept, labels, strict=True):
-        if label is None:
-            raise ValueError(
-                f"{source}: {record.key} has no label: expected class folders"
-                if is_folder
-                else f"{source}: {record.key} has no {column!r}: give the label column"
-            )
+    kept, embeddings, problems = _embed(labelled(), encoder, model, watch)
+    if not kept and unlabelled:
+        raise ValueError(
+            f"{source}: {unlabelled[0]} has no label: expected class folders"
+            if is_folder
+            else f"{source}: {unlabelled[0]} has no {column!r}: give the label column"
+        )
     if not kept:
         first = f" can be read; the first: {problems[0]}" if problems else ""
         raise ValueError(f"{source}: no picture{first}")
     return Images(
         embeddings,
-        [str(label) for label in labels],
+        [record.columns[_LABEL] for record in kept],
         [record.key for record in kept],
         [record.path for record in kept],
         problems,
@@ -200,7 +230,7 @@ def encode_in_batches(
 def _embed(
     records: Iterable[Record], encoder: Encoder, model: CLIP, watch: Watch
 ) -> tuple[list[Record], Float[np.ndarray, "n d"], list[str]]:
-    turns = Turns(are_taken=jax.default_backend() == "cpu")
+    turns = Turns(are_taken=encoder.device.platform == "cpu")
     loader = Loader(
         preprocess=Preprocess(model.config.vision.image_size),
         context_length=None,
@@ -244,9 +274,16 @@ def _records(source: str, columns: Columns | None = None) -> Iterator[Record]:
     return (record for shard in shards for record in _all(shard))
 
 
-def _all(shard: Any) -> Iterable[Record]:
-    rows = shard.open()
-    return rows.records(0, len(rows))
+def _all(shard: Any) -> Iterator[Record]:
+    """The rows of a file; one that can't be read, or from where on it can't be, is a problem."""
+    try:
+        rows = shard.open()
+        yield from rows.records(0, len(rows))
+    except Exception as error:  # of damaged files readers have many kinds
+        if isinstance(error, Unreachable) or is_exhausted(error):
+            raise
+        reason = error.strerror if isinstance(error, OSError) else None
+        yield Record(as_text(shard.name), problem=reason or str(error) or type(error).__name__)
 
 
 def _is_hidden(name: str) -> bool:
@@ -257,5 +294,17 @@ def _label(record: Record, column: str | None) -> str | None:
     if column is None:
         folder, slash, _ = record.key.partition("/")
         return folder if slash else None
-    value = record.columns[column]
-    return None if value is None or value == "" else str(value).strip()
+    return _as_label(record.columns.get(column))
+
+
+def _as_label(value: Any) -> str | None:
+    """What a column holds as the name of a class; None where it holds nothing.
+
+    Raises:
+        ValueError: it is neither text nor a number.
+    """
+    if value is None or value != value:  # NaN, as pandas writes what is missing
+        return None
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"a label must be text or a number. Got a {type(value).__name__}")
+    return str(value).strip() or None

@@ -2,9 +2,10 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from jaxtyping import Float
 from clip_jax.embed.index import finished_job, parts_of
 from clip_jax.embed.parts import ERRORS, Finished, Parts
 from clip_jax.embed.units import divide
+from clip_jax.errors import is_exhausted
 from clip_jax.storage import Storage, storage
 
 THREADS = 8
@@ -28,11 +30,13 @@ class Embedded:
         table: an Arrow table of the columns asked for, in the order of the input.
         problems: the job's own errors, rows that it could not embed, with the reason.
         missing: rows that no part holds, neither embedded nor as errors.
+        unknown: files of the input that no part is of, which may be empty or not.
     """
 
     table: Any
     problems: list[str]
     missing: int
+    unknown: int
 
 
 def read_embedded(source: str, columns: Sequence[str]) -> Embedded:
@@ -40,15 +44,21 @@ def read_embedded(source: str, columns: Sequence[str]) -> Embedded:
 
     Raises:
         ValueError: there are no image embeddings, or there is no such column; says which there are.
-            No part is whole, or no row could be embedded.
+            No part is whole, or no row could be embedded. Or Arrow can't read what is there.
         OSError: they can't be read.
+        MemoryError: they don't fit into memory.
 
     Warns:
         UserWarning: the job is not finished, as far as the parts that are there can tell.
     """
+    source = source.rstrip("/")
+    with _arrows_errors(source):
+        return _read(source, columns)
+
+
+def _read(source: str, columns: Sequence[str]) -> Embedded:
     import pyarrow.dataset
 
-    source = source.rstrip("/")
     job, where = finished_job(source), storage(source)
     if job["identity"]["format"] != "parquet":
         raise ValueError(f"{source} holds arrays: embed with --format parquet to evaluate")
@@ -64,8 +74,8 @@ def read_embedded(source: str, columns: Sequence[str]) -> Embedded:
     if absent := [name for name in columns if name not in dataset.schema.names]:
         names = ", ".join(map(repr, dataset.schema.names))
         raise ValueError(
-            f"{source} has no column {absent[0]!r}; its columns are {names}. Embed with --columns "
-            "to take one along"
+            f"{source} has no column {absent[0]!r}; its columns are {names}. Embed into another "
+            f"folder, with --columns {absent[0]} to take it along"
         )
     problems = [
         f"{error['key']}: {error['reason']}"
@@ -73,17 +83,18 @@ def read_embedded(source: str, columns: Sequence[str]) -> Embedded:
         if finished.errors  # else what lies there is of an earlier try
         for error in _rows(where, parts.path(f"{ERRORS}/{parts.table}", name))
     ]
-    table = dataset.to_table(columns=["embedding", *columns])
+    # A column may be asked for twice: keys can be labels, too.
+    table = dataset.to_table(columns=list(dict.fromkeys(("embedding", *columns))))
     if not len(table):
         raise ValueError(f"{source}: no picture could be read; the first: {problems[0]}")
-    return Embedded(table, problems, _warn(source, job, parts, whole))
+    return Embedded(table, problems, *_warn(source, job, parts, whole))
 
 
 def embeddings_of(table: Any, column: str) -> Float[np.ndarray, "n d"]:
     """A column of fixed-size lists as a float32 array."""
-    chunks = table[column].combine_chunks()
-    values = chunks.flatten().to_numpy(zero_copy_only=False)
-    return values.reshape(len(table), -1).astype(np.float32, copy=False)
+    # One by one: an Arrow array of all could have more numbers than its offsets can count.
+    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table[column].chunks]
+    return np.concatenate(chunks, dtype=np.float32).reshape(len(table), -1)
 
 
 def _whole(source: str, parts: Parts) -> dict[str, Finished]:
@@ -114,8 +125,27 @@ def _rows(where: Storage, path: str) -> list[dict[str, Any]]:
     return pq.read_table(where.arrow(path)).to_pylist()
 
 
-def _warn(source: str, job: Mapping[str, Any], parts: Parts, whole: Mapping[str, Finished]) -> int:
-    """How many rows are missing for certain; says so.
+@contextlib.contextmanager
+def _arrows_errors(source: str) -> Iterator[None]:
+    """Makes Arrow's own exceptions, of which there is a dozen kinds, ValueErrors."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except pa.ArrowException as error:
+        if isinstance(error, OSError | MemoryError) or is_exhausted(error):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{source} has parts that can't be read ({reason}): run the same clip-jax embed "
+            "command again"
+        ) from None
+
+
+def _warn(
+    source: str, job: Mapping[str, Any], parts: Parts, whole: Mapping[str, Finished]
+) -> tuple[int, int]:
+    """How many rows are missing for certain, and of how many files nothing is known; says so.
 
     A part tells how many rows its file of the input has. Of a file without any part nothing is
     known: it may be empty.
@@ -134,7 +164,7 @@ def _warn(source: str, job: Mapping[str, Any], parts: Parts, whole: Mapping[str,
         warnings.warn(
             f"{source} is not finished: {count:,} rows are left out, whose parts are missing or "
             f"damaged ({names}): {again}",
-            stacklevel=4,
+            stacklevel=5,
         )
     # Jobs of earlier versions don't say how many files there were.
     if unknown := sorted(set(range(job.get("shards", max(shards) + 1))) - shards.keys()):
@@ -142,9 +172,9 @@ def _warn(source: str, job: Mapping[str, Any], parts: Parts, whole: Mapping[str,
         warnings.warn(
             f"{source} has no part of some files of its input ({names}): unless these are empty, "
             f"{again}",
-            stacklevel=4,
+            stacklevel=5,
         )
-    return count
+    return count, len(unknown)
 
 
 def _shard(name: str) -> int:

@@ -1,8 +1,10 @@
 """A page that shows a classification: figures, classes, confusion, and the worst mistakes."""
 
 import base64
+import contextlib
 import csv
 import html
+import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +16,16 @@ from jaxtyping import Float, Int
 from clip_jax.embed import contact_sheet
 from clip_jax.evaluate.scores import Scores
 from clip_jax.evaluate.sweep import Sweep
+from clip_jax.storage import Disk
 
 PAGE, PER_CLASS, CONFUSION, SWEEP = "report.html", "per_class.csv", "confusion.png", "sweep.png"
 # Mistakes on the sheet.
 SHOWN = 100
-# Classes up to which the matrix has their names.
-NAMED = 50
+# Classes up to which the matrix has their names, and up to which each has a row of its own: more
+# than the picture has pixels.
+NAMED, DRAWN = 50, 1_500
+# What text begins with that a spreadsheet takes for a formula, and runs.
+_FORMULAS = (*"=+-@", *"\uff1d\uff0b\uff0d\uff20", "\t", "\r", "\n")
 
 COLUMNS = "class", "rows", "right", "accuracy", "most often taken for"
 _STYLE = """h2 { font-size: 1.1rem; font-weight: 600; margin-top: 2rem; }
@@ -48,7 +54,6 @@ def write_report(
     title: str,
     scores: Scores,
     class_names: Sequence[str],
-    logits: Float[np.ndarray, "n k"],
     targets: Int[np.ndarray, " n"],
     keys: Sequence[str],
     paths: Sequence[str | None],
@@ -60,32 +65,36 @@ def write_report(
         ModuleNotFoundError: the extra `evaluate` is not installed.
         OSError: the folder can't be written.
     """
-    out = Path(folder)
-    prepare(out)
     rows = _per_class(scores, class_names)
-    with (out / PER_CLASS).open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows((COLUMNS, *rows))
-    _draw_confusion(out / CONFUSION, scores, class_names)
-    mistakes = _mistakes(class_names, logits, targets, keys, paths)
+    table = io.StringIO(newline="")
+    writer = csv.writer(table)
+    writer.writerow(COLUMNS)
+    writer.writerows(tuple(map(_harmless, row)) for row in rows)
+    confusion = _draw_confusion(scores, class_names)
+    files = {PER_CLASS: table.getvalue().encode("utf-8", "backslashreplace"), CONFUSION: confusion}
+    mistakes = _mistakes(scores, class_names, targets, keys, paths)
     parts = [f"<p>{_summary(scores, class_names)}</p>"]
     if sweep:
-        _draw_sweep(out / SWEEP, sweep)
-        parts += ["<h2>Strength of the regularisation</h2>", _embedded(out / SWEEP)]
-    wrong = int(scores.count - np.trace(scores.confusion))
+        files[SWEEP] = _draw_sweep(sweep)
+        parts += ["<h2>Strength of the regularisation</h2>", _embedded(SWEEP, files[SWEEP])]
+    wrong = int(scores.count - scores.confusion.diagonal().sum())
     last = f"Mistakes: the {len(mistakes)} most confident of {wrong:,}" if wrong else "No mistakes"
     parts += [
         "<h2>Classes</h2>",
         f"<section>{_table(rows)}</section>",
         "<h2>Confusion</h2>",
-        _embedded(out / CONFUSION),
+        _embedded(CONFUSION, confusion),
         f"<h2>{last}</h2>",
     ]
     before = "\n".join(["<main>", *parts, "</main>\n"])
     page = contact_sheet(mistakes, title, style=_STYLE, before=before)
-    (out / PAGE).write_text(page, encoding="utf-8")
+    # Once all is there: an earlier report's files are replaced by whole ones or not at all.
+    files[PAGE] = page.encode("utf-8", "backslashreplace")
+    for name, data in files.items():
+        Disk().write(os.path.join(folder, name), data)
 
 
-def _draw_sweep(path: Path, sweep: Sweep) -> None:
+def _draw_sweep(sweep: Sweep) -> bytes:
     figure = _figure()(figsize=(7, 4.5), layout="constrained")
     panel = figure.subplots()
     strengths = [trial.C for trial in sweep.trials]
@@ -94,18 +103,32 @@ def _draw_sweep(path: Path, sweep: Sweep) -> None:
     panel.set(xscale="log", xlabel="C, the inverse strength", ylabel="accuracy on validation rows")
     panel.legend()
     panel.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
+    return _png(figure)
 
 
 def _per_class(scores: Scores, class_names: Sequence[str]) -> list[tuple[object, ...]]:
     """A row for each class, as COLUMNS has it."""
-    table = []
-    for i, (name, counts) in enumerate(zip(class_names, scores.confusion, strict=True)):
-        wrong = np.where(np.arange(len(counts)) == i, 0, counts)
-        other = class_names[int(wrong.argmax())] if wrong.any() else ""
-        rows = counts.sum()
-        table.append((name, rows, counts[i], f"{counts[i] / rows:.4f}" if rows else "", other))
+    confusion, table = scores.confusion, []
+    rows, right = confusion.sum(axis=1), confusion.diagonal()
+    for i, name in enumerate(class_names):
+        others = slice(*confusion.indptr[i : i + 2])
+        taken, counts = confusion.indices[others], confusion.data[others]
+        taken, counts = taken[taken != i], counts[taken != i]
+        # Of those as often, the class that comes first.
+        other = class_names[int(taken[counts == counts.max()].min())] if len(taken) else ""
+        share = f"{right[i] / rows[i]:.4f}" if rows[i] else ""
+        table.append((name, rows[i], right[i], share, other))
     return table
+
+
+def _harmless(cell: object) -> object:
+    """The cell, not as a formula: spreadsheets run text that begins like one."""
+    if not isinstance(cell, str) or not cell.startswith(_FORMULAS):
+        return cell
+    with contextlib.suppress(ValueError):
+        float(cell)
+        return cell  # a number, such as -1, is none
+    return f"'{cell}"
 
 
 def _summary(scores: Scores, class_names: Sequence[str]) -> str:
@@ -133,48 +156,64 @@ def _table(rows: Sequence[tuple[object, ...]]) -> str:
     )
 
 
-def _embedded(path: Path) -> str:
-    data = base64.b64encode(path.read_bytes()).decode()
-    return f'<img src="data:image/png;base64,{data}" alt="{path.stem}">'
+def _embedded(name: str, png: bytes) -> str:
+    data = base64.b64encode(png).decode()
+    return f'<img src="data:image/png;base64,{data}" alt="{name.partition(".")[0]}">'
 
 
-def _draw_confusion(path: Path, scores: Scores, class_names: Sequence[str]) -> None:
-    counts = scores.confusion
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    side = float(np.clip(3 + 0.3 * len(counts), 5, 16))
+def _draw_confusion(scores: Scores, class_names: Sequence[str]) -> bytes:
+    count = len(class_names)
+    shares = _drawn(scores.confusion)
+    side = float(np.clip(3 + 0.3 * count, 5, 16))
     figure = _figure()(figsize=(side + 1, side), layout="constrained")
     panel = figure.subplots()
-    image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    figure.colorbar(image, ax=panel, label="share of the class's rows", shrink=0.8)
+    extent = (-0.5, count - 0.5, count - 0.5, -0.5)
+    image = panel.imshow(shares, cmap="Blues", vmin=0, vmax=1, extent=extent)
+    what = "class's" if len(shares) == count else f"{-(-count // len(shares))} classes'"
+    figure.colorbar(image, ax=panel, label=f"share of the {what} rows", shrink=0.8)
     panel.set(xlabel="taken for", ylabel="is")
-    if len(counts) <= NAMED:
+    if count <= NAMED:
         # Names are text: matplotlib would read a formula between dollar signs.
         names = [name.replace("$", r"\$") for name in class_names]
         panel.set_xticks(range(len(names)), names, rotation=90)
         panel.set_yticks(range(len(names)), names)
-    figure.savefig(path, dpi=110)
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, dpi=110, format="png")
+    return file.getvalue()
+
+
+def _drawn(confusion: Any) -> Float[np.ndarray, "c c"]:
+    """Shares of each class's rows; of neighbouring classes together, where these are many."""
+    found = confusion.tocoo()
+    count = found.shape[0]
+    cells = min(count, DRAWN)
+    pixels = np.zeros((cells, cells))
+    places = tuple(numbers * cells // count for numbers in (found.row, found.col))
+    np.add.at(pixels, places, found.data)
+    return pixels / np.maximum(pixels.sum(axis=1, keepdims=True), 1)
 
 
 def _mistakes(
+    scores: Scores,
     class_names: Sequence[str],
-    logits: Float[np.ndarray, "n k"],
     targets: Int[np.ndarray, " n"],
     keys: Sequence[str],
     paths: Sequence[str | None],
 ) -> list[dict[str, Any]]:
     """Those that the classifier is surest of, first the surest, as a contact sheet takes them."""
-    weights = np.exp(logits - logits.max(axis=1, keepdims=True))
-    confidence = 1 / weights.sum(axis=1)  # of the first class, whose weight is 1
-    taken = logits.argmax(axis=1)
-    wrong = np.flatnonzero(taken != targets)
-    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:SHOWN]
+    wrong = np.flatnonzero(scores.taken != targets)
+    wrong = wrong[np.argsort(-scores.confidence[wrong], kind="stable")][:SHOWN]
     own_names, other_names = (
-        [class_names[i] for i in numbers[wrong]] for numbers in (targets, taken)
+        [class_names[i] for i in numbers[wrong]] for numbers in (targets, scores.taken)
     )
     return [
         {
             "key": keys[row],
-            "score": float(confidence[row]),
+            "score": float(scores.confidence[row]),
             "path": paths[row],
             "caption": f"{own}, taken for {other}",
         }

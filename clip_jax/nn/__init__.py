@@ -2,11 +2,8 @@
 
 from clip_jax.nn.clip import CLIP as CLIP
 from clip_jax.nn.clip import normalize as normalize
-from clip_jax.nn.cpu import rearrange_for_cpu as rearrange_for_cpu
 from clip_jax.nn.pixels import MEAN as MEAN
 from clip_jax.nn.pixels import STD as STD
-from clip_jax.nn.training import arrange_for_training as arrange_for_training
-from clip_jax.nn.training import rematerialize as rematerialize
 from clip_jax.nn.tree import cast as cast
 from clip_jax.nn.tree import flatten as flatten
 from clip_jax.nn.tree import from_parameters as from_parameters

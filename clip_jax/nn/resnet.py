@@ -1,36 +1,21 @@
 """The ModifiedResNet of CLIP: three-convolution stem, anti-aliased strides, attention pooling."""
 
-from typing import Literal
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
 from clip_jax.config import ResNetConfig
-from clip_jax.nn.layers import (
-    EPSILON,
-    MANY_SEQUENCES,
-    Tap,
-    attend,
-    attend_from,
-    ignore,
-    in_slices,
-    run_block,
-    split_heads,
-)
+from clip_jax.nn.layers import EPSILON, Tap, dot_product_attention, ignore, split_heads
 from clip_jax.nn.linear import (
     Initializer,
     Linear,
-    multiply,
     normal,
     ones,
     parameter,
     uniform_fan_in,
     zeros,
 )
-from clip_jax.nn.winograd import winograd_convolution
 
 MOMENTUM = 0.1  # PyTorch's sense: the share of the new value
 
@@ -48,74 +33,18 @@ class Conv(nnx.Module):
         rngs: nnx.Rngs | None,
     ):
         self.size, self.stride = size, stride
-        # Another than "direct" is set by `rearrange_for_cpu`.
-        self.form: Literal["direct", "transposed", "winograd", "squares", "products"] = "direct"
-        self.winograd_kernels = nnx.List()
         init = uniform_fan_in(in_channels * size**2)
         self.kernel = parameter(rngs, init, size, size, in_channels, out_channels)
 
     def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b h2 w2 o"]:
-        if self.form == "winograd":
-            return winograd_convolution(x, [kernel[...] for kernel in self.winograd_kernels])
-        if self.form == "squares":
-            return convolve_squares(x, self.kernel[...])
-        kernel = self.kernel[...].astype(x.dtype)
-        if self.form == "products":
-            return convolve_by_products(x, kernel)
-        if self.size == 1:  # up to five times as fast as XLA's convolution on CPUs
-            return multiply(x, kernel, self.form == "transposed").astype(x.dtype)
         padding = self.size // 2
         return jax.lax.conv_general_dilated(
             x,
-            kernel,
+            self.kernel[...].astype(x.dtype),
             (self.stride, self.stride),
             [(padding, padding)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-
-
-def convolve_by_products(
-    x: Float[Array, "b h w i"], kernel: Float[Array, "3 3 i o"]
-) -> Float[Array, "b h w o"]:
-    """A 3x3 convolution of stride 1 as nine matrix products, of the pixels moved.
-
-    On CPUs with matrix units for bfloat16, three times as fast as XLA's convolution of it and 1.6
-    times as fast as Winograd's in float32.
-    """
-    h, w = x.shape[1:3]
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    first, *others = (
-        multiply(padded[:, row : row + h, column : column + w], kernel[row, column])
-        for row in range(3)
-        for column in range(3)
-    )
-    return sum(others, first).astype(x.dtype)
-
-
-def square_kernel(kernel: Float[np.ndarray, "3 3 i o"]) -> Float[np.ndarray, "2 2 4*i o"]:
-    """What `convolve_squares` takes for a kernel."""
-    i, o = kernel.shape[2:]
-    # A row above and a column to the left, so that the 4x4 pixels start where a square does.
-    padded = np.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
-    return padded.reshape(2, 2, 2, 2, i, o).transpose(0, 2, 1, 3, 4, 5).reshape(2, 2, 4 * i, o)
-
-
-def convolve_squares(
-    x: Float[Array, "b h w i"], kernel: Float[Array, "2 2 4*i o"]
-) -> Float[Array, "b h2 w2 o"]:
-    """A 3x3 convolution of stride 2 on an even size, as one of stride 1 over 2x2 squares of pixels.
-
-    Twelve channels instead of three: up to three times as fast as XLA's convolution on CPUs.
-    """
-    b, h, w, i = x.shape
-    squares = x.reshape(b, h // 2, 2, w // 2, 2, i).transpose(0, 1, 3, 2, 4, 5)
-    return jax.lax.conv_general_dilated(
-        squares.reshape(b, h // 2, w // 2, 4 * i),
-        kernel,
-        (1, 1),
-        [(1, 0)] * 2,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
 
 
 class BatchNorm(nnx.Module):
@@ -222,18 +151,19 @@ class AttentionPool(nnx.Module):
         self.c_proj = Linear(num_features, embed_dim, kernel_init=init, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
+        x = self.tokens(x)  # b n+1 c
+        q, k, v = (
+            split_heads(y, self.num_heads)
+            for y in (self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x))
+        )
+        return self.c_proj(dot_product_attention(q, k, v).reshape(len(x), -1))
+
+    def tokens(self, x: Float[Array, "b h w c"]) -> Float[Array, "b l c"]:
+        """The mean, and after it every position."""
         b, h, w, c = x.shape
         x = x.reshape(b, h * w, c)  # b n c
-        x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)  # b n+1 c
-        x = x + self.positional_embedding[...].astype(x.dtype)
-        q = split_heads(self.q_proj(x[:, :1]), self.num_heads)  # b 1 h c
-        key, value = self.k_proj, self.v_proj
-        # Kernels that lie as `attend_from` takes them pay for any number of images.
-        if len(x) < MANY_SEQUENCES and not key.is_transposed:
-            k, v = split_heads(key(x), self.num_heads), split_heads(value(x), self.num_heads)
-            return self.c_proj(attend(q, k, v).reshape(len(x), x.shape[-1]))
-        x = attend_from(q[:, 0], x, key.upright, value.upright, value.bias[...])
-        return self.c_proj(x)
+        x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)
+        return x + self.positional_embedding[...].astype(x.dtype)
 
 
 class ModifiedResNet(nnx.Module):
@@ -241,9 +171,6 @@ class ModifiedResNet(nnx.Module):
 
     def __init__(self, config: ResNetConfig, embed_dim: int, *, rngs: nnx.Rngs | None):
         width = config.width
-        self.rematerializes = False  # set by `rematerialize`
-        # Images at a time in the stem, in the first two stages, in the last two.
-        self.slice_sizes: tuple[int | None, int | None, int | None] = (None, None, None)
         self.conv1 = Conv(3, width // 2, 3, stride=2, rngs=rngs)
         self.bn1 = BatchNorm(width // 2, rngs=rngs)
         self.conv2 = Conv(width // 2, width // 2, 3, rngs=rngs)
@@ -264,28 +191,27 @@ class ModifiedResNet(nnx.Module):
         )
 
     def __call__(self, images: Float[Array, "b n n 3"], tap: Tap = ignore) -> Float[Array, "b d"]:
-        x = in_slices(lambda x: self._first_half(x, tap), images, self.slice_sizes[1])
-        x = in_slices(lambda x: self._second_half(x, tap), x, self.slice_sizes[2])
-        return self.attnpool(x)  # from b n/32 n/32 32w
+        x = self.early_stages(self.stem(images), tap)
+        return self.attnpool(self.late_stages(x, tap))  # from b n/32 n/32 32w
 
-    def _first_half(self, images: Float[Array, "b n n 3"], tap: Tap) -> Float[Array, "b h w c"]:
-        x = in_slices(self._stem, images, self.slice_sizes[0])
-        tap("avgpool", x)
-        x = self._stage(1, x, tap)
-        return self._stage(2, x, tap)  # b n/8 n/8 8w
-
-    def _second_half(self, x: Float[Array, "b h w c"], tap: Tap) -> Float[Array, "b h2 w2 c2"]:
-        x = self._stage(3, x, tap)
-        return self._stage(4, x, tap)  # b n/32 n/32 32w
-
-    def _stem(self, images: Float[Array, "b n n 3"]) -> Float[Array, "b h w c"]:
+    def stem(self, images: Float[Array, "b n n 3"]) -> Float[Array, "b h w c"]:
+        """Three convolutions and a pool instead of one convolution."""
         x = jax.nn.relu(self.bn1(self.conv1(images)))  # b n/2 n/2 w/2
         x = jax.nn.relu(self.bn2(self.conv2(x)))
         x = jax.nn.relu(self.bn3(self.conv3(x)))  # b n/2 n/2 w
         return average_pool(x, 2)  # b n/4 n/4 w
 
+    def early_stages(self, x: Float[Array, "b h w c"], tap: Tap) -> Float[Array, "b h2 w2 c2"]:
+        """The first two stages."""
+        tap("avgpool", x)
+        return self._stage(2, self._stage(1, x, tap), tap)  # b n/8 n/8 8w
+
+    def late_stages(self, x: Float[Array, "b h w c"], tap: Tap) -> Float[Array, "b h2 w2 c2"]:
+        """The last two stages."""
+        return self._stage(4, self._stage(3, x, tap), tap)  # b n/32 n/32 32w
+
     def _stage(self, i: int, x: Float[Array, "b h w c"], tap: Tap) -> Float[Array, "b h2 w2 c2"]:
         for j, block in enumerate(getattr(self, f"layer{i}")):
-            x = run_block(block, x, self.rematerializes)
+            x = block(x)
             tap(f"layer{i}.{j}", x)
         return x

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Integer
 
 from clip_jax.config import Activation, TextConfig
 from clip_jax.nn.layers import LayerNorm, Tap, Transformer, ignore, text_block_init
-from clip_jax.nn.linear import multiply, normal, parameter
+from clip_jax.nn.linear import normal, parameter, project
 
 
 class TokenEmbedding(nnx.Module):
@@ -60,4 +60,4 @@ class TextTower(nnx.Module):
         # The end-of-text token has the largest id of the vocabulary.
         x = self.transformer(x, tokens.argmax(1), is_causal=True, tap=tap)  # b w
         x = self.ln_final(x)
-        return multiply(x, self.text_projection[...].astype(dtype)).astype(dtype)
+        return project(x, self.text_projection[...])

@@ -5,8 +5,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from clip_jax.config import Activation, ViTConfig
-from clip_jax.nn.layers import LayerNorm, Tap, Transformer, ignore, in_slices, vision_block_init
-from clip_jax.nn.linear import multiply, normal, parameter, uniform_fan_in
+from clip_jax.nn.layers import LayerNorm, Tap, Transformer, ignore, vision_block_init
+from clip_jax.nn.linear import normal, parameter, project, uniform_fan_in
 
 
 class PatchEmbedding(nnx.Module):
@@ -15,20 +15,27 @@ class PatchEmbedding(nnx.Module):
     def __init__(self, patch_size: int, width: int, *, rngs: nnx.Rngs | None):
         fan_in = 3 * patch_size**2
         self.patch_size = patch_size
-        self.is_transposed = False  # set by `rearrange_for_cpu`
         self.kernel = parameter(rngs, uniform_fan_in(fan_in), patch_size, patch_size, 3, width)
 
     def __call__(
         self, images: Float[Array, "b n n 3"], kept: Int[Array, "b p"] | None = None
     ) -> Float[Array, "b p w"]:
+        return self.project(self.patches(images, kept))
+
+    def patches(
+        self, images: Float[Array, "b n n 3"], kept: Int[Array, "b p"] | None
+    ) -> Float[Array, "b p ppc"]:
+        """The pixels of each patch in one row."""
         p = self.patch_size
         b, n = images.shape[0], images.shape[1] // p
         patches = images.reshape(b, n, p, n, p, 3).transpose(0, 1, 3, 2, 4, 5)
         patches = patches.reshape(b, n * n, p * p * 3)
-        if kept is not None:
-            patches = jnp.take_along_axis(patches, kept[..., None], axis=1)
-        embedded = multiply(patches, self.kernel[...].astype(images.dtype), self.is_transposed)
-        return embedded.astype(images.dtype)
+        return patches if kept is None else jnp.take_along_axis(patches, kept[..., None], axis=1)
+
+    def project(self, patches: Float[Array, "b p ppc"]) -> Float[Array, "b p w"]:
+        """The convolution, as a product of matrices."""
+        kernel = self.kernel[...].astype(patches.dtype)
+        return patches @ kernel.reshape(-1, kernel.shape[-1])
 
 
 class VisionTransformer(nnx.Module):
@@ -44,7 +51,6 @@ class VisionTransformer(nnx.Module):
     ):
         width = config.width
         init = normal(width**-0.5)
-        self.slice_size: int | None = None  # images at a time; set by `rearrange_for_cpu`
         self.conv1 = PatchEmbedding(config.patch_size, width, rngs=rngs)
         self.class_embedding = parameter(rngs, init, width)
         self.positional_embedding = parameter(rngs, init, config.num_patches + 1, width)
@@ -67,11 +73,6 @@ class VisionTransformer(nnx.Module):
         kept: Int[Array, "b p"] | None = None,
     ) -> Float[Array, "b d"]:
         """Embeds images, from all of their patches or, row by row, from those in `kept`."""
-        return in_slices(lambda x: self._embed(x[0], x[1], tap), (images, kept), self.slice_size)
-
-    def _embed(
-        self, images: Float[Array, "b n n 3"], kept: Int[Array, "b p"] | None, tap: Tap
-    ) -> Float[Array, "b d"]:
         x = self.conv1(images, kept)  # b p w
         tap("conv1", x)
         positions = self.positional_embedding[...].astype(x.dtype)
@@ -86,4 +87,4 @@ class VisionTransformer(nnx.Module):
         x = self.transformer(x, rows=0, tap=tap)  # b w
         x = self.ln_post(x)
         tap("ln_post", x)
-        return multiply(x, self.proj[...].astype(x.dtype)).astype(x.dtype)
+        return project(x, self.proj[...])

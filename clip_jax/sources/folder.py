@@ -7,7 +7,8 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
-from clip_jax.sources.records import IMAGES, Record, as_text
+from clip_jax.sources.addresses import read_address
+from clip_jax.sources.records import IMAGES, Record, as_key
 from clip_jax.storage import absolute, storage
 
 
@@ -70,12 +71,12 @@ class FolderShard:
     def records(self, begin: int, end: int) -> Iterator[Record]:
         for name in self._names[begin:end]:
             path = f"{self.path}/{name}"
-            read = functools.partial(self._storage.read, path)
+            read = functools.partial(read_address, path, is_store=True)
             problem = self._problems.get(name)
-            yield Record(as_text(name), read, as_text(path), problem=problem)
+            yield Record(as_key(name), read, as_key(path), problem=problem)
 
     def keys(self, begin: int, end: int) -> list[str | None]:
-        return [as_text(name) for name in self._names[begin:end]]
+        return [as_key(name) for name in self._names[begin:end]]
 
 
 def _suffix(name: str) -> str:

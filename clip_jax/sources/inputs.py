@@ -1,19 +1,22 @@
 """Rows to embed from wherever they are, told by the address; and pictures by their paths."""
 
+import contextlib
 import dataclasses
+import errno
 import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from clip_jax.sources.addresses import read_address
 from clip_jax.sources.folder import FolderShard
 from clip_jax.sources.lines import Columns, LinesShard
 from clip_jax.sources.parquet import ParquetShard, column_types, read_row
 from clip_jax.sources.patterns import expand
 from clip_jax.sources.records import Shard, as_name
 from clip_jax.sources.tar import TarShard, read_member
-from clip_jax.storage import Unreachable, plain, storage
+from clip_jax.storage import Unreachable, is_remote, plain, storage
 
 TABLES = ("txt", "csv", "jsonl", "parquet")
 
@@ -78,6 +81,13 @@ def open_input(source: str | os.PathLike[str], columns: Columns | None = None) -
         shards = [LinesShard(path, columns) for path in paths]
         names = _first(shards, LinesShard.names)
     _check(source, names, columns)
+    if suffix == "parquet" and (
+        unknown := [name for name in columns.others if types[name] is None]
+    ):
+        raise OSError(
+            f"{source}: no file with the column {unknown[0]!r} can be read now: start the same "
+            "command again"
+        )
     return Input(shards, columns.image in names, columns.caption in names, _listing(shards), types)
 
 
@@ -88,16 +98,26 @@ def read_picture(path: str, image_column: str = Columns.image) -> bytes:
         OSError: it can't be read.
         ValueError: there is no picture there.
     """
-    if found := re.fullmatch(r"(.+\.tar)/(.+)", path):
-        return read_member(*found.groups())
-    if found := re.fullmatch(r"(.+\.parquet)/(\d+)", path):
-        return read_row(found[1], int(found[2]), image_column)
-    try:
-        return storage(path).read(path)
-    except FileNotFoundError:
-        if (name := as_name(path)) == path:
-            raise
-        return storage(path).read(name)
+    # The path as a reader has written it, or as an older version has.
+    for name in dict.fromkeys((as_name(path), path)):
+        with contextlib.suppress(FileNotFoundError):
+            return _read_picture(name, image_column)
+    raise FileNotFoundError(errno.ENOENT, "no such picture", path)
+
+
+def _read_picture(path: str, image_column: str) -> bytes:
+    for found in re.finditer(r"\.(tar|parquet)/", path):
+        file, inside = path[: found.end() - 1], path[found.end() :]
+        try:
+            if found[1] == "tar":
+                return read_member(file, inside)
+            if inside.isdecimal():
+                return read_row(file, int(inside), image_column)
+        except OSError:
+            # A folder may be called so; to ask a web server for one is to fetch all there is.
+            if not (is_remote(file) or storage(file).is_folder(file)):
+                raise
+    return read_address(path)
 
 
 def _folder(source: str, columns: Columns) -> Input:

@@ -1,23 +1,32 @@
 """Rows of text files: a text a line, or tables as CSV and JSON lines, with or without pictures."""
 
 import collections
+import contextlib
 import csv
 import dataclasses
 import functools
 import io
+import itertools
 import os
+import threading
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from clip_jax.sources.addresses import read_address
+from clip_jax.sources.faults import guarded, told
 from clip_jax.sources.files import ListedFile
-from clip_jax.sources.records import Record, as_captions, parsed
+from clip_jax.sources.records import ListRows, Record, as_captions, as_key, as_text, parsed
 from clip_jax.storage import Unreachable, absolute, is_remote, storage
 
 # Bytes of a file by which its columns are told, and whether it has changed.
 BEGINNING = 1 << 20
 # What some programs write in front of UTF-8.
 BOM = b"\xef\xbb\xbf"
+# Bytes of a cell. Python's own limit, 131,072, belongs to the whole process; and a reader that has
+# met it takes what follows in the cell for rows.
+MOST_OF_A_CELL = 1 << 26
+_CSV_LIMIT = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +75,16 @@ class LinesShard(ListedFile):
         except OSError:  # one file that can't be read, among others
             return str(self._size)
 
-    def open(self) -> "ListRows":
-        rows = self._parsed(storage(self._path).read(self._path))
-        return ListRows(
-            [
-                _record(row, f"{self.name}:{number}", self._path, self._columns)
-                for number, row in enumerate(rows, start=1)
-            ]
-        )
+    def open(self) -> ListRows:
+        with guarded(self._path):
+            text = storage(self._path).read(self._path)
+            with large_cells():
+                return ListRows(
+                    [
+                        record(row, f"{self.name}:{number}", self._path, self._columns)
+                        for number, row in enumerate(self._parsed(text), start=1)
+                    ]
+                )
 
     def names(self) -> list[str]:
         """The columns that there are, as far as the file's beginning tells.
@@ -86,7 +97,8 @@ class LinesShard(ListedFile):
         if ending == "txt":
             return [self._columns.caption]
         if ending == "csv":
-            rows = [next(_csv_rows(csv.reader(_csv_text(text, "backslashreplace"))), [])]
+            with large_cells():
+                rows: list[Any] = [next(csv_rows(csv_text(text, "backslashreplace")), [])]
         else:
             whole = text if len(text) < BEGINNING else text.rpartition(b"\n")[0]
             rows = list(self._parsed(whole))
@@ -102,22 +114,6 @@ class LinesShard(ListedFile):
     def _parsed(self, text: bytes) -> Iterator["_Row"]:
         lines = text.removeprefix(BOM).splitlines(True)
         return _PARSERS[self._path.rpartition(".")[2].lower()](lines, self._columns)
-
-
-class ListRows:
-    """Rows in memory."""
-
-    def __init__(self, records: list[Record]):
-        self._records = records
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def records(self, begin: int, end: int) -> Iterator[Record]:
-        yield from self._records[begin:end]
-
-    def keys(self, begin: int, end: int) -> list[str | None]:
-        return [None if row.problem else row.key for row in self._records[begin:end]]
 
 
 def record_of(row: Mapping[str, Any], number: str, table: str, columns: Columns) -> Record:
@@ -142,7 +138,7 @@ def record_of(row: Mapping[str, Any], number: str, table: str, columns: Columns)
         path = f"{absolute(table)}/{number.rpartition(':')[2]}"
     elif isinstance(image, str) and image:
         path = _beside(table, image)
-        read = functools.partial(storage(path).read, path)
+        read = functools.partial(read_address, path)
     try:
         caption = as_captions(caption)[0]
     except ValueError as error:
@@ -153,20 +149,25 @@ def record_of(row: Mapping[str, Any], number: str, table: str, columns: Columns)
     if key is None or key == "":
         key = image if isinstance(image, str) and image else number
     others = {name: row.get(name) for name in columns.others}
-    return Record(as_key(key), read, path, caption, others, size, problem)
+    path = path and as_key(path)
+    return Record(key_of(key), read, path, caption, others, size, problem)
 
 
-def as_key(value: Any) -> str:
+def key_of(value: Any) -> str:
     """A value of the column of keys as a key."""
-    return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+    if isinstance(value, bytes):
+        return as_key(value.decode("utf-8", "surrogateescape"))
+    return as_text(str(value))
 
 
-def _record(row: Mapping[str, Any] | str, number: str, table: str, columns: Columns) -> Record:
-    return (
-        Record(number, problem=row)
-        if isinstance(row, str)
-        else record_of(row, number, table, columns)
-    )
+def record(row: Mapping[str, Any] | str, number: str, table: str, columns: Columns) -> Record:
+    """A table's row as a record, or what is wrong with it as one; as `record_of`."""
+    if isinstance(row, str):
+        return Record(as_key(number), problem=row)
+    try:
+        return record_of(row, as_key(number), table, columns)
+    except Exception as error:  # whatever the row holds, it is one of many
+        return Record(as_key(number), problem=told(error))
 
 
 def _beside(table: str, path: str) -> str:
@@ -198,31 +199,57 @@ def _parse_jsonl(lines: Sequence[bytes], columns: Columns) -> Iterator[_Row]:
 
 
 def _parse_csv(lines: Sequence[bytes], columns: Columns) -> Iterator[_Row]:
-    for row in _csv_rows(csv.DictReader(_csv_text(b"".join(lines), "surrogateescape"))):
-        if isinstance(row, str):
-            yield row
-        elif row.pop(None, None) is not None:  # pyright: ignore[reportArgumentType]
+    names: list[str] | None = None
+    for cells in csv_rows(csv_text(b"".join(lines), "surrogateescape")):
+        if isinstance(cells, str):
+            yield cells
+        elif names is None:
+            names = cells
+        elif len(cells) > len(names):
             yield "more cells than columns, which a comma in a caption makes"
-        elif any(value and not value.isascii() and _broken(value) for value in row.values()):
+        elif any(cell and not cell.isascii() and _broken(cell) for cell in cells):
             yield "the row is not UTF-8"
         else:
+            yield dict(itertools.zip_longest(names, cells))
+
+
+def csv_text(text: bytes, errors: str) -> list[str]:
+    """The lines of a CSV file."""
+    # A blank line in front would be taken for a header without names.
+    text = text.removeprefix(BOM).lstrip(b"\r\n")
+    return io.StringIO(text.decode("utf-8", errors), newline="").readlines()
+
+
+def csv_rows(lines: Sequence[str]) -> Iterator[list[str] | str]:
+    """The rows that are not blank; what is wrong with one in its place."""
+    # Added at the end, a quote begins a row of its own; or it ends the cell that was left open.
+    reader = csv.reader(itertools.chain(lines, ['"']))
+    while True:
+        begin = reader.line_num
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            yield f"the row is no CSV: {error}"
+            if "field limit" in str(error):  # what follows in the cell would be taken for rows
+                return
+            continue
+        if row is None or begin == len(lines):
+            return
+        if reader.line_num > len(lines):
+            yield f"the row is no CSV: a quote in line {begin + 1} is never closed"
+        elif row:
             yield row
 
 
-def _csv_text(text: bytes, errors: str) -> io.StringIO:
-    # A blank line in front would be taken for a header without names.
-    return io.StringIO(text.removeprefix(BOM).lstrip(b"\r\n").decode("utf-8", errors), newline="")
-
-
-def _csv_rows(rows: Iterator[Any]) -> Iterator[Any]:
-    """The rows of one of csv's readers; what is wrong in place of those that it trips over."""
-    while True:
+@contextlib.contextmanager
+def large_cells() -> Iterator[None]:
+    """Raises the limit of the csv module, for a while: it belongs to the whole process."""
+    with _CSV_LIMIT:
+        limit = csv.field_size_limit(MOST_OF_A_CELL)
         try:
-            yield next(rows)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield f"the row is no CSV: {error}"
+            yield
+        finally:
+            csv.field_size_limit(limit)
 
 
 def _decoded(line: bytes) -> str | None:

@@ -1,17 +1,23 @@
 """Rows of a Parquet file, read in a stream: no more of it is in memory than a few rows."""
 
+import bisect
 import concurrent.futures
+import itertools
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from clip_jax.sources.faults import guarded, told
 from clip_jax.sources.files import ListedFile
-from clip_jax.sources.lines import Columns, as_key, record_of
+from clip_jax.sources.lines import Columns, key_of, record
 from clip_jax.sources.records import Record
 from clip_jax.storage import Unreachable, storage
 
 # Rows that are read at one time: pictures are large.
 ROWS = 32
+# Bytes that Arrow may ask for at one time. More is what a damaged file says of itself.
+MOST_AT_ONCE = 1 << 28
 
 
 class ParquetShard(ListedFile):
@@ -24,15 +30,27 @@ class ParquetShard(ListedFile):
         self._path, self._columns = path, columns
 
     def open(self) -> "ParquetRows":
-        return ParquetRows(self._path, self._columns)
+        with guarded(self._path):
+            return ParquetRows(self._path, self._columns)
 
     def names(self) -> list[str]:
-        """The columns that there are."""
-        return self.schema().names
+        """The columns that there are.
+
+        Raises:
+            OSError: the file can't be read.
+            ValueError: it is no Parquet file; or the key column holds times that no text is made
+                of.
+        """
+        with guarded(self._path):
+            file = _open(self._path)
+            if self._columns.key in file.schema_arrow.names:
+                _check_key(file, self._columns.key)
+            return file.schema_arrow.names
 
     def schema(self) -> Any:
-        """The Arrow schema."""
-        return _open(self._path).schema_arrow
+        """The Arrow schema. Raises OSError or ValueError, as `open`."""
+        with guarded(self._path):
+            return _open(self._path).schema_arrow
 
 
 class ParquetRows:
@@ -51,31 +69,71 @@ class ParquetRows:
         schema = self._file.schema_arrow
         others = [name for name in columns.others if name in schema.names]
         self._times = [name for name in others if _has_times(schema.field(name).type)]
-        metadata = self._file.metadata
-        self._groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+        groups = map(self._file.metadata.row_group, range(self._file.metadata.num_row_groups))
+        self._groups = [_num_rows(path, group) for group in groups]
 
     def __len__(self) -> int:
         return sum(self._groups)
 
     def records(self, begin: int, end: int) -> Iterator[Record]:
-        wanted, number = self._groups_with(begin, end)
-        if not wanted:
+        wanted, ends = self._groups_with(begin, end)
+        number = begin
+        try:
+            for records in self._batches(wanted, begin, end):
+                yield from records
+                number += len(records)
             return
-        batches = self._file.iter_batches(ROWS, row_groups=wanted, columns=self._names)
-        for batch in batches:
+        except Exception as error:  # Arrow raises errors of any kind
+            _told(error)  # unless it is the machine's
+        # Row groups stand by themselves: what can't be read of one is the rest of that one.
+        for group in range(bisect.bisect_right(ends, number), wanted.stop):
+            last, problem = min(ends[group], end), "the file has fewer rows than it said"
+            try:
+                for records in self._batches(range(group, group + 1), number, last):
+                    yield from records
+                    number += len(records)
+            except Exception as error:
+                problem = _told(error)
+            for row in range(number, last):
+                yield record(problem, self._name(row), self._path, self._columns)
+            number = last
+
+    def _batches(self, groups: range, begin: int, end: int) -> Iterator[list[Record]]:
+        """The rows of some row groups, as far as they are wanted."""
+        number = sum(self._groups[: groups.start])
+        if begin >= end:
+            return
+        for batch in self._file.iter_batches(ROWS, row_groups=groups, columns=self._names):
+            low, high = max(begin - number, 0), min(end - number, len(batch))
+            if low < high:
+                yield self._rows(batch.slice(low, high - low), number + low)
+            number += len(batch)
             if number >= end:
                 return
-            skip = min(max(begin - number, 0), len(batch))
-            # Python's times are coarser than Arrow's: what holds some is taken along as Arrow's.
-            times = {name: batch.column(name) for name in self._times}
-            kept = batch.drop_columns(self._times) if times else batch
-            for i, row in enumerate(kept.slice(skip).to_pylist(), start=number + skip):
-                if i >= end:
-                    return
-                row |= {name: column[i - number] for name, column in times.items()}
-                name = f"{os.path.basename(self._path)}:{i}"
-                yield record_of(row, name, self._path, self._columns)
-            number += len(batch)
+
+    def _rows(self, batch: Any, number: int) -> list[Record]:
+        """The rows of a batch of which the first has that number."""
+        # Python's times are coarser than Arrow's: what holds some is taken along as Arrow's.
+        times = {name: batch.column(name) for name in self._times}
+        kept = batch.drop_columns(self._times) if times else batch
+        rows: list[dict[str, Any] | str]
+        try:
+            rows = kept.to_pylist()
+        except MemoryError:
+            raise
+        except Exception:  # one of them; text that isn't UTF-8, or a date that Python lacks
+            rows = [_row(kept, i) for i in range(len(kept))]
+        for name, column in times.items():
+            for row, value in zip(rows, column, strict=True):
+                if isinstance(row, dict):
+                    row[name] = value
+        return [
+            record(row, self._name(i), self._path, self._columns)
+            for i, row in enumerate(rows, start=number)
+        ]
+
+    def _name(self, row: int) -> str:
+        return f"{os.path.basename(self._path)}:{row}"
 
     def keys(self, begin: int, end: int) -> list[str | None]:
         # By a column of keys or of paths; what has neither is told by its number alone.
@@ -85,26 +143,21 @@ class ParquetRows:
             column = self._columns.image
             if column not in self._names or not _is_text(schema.field(column).type):
                 return [None] * (end - begin)
-        wanted, number = self._groups_with(begin, end)
+        wanted, _ = self._groups_with(begin, end)
+        number = sum(self._groups[: wanted.start])
         for batch in self._file.iter_batches(row_groups=wanted, columns=[column]):
             values = batch.column(0).slice(max(begin - number, 0), end - max(begin, number))
-            keys += [None if value in (None, "") else as_key(value) for value in values.to_pylist()]
+            keys += [None if v in (None, "", b"") else key_of(v) for v in values.to_pylist()]
             number += len(batch)
             if number >= end:
                 break
         return keys
 
-    def _groups_with(self, begin: int, end: int) -> tuple[list[int], int]:
-        """The row groups that hold those rows, and the first row of the first of them."""
-        first = number = 0
-        wanted: list[int] = []
-        for group, count in enumerate(self._groups):
-            if first < end and first + count > begin:
-                if not wanted:
-                    number = first
-                wanted.append(group)
-            first += count
-        return wanted, number
+    def _groups_with(self, begin: int, end: int) -> tuple[range, list[int]]:
+        """The row groups that hold those rows, and where each of all of them ends."""
+        ends = list(itertools.accumulate(self._groups))
+        stop = min(bisect.bisect_left(ends, end) + 1, len(ends))
+        return range(bisect.bisect_right(ends, begin), stop), ends
 
 
 def read_row(path: str, number: int, column: str) -> bytes:
@@ -114,10 +167,11 @@ def read_row(path: str, number: int, column: str) -> bytes:
         OSError: it can't be read.
         ValueError: there is none.
     """
-    rows = ParquetRows(path, Columns(image=column))
-    for record in rows.records(number, number + 1):
-        if record.read is not None:
-            return record.read()
+    with guarded(path):
+        rows = ParquetRows(path, Columns(image=column))
+    for found in rows.records(number, number + 1):
+        if found.read is not None:
+            return found.read()
     raise ValueError(f"{path}: row {number} has no picture in the column {column!r}")
 
 
@@ -152,7 +206,7 @@ def column_types(shards: Sequence[ParquetShard], names: Sequence[str]) -> dict[s
     for name, (type_, _) in found.items():
         try:
             pa.table({name: pa.array([None], type_)}).take([0])
-        except pa.ArrowNotImplementedError:
+        except (pa.ArrowException, NotImplementedError, TypeError):
             raise ValueError(
                 f"the column {name!r} is {type_}, which can't be taken along"
             ) from None
@@ -186,6 +240,59 @@ def _has_times(type_: Any) -> bool:
     )
 
 
+def _row(batch: Any, i: int) -> dict[str, Any] | str:
+    """A row of a batch, or what is wrong with it."""
+    row = {}
+    for name in batch.schema.names:
+        try:
+            row[name] = batch.column(name)[i].as_py()
+        except UnicodeError:
+            return f"the column {name!r} is not UTF-8"
+        except MemoryError:
+            raise
+        except Exception as error:
+            return f"the column {name!r} can't be read: {told(error)}"
+    return row
+
+
+def _num_rows(path: str, group: Any) -> int:
+    """The rows of a row group, none of which is without a value, if only a null."""
+    rows, columns = group.num_rows, group.num_columns
+    if rows < 0 or (columns and rows > group.column(0).num_values):
+        raise ValueError(f"{path} is damaged: a row group can't have {rows:,} rows")
+    return rows
+
+
+def _told(error: Exception) -> str:
+    """As `told`; but what Arrow asks for by the file's own figures is the file's fault."""
+    asked = re.search(r"(?:malloc|realloc) of size (\d+) failed", str(error))
+    if asked and int(asked[1]) > MOST_AT_ONCE:
+        return f"the file is damaged, or asks for {int(asked[1]):,} bytes at one time"
+    return told(error)
+
+
+def _check_key(file: Any, name: str) -> None:
+    """Refuses times as keys that Python can't write, before the first of them is met."""
+    import pyarrow.types
+
+    type_ = file.schema_arrow.field(name).type
+    if not pyarrow.types.is_temporal(type_):
+        return
+    place = [file.schema.column(i).path for i in range(len(file.schema))].index(name)
+    try:
+        if getattr(type_, "unit", "") == "ns":
+            raise ValueError("its nanoseconds are finer")
+        for i in range(file.metadata.num_row_groups):
+            known = file.metadata.row_group(i).column(place).statistics
+            if known is not None and known.has_min_max:
+                _ = known.min, known.max  # OverflowError, where Python has no such year
+    except (ValueError, OverflowError) as error:
+        raise ValueError(
+            f"the key column {name!r} is {type_}, and holds what Python's times can't: {error}. "
+            "Write it as text, or name another key column"
+        ) from None
+
+
 def _open(path: str) -> Any:
     try:
         import pyarrow
@@ -199,5 +306,13 @@ def _open(path: str) -> Any:
         return pyarrow.parquet.ParquetFile(
             storage(path).arrow(path), pre_buffer=False, buffer_size=1 << 22
         )
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path} is no Parquet file, or a damaged one: {error}") from None
+    except OSError as error:
+        if error.errno is not None or isinstance(error, Unreachable):
+            raise
+        raise _no_parquet(path, error) from None  # a file that ends too early, by its footer
+    except Exception as error:
+        raise _no_parquet(path, error) from None
+
+
+def _no_parquet(path: str, error: Exception) -> ValueError:
+    return ValueError(f"{path} is no Parquet file, or a damaged one: {_told(error)}")

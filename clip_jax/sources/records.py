@@ -36,6 +36,18 @@ class Pairs(Protocol):
         """What one is called, without reading its picture."""
         ...
 
+    def key(self, index: int) -> str:
+        """Which one it is, likewise."""
+        ...
+
+    def size(self, index: int) -> int:
+        """The bytes of its picture's file, likewise.
+
+        Raises:
+            OSError: they can't be told.
+        """
+        ...
+
     def __getitem__(self, index: int) -> Pair:
         """Reads one.
 
@@ -51,12 +63,13 @@ class Record:
 
     Attributes:
         key: says which one it is; text that UTF-8 can hold.
-        read: gives the bytes of the picture's file; raises OSError or ValueError. None where there
-            is no picture.
+        read: gives the bytes of the picture's file; raises OSError or ValueError, `Unreachable`
+            where that is not the picture's fault. None where there is no picture.
         path: where the picture is, for `read_picture`.
         caption: what is said of it, if anything is.
         columns: what else is known of it, by name.
         size: the bytes that the record keeps in memory until it is read.
+        opens: whether it is the first of a file that stays open until its records are read.
         problem: what is wrong with it, if that is known already.
     """
 
@@ -67,6 +80,23 @@ class Record:
     columns: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     size: int = 0
     problem: str | None = None
+    opens: bool = False
+
+
+class ListRows:
+    """Rows in memory."""
+
+    def __init__(self, records: list[Record]):
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def records(self, begin: int, end: int) -> Iterator[Record]:
+        yield from self._records[begin:end]
+
+    def keys(self, begin: int, end: int) -> list[str | None]:
+        return [None if row.problem else row.key for row in self._records[begin:end]]
 
 
 class Rows(Protocol):
@@ -80,7 +110,8 @@ class Rows(Protocol):
         """Those from `begin` to before `end`, in order; read by one thread at a time.
 
         Raises:
-            OSError: they can't be read.
+            OSError: they can't be read; `Unreachable`, if that is not the file's fault.
+            ValueError: the file is damaged.
         """
         ...
 
@@ -132,8 +163,8 @@ class Shard(Protocol):
         """Its rows.
 
         Raises:
-            OSError: it can't be read.
-            ValueError: it holds something else than expected.
+            OSError: it can't be read; `Unreachable`, if that is not the file's fault.
+            ValueError: it is damaged, or holds something else than expected.
         """
         ...
 
@@ -143,14 +174,26 @@ def as_text(text: str) -> str:
     return re.sub("[\ud800-\udfff]", lambda found: _escaped(ord(found[0])), text)
 
 
+def as_key(text: str) -> str:
+    r"""As `as_text`, but two names stay two: where one has `\xe9` itself, that is `\x5cxe9`."""
+    return as_text(re.sub(r"\\(?=x5c|x[89a-f][0-9a-f]|ud[89a-f][0-9a-f]{2})", r"\\x5c", text))
+
+
 def as_name(text: str) -> str:
-    r"""The name that `as_text` has written with `\xe9` and the like."""
-    return re.sub(r"\\x([89a-f][0-9a-f])", lambda found: chr(0xDC00 + int(found[1], 16)), text)
+    """The name that `as_key` has written."""
+    return re.sub(r"\\(?:x(5c|[89a-f][0-9a-f])|u(d[89a-f][0-9a-f]{2}))", _unescaped, text)
 
 
 def _escaped(surrogate: int) -> str:
     byte = surrogate - 0xDC00  # where Python keeps them
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else f"\\u{surrogate:04x}"
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    if found[2]:
+        return chr(int(found[2], 16))
+    byte = int(found[1], 16)
+    return chr(byte if byte < 0x80 else 0xDC00 + byte)
 
 
 def parsed(text: str | bytes) -> Any:

@@ -1,13 +1,16 @@
 """Pairs from a folder of pictures with a table of captions: CSV, JSON lines or Parquet."""
 
-import csv
-import json
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from clip_jax.sources.records import Pair, as_captions, refuse
+from clip_jax.sources.addresses import read_address
+from clip_jax.sources.faults import guarded
+from clip_jax.sources.lines import csv_rows, csv_text, large_cells
+from clip_jax.sources.records import Pair, as_captions, parsed, refuse
+from clip_jax.storage import check_regular
 
 TABLE = "captions"  # the name of the table in a folder, before its suffix
 
@@ -40,19 +43,21 @@ class TablePairs:
             )
         self._rows: list[tuple[str, Path, tuple[str, ...]]] = []
         problems, seen = [], set()
-        for number, row in enumerate(read(table), start=1):
-            try:
-                key, image, captions = _parse(row)
-                if key in seen:
-                    raise ValueError(f"the key {key!r} has been there before")
-                file = table.parent / image
-                if not file.is_file():
-                    raise ValueError(f"no such picture: {image}")
-            except ValueError as error:
-                problems.append(f"row {number}: {error}")
-                continue
-            seen.add(key)
-            self._rows.append((key, file, captions))
+        check_regular(table)
+        with guarded(str(table)):
+            for number, row in enumerate(read(table), start=1):
+                try:
+                    key, image, captions = _parse(row)
+                    if key in seen:
+                        raise ValueError(f"the key {key!r} has been there before")
+                    file = table.parent / image
+                    if not _is_file(file):
+                        raise ValueError(f"no such picture: {image}")
+                except ValueError as error:
+                    problems.append(f"row {number}: {error}")
+                    continue
+                seen.add(key)
+                self._rows.append((key, file, captions))
         refuse(str(table), problems)
         if not self._rows:
             raise ValueError(f"{table}: the table has no rows")
@@ -63,9 +68,15 @@ class TablePairs:
     def captions(self, index: int) -> tuple[str, ...]:
         return self._rows[index][2]
 
+    def key(self, index: int) -> str:
+        return self._rows[index][0]
+
+    def size(self, index: int) -> int:
+        return self._rows[index][1].stat().st_size
+
     def __getitem__(self, index: int) -> Pair:
         key, file, captions = self._rows[index]
-        return Pair(key, file.read_bytes(), captions)
+        return Pair(key, read_address(str(file)), captions)
 
 
 def _table(path: Path) -> Path:
@@ -94,13 +105,25 @@ def _parse(row: dict[str, Any]) -> tuple[str, str, tuple[str, ...]]:
     return str(row.get("key") or image), image, captions
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long
+        return False
+
+
 def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        for row in csv.DictReader(file):
-            if row.pop(None, None) is not None:  # pyright: ignore[reportArgumentType]
-                yield {}  # more cells than columns, which a comma in a caption makes
+    names: list[str] | None = None
+    with large_cells():
+        for cells in csv_rows(csv_text(path.read_bytes(), "strict")):
+            if isinstance(cells, str):
+                raise ValueError(f"{path}: {cells}")
+            if names is None:
+                names = cells
+            elif len(cells) > len(names):
+                yield {}  # which a comma in a caption makes
             else:
-                yield row
+                yield dict(itertools.zip_longest(names, cells))
 
 
 def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -109,7 +132,7 @@ def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
             if not line.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = parsed(line)
             except ValueError as error:
                 raise ValueError(f"{path}: line {number} is no JSON: {error}") from None
             yield row if isinstance(row, dict) else {}

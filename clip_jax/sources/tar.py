@@ -3,26 +3,34 @@
 import dataclasses
 import errno
 import functools
+import io
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from clip_jax.sources.faults import guarded, told
 from clip_jax.sources.files import ListedFile
+from clip_jax.sources.members import File, Member, Read
 from clip_jax.sources.patterns import expand
 from clip_jax.sources.records import (
     IMAGES,
     Pair,
     Record,
     as_captions,
+    as_key,
     as_text,
     parsed,
     refuse,
 )
-from clip_jax.storage import absolute, storage
+from clip_jax.storage import MOST_OF_A_PICTURE, absolute, is_remote, storage
 
 # How gzip's, bzip2's, xz's and zstd's files begin.
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+# What follows the name of a file that has to be unpacked or decrypted first.
+PACKED = ("gz", "bz2", "xz", "lzma", "zst", "lz4", "br", "z", "zip", "gpg", "pgp", "age", "enc")
+# Bytes of a caption or a header. tarfile would read as many as a damaged header asks for.
+MOST_OF_A_TEXT = 1 << 26
 
 
 class TarPairs:
@@ -44,16 +52,17 @@ class TarPairs:
             FileNotFoundError: nothing fits the pattern.
         """
         paths = expand(os.fspath(pattern))
-        self._pairs: list[tuple[str, _Member, tuple[str, ...]]] = []
+        self._pairs: list[tuple[str, Member, tuple[str, ...]]] = []
         problems, seen = [], set()
         for path in paths:
             index = _Index(path)
             if index.end:
                 problems.append(f"{path}: {index.end}")
+            lost = {_parted(name)[0]: problem for name, problem in index.problems()}
             for key, group in index.groups.items():
                 try:
                     if group.image is None:
-                        raise ValueError("no image")
+                        raise ValueError(lost.get(key, "no image"))
                     captions = group.captions()
                     if key in seen:
                         raise ValueError(f"the key {key!r} has been there before")
@@ -71,6 +80,12 @@ class TarPairs:
 
     def captions(self, index: int) -> tuple[str, ...]:
         return self._pairs[index][2]
+
+    def key(self, index: int) -> str:
+        return self._pairs[index][0]
+
+    def size(self, index: int) -> int:
+        return self._pairs[index][1].size
 
     def __getitem__(self, index: int) -> Pair:
         key, image, captions = self._pairs[index]
@@ -98,7 +113,8 @@ class TarShard(ListedFile):
         self._path, self._columns = path, columns
 
     def open(self) -> "TarRows":
-        return TarRows(self._path, self._columns)
+        with guarded(self._path):
+            return TarRows(self._path, self._columns)
 
     def check(self) -> None:
         """Looks at the file's first bytes.
@@ -116,7 +132,7 @@ class TarShard(ListedFile):
             return  # a whole one, without members
         try:
             tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
-        except tarfile.HeaderError as error:
+        except (tarfile.HeaderError, ValueError, OverflowError) as error:
             raise ValueError(f"{self._path} is no tar file, or a damaged one: {error}") from None
 
 
@@ -140,17 +156,17 @@ class TarRows:
         return len(self._groups) + len(self._problems)
 
     def records(self, begin: int, end: int) -> Iterator[Record]:
-        for key, group in self._groups[begin:end]:
-            yield self._record(key, group)
         count = len(self._groups)
+        for i, (key, group) in enumerate(self._groups[begin:end]):
+            yield self._record(key, group, opens=i == 0)
         for name, problem in self._problems[max(begin - count, 0) : max(end - count, 0)]:
-            yield Record(as_text(name), problem=problem)
+            yield Record(as_key(name), problem=problem)
 
     def keys(self, begin: int, end: int) -> list[str | None]:
-        keys: list[str | None] = [as_text(key) for key, _ in self._groups[begin:end]]
+        keys: list[str | None] = [as_key(key) for key, _ in self._groups[begin:end]]
         return keys + [None] * (min(end, len(self)) - max(begin, len(self._groups)))
 
-    def _record(self, key: str, group: "_Group") -> Record:
+    def _record(self, key: str, group: "_Group", opens: bool) -> Record:
         caption, columns, problem = None, {}, None
         try:
             if group.txt is not None or group.json is not None:
@@ -158,66 +174,40 @@ class TarRows:
             if self._columns:
                 document = group.document()
                 if group.cls is not None:
-                    document = document | {"cls": group.cls.decode().strip()}
+                    document = document | {"cls": _decoded(group.cls, "label")}
                 columns = {name: document.get(name) for name in self._columns}
         except ValueError as error:
             # Where there is a picture it can be embedded all the same.
             problem = str(error) if group.image is None else None
         read = path = None
         if group.image is not None:
-            read, path = group.image.read, as_text(f"{self._path}/{group.image.name}")
-        return Record(as_text(key), read, path, caption, columns, problem=problem)
+            read, path = group.image.read, as_key(f"{self._path}/{group.image.name}")
+        return Record(as_key(key), read, path, caption, columns, problem=problem, opens=opens)
 
 
 def read_member(path: str, name: str) -> bytes:
-    """The picture of that name in a tar file.
+    """The picture of that name in a tar file; the name as it is there.
 
     Raises:
         OSError: there is none, or it can't be read.
+        ValueError: the file is damaged.
     """
-    member = _members(path).get(name)
+    with guarded(path):
+        member = _members(path, _version(path)).get(name)
     if member is None:
         raise FileNotFoundError(errno.ENOENT, "no such member", f"{path}/{name}")
     return member.read()
 
 
-class _File:
-    """A tar file that threads read, each at a place of its own."""
-
-    def __init__(self, path: str):
-        self.descriptor = -1
-        self.descriptor = storage(path).descriptor(path)
-
-    def __del__(self, close=os.close):  # bound here: as the process ends `os` is emptied
-        if self.descriptor >= 0:
-            close(self.descriptor)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Member:
-    """Where a picture lies in a tar file."""
-
-    file: _File
-    name: str
-    offset: int
-    size: int
-
-    def read(self) -> bytes:
-        # At an offset, so that threads don't move each other's place.
-        data = os.pread(self.file.descriptor, self.size, self.offset)
-        if len(data) < self.size:
-            raise OSError(f"{as_text(self.name)}: the shard ends before the picture does")
-        return data
-
-
 @dataclasses.dataclass
 class _Group:
-    """The members of one name."""
+    """The members of one name; and what is wrong with a text among them that isn't read."""
 
-    image: _Member | None = None
+    image: Member | None = None
     txt: bytes | None = None
     json: bytes | None = None
     cls: bytes | None = None
+    refused: str = ""
 
     def captions(self) -> tuple[str, ...]:
         """One or more captions.
@@ -226,9 +216,9 @@ class _Group:
             ValueError: there is none.
         """
         if self.txt is not None:
-            return as_captions(self.txt.decode().strip())
+            return as_captions(_decoded(self.txt, "caption"))
         if self.json is None:
-            raise ValueError("no caption")
+            raise ValueError(self.refused or "no caption")
         document = self.document()
         return as_captions(document.get("captions", document.get("caption")))
 
@@ -264,26 +254,24 @@ class _Index:
         self._astray: list[tuple[str, str, str]] = []  # name, key and what follows the first dot
         self._links: list[tuple[str, str]] = []
         self._lost: list[tuple[str, str]] = []
-        file = _File(path)
-        size = os.fstat(file.descriptor).st_size
-        with os.fdopen(os.dup(file.descriptor), "rb") as stream:
-            stream.seek(0)
-            try:
-                with tarfile.open(fileobj=stream, mode="r:") as tar:
-                    for member in tar:
-                        if member.isfile() and member.offset_data + member.size <= size:
-                            self._add(tar, member, file)
-                        elif member.islnk():
-                            self._links.append((member.name, member.linkname))
-                        elif member.issym():
-                            folder = os.path.dirname(member.name)
-                            self._links.append((member.name, f"{folder}/{member.linkname}"))
-                    # Python takes a header that is cut off or damaged for the end.
-                    stream.seek(tar.offset)
-                    if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-                        self.end = f"the tar file is damaged or cut off at byte {tar.offset}"
-            except tarfile.TarError as error:
-                self.end = f"the tar file is damaged or cut off: {error}"
+        file = File(path)
+        try:
+            with file.reading() as read, tarfile.open(fileobj=_Stream(read), mode="r:") as tar:
+                place = 0
+                for member in tar:
+                    if tar.offset <= place:  # by a negative size, and so on for ever
+                        raise ValueError(f"a header at byte {member.offset} leads back")
+                    place = tar.offset
+                    self._add(member, file, read)
+                # Python takes a header that is cut off or damaged for the end.
+                if read(tarfile.BLOCKSIZE, tar.offset) != bytes(tarfile.BLOCKSIZE):
+                    self.end = f"the tar file is damaged or cut off at byte {tar.offset}"
+        except Exception as error:  # whatever headers make tarfile do: recurse, overflow, ...
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # no place of a file
+                raise
+            self.end = f"the tar file is damaged or cut off: {told(error)}"
+            if file.read(6, 0).startswith(COMPRESSED):
+                self.end = "it is compressed: unpack it to a plain tar file first"
         if self._links:
             self._follow_links()
 
@@ -295,21 +283,40 @@ class _Index:
             group = self.groups.get(key)
             if group is None or group.image is None:  # else it goes with that one, a mask perhaps
                 yield name, f"in shards a name ends at its first dot, and {suffix!r} is no picture"
-        for name, target in self._lost:
-            yield name, f"a link to {target}, which is no picture of this file"
+        yield from self._lost
 
-    def _add(self, tar: tarfile.TarFile, member: tarfile.TarInfo, file: _File) -> None:
+    def _add(self, member: tarfile.TarInfo, file: File, read: Read) -> None:
         key, suffix = _parted(member.name)
-        if suffix.rpartition(".")[2] in IMAGES:
-            self._add_picture(_Member(file, member.name, member.offset_data, member.size))
-        elif suffix in ("txt", "json", "cls"):
-            content = tar.extractfile(member)
-            assert content is not None  # it is a file
+        last = suffix.rpartition(".")[2]
+        kept, packed = suffix, ""
+        if last in PACKED:
+            kept, _, packed = suffix.rpartition(".")
+        is_picture = kept.rpartition(".")[2] in IMAGES
+        if not is_picture and kept not in _TEXTS or member.isdir():
+            return
+        if member.islnk():
+            self._links.append((member.name, member.linkname))
+            return
+        if member.issym():
+            folder = os.path.dirname(member.name)
+            self._links.append((member.name, f"{folder}/{member.linkname}"))
+            return
+        is_whole = member.offset_data + member.size <= file.size
+        if member.isfile() and not member.issparse() and not is_whole:
+            return  # cut off, which is told of the file's end
+        problem = _unreadable(member, packed, MOST_OF_A_PICTURE if is_picture else MOST_OF_A_TEXT)
+        if is_picture and problem:
+            self._lost.append((member.name, problem))
+        elif is_picture:
+            self._add_picture(Member(file, member.name, member.offset_data, member.size))
+        else:
             group = self.groups.setdefault(key, _Group())
-            if getattr(group, suffix) is None:  # the first one, as with pictures: they are a pair
-                setattr(group, suffix, content.read())
+            if problem:
+                group.refused = group.refused or f"{as_text(member.name)}: {problem}"
+            elif getattr(group, kept) is None:  # the first one, as with pictures: they are a pair
+                setattr(group, kept, read(member.size, member.offset_data))
 
-    def _add_picture(self, image: _Member) -> None:
+    def _add_picture(self, image: Member) -> None:
         key, suffix = _parted(image.name)
         if suffix not in IMAGES:
             self._astray.append((image.name, key, suffix))
@@ -329,10 +336,60 @@ class _Index:
             if _parted(name)[1].rpartition(".")[2] not in IMAGES:
                 continue
             if (image := there.get(target)) is None:
-                self._lost.append((name, target))
+                problem = f"a link to {target}, which is no picture of this file"
+                self._lost.append((name, problem))
             else:
                 there[os.path.normpath(name)] = image = dataclasses.replace(image, name=name)
                 self._add_picture(image)
+
+
+class _Stream(io.RawIOBase):
+    """A tar file as tarfile reads it: never more at one time than a header can have."""
+
+    def __init__(self, read: Read):
+        self._read, self._place, self._empty = read, 0, 0
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MOST_OF_A_TEXT:
+            raise ValueError(f"a header of {size:,} bytes")
+        data = self._read(size, self._place)
+        self._place += len(data)
+        self._empty = 0 if data else self._empty + 1
+        if self._empty > 100:  # tarfile would wait for a sparse member's map for ever
+            raise ValueError("a header that is cut off")
+        return data
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        if not 0 <= place < 1 << 62:
+            raise ValueError(f"a header that leads to byte {place:,}")
+        self._place = place
+        return place
+
+    def tell(self) -> int:
+        return self._place
+
+
+_TEXTS = ("txt", "json", "cls")
+
+
+def _unreadable(member: tarfile.TarInfo, packed: str, most: int) -> str:
+    """Why a member's bytes are not those of its file, or too many; an empty text where they are."""
+    if member.issparse():  # its bytes don't lie in one run
+        return "a sparse member: pack the shard without tar's --sparse"
+    if not member.isfile():
+        return f"no file, but a member of type {member.type.decode('latin-1')!r}"
+    if packed:
+        return f"packed or encrypted as .{packed}: unpack it before it goes into the shard"
+    if member.size > most:
+        return f"{member.size:,} bytes are more than the {most:,} that are read"
+    return ""
+
+
+def _decoded(text: bytes, what: str) -> str:
+    try:
+        return text.decode().strip()
+    except UnicodeDecodeError:
+        raise ValueError(f"the {what} is not UTF-8") from None
 
 
 def _parted(name: str) -> tuple[str, str]:
@@ -342,10 +399,17 @@ def _parted(name: str) -> tuple[str, str]:
     return f"{folder}/{stem}" if folder else stem, suffix.lower()
 
 
+def _version(path: str) -> tuple[int, int] | None:
+    if is_remote(path):
+        return None
+    stat = os.stat(path)
+    return stat.st_size, stat.st_mtime_ns
+
+
 @functools.lru_cache(4)
-def _members(path: str) -> dict[str, _Member]:
+def _members(path: str, version: tuple[int, int] | None) -> dict[str, Member]:
     return {
-        as_text(group.image.name): group.image
+        group.image.name: group.image
         for group in _Index(path).groups.values()
         if group.image is not None
     }

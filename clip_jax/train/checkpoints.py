@@ -1,8 +1,9 @@
-"""Checkpoints of a run by Orbax: written beside the training, the last few kept."""
+"""Checkpoints of a run by Orbax: written beside the training, the last few kept, damage noticed."""
 
 import contextlib
-import json
+import functools
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,24 +11,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from clip_jax.errors import is_exhausted
+from clip_jax.locks import locked
+from clip_jax.train.checksums import damage, has_checksums, write_checksums
+from clip_jax.train.claim import claim
+from clip_jax.train.identity import Identity
 from clip_jax.train.step import TrainState
+from clip_jax.train.together import all_true, by_first, is_same
 
-IDENTITY, CHECKPOINTS = "run.json", "checkpoints"
+CHECKPOINTS, DAMAGED, LOCK = "checkpoints", "damaged", "run.lock"
+
+# Orbax writes the time at which it was done into this one when the checksums are there already.
+_UNFINISHED = frozenset({"_CHECKPOINT_METADATA"})
 
 
 class Checkpoints:
     """The checkpoints in a run's folder; a context that waits for the last one as it ends."""
 
-    def __init__(self, folder: Path, identity: dict[str, Any], *, keep: int):
-        """Opens the folder, or begins a new one.
+    def __init__(self, folder: Path, identity: Identity, *, keep: int):
+        """Opens the folder, or begins a new one; until the context ends no other process can.
 
         Args:
             folder: of the run.
-            identity: what the runs in it have in common, as plain JSON.
+            identity: what the runs in it have in common.
             keep: how many of the last checkpoints are kept.
 
         Raises:
-            ValueError: the folder belongs to another run; lists what differs.
+            ValueError: the folder belongs to another run, and then lists what differs; or
+                processes that train together differ.
+            OSError: another process trains in the folder, or it can't be read or written.
             ModuleNotFoundError: Orbax is not installed.
         """
         try:
@@ -38,54 +50,84 @@ class Checkpoints:
             ) from None
         self._ocp = ocp
         self._folder = folder.absolute()
-        _claim(folder, identity)
-        options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, cleanup_tmp_directories=True, enable_async_checkpointing=True
-        )
-        self._manager = ocp.CheckpointManager(self._folder / CHECKPOINTS, options=options)
+        self._held = contextlib.ExitStack()
+        if not is_same(identity.digest()):
+            raise ValueError(
+                "the processes don't train the same: give all of them the same configuration, data "
+                "and model"
+            )
+        try:
+            by_first(lambda: self._take(identity))
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                cleanup_tmp_directories=True,
+                enable_async_checkpointing=True,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._complete),
+            )
+            self._manager = ocp.CheckpointManager(self._folder / CHECKPOINTS, options=options)
+        except BaseException:
+            self._held.close()
+            raise
 
     def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if error is not None:
-            with contextlib.suppress(Exception):  # nothing that would hide the error
+        try:
+            if error is None:
+                self.wait()
                 self._manager.close()
-            return
-        with self._writing():
-            self._manager.wait_until_finished()
-        self._manager.close()
+            else:
+                with contextlib.suppress(Exception):  # nothing that would hide the error
+                    self._manager.close()
+        finally:
+            self._held.close()
 
     def restore(self, state: TrainState, iterator: Any) -> TrainState:
-        """The state of the last checkpoint, and the iterator put where it was; else as they are.
+        """The state of the last whole checkpoint, and the iterator put where it was; else as given.
+
+        Those after it, which are damaged, are warned of and put aside.
 
         Args:
             state: what one looks like, on the devices where it shall be.
             iterator: Grain's.
-        """
-        step = self._manager.latest_step()
-        if step is None:
-            return state
-        import grain
 
-        restored = self._manager.restore(
-            step,
-            args=self._ocp.args.Composite(
-                state=self._ocp.args.StandardRestore(_as_dict(state)),
-                data=grain.checkpoint.CheckpointRestore(iterator),
-            ),
-        )
-        return TrainState(**restored["state"])
+        Raises:
+            ValueError: there are checkpoints, but none is whole.
+            OSError: a whole one can't be read.
+        """
+        problems: dict[int, str] = {}
+        for step in sorted(by_first(lambda: list(self._manager.all_steps())), reverse=True):
+            restored = self._restored(step, state, iterator)
+            if not isinstance(restored, str):
+                by_first(functools.partial(self._put_aside, problems, step))
+                if problems:
+                    self._manager.reload()
+                return restored
+            problems[step] = restored
+        if problems:
+            listed = "; ".join(f"{step}: {problem}" for step, problem in problems.items())
+            folder = self._folder / CHECKPOINTS
+            raise ValueError(
+                f"none of the checkpoints in {folder} is whole ({listed}): bring one back, or move "
+                "that folder away to begin again at the first step"
+            )
+        return state
 
     def save(self, step: int, state: TrainState, iterator: Any) -> None:
         """Begins to write a checkpoint; the state may be written over when this returns.
 
         Raises:
+            ValueError: a number of the state isn't finite; names the last good checkpoint.
             OSError: this one or the one before can't be written.
         """
         import grain
 
-        if jax.default_backend() == "cpu":
+        if not _is_finite(state):
+            raise self.diverged(
+                f"the parameters or the optimizer's state after step {step} hold inf or nan"
+            )
+        if any(device.platform == "cpu" for device in state.step.devices()):
             # There Orbax writes from the arrays themselves, which the next step is about to reuse.
             state = jax.tree.map(jnp.copy, state)
         with self._writing():
@@ -97,13 +139,97 @@ class Checkpoints:
                 ),
             )
 
-    def last_good(self) -> str:
-        """A sentence that names the last checkpoint."""
-        self._manager.wait_until_finished()
-        step = self._manager.latest_step()
-        if step is None:
-            return "There is no checkpoint yet."
-        return f"The last good checkpoint is of step {step}, in {self._folder / CHECKPOINTS}."
+    def wait(self) -> None:
+        """Waits until all that was saved is written.
+
+        Raises:
+            OSError: it can't be.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    def diverged(self, what: str) -> ValueError:
+        """The error that says so, names the last checkpoint, and what to do."""
+        step, last = self.last_step(), "There is no checkpoint yet."
+        if step is not None:
+            last = f"The last good checkpoint is of step {step}, in {self._folder / CHECKPOINTS}."
+        return ValueError(
+            f"{what}. {last} Train again with a lower optimizer.learning_rate or "
+            "optimizer.max_gradient_norm, and another `out`."
+        )
+
+    def last_step(self) -> int | None:
+        """Of which step the last checkpoint is, when all that was saved is written.
+
+        Raises:
+            OSError: it can't be.
+        """
+        self.wait()
+        return self._manager.latest_step()
+
+    def _take(self, identity: Identity) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._held.enter_context(locked(str(self._folder / LOCK), str(self._folder)))
+        claim(self._folder, identity)
+
+    def _complete(self) -> None:
+        """Called by Orbax when all files of a checkpoint are there, before it is given its name."""
+        if jax.process_index() == 0:
+            # One is written at a time, and what a killed run has left was removed.
+            (folder,) = (self._folder / CHECKPOINTS).glob(f"*{self._ocp.utils.TMP_DIR_SUFFIX}*")
+            write_checksums(folder, without=_UNFINISHED)
+
+    def _restored(self, step: int, state: TrainState, iterator: Any) -> TrainState | str:
+        """The state of that checkpoint, or what is wrong with it."""
+        import grain
+
+        folder = self._folder / CHECKPOINTS / str(step)
+        is_known = by_first(lambda: has_checksums(folder))
+        if is_known and (problem := by_first(lambda: damage(folder))):
+            return problem
+        place = iterator.get_state()
+        is_damage = not is_known
+        try:
+            restored = self._manager.restore(
+                step,
+                args=self._ocp.args.Composite(
+                    state=self._ocp.args.StandardRestore(_as_dict(state)),
+                    data=grain.checkpoint.CheckpointRestore(iterator),
+                ),
+            )
+            problem = None
+        except Exception as error:  # Orbax and what it reads with have errors of many kinds
+            restored, problem = None, " ".join(str(error).split()) or type(error).__name__
+            is_damage = not is_known and not is_exhausted(error)
+        if not all_true(problem is None):
+            problem = problem or "another process fails"
+            if not all_true(is_damage):
+                raise OSError(f"the checkpoint {folder} can't be read now: {problem}")
+            iterator.set_state(place)
+            return problem
+        assert restored is not None
+        found = TrainState(**restored["state"])
+        if not _is_finite(found):
+            iterator.set_state(place)
+            return "its numbers aren't finite"
+        if not is_known and jax.process_index() == 0:
+            warnings.warn(f"{folder} has no checksums: it is taken as it is", stacklevel=2)
+        return found
+
+    def _put_aside(self, problems: dict[int, str], taken: int) -> None:
+        for step, problem in problems.items():
+            aside = self._folder / DAMAGED / str(step)
+            number = 1
+            while aside.exists():
+                number += 1
+                aside = aside.with_name(f"{step}-{number}")
+            aside.parent.mkdir(exist_ok=True)
+            os.rename(self._folder / CHECKPOINTS / str(step), aside)
+            warnings.warn(
+                f"the checkpoint of step {step} is damaged ({problem}) and was moved to {aside}; "
+                f"training goes on from step {taken}",
+                stacklevel=2,
+            )
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -130,37 +256,11 @@ def _as_dict(state: TrainState) -> dict[str, Any]:
     }
 
 
-def _claim(folder: Path, identity: dict[str, Any]) -> None:
-    """Makes the folder this run's, or refuses another's."""
-    path = folder / IDENTITY
-    if path.exists():
-        before = _read(path)
-        names = sorted(before.keys() | identity.keys())
-        missing = object()
-        differing = [n for n in names if before.get(n, missing) != identity.get(n, missing)]
-        if differing:
-            lines = [f"- {n}: there {before.get(n)!r}, here {identity.get(n)!r}" for n in differing]
-            raise ValueError(
-                "\n".join(
-                    [f"{folder} holds another run; give another `out`. They differ in:", *lines]
-                )
-            )
-        return
-    if jax.process_index() == 0:
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = path.with_suffix(".part")
-        aside.write_text(json.dumps(identity, indent=1) + "\n")
-        os.replace(aside, path)
+def _is_finite(state: TrainState) -> bool:
+    arrays = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact)]
+    return all(jax.device_get([_all_finite(x) for x in arrays]))
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text())
-        if not isinstance(document, dict):
-            raise ValueError("it is no JSON object")
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is damaged and doesn't tell whose checkpoints are beside it: {error}. "
-            "Remove it if they are this run's, else give another `out`."
-        ) from None
-    return document
+@jax.jit  # of one array, because there are few shapes, and all of them in one take long to compile
+def _all_finite(array: jax.Array) -> jax.Array:
+    return jnp.isfinite(array).all()

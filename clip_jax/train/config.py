@@ -14,7 +14,7 @@ from clip_jax.train.optimizer import OptimizerConfig
 from clip_jax.train.step import StepConfig
 
 # What may change between a run and its continuation, because no number depends on it.
-FREE = ("checkpoint_every", "keep_checkpoints", "log_every", "num_threads")
+FREE = ("checkpoint_every", "keep_checkpoints", "log_every", "max_skipped", "num_threads")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +97,29 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     step: StepConfig = StepConfig()
 
+    def __post_init__(self):
+        """Refuses what can't be meant.
+
+        Raises:
+            ValueError: there is no folder to write into.
+        """
+        if not self.out:
+            raise ValueError("out must be a folder's path. Got ''.")
+
     def identity(self) -> dict[str, Any]:
-        """What a continuation must agree with, as plain JSON by dotted names."""
-        document = json.loads(json.dumps(dataclasses.asdict(self), default=str))
-        flat = dict(_flatten(document))
-        return {name: v for name, v in flat.items() if name.rpartition(".")[2] not in FREE}
+        """The settings a continuation must agree with, as plain JSON by dotted names.
+
+        Not among them is where the run, its data and the model it starts from lie: they may move.
+        """
+        document = dataclasses.asdict(self)
+        del document["out"], document["data"]["train"]
+        if isinstance(self.model, str):
+            del document["model"]
+        return _settings(document)
+
+    def defaults(self) -> dict[str, Any]:
+        """Of those settings that have a default, what it is."""
+        return _settings(_defaults(self))
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -241,6 +259,25 @@ def _override(document: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise ValueError(f"{key}: {parent} is no table")
     node[leaf] = value
+
+
+def _settings(document: Mapping[str, Any]) -> dict[str, Any]:
+    flat = dict(_flatten(json.loads(json.dumps(document, default=str))))
+    return {name: v for name, v in flat.items() if name.rpartition(".")[2] not in FREE}
+
+
+def _defaults(config: Any) -> dict[str, Any]:
+    """The defaults of a dataclass's fields, and of those in it."""
+    found = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            found[field.name] = _defaults(value)
+        elif field.default is not dataclasses.MISSING:
+            found[field.name] = field.default
+        elif field.default_factory is not dataclasses.MISSING:
+            found[field.name] = field.default_factory()
+    return found
 
 
 def _flatten(document: Any, prefix: str = "") -> Any:

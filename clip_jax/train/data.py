@@ -1,13 +1,15 @@
 """Batches of pairs by Grain: shuffled, augmented, the same from the same seed on any machine."""
 
-import io
+import math
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from clip_jax.attempts import Unreachable
+from clip_jax.errors import is_exhausted
+from clip_jax.preprocess import decode_image
 from clip_jax.sources import Pair, Pairs
 from clip_jax.tokenizer import tokenize
 from clip_jax.train.augment import AugmentConfig, augment
@@ -18,10 +20,14 @@ Batches = Iterator[dict[str, np.ndarray]]
 # Columns that texts are trimmed to; fewer than the encoder's, because each set of them is a step to
 # compile, which takes longer.
 TEXT_LENGTHS = (16, 24, 32, 48)
+# Pixels of a whole picture, resized so that a square of it fits; more has what is long and thin.
+MOST_PIXELS = 1 << 26
 
 
 class Skipped:
     """Pictures that could not be read, counted by the threads that read.
+
+    They read ahead: what is known of a step is told by the positions in its batch.
 
     Attributes:
         count: how many were skipped so far.
@@ -29,8 +35,8 @@ class Skipped:
         last: the key of the last one and what was wrong with it.
     """
 
-    def __init__(self, max_share: float = 1.0):
-        self._max_share = max_share
+    def __init__(self, max_share: float = 1.0, num_pairs: int = 1 << 62):
+        self._max_share, self._num_pairs = max_share, num_pairs
         self.count = self.seen = 0
         self.last = ""
         self._lock = threading.Lock()
@@ -48,6 +54,8 @@ class Skipped:
                 return
             self.count += 1
             self.last = reason
+            if self.count == self.seen >= self._num_pairs:
+                raise ValueError(f"none of the pictures can be read; the last one: {reason}")
             # A few at the start are no share yet.
             if self.count > max(self._max_share * self.seen, 10 if self._max_share else 0):
                 raise ValueError(
@@ -89,11 +97,13 @@ def batches(
         num_processes: how many share the pairs.
         num_threads: that read and decode.
         max_skipped: the share of pictures that may be unreadable; the iterator raises ValueError
-            when there are more.
+            when there are more, and when none can be read. It raises OSError where the machine has
+            no more memory or descriptors, which is no picture's fault.
 
     Returns:
-        A Grain iterator of {"images": uint8 (b, n, n, 3), "tokens": int32 (b, l)}, whose place
-        `get_state` and `set_state` save and restore; and the count of what was skipped.
+        A Grain iterator of {"images": uint8 (b, n, n, 3), "tokens": int32 (b, l), "positions":
+        int64 (b,)}, whose place `get_state` and `set_state` save and restore; and the count of what
+        was skipped. Positions count all that this process has tried, from 0 on.
 
     Raises:
         ValueError: there are fewer pairs than rows in a batch of all processes, or a template has
@@ -112,17 +122,20 @@ def batches(
         )
     if without := [template for template in templates if "{}" not in template] or not templates:
         raise ValueError(f"a template must have {{}} where the caption goes. Got {without}.")
-    config, skipped = augmentation or AugmentConfig(), Skipped(max_skipped)
+    config = augmentation or AugmentConfig()
+    skipped = Skipped(max_skipped, math.ceil(len(pairs) / num_processes))
 
-    def example(pair: Pair | None, rng: np.random.Generator) -> dict[str, np.ndarray] | None:
+    def example(pair: Pair | None, rng: np.random.Generator) -> dict[str, Any] | None:
         if pair is None:
             return None
         caption = pair.captions[int(rng.integers(len(pair.captions)))]
         text = templates[int(rng.integers(len(templates)))].replace("{}", caption)
         try:
-            with Image.open(io.BytesIO(pair.image)) as image:
-                pixels = augment(image, image_size, config, rng)
+            image = decode_image(pair.image)
+            _check_shape(image.size, image_size * config.scale[1])
+            pixels = augment(image, image_size, config, rng)
         except Exception as error:  # decoders raise whatever they trip over
+            _raise_if_exhausted(error, pair.key)
             skipped.add(f"{pair.key}: {str(error) or type(error).__name__}")
             return None
         skipped.add(None)
@@ -134,6 +147,7 @@ def batches(
     else:
         dataset = grain.MapDataset.source(readable).seed(seed).shuffle()
     dataset = dataset[process::num_processes].repeat().random_map(example)
+    dataset = dataset.map_with_index(_placed)
     # Few pairs wait at a time, because Grain asks at each of them which are ready; whole batches
     # wait instead, in a thread that reads by itself where it is the only one.
     options = grain.ReadOptions(
@@ -179,6 +193,15 @@ def group_by_length(batch: Mapping[str, np.ndarray], *, multiple: int = 1) -> di
     return arranged
 
 
+def _placed(position: int, row: Any) -> dict[str, Any]:
+    return {**row, "positions": np.int64(position)}
+
+
+def _check_shape(size: tuple[int, int], side: float) -> None:
+    if max(size) * side * side > MOST_PIXELS * min(size):
+        raise ValueError(f"the image is too long and thin: its size is {size}")
+
+
 class _Readable:
     """Pairs whose files may have gone: None for those."""
 
@@ -191,6 +214,17 @@ class _Readable:
     def __getitem__(self, index: int) -> Pair | None:
         try:
             return self._pairs[index]
-        except OSError as error:
+        except Exception as error:  # readers raise whatever they trip over
+            _raise_if_exhausted(error, getattr(error, "filename", None) or f"pair {index}")
+            if isinstance(error, Unreachable):  # no other pair could be read, either
+                raise
             self._skipped.add(str(error))
             return None
+
+
+def _raise_if_exhausted(error: Exception, what: str) -> None:
+    if is_exhausted(error):
+        raise OSError(
+            f"{what}: {getattr(error, 'strerror', None) or 'out of memory'}: raise the limit "
+            "(ulimit -n, memory) or lower data.num_threads, and run the same command again"
+        ) from error

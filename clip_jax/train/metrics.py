@@ -29,7 +29,7 @@ class Metrics:
         if jax.process_index() != 0:
             return
         if self._path.exists():
-            lines = self._path.read_text().splitlines()
+            lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
             self.records = [r for r in map(_parsed, lines) if r and r["step"] <= step]
         folder.mkdir(parents=True, exist_ok=True)
         aside = self._path.with_suffix(".part")
@@ -70,6 +70,8 @@ class Metrics:
 
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
-        return json.loads(line)
+        record = json.loads(line)
     except ValueError:  # half a line, of a run that was killed as it wrote
         return None
+    is_one = isinstance(record, dict) and isinstance(record.get("step"), int)
+    return record if is_one else None

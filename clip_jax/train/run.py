@@ -19,9 +19,12 @@ from clip_jax.nn import CLIP
 from clip_jax.sources import open_pairs
 from clip_jax.train.checkpoints import Checkpoints
 from clip_jax.train.config import TrainConfig
-from clip_jax.train.data import Skipped, batches, group_by_length
+from clip_jax.train.data import batches, group_by_length
+from clip_jax.train.identity import identity_of
 from clip_jax.train.metrics import Metrics
 from clip_jax.train.step import TrainState, compiler_options, init_state, make_step, model_of
+from clip_jax.train.stopping import stopping
+from clip_jax.train.together import total
 from clip_jax.weights import load, save
 
 AXIS = "data"
@@ -42,9 +45,11 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
         Beside it are `metrics.jsonl`, `training.png` and the last checkpoints.
 
     Raises:
-        ValueError: the configuration, the data or the folder doesn't fit; the loss is no number;
-            too many pictures can't be read.
-        OSError: a checkpoint can't be written; names the last good one.
+        ValueError: the configuration, the data or the folder doesn't fit; the loss or a parameter
+            isn't finite; no checkpoint is whole, or too many pictures can't be read.
+        OSError: another process trains in the folder; a checkpoint can't be written, and then names
+            the last good one; or the machine has no more memory or descriptors.
+        KeyboardInterrupt: of Ctrl-C or, on the command line, SIGTERM; the step it came in is saved.
         ModuleNotFoundError: training needs the extra `train`.
     """
     out = Path(config.out)
@@ -57,8 +62,9 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
             f"text_length must be at most the context, {model.config.text.context_length}. "
             f"Got {text_length}."
         )
-    iterator, skipped = batches(
-        open_pairs(config.data.train),
+    pairs = open_pairs(config.data.train)
+    iterator, _ = batches(
+        pairs,
         batch_size=rows,
         image_size=model.config.vision.image_size,
         text_length=text_length,
@@ -71,6 +77,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
         num_threads=config.data.num_threads,
         max_skipped=config.data.max_skipped,
     )
+    identity = identity_of(config, pairs, model)
     state = init_state(model, config.optimizer, config.step.loss)
     whole = NamedSharding(mesh, PartitionSpec())
     if jax.process_count() > 1:  # what lies on one process's device can't be put on all
@@ -82,17 +89,22 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
 
     with (
         contextlib.closing(iterator),  # its thread reads on until then, also past Python's end
-        Checkpoints(out, config.identity(), keep=config.run.keep_checkpoints) as checkpoints,
+        Checkpoints(out, identity, keep=config.run.keep_checkpoints) as checkpoints,
     ):
-        state = checkpoints.restore(state, iterator)
-        metrics = Metrics(out, int(state.step))
-        state = _loop(
-            config, state, step_at, iterator, skipped, checkpoints, metrics, mesh, progress
-        )
-    trained = model_of(state, architecture)
-    if jax.process_index() == 0:
-        save(trained, out / "model")
-        metrics.plot()
+        try:
+            state = checkpoints.restore(state, iterator)
+            metrics = Metrics(out, int(state.step))
+            state = _loop(config, state, step_at, iterator, checkpoints, metrics, mesh, progress)
+            checkpoints.wait()
+        except KeyboardInterrupt as stop:
+            step = checkpoints.last_step()
+            where = "begins at the first step" if step is None else f"goes on from step {step}"
+            stop.add_note(f"the same command {where}, in {out}")
+            raise
+        trained = model_of(state, architecture)
+        if jax.process_index() == 0:
+            save(trained, out / "model")
+            metrics.plot()
     return out / "model"
 
 
@@ -117,7 +129,7 @@ def _make_steps(config: TrainConfig, model: CLIPConfig, mesh: Mesh) -> Callable[
         jax.jit(
             make_step(model, config.optimizer, step, mesh=mesh),
             donate_argnums=0,
-            compiler_options=compiler_options(),
+            compiler_options=compiler_options(mesh.devices.flat[0].platform),
         )
         for step in (config.step, whole)
     )
@@ -130,7 +142,6 @@ def _loop(
     state: TrainState,
     step_at: Callable[[int], Callable],
     iterator: Any,
-    skipped: Skipped,
     checkpoints: Checkpoints,
     metrics: Metrics,
     mesh: Mesh,
@@ -142,9 +153,10 @@ def _loop(
     waiting: list[tuple[int, dict]] = []
     since = time.monotonic()
     hidden = not progress or jax.process_index() != 0
-    with tqdm(total=end, initial=begin, unit="step", disable=hidden) as bar:
+    with tqdm(total=end, initial=begin, unit="step", disable=hidden) as bar, stopping() as asked:
         for i in range(begin + 1, end + 1):
             arrays = next(iterator)
+            tried = int(arrays.pop("positions")[-1]) + 1
             # Of several processes none knows how long the others' texts are.
             if jax.process_count() == 1:
                 arrays = group_by_length(arrays, multiple=mesh.size * config.step.micro_batches)
@@ -153,12 +165,14 @@ def _loop(
             )
             state, measured = step_at(i)(state, batch, jax.random.fold_in(key, i))
             waiting.append((i, measured))
-            is_checkpoint = i % config.run.checkpoint_every == 0 or i == end
+            stop = asked(i)
+            is_checkpoint = i % config.run.checkpoint_every == 0 or i == end or stop is not None
             if i % config.run.log_every == 0 or is_checkpoint:
                 seconds, since = time.monotonic() - since, time.monotonic()
                 fetched = [(at, jax.device_get(values)) for at, values in waiting]
                 waiting = []
                 _check_loss(fetched, checkpoints)
+                skipped = total(tried) - i * config.run.batch_size
                 record = _record(fetched, config.run.batch_size, seconds, skipped)
                 metrics.add(record)
                 bar.update(i - bar.n)
@@ -168,11 +182,14 @@ def _loop(
                 )
             if is_checkpoint:
                 checkpoints.save(i, state, iterator)
+            if stop is not None:
+                checkpoints.wait()
+                raise stop
     return state
 
 
 def _record(
-    fetched: list[tuple[int, dict]], batch_size: int, seconds: float, skipped: Skipped
+    fetched: list[tuple[int, dict]], batch_size: int, seconds: float, skipped: int
 ) -> dict[str, Any]:
     """The means over the steps since the last record, as they go into a line of metrics."""
     names = fetched[0][1]
@@ -181,14 +198,11 @@ def _record(
         "step": fetched[-1][0],
         **means,
         "pairs_per_second": len(fetched) * batch_size / seconds,
-        "skipped": skipped.count,
+        "skipped": skipped,
     }
 
 
 def _check_loss(fetched: list[tuple[int, dict]], checkpoints: Checkpoints) -> None:
     for step, values in fetched:
         if not np.isfinite(values["loss"]):
-            raise ValueError(
-                f"the loss is {values['loss']} at step {step}. {checkpoints.last_good()} "
-                "Lower the learning rate, or cut the gradients to a smaller norm."
-            )
+            raise checkpoints.diverged(f"the loss is {values['loss']} at step {step}")

@@ -14,10 +14,12 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from clip_jax.backends import optimize_for_training
 from clip_jax.config import CLIPConfig, ViTConfig
-from clip_jax.nn import CLIP, arrange_for_training, rematerialize
+from clip_jax.nn import CLIP
 from clip_jax.nn.resnet import BatchNorm
 from clip_jax.nn.tree import variables
+from clip_jax.placement import default_device
 from clip_jax.train.losses import contrastive_metrics, sigmoid_metrics
 from clip_jax.train.optimizer import (
     OptimizerConfig,
@@ -25,6 +27,7 @@ from clip_jax.train.optimizer import (
     make_optimizer,
     make_schedule,
 )
+from clip_jax.train.rematerialize import rematerialize
 
 Arrays = dict[str, Array]  # by their paths in the public tree
 # uint8 images (b, n, n, 3) as "images", int32 ids (b, l) as "tokens"; or several arrays of ids,
@@ -150,6 +153,7 @@ def make_step(
     *,
     mesh: Mesh | None = None,
     augment: Augment | None = None,
+    platform: str | None = None,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]:
     """A pure function (state, batch, key) -> (state, metrics), to be compiled by `jax.jit`.
 
@@ -160,6 +164,9 @@ def make_step(
         mesh: over all of whose axes the rows of a batch are split, parameters being on every
             device. Without it everything is on one.
         augment: called with a key and uint8 images, gives such images.
+        platform: of the devices it will run on, for which its layers are chosen. Those of the mesh,
+            else JAX's default device, unless it is given. It computes the same on all others, but
+            not as fast.
 
     Returns:
         The step. Its metrics are float32 scalars: `loss`; `accuracy`, the share of images whose
@@ -171,6 +178,7 @@ def make_step(
         ValueError: patches are to be left out of what has none, a ResNet.
     """
     how = step or StepConfig()
+    platform = platform or _platform(mesh)
     if how.patch_dropout and not isinstance(model.vision, ViTConfig):
         raise ValueError("patch_dropout is for Vision Transformers; this model has a ResNet.")
     transformation, rate = make_optimizer(config, model), make_schedule(config)
@@ -188,7 +196,7 @@ def make_step(
                 jax.random.fold_in(key, 1), len(images), model.vision.num_patches, how.patch_dropout
             )
         micro = _cut(whole, how.micro_batches, mesh)
-        embed = functools.partial(_embed, model, how, frozen)
+        embed = functools.partial(_embed, model, how, platform, frozen)
         measure = functools.partial(_measure, how.loss, mesh)
         # Around the gradients, because that is where `linear_in_training` makes its products.
         with jax.default_matmul_precision(how.precision):
@@ -212,15 +220,22 @@ def make_step(
     return take_step
 
 
-def compiler_options() -> dict[str, str]:
-    """What `jax.jit` of a step takes as `compiler_options` on this backend.
+def compiler_options(platform: str | None = None) -> dict[str, str]:
+    """What `jax.jit` of a step takes as `compiler_options` on a platform.
 
     On CPUs, operations in the order that needs the least memory. XLA's usual order takes a quarter
     more or so, and there `rematerialize` saves nothing.
+
+    Args:
+        platform: as `make_step` has it; that of JAX's default device unless it is given.
     """
-    if jax.default_backend() != "cpu":
+    if (platform or default_device().platform) != "cpu":
         return {}
     return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+
+
+def _platform(mesh: Mesh | None) -> str:
+    return (default_device() if mesh is None else mesh.devices.flat[0]).platform
 
 
 def contrastive_gradients(
@@ -285,6 +300,7 @@ def contrastive_gradients(
 def _embed(
     config: CLIPConfig,
     how: StepConfig,
+    platform: str,
     frozen: Collection[str],
     parameters: Arrays,
     statistics: Arrays,
@@ -295,13 +311,11 @@ def _embed(
         of = parameters if isinstance(variable, nnx.Param) else statistics
         variable.set_value(of[path])
     model.train()
-    # Elsewhere its barriers would keep operations from fusion that gain by it.
-    if jax.default_backend() == "cpu":
-        arrange_for_training(model)
     for path, module in nnx.iter_modules(model):
         # The statistics of what is frozen, too, stay what they are.
         if isinstance(module, BatchNorm) and "/".join(map(str, (*path, "scale"))) in frozen:
             module.eval()
+    optimize_for_training(model, platform)
     if how.rematerialize:
         rematerialize(model)
     patches = {"kept": batch["kept"]} if "kept" in batch else {}

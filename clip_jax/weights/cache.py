@@ -10,6 +10,7 @@ import numpy as np
 from clip_jax.catalog import CatalogEntry, lookup
 from clip_jax.convert.pytorch import from_pytorch
 from clip_jax.convert.reader import read_checkpoint
+from clip_jax.errors import DownloadError
 from clip_jax.weights.download import fetch, has_checksum, locked
 from clip_jax.weights.native import VERSION, save_parameters
 
@@ -21,12 +22,29 @@ def cache_root(download_root: Root = None) -> Path:
 
     `download_root` if it is given, else `$CLIP_JAX_CACHE`, else `clip_jax` in the user's cache
     folder (`$XDG_CACHE_HOME`, usually `~/.cache`).
+
+    Raises:
+        DownloadError: none of these is given, and the user has no home folder.
     """
-    if download_root is not None:
-        return Path(download_root).expanduser()
-    if own := os.environ.get("CLIP_JAX_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "clip_jax"
+    given = download_root if download_root is not None else os.environ.get("CLIP_JAX_CACHE")
+    folder = _expanded(given or os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    if folder is None:
+        raise DownloadError(
+            f"there is no place to keep weights: {given or 'this user'} has no home folder. Say "
+            "which folder to take, with download_root= or the environment variable CLIP_JAX_CACHE"
+        )
+    return folder if given else folder / "clip_jax"
+
+
+def _expanded(path: str | os.PathLike[str]) -> Path | None:
+    """The path with the home folder in place of `~`; None where there is no such folder.
+
+    Under systemd and in some containers HOME is not set, and no file knows the user's number.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return None
 
 
 def cached(name: str, download_root: Root = None) -> bool:
@@ -35,9 +53,13 @@ def cached(name: str, download_root: Root = None) -> bool:
     Raises:
         ValueError: there is no model of this name.
     """
-    entry, root = lookup(name), cache_root(download_root)
+    entry = lookup(name)
     if entry.is_bundled:
         return True
+    try:
+        root = cache_root(download_root)
+    except DownloadError:  # no place at all
+        return False
     return _native(entry, root).is_dir() or any(path.is_file() for path in _places(entry, root))
 
 
@@ -48,9 +70,10 @@ def archive(name: str, download_root: Root = None, progress: bool = True) -> Pat
         ValueError: there is no model of this name, or it is no official one.
         DownloadError: it can't be downloaded.
     """
-    entry, root = lookup(name), cache_root(download_root)
+    entry = lookup(name)
     if entry.is_bundled:
         raise ValueError(f"{name!r} is no official model: it comes as a native folder")
+    root = cache_root(download_root)
     for path in _places(entry, root):
         if has_checksum(path, entry.sha256):
             return path
@@ -72,9 +95,10 @@ def native(name: str, download_root: Root = None, progress: bool = True) -> Path
         DownloadError: it can't be downloaded.
         CheckpointError: the official file can't be read.
     """
-    entry, root = lookup(name), cache_root(download_root)
+    entry = lookup(name)
     if entry.is_bundled:
         return Path(str(importlib.resources.files("clip_jax.data"))) / entry.file
+    root = cache_root(download_root)
     folder = _native(entry, root)
     if folder.is_dir():
         return folder
@@ -100,4 +124,5 @@ def _native(entry: CatalogEntry, root: Path) -> Path:
 
 def _places(entry: CatalogEntry, root: Path) -> tuple[Path, ...]:
     # The second is where the PyTorch reference keeps the same files.
-    return root / entry.file, Path("~/.cache/clip").expanduser() / entry.file
+    theirs = _expanded("~/.cache/clip")
+    return (root / entry.file, *([theirs / entry.file] if theirs else []))

@@ -5,6 +5,7 @@ import errno
 import hashlib
 import http.client
 import os
+import re
 import shutil
 import sys
 import time
@@ -16,7 +17,7 @@ from typing import BinaryIO
 
 from tqdm import tqdm
 
-from clip_jax.errors import DownloadError
+from clip_jax.errors import DownloadError, is_exhausted
 
 if sys.platform == "win32":
     import msvcrt
@@ -76,11 +77,15 @@ def fetch(url: str, sha256: str, path: Path, progress: bool = True) -> None:
 
 
 def has_checksum(path: Path, sha256: str) -> bool:
-    """Whether `path` is a readable file with this SHA-256."""
+    """Whether `path` is a file with this SHA-256, which may be read.
+
+    Raises:
+        OSError: it is there, and can't be read for now: nobody should replace it for that.
+    """
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest() == sha256
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError):
         return False
 
 
@@ -152,8 +157,9 @@ def _download(url: str, sha256: str, path: Path, progress: bool) -> None:
                     raise
                 time.sleep(PAUSE * attempt)
         os.replace(part, path)
-    except OSError:
-        _remove(part)  # most of all where the disk is full: don't leave it so
+    except OSError as error:
+        if not is_exhausted(error):  # then what has come is as good as before
+            _remove(part)  # most of all where the disk is full: don't leave it so
         raise
     except BaseException:
         if part.exists() and not part.stat().st_size:
@@ -178,8 +184,8 @@ def _complete(url: str, sha256: str, part: Path, label: str | None) -> None:
             if start and not _continues(response, start):
                 start, digest = 0, hashlib.sha256()
                 file.truncate(0)
-            length = response.headers.get("Content-Length")
-            total = start + int(length) if length else None
+            length = _length(response)
+            total = None if length is None else start + length
             if total and shutil.disk_usage(part.parent).free < total - start:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(part.parent))
             with tqdm(
@@ -225,13 +231,22 @@ def _open(url: str, start: int) -> http.client.HTTPResponse:
         busy = error.code >= 500 or error.code == http.HTTPStatus.TOO_MANY_REQUESTS
         kind = _Cut if busy else _Failed
         raise kind(f"the server answered {error.code} {error.reason}") from None
-    except (OSError, http.client.HTTPException) as error:
+    # urllib takes an address apart with bare ValueErrors: a proxy's, or where a server sends us on.
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        if is_exhausted(error):
+            raise
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         raise _Failed(f"no connection to the server ({reason})") from None
     if response.headers.get_content_type() == "text/html":
         response.close()
         raise _Failed("the server answered with a web page instead of the file")
     return response
+
+
+def _length(response: http.client.HTTPResponse) -> int | None:
+    """How many bytes are to come, where the server says so in digits."""
+    text = response.headers.get("Content-Length", "").strip()
+    return int(text) if re.fullmatch("[0-9]{1,15}", text) else None
 
 
 def _continues(response: http.client.HTTPResponse, start: int) -> bool:
@@ -244,7 +259,7 @@ def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
     while True:
         try:
             block = response.read(_BLOCK)
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             # Not the disk's OSError: that one is no reason to try again.
             raise _Cut(f"the connection was cut ({error})") from None
         if not block:

@@ -77,7 +77,17 @@ def load(
             f"knows its own. Got {activation!r}."
         )
     if path.is_dir():
-        config, params = read_native(path)
+        try:
+            config, params = read_native(path)
+        except CheckpointError as error:
+            if not is_name:
+                raise
+            remedy = (
+                "install clip-jax-flax again"
+                if CATALOG[str(name_or_path)].is_bundled
+                else (f"it is a converted copy: remove {path}, and load {name_or_path} again")
+            )
+            raise CheckpointError(f"{error}. Of {name_or_path}: {remedy}") from None
     else:
         config, params = _read_file(path, activation or "quick_gelu")
     params = _on_device(params, adopt=path.is_dir())

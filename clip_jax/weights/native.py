@@ -17,16 +17,20 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from clip_jax.config import CLIPConfig
+from clip_jax.convert.archive import shown
 from clip_jax.convert.checks import opened
 from clip_jax.convert.pytorch import NOT_HUGGING_FACE
 from clip_jax.convert.safetensors import read_safetensors
-from clip_jax.errors import CheckpointError
+from clip_jax.errors import CheckpointError, is_exhausted
 from clip_jax.nn import CLIP, flatten, misfits, nest, parameter_shapes, parameters
 from clip_jax.nn.tree import check_blocks, listed
 from clip_jax.weights.replace import replacing
 
 VERSION = "1"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+# Characters of a configuration: what is no such thing may have any size.
+MAX_CONFIG = 1 << 20
 
 # XLA on a CPU computes on memory in place only if it begins at a multiple of this; so does every
 # array in our files, and loading one copies nothing.
@@ -65,6 +69,7 @@ def save_parameters(
     folder: str | os.PathLike[str],
     *,
     dtype: DTypeLike | None = None,
+    replace: bool = True,
 ) -> None:
     """Writes a public tree in the native format, array by array, as `save` does.
 
@@ -73,6 +78,7 @@ def save_parameters(
         params: nested dicts of NumPy or JAX arrays.
         folder: as for `save`.
         dtype: what to cast all arrays to; without it each keeps its own.
+        replace: whether it takes the place of a native model that is there by then.
 
     Raises:
         ValueError: lists every array that is missing, unexpected, misshapen or not of floats.
@@ -85,12 +91,15 @@ def save_parameters(
     target = Path(os.path.realpath(folder))  # a link stays a link
     _check_replaceable(target)
     try:
-        with replacing(target) as new:
+        with replacing(target, replace=replace) as new:
             with open(new / CONFIG, "w", encoding="utf-8") as file:
                 file.write(config.to_json())
                 file.flush()
                 os.fsync(file.fileno())
             _write_safetensors(new / WEIGHTS, arrays, dtype)
+            _check_replaceable(target)  # once more: something may have come there meanwhile
+    except FileExistsError:
+        raise
     except OSError as error:
         # A full disk's own message doesn't say which.
         raise OSError(error.errno, error.strerror, str(error.filename or target)) from None
@@ -110,6 +119,8 @@ def read_native(folder: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[str, A
     try:
         missing = [name for name in (CONFIG, WEIGHTS) if not _is_file(folder / name)]
     except OSError as error:
+        if is_exhausted(error):
+            raise
         raise CheckpointError(f"{folder} can't be read ({error.strerror or error})") from None
     if missing:
         raise CheckpointError(
@@ -118,10 +129,15 @@ def read_native(folder: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[str, A
         )
     text = ""
     try:
-        text = (folder / CONFIG).read_text(encoding="utf-8")
+        with open(folder / CONFIG, encoding="utf-8") as file:
+            text = file.read(MAX_CONFIG + 1)
+        if len(text) > MAX_CONFIG:
+            raise ValueError(f"it has more than {MAX_CONFIG:,} characters, expected about 500")
         config = CLIPConfig.from_json(text)
     except (ValueError, OSError) as error:
-        reason = str(error).rstrip(".")
+        if is_exhausted(error):
+            raise
+        reason = shown(str(error).rstrip("."), 1_000)
         advice = "If the folder is another library's, give its weights' file instead"
         if '"model_type"' in text:
             advice = f"The folder {NOT_HUGGING_FACE}"
@@ -135,11 +151,13 @@ def read_native(folder: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[str, A
             data = np.memmap(file, np.uint8, mode="c")
         arrays, metadata = read_safetensors(data)
     except (ValueError, OSError, CheckpointError) as error:
+        if is_exhausted(error):
+            raise
         raise CheckpointError(f"{path}: {error}") from None
     if (version := metadata.get("version", VERSION)) != VERSION:
         raise CheckpointError(
-            f"{path} is of version {version} of the format. This clip_jax reads {VERSION}: "
-            f"upgrade it, or convert the model again"
+            f"{path} is of version {shown(str(version))} of the format. This clip_jax reads "
+            f"{VERSION}: upgrade it, or convert the model again"
         )
     try:
         problems = _problems(config, arrays)

@@ -20,12 +20,17 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # Linux's numbers; Python has no names fo
 
 
 @contextlib.contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path, *, replace: bool = True) -> Iterator[Path]:
     """A new folder, which takes the place and name of `folder` if the block succeeds.
 
     What killed processes left of earlier blocks for the same folder is removed.
 
+    Args:
+        folder: whose place.
+        replace: whether there may be something by then, besides an empty folder.
+
     Raises:
+        FileExistsError: there is something, which was not to be replaced.
         OSError: it can't be written, or nothing can take its place.
     """
     if os.path.ismount(folder):
@@ -36,7 +41,7 @@ def replacing(folder: Path) -> Iterator[Path]:
     with _new(folder) as new:
         try:
             yield new
-            _put(new, folder)
+            _put(new, folder) if replace else _put_new(new, folder)
         finally:
             shutil.rmtree(new, ignore_errors=True)
     sync_folder(folder)
@@ -60,6 +65,15 @@ def _put(new: Path, folder: Path) -> None:
             os.rename(old, folder)
             raise
         os.rename(old, new)
+
+
+def _put_new(new: Path, folder: Path) -> None:
+    try:
+        os.rename(new, folder)  # which replaces no folder but an empty one
+    except OSError as error:
+        if not folder.exists():
+            raise
+        raise FileExistsError(errno.EEXIST, "exists already", str(folder)) from error
 
 
 def _exchange(one: Path, other: Path) -> bool:

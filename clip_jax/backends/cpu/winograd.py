@@ -27,7 +27,7 @@ def winograd_convolution(
 ) -> Float[Array, "b h2 w2 o"]:
     """The convolution of stride 1 that keeps the size, by the matrices of its kernel.
 
-    They are sixteen arrays because XLA copies what is cut from one, and upright because that is
+    They are sixteen arrays because XLA copies what is cut from one, and transposed because that is
     how it multiplies fastest.
     """
     b, h, w, channels = x.shape

@@ -1,0 +1,12 @@
+"""Other ways to compute layers of `clip_jax.nn` on a platform.
+
+Each file says what it replaces, why the platform needs it, and where it was measured, and has a
+test that it equals `nn`. `optimize` exchanges layers for a platform, `defaults` has what is chosen
+by measurement.
+"""
+
+from clip_jax.backends.defaults import default_attention as default_attention
+from clip_jax.backends.defaults import default_batch_size as default_batch_size
+from clip_jax.backends.optimize import optimize as optimize
+from clip_jax.backends.optimize import optimize_for_training as optimize_for_training
+from clip_jax.backends.optimize import use_attention as use_attention

@@ -1,0 +1,116 @@
+"""Attention as XLA's CPU backend computes it fastest (jaxlib 0.10, encode_profile.md)."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from clip_jax.backends.cpu.linear import TransposedLinear, transposed_kernel
+from clip_jax.backends.cpu.slices import in_slices
+from clip_jax.backends.single_query import SingleQueryAttention, attend_from
+from clip_jax.backends.swap import adopt
+from clip_jax.nn.layers import Attention, Mask, Rows, causal_mask, split_heads, take_rows
+from clip_jax.nn.resnet import AttentionPool
+
+# The queries and the heads at a time. XLA's library has one kernel for both products and the
+# exponential, which goes head by head, so that the scores stay in the cache, for up to 256 queries;
+# for 257 it took four times as long. Up to twice as many go in two blocks. Of more, so few heads at
+# a time that their scores fit.
+QUERIES_AT_ONCE, HEADS_AT_ONCE = 256, 2
+# From how many sequences on it pays to make no keys and values for a single query.
+MANY_SEQUENCES = 4
+
+
+def attend(
+    q: Float[Array, "b q h c"],
+    k: Float[Array, "b k h c"],
+    v: Float[Array, "b k h c"],
+    mask: Mask | None = None,
+    *,
+    heads_at_once: int | None = None,
+    query_blocks: int = 1,
+) -> Float[Array, "b q h c"]:
+    """What `dot_product_attention` computes.
+
+    Where there is no mask, `heads_at_once` of all heads of all sequences are computed at a time, or
+    the queries in so many blocks. Neither changes what is computed, only what lies in caches.
+    """
+    # Heads outermost and keys transposed, so that both products are plain ones of matrices that lie
+    # in memory as they are multiplied; and the quotient of the softmax taken last, on the smaller
+    # array: twice as fast as einsum and softmax as they come.
+    q = (q * q.shape[-1] ** -0.5).transpose(0, 2, 1, 3)  # b h q c
+    k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)  # b h c k, b h k c
+    if mask is not None:
+        mixed = _mix(q, k, v, mask)
+    elif heads_at_once is not None:
+        heads = [x.reshape(-1, *x.shape[2:]) for x in (q, k, v)]
+        mixed = in_slices(lambda heads: _mix(*heads), heads, heads_at_once).reshape(q.shape)
+    else:
+        blocks = jnp.array_split(q, query_blocks, axis=2)
+        mixed = jnp.concatenate([_mix(block, k, v) for block in blocks], axis=2)
+    return mixed.transpose(0, 2, 1, 3)
+
+
+def _mix(
+    q: Float[Array, "*h q c"],
+    k: Float[Array, "*h c k"],
+    v: Float[Array, "*h k c"],
+    mask: Mask | None = None,
+) -> Float[Array, "*h q c"]:
+    scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
+    if mask is not None:
+        scores = jnp.where(mask, scores, -jnp.inf)
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
+    total = weights.sum(-1, keepdims=True)
+    mixed = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
+    return mixed.astype(v.dtype)
+
+
+class CachedAttention(SingleQueryAttention):
+    """`Attention` in parts whose scores stay in the cache."""
+
+    # XLA's libraries for CPUs take few of a single query's products in bfloat16.
+    query_dtype = jnp.float32
+
+    def __init__(self, attention: Attention, num_tokens: int | None = None):
+        """Takes over a layer.
+
+        Args:
+            attention: the layer.
+            num_tokens: of the sequences, where they are cut for the cache; not over a mesh.
+        """
+        super().__init__(attention)
+        self.heads_at_once: int | None = None
+        self.query_blocks = 1
+        if num_tokens is not None and num_tokens > 2 * QUERIES_AT_ONCE:
+            self.heads_at_once = HEADS_AT_ONCE
+        elif num_tokens is not None and num_tokens > QUERIES_AT_ONCE:
+            self.query_blocks = 2
+
+    def __call__(
+        self, x: Float[Array, "b l w"], *, is_causal: bool, rows: Rows | None = None
+    ) -> Float[Array, "b r w"]:
+        if rows is not None and len(x) >= MANY_SEQUENCES:
+            return self.from_rows(x, rows, is_causal=is_causal)
+        q, k, v = (split_heads(y, self.num_heads) for y in jnp.split(self.in_proj(x), 3, axis=-1))
+        mask = take_rows(causal_mask(x.shape[1]), rows)[:, None] if is_causal else None
+        heads, blocks = (self.heads_at_once, self.query_blocks) if rows is None else (None, 1)
+        mixed = attend(take_rows(q, rows), k, v, mask, heads_at_once=heads, query_blocks=blocks)
+        return self.out_proj(mixed.reshape(*mixed.shape[:2], x.shape[-1]))
+
+
+class SingleQueryPool(AttentionPool):
+    """`AttentionPool` that makes no keys and values."""
+
+    def __init__(self, pool: AttentionPool):
+        adopt(self, pool)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
+        x = self.tokens(x)  # b n+1 c
+        q = split_heads(self.q_proj(x[:, :1]), self.num_heads)  # b 1 h c
+        key, value = self.k_proj, self.v_proj
+        # Kernels that lie as `attend_from` takes them pay for any number of images.
+        if len(x) < MANY_SEQUENCES and not isinstance(key, TransposedLinear):
+            k, v = split_heads(key(x), self.num_heads), split_heads(value(x), self.num_heads)
+            return self.c_proj(attend(q, k, v).reshape(len(x), x.shape[-1]))
+        kernels = transposed_kernel(key), transposed_kernel(value)
+        return self.c_proj(attend_from(q[:, 0], x, *kernels, value.bias[...], dtype=jnp.float32))

@@ -1,0 +1,1 @@
+"""Layers as GPUs compute them fastest."""

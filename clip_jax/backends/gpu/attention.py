@@ -1,0 +1,24 @@
+"""Attention by cuDNN's fused kernel, which NVIDIA's GPUs have for half precision."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from clip_jax.backends.swap import adopt
+from clip_jax.nn.layers import Attention, Rows, split_heads
+
+
+class CudnnAttention(Attention):
+    """`Attention` whose scores never reach the GPU's memory; the pooled row's is XLA's."""
+
+    def __init__(self, attention: Attention):
+        adopt(self, attention)
+
+    def __call__(
+        self, x: Float[Array, "b l w"], *, is_causal: bool, rows: Rows | None = None
+    ) -> Float[Array, "b r w"]:
+        if rows is not None:
+            return super().__call__(x, is_causal=is_causal, rows=rows)
+        q, k, v = (split_heads(y, self.num_heads) for y in jnp.split(self.in_proj(x), 3, axis=-1))
+        mixed = jax.nn.dot_product_attention(q, k, v, is_causal=is_causal, implementation="cudnn")
+        return self.out_proj(mixed.reshape(x.shape))

@@ -1,0 +1,109 @@
+"""The middle of an enlarged picture that is long and thin, without the rest of it.
+
+Pillow makes all of it, although only the middle is kept: of 65,535 x 1 pixels for a model of 224
+that is 14,679,840 x 224. Pillow's `box=` would make less, but other pixels: it is in single
+precision. What is made here equals Pillow's to the bit: the coefficients are computed in the same
+order, and rounded as it rounds them; and lines come before columns, as they do where it enlarges.
+"""
+
+import math
+
+import numpy as np
+from jaxtyping import Float, Int
+from PIL import Image
+
+# Modes of 8 bits a channel, as NumPy has them too. Pillow computes most of the others otherwise.
+EIGHT_BITS = ("L", "La", "LA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
+# Modes without colours between colours, of which Pillow takes the nearest pixel.
+NEAREST = ("1", "P")
+# Pillow's fixed point: fractions of 2^-22.
+_PRECISION = 22
+
+
+def resize_middle(image: Image.Image, size: int, length: int) -> Image.Image:
+    """The middle of `image.resize(..., BICUBIC)`, as the square of `size` pixels a side.
+
+    Args:
+        image: of one of `EIGHT_BITS`.
+        size: what the shorter side becomes, more than it was.
+        length: what the longer side would become.
+    """
+    if image.mode in ("LA", "RGBA"):  # as Pillow does: transparent pixels have no colour
+        premultiplied = image.convert({"LA": "La", "RGBA": "RGBa"}[image.mode])
+        return resize_middle(premultiplied, size, length).convert(image.mode)
+    is_wide = image.width > image.height
+    begin = round((length - size) / 2.0)
+    weights, first = _coefficients(max(image.size), length, begin, begin + size)
+    low, high = int(first[0]), int(first[-1]) + weights.shape[1]
+    if is_wide:
+        # What lies beyond the picture is black, and has no weight.
+        window = image.crop((low, 0, high, image.height))
+        middle = _weighted(np.asarray(window), weights, first - low, axis=1)
+        # Pillow's second pass; its first has nothing to do.
+        return _image(middle, image).resize((size, size), Image.Resampling.BICUBIC)
+    window = image.crop((0, low, image.width, high))
+    narrow = window.resize((size, window.height), Image.Resampling.BICUBIC)
+    return _image(_weighted(np.asarray(narrow), weights, first - low, axis=0), image)
+
+
+def nearest_middle(image: Image.Image, size: int, length: int) -> Image.Image:
+    """As `resize_middle`, for a mode of `NEAREST`: side by side, in whatever order."""
+    begin, (width, height) = round((length - size) / 2.0), image.size
+    if width > height:
+        whole, box = (length, height), (begin, 0, begin + size, height)
+    else:
+        whole, box = (width, length), (0, begin, width, begin + size)
+    strip = image.resize(whole, Image.Resampling.NEAREST).crop(box)
+    return strip.resize((size, size), Image.Resampling.NEAREST)
+
+
+def _image(values: np.ndarray, like: Image.Image) -> Image.Image:
+    return Image.frombytes(like.mode, values.shape[1::-1], np.ascontiguousarray(values).tobytes())
+
+
+def _coefficients(
+    length: int, resized: int, begin: int, end: int
+) -> tuple[Int[np.ndarray, "n k"], Int[np.ndarray, " n"]]:
+    """How much each pixel of a line has of others, for some pixels of the resized line.
+
+    Returns:
+        Weights, in fixed point; and the place of the first pixel that each row of them is for.
+    """
+    scale = float(np.float32(length)) / resized  # Pillow keeps the side in single precision
+    stretch = max(scale, 1.0)
+    support = 2.0 * stretch  # a bicubic filter's
+    count = math.ceil(support) * 2 + 1
+    centers = (np.arange(begin, end) + 0.5) * scale
+    # Truncated towards 0, as C does.
+    first = np.maximum((centers - support + 0.5).astype(np.int64), 0)
+    last = np.minimum((centers + support + 0.5).astype(np.int64), length)
+    places = first[:, None] + np.arange(count)
+    weights = _bicubic((places - centers[:, None] + 0.5) * (1.0 / stretch))
+    weights[places >= last[:, None]] = 0.0
+    total = np.zeros(len(centers))
+    for column in weights.T:  # summed one after another, as a loop does
+        total += column
+    weights = np.divide(weights, total[:, None], where=total[:, None] != 0, out=weights)
+    fixed = weights * (1 << _PRECISION)
+    return np.trunc(np.where(fixed < 0, fixed - 0.5, fixed + 0.5)).astype(np.int64), first
+
+
+def _bicubic(x: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
+    """Pillow's filter, by its own formulas."""
+    a, x = -0.5, np.abs(x)
+    near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+def _weighted(
+    pixels: np.ndarray, weights: Int[np.ndarray, "n k"], first: Int[np.ndarray, " n"], axis: int
+) -> np.ndarray:
+    """Sums of pixels along an axis, rounded and clipped to bytes."""
+    lines = np.moveaxis(pixels, axis, 0)
+    shape = (-1, *[1] * (lines.ndim - 1))
+    total = np.full((len(first), *lines.shape[1:]), 1 << (_PRECISION - 1), np.int64)
+    for column, weight in enumerate(weights.T):
+        total += lines[first + column] * weight.reshape(shape)
+    clipped = np.clip(total >> _PRECISION, 0, 255).astype(np.uint8)
+    return np.moveaxis(clipped, 0, axis)
