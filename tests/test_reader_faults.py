@@ -442,12 +442,12 @@ def test_a_network_that_is_down_stops_the_job_and_marks_few_rows(store):
 def test_a_store_that_was_never_there_stops_the_job_at_once(store):
     store.answers = {"y": TimeoutError("no answer"), "z": "500"}
     with pytest.raises(Unreachable, match="wild://h/y can't be reached"):
-        read_address("wild://h/y", is_store=True)
+        read_address("wild://h/y", storage("wild://h"))
     with pytest.raises(Refused, match="gave up after 3 tries"):
-        read_address("wild://h/z", is_store=True)
-    assert read_address("wild://h/x", is_store=True) == picture()
+        read_address("wild://h/z", storage("wild://h"))
+    assert read_address("wild://h/x", storage("wild://h")) == picture()
     with pytest.raises(Refused, match="gave up after 3 tries"):
-        read_address("wild://h/y", is_store=True)
+        read_address("wild://h/y", storage("wild://h"))
 
 
 def test_a_driver_that_is_missing_is_told_by_the_rows_that_need_it(tmp_path):
