@@ -8,7 +8,7 @@ import os
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 
-from clip_jax.sources.addresses import read_address
+from clip_jax.sources.addresses import forget, read_address
 from clip_jax.sources.records import IMAGES, Record, as_key
 from clip_jax.storage import absolute, storage
 
@@ -28,6 +28,7 @@ class FolderShard:
             OSError: it can't be listed.
         """
         self._folder, self._storage = absolute(folder), storage(folder)
+        forget(self._folder)
         self._problems: dict[str, str] = {}
         self._names: list[str] = []
         sizes: dict[str, int] = {}
@@ -64,7 +65,7 @@ class FolderShard:
     def records(self, begin: int, end: int) -> Iterator[Record]:
         for name in self._names[begin:end]:
             path = f"{self._folder.rstrip('/')}/{name}"
-            read = functools.partial(read_address, path, is_store=True)
+            read = functools.partial(read_address, path, self._storage)
             problem = self._problems.get(name)
             yield Record(as_key(name), read, as_key(path), problem=problem)
 
