@@ -1,5 +1,6 @@
 """PIL image to model input, equal to the reference's torchvision pipeline to the last bit."""
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -144,7 +145,7 @@ def decode_image(data: bytes, formats: Sequence[str] | None = None) -> Image.Ima
     except Unreachable:
         raise
     except Exception as error:  # as above
-        raise ValueError(_fault(error, is_empty=not data)) from error
+        raise ValueError(_fault(error, data[:16])) from error
 
 
 def known_formats(formats: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -190,14 +191,22 @@ def _reason(path: str | os.PathLike[str], error: Exception) -> str:
         return "no permission to read it"
     if isinstance(error, OSError) and error.strerror and error.filename:
         return error.strerror
-    return _fault(error, is_empty=os.path.isfile(path) and os.path.getsize(path) == 0)
+    try:
+        with open(path, "rb") as file:
+            return _fault(error, file.read(16))
+    except OSError:
+        return _fault(error, b"?")
 
 
-def _fault(error: Exception, *, is_empty: bool) -> str:
+def _fault(error: Exception, beginning: bytes) -> str:
     if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
         return f"refused, because it is too large: {error}"
-    if is_empty:
+    if not beginning:
         return "the file is empty"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "is not an image in a format that Pillow knows and that is opened here"
+        for name in Image.OPEN.keys() - set(FORMATS):
+            with contextlib.suppress(Exception):  # of so short a file
+                if (is_one := Image.OPEN[name][1]) and is_one(beginning) is True:
+                    return f"is a picture in the format {name}, which is opened only if it is said"
+        return "is not an image in a format that Pillow knows"
     return f"the image is damaged ({error})"

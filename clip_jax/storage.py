@@ -47,7 +47,8 @@ def is_remote(address: str | os.PathLike[str]) -> bool:
 
 def plain(address: str | os.PathLike[str]) -> str:
     """The address as text; a `file://` one as the path that it is."""
-    return re.sub("^(file|local)://(?=/)", "", os.fspath(address))
+    text = os.fspath(address)
+    return re.sub("^(file|local)://(?=/)", "", text) if is_remote(text) else text
 
 
 def absolute(address: str | os.PathLike[str]) -> str:

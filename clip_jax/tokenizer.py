@@ -15,7 +15,7 @@ import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from importlib import resources
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 
 import numpy as np
 from jaxtyping import Int32, UInt16
@@ -81,7 +81,11 @@ def tokenize(
     for position, text in enumerate(_as_strings(texts)):
         if not isinstance(text, str):
             raise TypeError(f"texts[{position}] must be a string, got {_describe(text)}")
-        row = [START, *(_first_ids(text, room) if truncate else _ids(text)), END]
+        if not truncate:
+            ids = _ids(text)
+        else:
+            ids = islice(_ids(text), room) if len(text) < LONG else _first_ids(text, room)
+        row = [START, *ids, END]
         if len(row) > context_length:
             raise ValueError(
                 f"{_shortened(text)} has {len(row)} tokens with its start and end, more than the "

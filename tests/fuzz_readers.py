@@ -24,7 +24,9 @@ import traceback
 import warnings
 from pathlib import Path
 
-from tests import fuzz_inputs
+from tests import fuzz_inputs, fuzz_pictures
+
+KINDS = {**fuzz_inputs.TABLES, "images": fuzz_pictures.images}
 
 # Seconds that an input may take of a core, on which others may be at work, and bytes of memory.
 PATIENCE = 10
@@ -71,7 +73,7 @@ def read(path: Path, kind: str) -> dict[str, str | None]:
 def attempt(folder: Path, kind: str, seed: int) -> str | None:
     """One input; what is wrong with how it was read, if anything is."""
     rng = random.Random(f"{kind} {seed}")
-    case = fuzz_inputs.KINDS[kind](rng)
+    case = KINDS[kind](rng)
     for old in folder.iterdir():
         old.unlink()
     for name, data in case.files.items():
@@ -116,7 +118,7 @@ def read_once_to_import_all(kind: str) -> None:
     """What is imported on first use is part of no input's memory."""
     with tempfile.TemporaryDirectory() as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        case = fuzz_inputs.KINDS[kind](random.Random(0))
+        case = KINDS[kind](random.Random(0))
         for file, data in case.files.items():
             (Path(name) / file).write_bytes(data)
         read(Path(name) / case.mutated, kind)
@@ -141,20 +143,20 @@ def fuzz(kind: str, seconds: float, seed: int, count: int | None = None) -> dict
         command = [sys.executable, "-m", "tests.fuzz_readers", kind, "--work", str(seed)]
         command += ["--until", str(deadline)] + ([] if last is None else ["--last", str(last)])
         with tempfile.TemporaryFile("w+") as log:
-            process = subprocess.Popen(
-                command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
-            )
-            assert process.stdout is not None
             running = None
-            for line in process.stdout:
-                said = json.loads(line)
-                running = said.get("seed")
-                if "done" in said:
-                    seed = said["done"] + 1
-                    peaks.append(said["peak"])
-                    if said["fault"]:
-                        faults[said["done"]] = said["fault"]
-            if process.wait() and running is None:
+            with subprocess.Popen(
+                command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment
+            ) as process:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    said = json.loads(line)
+                    running = said.get("seed")
+                    if "done" in said:
+                        seed = said["done"] + 1
+                        peaks.append(said["peak"])
+                        if said["fault"]:
+                            faults[said["done"]] = said["fault"]
+            if process.returncode and running is None:
                 log.seek(0)
                 raise RuntimeError(log.read()[-2000:])
             if running is not None:  # it was at that one
@@ -179,7 +181,7 @@ def _used() -> int:
 def main() -> int:
     """As the module says."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("kind", choices=sorted(fuzz_inputs.KINDS))
+    parser.add_argument("kind", choices=sorted(KINDS))
     parser.add_argument("--seconds", type=float, default=600)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int)

@@ -119,10 +119,16 @@ def test_other_formats_are_opened_only_if_it_is_said(tmp_path, kind):
     data = picture(kind=kind, size=(16, 16)) if kind != "MSP" else _saved("1", kind)
     (tmp_path / "a.png").write_bytes(data)
     for open_it in (lambda: decode_image(data), lambda: open_image(tmp_path / "a.png")):
-        with pytest.raises(ValueError, match="is not an image in a format that Pillow knows and"):
+        with pytest.raises(ValueError, match=_unwelcome(kind)):
             open_it()
     if kind != "EPS":
         assert decode_image(data, [kind.lower()]).size == (16, 16)
+
+
+def _unwelcome(kind: str) -> str:
+    if kind == "TGA":  # which has no signature
+        return "is not an image in a format that Pillow knows|is a picture in the format"
+    return f"is a picture in the format {kind}, which is opened only if it is said"
 
 
 def _saved(mode: str, kind: str) -> bytes:

@@ -20,6 +20,7 @@ from clip_jax.embed.watch import Watch
 from clip_jax.preprocess import Preprocess
 from clip_jax.sources import (
     Columns,
+    Record,
     TablePairs,
     TarPairs,
     addresses,
@@ -52,10 +53,10 @@ def problems(source, **columns) -> dict[str, str | None]:
     return {record.key: record.problem for record in rows_of(source, **columns)}
 
 
-@pytest.mark.parametrize("kind", sorted(fuzz_inputs.KINDS))
+@pytest.mark.parametrize("kind", sorted(fuzz_readers.KINDS))
 def test_mutated_files_cost_no_neighbour_no_traceback_and_no_time(kind):
-    found = fuzz_readers.fuzz(kind, seconds=100, seed=0, count=25)
-    assert (found["inputs"], found["faults"]) == (25, {})
+    found = fuzz_readers.fuzz(kind, seconds=100, seed=0, count=15)
+    assert (found["inputs"], found["faults"]) == (15, {})
 
 
 # --- tar
@@ -188,12 +189,7 @@ def test_no_more_files_are_read_ahead_than_may_be_open():
             with lock:
                 alive += 1
                 most = max(most, alive)
-            yield None, i, record_of_a_file(str(i))
-
-    def record_of_a_file(key):
-        from clip_jax.sources import Record
-
-        return Record(key, picture, opens=True)
+            yield None, i, Record(str(i), picture, opens=True)
 
     loader = Loader(
         preprocess=Preprocess(32), context_length=None, exif_transpose=False, watch=Watch(False)
@@ -247,8 +243,6 @@ def test_running_out_of_open_files_is_no_rows_fault(tmp_path):
 
 
 def test_running_out_of_memory_is_no_rows_fault():
-    from clip_jax.sources import Record
-
     def read():
         raise MemoryError
 
@@ -442,12 +436,12 @@ def test_a_network_that_is_down_stops_the_job_and_marks_few_rows(store):
 def test_a_store_that_was_never_there_stops_the_job_at_once(store):
     store.answers = {"y": TimeoutError("no answer"), "z": "500"}
     with pytest.raises(Unreachable, match="wild://h/y can't be reached"):
-        read_address("wild://h/y", is_store=True)
+        read_address("wild://h/y", storage("wild://h"))
     with pytest.raises(Refused, match="gave up after 3 tries"):
-        read_address("wild://h/z", is_store=True)
-    assert read_address("wild://h/x", is_store=True) == picture()
+        read_address("wild://h/z", storage("wild://h"))
+    assert read_address("wild://h/x", storage("wild://h")) == picture()
     with pytest.raises(Refused, match="gave up after 3 tries"):
-        read_address("wild://h/y", is_store=True)
+        read_address("wild://h/y", storage("wild://h"))
 
 
 def test_a_driver_that_is_missing_is_told_by_the_rows_that_need_it(tmp_path):

@@ -13,13 +13,12 @@ from clip_jax.embed.identity import read_job
 from clip_jax.embed.load import Loader, Turns, loading
 from clip_jax.embed.watch import Watch
 from clip_jax.encoder import Encoder
-from clip_jax.errors import is_exhausted
 from clip_jax.evaluate.embedded import embeddings_of, read_embedded
 from clip_jax.nn import CLIP, flatten, from_parameters, nest, parameters
 from clip_jax.preprocess import Preprocess
-from clip_jax.sources import Columns, Record, open_input
+from clip_jax.sources import Columns, Record, faults, open_input
 from clip_jax.sources.records import as_text
-from clip_jax.storage import Disk, Unreachable, storage
+from clip_jax.storage import Disk, storage
 
 Features = Literal["before", "after"]
 
@@ -275,15 +274,9 @@ def _records(source: str, columns: Columns | None = None) -> Iterator[Record]:
 
 
 def _all(shard: Any) -> Iterator[Record]:
-    """The rows of a file; one that can't be read, or from where on it can't be, is a problem."""
-    try:
-        rows = shard.open()
-        yield from rows.records(0, len(rows))
-    except Exception as error:  # of damaged files readers have many kinds
-        if isinstance(error, Unreachable) or is_exhausted(error):
-            raise
-        reason = error.strerror if isinstance(error, OSError) else None
-        yield Record(as_text(shard.name), problem=reason or str(error) or type(error).__name__)
+    """The rows of a file; what can't be read of it is a problem."""
+    rows = faults.opened(shard)
+    return faults.all_records(rows, shard.name, 0, len(rows))
 
 
 def _is_hidden(name: str) -> bool:

@@ -8,6 +8,7 @@ import urllib.parse
 from clip_jax.storage import (
     Exhausted,
     Refused,
+    Storage,
     Unreachable,
     check_picture_size,
     is_remote,
@@ -23,7 +24,7 @@ PAUSE = 60.0
 NO_ANSWER = 64
 
 
-def read_address(address: str, *, is_store: bool = False) -> bytes:
+def read_address(address: str, store: Storage | None = None) -> bytes:
     """The bytes of a picture's file.
 
     What has no answer is asked for three times. The hosts that never answer are remembered, so that
@@ -31,8 +32,8 @@ def read_address(address: str, *, is_store: bool = False) -> bytes:
 
     Args:
         address: a path, or whatever fsspec knows.
-        is_store: whether the address lies in a store in which all of the input lies. Then the job
-            stops where nothing of it can be read from the beginning.
+        store: in which the address lies, and all of the input. Then the job stops where nothing of
+            it can be read from the beginning.
 
     Raises:
         OSError: it can't be read. Where it was tried several times the message says so, and trying
@@ -40,19 +41,18 @@ def read_address(address: str, *, is_store: bool = False) -> bytes:
         ValueError: it is malformed, or of a kind that fsspec doesn't know.
         Unreachable: nothing can be read any more, whatever the address.
     """
-    address = plain(address)
-    if not is_remote(address):
-        disk = storage(address)
+    if not is_remote(address := plain(address)):
+        disk = store or storage(address)
         check_picture_size(address, disk.size(address))
         return disk.read(address)
     host = _host(address)
     _HOSTS.check(host)
     try:
-        data = storage(address).read(address)
+        data = (store or storage(address)).read(address)
     except Exhausted:
         raise
     except Unreachable as error:
-        if is_store and error.is_silent and not _HOSTS.has_answered(host):
+        if store is not None and error.is_silent and not _HOSTS.has_answered(host):
             raise
         cause = error.__cause__ or error
         reason = f"{type(cause).__name__}: {cause}"
@@ -67,6 +67,11 @@ def read_address(address: str, *, is_store: bool = False) -> bytes:
     _HOSTS.answered(host)
     check_picture_size(address, len(data))
     return data
+
+
+def forget(store: str) -> None:
+    """Begins anew with a store: that it answered an earlier job says nothing for this one."""
+    _HOSTS.forget(_host(store))
 
 
 @dataclasses.dataclass
@@ -111,6 +116,12 @@ class _Hosts:
             self._hosts.pop(host, None)
             if len(self._alive) < 1000:
                 self._alive.add(host)
+
+    def forget(self, host: str) -> None:
+        """Makes a host one that was never asked."""
+        with self._lock:
+            self._alive.discard(host)
+            self._hosts.pop(host, None)
 
     def has_answered(self, host: str) -> bool:
         """Whether a host has ever answered, as far as is remembered."""

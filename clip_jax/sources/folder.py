@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
-from clip_jax.sources.addresses import read_address
+from clip_jax.sources.addresses import forget, read_address
 from clip_jax.sources.records import IMAGES, Record, as_key
 from clip_jax.storage import absolute, storage
 
@@ -27,6 +27,7 @@ class FolderShard:
             OSError: it can't be listed.
         """
         self.path, self._storage = absolute(folder).rstrip("/"), storage(folder)
+        forget(self.path)
         self._problems: dict[str, str] = {}
         self._names: list[str] = []
         stamps: dict[str, int] = {}
@@ -71,7 +72,7 @@ class FolderShard:
     def records(self, begin: int, end: int) -> Iterator[Record]:
         for name in self._names[begin:end]:
             path = f"{self.path}/{name}"
-            read = functools.partial(read_address, path, is_store=True)
+            read = functools.partial(read_address, path, self._storage)
             problem = self._problems.get(name)
             yield Record(as_key(name), read, as_key(path), problem=problem)
 

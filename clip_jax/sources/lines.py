@@ -162,12 +162,13 @@ def key_of(value: Any) -> str:
 
 def record(row: Mapping[str, Any] | str, number: str, table: str, columns: Columns) -> Record:
     """A table's row as a record, or what is wrong with it as one; as `record_of`."""
+    number = as_key(number)
     if isinstance(row, str):
-        return Record(as_key(number), problem=row)
+        return Record(number, problem=row)
     try:
-        return record_of(row, as_key(number), table, columns)
+        return record_of(row, number, table, columns)
     except Exception as error:  # whatever the row holds, it is one of many
-        return Record(as_key(number), problem=told(error))
+        return Record(number, problem=told(error))
 
 
 def _beside(table: str, path: str) -> str:
@@ -210,7 +211,11 @@ def _parse_csv(lines: Sequence[bytes], columns: Columns) -> Iterator[_Row]:
         elif any(cell and not cell.isascii() and _broken(cell) for cell in cells):
             yield "the row is not UTF-8"
         else:
-            yield dict(itertools.zip_longest(names, cells))
+            yield (
+                dict(zip(names, cells, strict=True))
+                if len(cells) == len(names)
+                else dict(itertools.zip_longest(names, cells))
+            )
 
 
 def csv_text(text: bytes, errors: str) -> list[str]:

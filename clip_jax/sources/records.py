@@ -171,11 +171,15 @@ class Shard(Protocol):
 
 def as_text(text: str) -> str:
     r"""Text that UTF-8 can hold: bytes of a name that are not UTF-8 are written as `\xe9`."""
+    if text.isascii():  # nearly all are, and there are very many
+        return text
     return re.sub("[\ud800-\udfff]", lambda found: _escaped(ord(found[0])), text)
 
 
 def as_key(text: str) -> str:
     r"""As `as_text`, but two names stay two: where one has `\xe9` itself, that is `\x5cxe9`."""
+    if "\\" not in text:
+        return as_text(text)
     return as_text(re.sub(r"\\(?=x5c|x[89a-f][0-9a-f]|ud[89a-f][0-9a-f]{2})", r"\\x5c", text))
 
 
