@@ -190,7 +190,7 @@ class Assembly:
         if there is not None:
             part, rows, errors = self._merged(there)
             failed = [{error.row for error in each} for each in (errors, there.errors)]
-            if self._task.is_retry and rows == there.rows and failed[0] == failed[1]:
+            if self._task.is_retry and rows == list(there.rows) and failed[0] == failed[1]:
                 return  # nothing has changed
         stamp = None
         # Rows that were not found to be the input's aren't said to be.

@@ -64,10 +64,10 @@ class Finished:
     mark: int = 0
     has_digests: bool = False
 
-    def embedded(self, begin: int) -> list[int]:
+    def embedded(self, begin: int) -> Sequence[int]:
         """The rows embedded, of a unit that begins there."""
         everything = range(begin, begin + self.rows + self.errors)
-        return [row for row in everything if row not in self.failed]
+        return [row for row in everything if row not in self.failed] if self.failed else everything
 
 
 @dataclasses.dataclass(frozen=True)

@@ -158,12 +158,13 @@ class Parts:
             self._storage.write(path, encoded(error_table(errors), {}, about))
         inside = dict(part.embeddings)
         about["beside"] = {}
+        is_there = bool(self.beside) and self._is_there(self.path(self.table, unit.name))
         arrays = {}
         for column, file in self.beside.items():
             data = npy(inside.pop(column))
             array = self.path(file, unit.name)
-            if self._is_there(array):  # of a part that counts until the table is there
-                arrays[array], array = data, array + NEXT
+            if is_there:  # what counts until the new table is there needs its array
+                arrays[array], array = data, _next(array)
             self._storage.write(array, data)
             about["beside"][column] = {"bytes": len(data), "crc32": zlib.crc32(data)}
         table = encoded(part.columns, inside, about, part.pictures)
@@ -171,7 +172,7 @@ class Parts:
         self._storage.write(self.path(self.table, unit.name), table)
         for array, data in arrays.items():
             self._storage.write(array, data)
-            self._storage.remove(array + NEXT)
+            self._storage.remove(_next(array))
         if not errors:
             self._storage.remove(path)
 
@@ -257,20 +258,19 @@ class Parts:
             is_ours: tells of a unit's name whether it is of our share.
         """
         for column, file in self.beside.items():
-            folder, _, pattern = f"{self._out}/{file}{NEXT}".rpartition("/")
+            folder, _, pattern = _next(f"{self._out}/{file}").rpartition("/")
             head, _, tail = pattern.partition("{}")
             for found in self._storage.names(folder):
                 name = found.removeprefix(head).removesuffix(tail)
-                if name != found and pattern.format(name) == found and is_ours(name):
-                    self._put_next(name, column, file)
+                if pattern.format(name) == found and is_ours(name):
+                    self._put_next(name, column, self.path(file, name))
 
-    def _put_next(self, name: str, column: str, file: str) -> None:
+    def _put_next(self, name: str, column: str, path: str) -> None:
         """Gives an array its place, if the table that it belongs to is there."""
-        path = self.path(file, name)
         table = self._whole(self.path(self.table, name), True)
-        if table is not None and self._is_array(path + NEXT, table.about["beside"][column], True):
-            self._storage.write(path, self._storage.read(path + NEXT))
-        self._storage.remove(path + NEXT)
+        if table is not None and self._is_array(_next(path), table.about["beside"][column], True):
+            self._storage.write(path, self._storage.read(_next(path)))
+        self._storage.remove(_next(path))
 
     def path(self, file: str, name: str) -> str:
         """Where a unit's file is, of that pattern."""
@@ -303,7 +303,7 @@ class Parts:
 
     def _array(self, path: str, expected: Mapping[str, int], entirely: bool) -> str | None:
         """Where the array is that a table expects: in its place, or about to take it."""
-        places = (path, path + NEXT)
+        places = (path, _next(path))
         return next((p for p in places if self._is_array(p, expected, entirely)), None)
 
     def _is_array(self, path: str, expected: Mapping[str, int], entirely: bool) -> bool:
@@ -347,3 +347,9 @@ class NpyParts(Parts):
         self.beside = {
             column: "{0}/{0}_".format(folders[tower]) + "{}.npy" for column, tower in towers.items()
         }
+
+
+def _next(path: str) -> str:
+    """Where an array waits until its table is there."""
+    folder, _, name = path.rpartition("/")
+    return f"{folder}/.{name}{NEXT}"
