@@ -253,7 +253,9 @@ def test_section_whose_process_dies_is_an_error_row_and_its_next_case_runs(tmp_p
 def test_section_that_overruns_its_share_is_killed_with_its_processes(tmp_path, sections):
     hanging = """
         def hang(size):
-            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+            code = "import time; time.sleep(600)"
+            # In a session of its own, as what compiles for PyTorch may be.
+            child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
             open(os.environ["PIDS"], "w").write(f"{os.getpid()} {child.pid}")
             time.sleep(600)
         def cases(tiny):
@@ -330,6 +332,8 @@ sys.exit(run([section], Path({str(tmp_path / "out")!r}), time.monotonic() + 600,
         yield process, int(pid.read_text())
     finally:
         process.kill()
+        if pid.exists() and is_running(int(pid.read_text())):
+            os.kill(int(pid.read_text()), signal.SIGKILL)
         process.communicate()
 
 
@@ -343,7 +347,7 @@ def wait_until(condition):
 def test_workers_die_with_a_supervisor_that_is_killed(started):
     process, pid = started
     process.kill()
-    process.communicate()
+    process.wait()
     wait_until(lambda: not is_running(pid))
 
 
