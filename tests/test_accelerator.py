@@ -193,7 +193,8 @@ def sections(tmp_path, monkeypatch):
     folder = tmp_path / "modules"
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    others = os.environ.get("PYTHONPATH", "")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), others]))
 
     def make(**sources):
         made = []
@@ -252,7 +253,9 @@ def test_section_whose_process_dies_is_an_error_row_and_its_next_case_runs(tmp_p
 def test_section_that_overruns_its_share_is_killed_with_its_processes(tmp_path, sections):
     hanging = """
         def hang(size):
-            child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+            code = "import time; time.sleep(600)"
+            # In a session of its own, as what compiles for PyTorch may be.
+            child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
             open(os.environ["PIDS"], "w").write(f"{os.getpid()} {child.pid}")
             time.sleep(600)
         def cases(tiny):
@@ -295,26 +298,7 @@ def test_temporary_files_of_a_section_are_gone_after_it(tmp_path, sections):
     assert not Path(rows.read()[0]["folder"]).exists()
 
 
-def test_workers_die_with_a_supervisor_that_is_killed(tmp_path, sections):
-    process, pid = started(tmp_path, sections)
-    process.kill()
-    process.communicate()
-    wait_until(lambda: not is_running(pid))
-
-
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_interrupted_run_keeps_its_rows_and_prints_the_table(tmp_path, sections, number, status):
-    process, pid = started(tmp_path, sections)
-    process.send_signal(number)
-    out, error = process.communicate(timeout=60)
-    assert process.returncode == status
-    assert "Traceback" not in error
-    assert "# Accelerator" in out and "| fine | ours | 1 s |" in out
-    assert (tmp_path / "out" / "table.md").read_text().startswith("# Accelerator")
-    assert statuses(Rows(tmp_path / "out")) == [("fine", None, "ok")]
-    assert not is_running(pid)
-
-
+@pytest.fixture
 def started(tmp_path, sections):
     """A whole run, at its second row, which takes forever; and that row's process."""
     hanging = """
@@ -343,15 +327,41 @@ sys.exit(run([section], Path({str(tmp_path / "out")!r}), time.monotonic() + 600,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    wait_until(lambda: pid.exists() and pid.read_text())
-    return process, int(pid.read_text())
+    try:
+        wait_until(lambda: pid.exists() and pid.read_text())
+        yield process, int(pid.read_text())
+    finally:
+        process.kill()
+        if pid.exists() and is_running(int(pid.read_text())):
+            os.kill(int(pid.read_text()), signal.SIGKILL)
+        process.communicate()
 
 
 def wait_until(condition):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_workers_die_with_a_supervisor_that_is_killed(started):
+    process, pid = started
+    process.kill()
+    process.wait()
+    wait_until(lambda: not is_running(pid))
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_interrupted_run_keeps_its_rows_and_prints_the_table(tmp_path, started, number, status):
+    process, pid = started
+    process.send_signal(number)
+    out, error = process.communicate(timeout=300)
+    assert process.returncode == status
+    assert "Traceback" not in error
+    assert "# Accelerator" in out and "| fine | ours | 1 s |" in out
+    assert (tmp_path / "out" / "table.md").read_text().startswith("# Accelerator")
+    assert statuses(Rows(tmp_path / "out")) == [("fine", None, "ok")]
+    assert not is_running(pid)
 
 
 def is_running(pid):

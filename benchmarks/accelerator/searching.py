@@ -39,7 +39,7 @@ def cases(tiny: bool) -> list[Case]:
     width = 16 if tiny else PROBE_DIM
     return [
         Case(
-            f"search over x {DIM}, float16, {NEAREST} nearest",
+            f"search, {DIM} columns of float16, {NEAREST} nearest",
             SEARCH,
             functools.partial(_search, tiny),
             rows,
@@ -48,7 +48,7 @@ def cases(tiny: bool) -> list[Case]:
             about=about,
         ),
         Case(
-            f"probe's sweep over x {width}, 10 classes",
+            f"sweep of a linear probe, {width} columns, 10 classes",
             SWEEP,
             functools.partial(_sweep, width, tiny),
             probe,
@@ -57,7 +57,7 @@ def cases(tiny: bool) -> list[Case]:
             about={"kind": "probe"},
         ),
         Case(
-            f"search over x {DIM}, float16, {NEAREST} nearest",
+            f"search, {DIM} columns of float16, {NEAREST} nearest",
             SCAN,
             functools.partial(_scan, tiny),
             rows // 8,
