@@ -15,7 +15,7 @@ __all__ = ["compiled_once"]  # a fixture here, too
 def bucket():
     """An empty bucket of a server that speaks S3."""
     server_module = pytest.importorskip("moto.server", reason="needs the extra test-s3")
-    pytest.importorskip("s3fs", reason="needs the extra test-s3")
+    s3fs = pytest.importorskip("s3fs", reason="needs the extra test-s3")
     import boto3
 
     server = server_module.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
@@ -29,6 +29,7 @@ def bucket():
         client = boto3.client("s3")
         client.create_bucket(Bucket="bucket")
         client.close()
+        s3fs.S3FileSystem.clear_instance_cache()  # those of another module's server
         yield "s3://bucket"
     server.stop()
 
