@@ -287,7 +287,7 @@ def test_what_the_machine_lacks_ends_it_in_a_line_and_marks_nothing(run, monkeyp
         results.append(run("retrieval", "?.tar"))
     for status, out, err in results:
         assert (status, out, len(err)) == (1, "", 1)
-        assert "Too many open files" in err[0] or "memory has run out" in err[0]
+        assert "too many open files" in err[0].lower() or "memory" in err[0]
 
 
 def test_no_picture_is_bad_because_descriptors_have_run_out(data, monkeypatch, capsys):
@@ -428,7 +428,7 @@ def test_arrows_own_exceptions_are_a_line(run, monkeypatch, error):
 def test_damage_that_no_checksum_has_seen_is_a_line(data, out):
     fsspec = pytest.importorskip("fsspec")
     store = fsspec.filesystem("memory")
-    for path in out.iterdir():
+    for path in filter(Path.is_file, out.iterdir()):
         content = bytearray(path.read_bytes())
         if path.name == "part-000001-000000.parquet":
             content[4:200] = bytes(196)

@@ -121,7 +121,7 @@ class Attention(nnx.Module):
         q, k, v = (split_heads(y, self.num_heads) for y in jnp.split(self.in_proj(x), 3, axis=-1))
         mask = take_rows(causal_mask(x.shape[1]), rows)[:, None] if is_causal else None
         mixed = dot_product_attention(take_rows(q, rows), k, v, mask)  # b r h c
-        return self.out_proj(mixed.reshape(*mixed.shape[:2], -1))
+        return self.out_proj(mixed.reshape(*mixed.shape[:2], x.shape[-1]))
 
 
 class MLP(nnx.Module):
