@@ -1,8 +1,6 @@
 """`python -m clip_jax` is `clip-jax`."""
 
-import sys
-
-from clip_jax.cli import main
+from clip_jax.cli import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

@@ -90,6 +90,9 @@ def handled(say: Callable[[str], None]) -> Iterator[None]:
             watchdog.join()
         # Otherwise the process is about to exit, and is watched until it has.
         state.is_told = True
+    # Raised while Python was in a callback of its garbage collector, it was dropped there.
+    if state.first is not None:
+        raise _STOPS[state.first]
 
 
 @contextlib.contextmanager

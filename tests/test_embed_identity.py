@@ -90,7 +90,7 @@ def test_a_file_packed_again_in_another_order_is_refused_and_nothing_is_changed(
             embed(source, model, out, **OPTIONS)
         message = str(caught.value)
         assert "\n" not in message
-        assert "holds embeddings of other rows: rows 0 to 1 of the input, where row 0 is" in message
+        assert "holds embeddings of other rows: rows 0 to 1 of a." in message
         assert "row 0 is '07' and was '00'; 1 more parts likewise. Give another folder" in message
         assert "Give another folder for the output; or remove" in message
         assert contents(out) == before
@@ -318,7 +318,7 @@ def test_a_file_that_changes_while_the_job_runs_is_noticed_at_its_end(model, tmp
     change("changed")
     with pytest.raises(
         ValueError,
-        match="of other pictures: rows 0 to 1 of the input, where that of '00' is another",
+        match="of other pictures: rows 0 to 1 of a.tar, where that of '00' is another",
     ):
         embed(source, model, tmp_path / "changed", **OPTIONS)
 

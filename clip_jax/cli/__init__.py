@@ -4,6 +4,7 @@ Commands import what they need when they run. They raise what they can't do, and
 """
 
 import argparse
+import contextlib
 import io
 import os
 import sys
@@ -20,6 +21,7 @@ from clip_jax.signals import Terminated, exit_status, handled
 COMMANDS = (models, classify, embed, search, evaluate, convert, parity, train)
 
 FAILURE, BAD_ARGUMENTS, BROKEN_PIPE = 1, 2, 141
+STOPPED = (130, 143)  # by Ctrl-C, by SIGTERM
 
 # What a user can bring about and mend; anything else is a defect of ours and shows its traceback.
 EXPECTED = (CheckpointError, DownloadError, ValueError, OSError, ModuleNotFoundError)
@@ -68,6 +70,27 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             _complain(message)
             return FAILURE
+
+
+def program() -> NoReturn:
+    """Runs the command of this process, and ends the process."""
+    status = main()
+    if status in STOPPED:
+        # Threads may be computing, and would crash as Python takes their world apart. What is to
+        # be left in order has been; but processes that compute together leave each other's.
+        with contextlib.suppress(Exception):
+            _leave()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _leave() -> None:
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        jax.distributed.shutdown()
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 from clip_jax.embed.units import Unit
 from clip_jax.nn import CLIP, flatten, parameters
 from clip_jax.sources import Input
+from clip_jax.sources.files import ListedFile
 from clip_jax.storage import storage
 
 JOB = "job.json"
@@ -171,15 +173,21 @@ def refuse_others(others: Sequence[Other]) -> None:
         return
     first, *more = others
     also = f"; {len(more)} more parts likewise" if more else ""
-    shown = ", ".join(other.part for other in others[:SHOWN])
-    rest = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+    if len(others) >= SHOWN:  # where comparing has ended
+        also = f"; at least {len(more)} more parts likewise"
+        # All parts of the same files: those not compared are as likely others.
+        parts = {re.sub(r"(\d{6,})-\d{6,}", r"\1-*", other.part) for other in others}
+    else:
+        parts = {other.part for other in others}
     raise ValueError(
         f"the output holds embeddings of other {first.what}: {first.how}{also}. Give another "
-        f"folder for the output; or remove {shown}{rest} to have these rows embedded again."
+        f"folder for the output; or remove {', '.join(sorted(parts))} to have these rows embedded "
+        "again."
     )
 
 
 def place(source: Input, unit: Unit) -> str:
     """Which rows of an input a unit has."""
-    name = "the input" if len(source.shards) == 1 else source.shards[unit.shard].name
+    shard = source.shards[unit.shard]
+    name = shard.name if isinstance(shard, ListedFile) else "the input"  # a folder
     return f"rows {unit.begin} to {unit.end - 1} of {name}"
