@@ -19,6 +19,7 @@ from clip_jax.embed.index import finished_job
 from clip_jax.embed.parts import Parts
 from clip_jax.file_stat import Stat, of_store
 from clip_jax.sources import lines, open_input
+from clip_jax.sources.files import ListedFile
 from tests.models import SMALL_VIT, small
 from tests.test_embed import QUIET, compiled_once, contents, lasting, rows
 from tests.test_sources import parquet, write_tar
@@ -410,3 +411,13 @@ def test_a_table_whose_columns_have_other_names_is_refused(model, tmp_path):
         ValueError, match="where the columns are key, path and were key, path, caption"
     ):
         embed(source, model, tmp_path / "out", **OPTIONS)
+
+
+def test_a_file_written_in_place_shows_though_its_size_and_time_are_put_back(tmp_path):
+    path = tmp_path / "a.tar"
+    path.write_bytes(b"before")
+    listed, times = ListedFile(str(path)), path.stat()
+    assert not listed.has_changed()
+    path.write_bytes(b"behind")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert listed.has_changed()

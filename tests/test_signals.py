@@ -201,3 +201,22 @@ def test_a_stopped_embedding_job_keeps_its_parts_and_goes_on(tmp_path):
         before = parts
     assert end(embed(out))[0] == 0
     assert contents(out) == whole
+
+
+def test_a_signal_that_something_has_swallowed_ends_the_command_all_the_same():
+    """As Python's callbacks of its garbage collector do with what is raised in them."""
+    script = """
+        import os, signal, sys, time
+        from clip_jax.signals import exit_status, handled
+        try:
+            with handled(print):
+                try:
+                    os.kill(os.getpid(), signal.SIGINT)
+                    time.sleep(5)
+                except KeyboardInterrupt:
+                    pass
+        except KeyboardInterrupt as stop:
+            os._exit(exit_status(stop))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    assert subprocess.run(command, timeout=60).returncode == 130
