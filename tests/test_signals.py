@@ -78,11 +78,11 @@ def test_a_command_says_what_is_kept_and_ends_with_128_and_the_signal(number, st
 
 
 def test_a_command_that_waits_outside_of_python_ends_all_the_same():
-    # As for a device: no exception can be raised until the call returns.
-    body = f"""
+    # As for a device: no exception can be raised until the call returns. What is called says that
+    # it is ready: a signal that comes before the call is another case.
+    body = """
     import ctypes
-    {READY}
-    ctypes.CDLL(None).system(b"exec sleep 12 > /dev/null 2>&1")
+    ctypes.CDLL(None).system(b"echo ready; exec sleep 12 > /dev/null 2>&1")
     """
     code, said, seconds = end(start(body, "signals.GRACE = 1.0"), signal.SIGTERM)
     assert code == 143 and seconds < 6

@@ -29,6 +29,10 @@ FILES = (ROWS, table.NAME, LOG)
 RESERVE = 5.0
 
 
+class NoDevice(RuntimeError):
+    """There is nothing here that could be measured."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     begin = time.monotonic()
     parser = argparse.ArgumentParser(
@@ -56,37 +60,43 @@ def run(
     except (OSError, ValueError) as error:
         return _complain(f"--out can't be written: {error}")
     environment = _quick() if tiny else {}
-    with signals.handled(_say), Supervisor(sections, rows, tiny=tiny, environment=environment) as s:
-        try:
-            found = _looked_at(tiny)
-        except (RuntimeError, KeyboardInterrupt) as reason:
-            for name in FILES:  # there was no run
-                (rows.path.parent / name).unlink(missing_ok=True)
-            if isinstance(reason, KeyboardInterrupt):
-                return signals.exit_status(reason)
-            return _complain(str(reason))
-        status = 0
-        try:
-            s.run(deadline - time.monotonic())
-        except KeyboardInterrupt as stop:
-            _say("interrupted: the rows so far stand")
-            status = signals.exit_status(stop)
-        table.write(rows, found, tiny=tiny)
-        return status
+    try:
+        with (
+            signals.handled(_say),
+            Supervisor(sections, rows, tiny=tiny, environment=environment) as supervisor,
+        ):
+            try:
+                found = _looked_at(tiny)
+            except (NoDevice, KeyboardInterrupt):
+                for name in FILES:  # there was no run
+                    (rows.path.parent / name).unlink(missing_ok=True)
+                raise
+            try:
+                supervisor.run(deadline - time.monotonic())
+            except KeyboardInterrupt:
+                _say("interrupted: the rows so far stand")
+                raise
+            finally:
+                table.write(rows, found, tiny=tiny)
+    except KeyboardInterrupt as stop:
+        return signals.exit_status(stop)
+    except NoDevice as error:
+        return _complain(str(error))
+    return 0
 
 
 def _looked_at(tiny: bool) -> dict[str, Any]:
     """The machine.
 
     Raises:
-        RuntimeError: it has nothing to measure; says what to do.
+        NoDevice: it has nothing to measure; says what to do.
     """
     try:
         found = machine.look()
     except RuntimeError as error:
-        raise RuntimeError(f"JAX finds no device that works: {error}") from None
+        raise NoDevice(f"JAX finds no device that works: {error}") from None
     if found["platform"] == "cpu" and not tiny:
-        raise RuntimeError(
+        raise NoDevice(
             "no accelerator: JAX sees nothing but the CPU here. Install its plug-in for the "
             "device (pip install 'jax[cuda13]'), or see by --tiny that the program runs"
         )
