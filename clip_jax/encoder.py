@@ -21,11 +21,12 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from clip_jax.backends import default_attention, default_batch_size, optimize, use_attention
+from clip_jax.backends.cast import cast
 from clip_jax.backends.defaults import Attention
 from clip_jax.compilation import compile_cache
 from clip_jax.config import ViTConfig
 from clip_jax.messages import some
-from clip_jax.nn import CLIP, cast, normalize
+from clip_jax.nn import CLIP, normalize
 from clip_jax.nn.clip import computing
 from clip_jax.nn.inputs import as_images, as_tokens
 from clip_jax.placement import Device, Parallel, place

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import DTypeLike
+from numpy.typing import ArrayLike, DTypeLike
 
 # XLA copies what begins elsewhere. Arrays in our files begin at multiples of this, too.
 ALIGNMENT = 64
@@ -22,3 +22,10 @@ def aligned_empty(shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
 def round_up(size: int) -> int:
     """The next multiple of `ALIGNMENT`."""
     return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def float32_copy(array: ArrayLike) -> np.ndarray:
+    """A C-contiguous float32 copy in memory that a CPU device can adopt instead of copying it."""
+    copy = aligned_empty(np.shape(array), np.float32)
+    np.copyto(copy, np.asarray(array))
+    return copy

@@ -9,8 +9,9 @@ from clip_jax.config import Activation, CLIPConfig, check_activation
 from clip_jax.convert.infer import infer_config
 from clip_jax.convert.rules import Rule, source_to_target, target_to_source
 from clip_jax.errors import CheckpointError
-from clip_jax.nn import flatten, misfits, parameter_shapes, unflatten
-from clip_jax.nn.tree import check_blocks, listed
+from clip_jax.nn import flatten, misfits, unflatten
+from clip_jax.nn.tree import listed
+from clip_jax.shapes import check_blocks, parameter_shapes
 
 # Three scalars of the official archives, which say again what the shapes say.
 IGNORED = ("input_resolution", "context_length", "vocab_size")

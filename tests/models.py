@@ -11,7 +11,8 @@ import numpy as np
 from flax import nnx
 
 from clip_jax.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
-from clip_jax.nn import CLIP, MEAN, STD, from_parameters, parameter_shapes, unflatten
+from clip_jax.nn import CLIP, MEAN, STD, from_parameters, unflatten
+from clip_jax.shapes import parameter_shapes
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -9,18 +9,20 @@ import pytest
 from flax import nnx
 
 from clip_jax.backends import defaults, optimize, optimize_for_training
+from clip_jax.backends.cast import cast
 from clip_jax.backends.cpu import attention
 from clip_jax.backends.cpu.attention import CachedAttention, SingleQueryPool, attention_in_blocks
 from clip_jax.backends.cpu.convolution import ProductsConv, SpaceToDepthConv, WinogradConv
 from clip_jax.backends.cpu.gradients import linear_in_training
 from clip_jax.backends.cpu.linear import multiply
 from clip_jax.backends.gpu.attention import CudnnAttention
+from clip_jax.backends.pooled_row import PooledTransformer, RowAttention, rows_of
 from clip_jax.backends.single_query import SingleQueryAttention
 from clip_jax.encoder import Encoder
 from clip_jax.nn import from_parameters, parameters
 from clip_jax.nn.layers import dot_product_attention
 from clip_jax.nn.resnet import Conv
-from clip_jax.nn.tree import cast, variables
+from clip_jax.nn.tree import variables
 from clip_jax.train.rematerialize import rematerialize
 from tests.models import (
     TINY_RESNET,
@@ -208,7 +210,9 @@ def test_attention_of_nn_equals_its_formula_in_float64():
 
 @pytest.mark.parametrize("is_causal", [True, False])
 @pytest.mark.parametrize("rows", [None, 0, "each"])
-@pytest.mark.parametrize("layer", [SingleQueryAttention, CachedAttention, CudnnAttention])
+@pytest.mark.parametrize(
+    "layer", [RowAttention, SingleQueryAttention, CachedAttention, CudnnAttention]
+)
 def test_every_attention_equals_that_of_nn(layer, rows, is_causal, monkeypatch):
     fused = jax.nn.dot_product_attention
     monkeypatch.setattr(  # as far as it goes without such a GPU
@@ -219,10 +223,24 @@ def test_every_attention_equals_that_of_nn(layer, rows, is_causal, monkeypatch):
     plain = fresh(TINY_VIT).transformer.resblocks[0].attn
     x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 7, 128)), jnp.float32)
     rows = jnp.asarray([0, 6, 3, 3, 1]) if rows == "each" else rows
-    expected = plain(x, is_causal=is_causal, rows=rows)
+    expected = rows_of(plain(x, is_causal=is_causal), rows)
     given = layer(plain)(x, is_causal=is_causal, rows=rows)
     assert given.shape == expected.shape
     assert relative_error(given, expected) < 2e-6
+
+
+@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("rows", [0, 3, "each"])
+def test_a_transformer_that_computes_the_pooled_row_alone_equals_that_of_nn(rows, is_causal):
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 7, 128)), jnp.float32)
+    rows = jnp.asarray([0, 6, 3, 3, 1]) if rows == "each" else rows
+    plain, pooled = small(TINY_VIT).transformer, PooledTransformer(small(TINY_VIT).transformer)
+    expected = plain(x, rows, is_causal=is_causal)
+    assert relative_error(pooled(x, rows, is_causal=is_causal), expected) < 2e-6
+    seen: dict[str, jax.Array] = {}
+    given = pooled(x, rows, is_causal=is_causal, tap=seen.__setitem__)
+    assert relative_error(given, expected) < 2e-6
+    assert [hidden.shape for hidden in seen.values()] == [x.shape] * len(plain.resblocks)
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -248,12 +266,15 @@ def test_a_model_optimized_for_training_keeps_its_tree_and_its_numbers(config, p
 
 
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
-def test_nothing_is_exchanged_where_nothing_was_measured(platform):
+@pytest.mark.parametrize("optimized", [optimize, optimize_for_training])
+def test_where_nothing_was_measured_only_the_pooled_row_is_computed_otherwise(platform, optimized):
     model = small(TINY_RESNET)
-    kinds = [type(module) for _, module in nnx.iter_modules(model)]
-    optimize(model, platform)
-    optimize_for_training(model, platform)
-    assert [type(module) for _, module in nnx.iter_modules(model)] == kinds
+    kinds = {path: type(module) for path, module in nnx.iter_modules(model)}
+    optimized(model, platform)
+    last = ("transformer", "resblocks", TINY_RESNET.text.num_layers - 1)
+    exchanged = {("transformer",), last, (*last, "attn")}
+    for path, module in nnx.iter_modules(model):
+        assert (type(module) is not kinds[path]) == (path in exchanged), path
 
 
 def test_the_table_of_defaults_takes_the_first_row_that_fits(monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from clip_jax.catalog import CATALOG, available_models, lookup
 from clip_jax.config import CLIPConfig
 from clip_jax.convert.infer import infer_config
-from clip_jax.nn import parameter_shapes
+from clip_jax.shapes import parameter_shapes
 from tests.models import official_shapes
 
 OFFICIAL = [

@@ -15,7 +15,7 @@ from clip_jax.config import CLIPConfig, TextConfig, ViTConfig
 from clip_jax.convert import unpickle
 from clip_jax.convert.reader import read_checkpoint
 from clip_jax.errors import CheckpointError
-from clip_jax.nn import parameter_shapes
+from clip_jax.shapes import parameter_shapes
 from clip_jax.weights import load
 from tests import checkpoint_mutations as mutations
 from tests import fuzz_checkpoints

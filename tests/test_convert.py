@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from clip_jax.convert.pytorch import from_pytorch, to_pytorch
 from clip_jax.convert.rules import RULES, source_to_target, target_to_source
 from clip_jax.errors import CheckpointError
-from clip_jax.nn import flatten, from_parameters, parameter_shapes, parameters
+from clip_jax.nn import flatten, from_parameters, parameters
+from clip_jax.shapes import parameter_shapes
 from tests.models import TINY_RESNET, TINY_VIT, official_shapes, random_parameters
 
 OFFICIAL = official_shapes()

@@ -16,13 +16,13 @@ from clip_jax.nn import (
     flatten,
     from_parameters,
     normalize,
-    parameter_shapes,
     parameters,
     set_parameters,
 )
 from clip_jax.nn.clip import _encode_image
 from clip_jax.nn.layers import LayerNorm, activate
 from clip_jax.nn.resnet import BatchNorm
+from clip_jax.shapes import parameter_shapes
 from tests import reference
 from tests.models import (
     GOLDEN,

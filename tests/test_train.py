@@ -13,8 +13,9 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import clip_jax
-from clip_jax.nn import CLIP, parameter_shapes
+from clip_jax.nn import CLIP
 from clip_jax.nn.tree import variables
+from clip_jax.shapes import parameter_shapes
 from clip_jax.train import (
     OptimizerConfig,
     StepConfig,

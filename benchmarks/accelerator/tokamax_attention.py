@@ -4,16 +4,12 @@ from typing import Any
 
 from benchmarks.accelerator.cases import NotHere
 from clip_jax.backends.apply import swap_attention
-from clip_jax.backends.swap import adopt
-from clip_jax.nn.layers import Attention, Rows, split_heads
+from clip_jax.backends.pooled_row import RowAttention
+from clip_jax.nn.layers import Rows, split_heads
 
 
-class TokamaxAttention(Attention):
+class TokamaxAttention(RowAttention):
     """`clip_jax.nn.layers.Attention` but for the product of queries, keys and values."""
-
-    def __init__(self, attention: Attention):
-        """Takes over the layers of another."""
-        adopt(self, attention)
 
     def __call__(self, x: Any, *, is_causal: bool, rows: Rows | None = None) -> Any:
         """All rows by tokamax; the pooled one as ever."""

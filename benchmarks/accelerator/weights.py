@@ -17,7 +17,8 @@ def random_tree(config: CLIPConfig, seed: int = 0) -> dict[str, Any]:
     Gains, biases and statistics lie around what training leaves; matrices keep the variance of what
     passes through them, so that features, norms and logits are of realistic size at any depth.
     """
-    from clip_jax.nn import parameter_shapes, unflatten
+    from clip_jax.nn import unflatten
+    from clip_jax.shapes import parameter_shapes
 
     shapes = parameter_shapes(config)
 

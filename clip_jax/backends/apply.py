@@ -21,10 +21,11 @@ from clip_jax.backends.cpu.linear import (
 from clip_jax.backends.cpu.slices import SlicedResNet, SlicedVisionTransformer
 from clip_jax.backends.defaults import Attention as AttentionName
 from clip_jax.backends.gpu.attention import CudnnAttention
+from clip_jax.backends.pooled_row import PooledTransformer
 from clip_jax.backends.swap import swap_layers
 from clip_jax.config import ViTConfig
 from clip_jax.nn import CLIP
-from clip_jax.nn.layers import Attention
+from clip_jax.nn.layers import Attention, Transformer
 from clip_jax.nn.linear import Linear
 from clip_jax.nn.resnet import AttentionPool, Conv, ModifiedResNet
 from clip_jax.nn.vit import PatchEmbedding, VisionTransformer
@@ -33,8 +34,9 @@ from clip_jax.nn.vit import PatchEmbedding, VisionTransformer
 def optimize(model: CLIP, platform: str, *, in_slices: bool = True) -> None:
     """Exchanges layers of `model` for those that a platform computes fastest, in place.
 
-    What is computed is the same, within rounding. On CPUs arrays are laid out anew, so that the
-    parameter tree is no longer the public one; elsewhere nothing is exchanged yet.
+    What is computed is the same, within rounding. On every platform the last block of a transformer
+    computes the pooled rows alone; on CPUs arrays are laid out anew, so that the parameter tree is
+    no longer the public one.
 
     Args:
         model: in evaluation, with arrays of its own, in the dtype in which it computes.
@@ -43,6 +45,7 @@ def optimize(model: CLIP, platform: str, *, in_slices: bool = True) -> None:
             caches; not over a mesh, where the rows lie on several devices.
     """
     if platform != "cpu":
+        swap_layers(model, pooled)
         return
     is_float32, is_bfloat16 = model.dtype == jnp.float32, model.dtype == jnp.bfloat16
     vision = model.config.vision
@@ -83,6 +86,7 @@ def optimize(model: CLIP, platform: str, *, in_slices: bool = True) -> None:
     # The text tower's sequences are short, and have a mask.
     swap_attention(model.visual, lambda layer: CachedAttention(layer, num_tokens))
     swap_attention(model.transformer, CachedAttention)
+    swap_layers(model, pooled)
 
 
 def optimize_for_training(model: CLIP, platform: str) -> None:
@@ -92,6 +96,7 @@ def optimize_for_training(model: CLIP, platform: str) -> None:
     gradient has to be set around the gradient instead of around the model.
     """
     if platform != "cpu":
+        swap_layers(model, pooled)
         return
 
     def replacement(layer: nnx.Module) -> nnx.Module | None:
@@ -106,7 +111,7 @@ def optimize_for_training(model: CLIP, platform: str) -> None:
                 return SingleQueryPool(layer)
             case Attention():
                 return CachedAttention(layer)
-        return None
+        return pooled(layer)
 
     swap_layers(model, replacement)
 
@@ -117,6 +122,11 @@ def use_attention(model: CLIP, image: AttentionName, text: AttentionName) -> Non
         swap_attention(model.visual, CudnnAttention)
     if text == "cudnn":
         swap_attention(model.transformer, CudnnAttention)
+
+
+def pooled(layer: nnx.Module) -> nnx.Module | None:
+    """What takes a transformer's place on every platform."""
+    return PooledTransformer(layer) if isinstance(layer, Transformer) else None
 
 
 def swap_attention(module: nnx.Module, layer) -> None:

@@ -16,8 +16,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from clip_jax.backends.cpu.linear import multiply_transposed, transposed_kernel
-from clip_jax.backends.swap import adopt
-from clip_jax.nn.layers import Attention, Rows, causal_mask, split_heads, take_rows
+from clip_jax.backends.pooled_row import RowAttention
+from clip_jax.nn.layers import Rows, causal_mask, split_heads, take_rows
 
 
 def attend_from(
@@ -57,14 +57,11 @@ def attend_from(
     return out.reshape(len(x), h * c) + value_bias.astype(x.dtype)
 
 
-class SingleQueryAttention(Attention):
-    """`Attention` that makes no keys and values where one row of each sequence is wanted."""
+class SingleQueryAttention(RowAttention):
+    """`RowAttention` that makes no keys and values where one row of each sequence is wanted."""
 
     # Of the products with one query; that of the activations where it is None.
     query_dtype: DTypeLike | None = None
-
-    def __init__(self, attention: Attention):
-        adopt(self, attention)
 
     def __call__(
         self, x: Float[Array, "b l w"], *, is_causal: bool, rows: Rows | None = None

@@ -4,12 +4,10 @@ from clip_jax.nn.clip import CLIP as CLIP
 from clip_jax.nn.clip import normalize as normalize
 from clip_jax.nn.pixels import MEAN as MEAN
 from clip_jax.nn.pixels import STD as STD
-from clip_jax.nn.tree import cast as cast
 from clip_jax.nn.tree import flatten as flatten
 from clip_jax.nn.tree import from_parameters as from_parameters
 from clip_jax.nn.tree import misfits as misfits
 from clip_jax.nn.tree import model_digest as model_digest
-from clip_jax.nn.tree import parameter_shapes as parameter_shapes
 from clip_jax.nn.tree import parameters as parameters
 from clip_jax.nn.tree import set_parameters as set_parameters
 from clip_jax.nn.tree import unflatten as unflatten

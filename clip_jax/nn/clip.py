@@ -87,7 +87,7 @@ class CLIP(TextTower):
         """
         images = as_images(images, self.config.vision.image_size)
         features, statistics = _encode_image(self, images)
-        if statistics:  # for nothing, the walk over all modules would still take milliseconds
+        if not self.use_running_average:
             nnx.update(self, statistics)
         return features
 
@@ -125,7 +125,7 @@ class CLIP(TextTower):
         images = as_images(images, self.config.vision.image_size)
         tokens = as_tokens(tokens, self.config.text)
         logits, statistics = _logits(self, images, tokens)
-        if statistics:
+        if not self.use_running_average:
             nnx.update(self, statistics)
         return logits, logits.T
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import Initializer, normal, ones, zeros
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from clip_jax.config import Activation
-from clip_jax.nn.linear import Initializer, Linear, normal, ones, parameter, zeros
+from clip_jax.nn.linear import Linear, Rngs, parameter
 
 # Called with a name and a hidden state as a forward pass goes along; the names are those of the
 # official checkpoint's modules.
@@ -31,7 +32,7 @@ def ignore(name: str, hidden: Array) -> None:
 class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis, in float32 whatever the dtype of `x`."""
 
-    def __init__(self, width: int, *, rngs: nnx.Rngs | None):
+    def __init__(self, width: int, *, rngs: Rngs):
         self.scale = parameter(rngs, ones, width)
         self.bias = parameter(rngs, zeros, width)
 
@@ -44,11 +45,7 @@ class LayerNorm(nnx.Module):
 
 
 def activate(x: Float[Array, "*b w"], activation: Activation) -> Float[Array, "*b w"]:
-    """The GELU that the configuration names; they differ by enough to ruin accuracy.
-
-    In float32 whatever the dtype of `x`: XLA would round after each operation in between, which
-    takes CPUs twice the time.
-    """
+    """The GELU that the configuration names, in float32; they differ by enough to ruin accuracy."""
     y = x.astype(jnp.float32)
     match activation:
         case "quick_gelu":
@@ -81,10 +78,8 @@ def causal_mask(length: int) -> Bool[Array, "1 l l"]:
     return jnp.tril(jnp.ones((1, length, length), bool))
 
 
-def take_rows(x: Shaped[Array, "#b l *w"], rows: Rows | None) -> Shaped[Array, "#b r *w"]:
-    """One row of each sequence, its axis kept; all rows where `rows` is None."""
-    if rows is None:
-        return x
+def take_rows(x: Shaped[Array, "#b l *w"], rows: Rows) -> Shaped[Array, "#b 1 *w"]:
+    """One row of each sequence, its axis kept."""
     if isinstance(rows, int):
         return x[:, rows : rows + 1]
     return jnp.take_along_axis(x, rows.reshape(-1, *[1] * (x.ndim - 1)), axis=1)
@@ -108,28 +103,23 @@ class BlockInit:
 class Attention(nnx.Module):
     """Multi-head self-attention with one joint projection to q, k and v, in that order."""
 
-    def __init__(self, width: int, num_heads: int, *, init: BlockInit, rngs: nnx.Rngs | None):
+    def __init__(self, width: int, num_heads: int, *, init: BlockInit, rngs: Rngs):
         self.num_heads = num_heads
         self.in_proj = Linear(
             width, 3 * width, kernel_init=init.in_proj, bias_init=zeros, rngs=rngs
         )
         self.out_proj = Linear(width, width, kernel_init=init.out_proj, bias_init=zeros, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "b l w"], *, is_causal: bool, rows: Rows | None = None
-    ) -> Float[Array, "b r w"]:
+    def __call__(self, x: Float[Array, "b l w"], *, is_causal: bool) -> Float[Array, "b l w"]:
         q, k, v = (split_heads(y, self.num_heads) for y in jnp.split(self.in_proj(x), 3, axis=-1))
-        mask = take_rows(causal_mask(x.shape[1]), rows)[:, None] if is_causal else None
-        mixed = dot_product_attention(take_rows(q, rows), k, v, mask)  # b r h c
-        return self.out_proj(mixed.reshape(*mixed.shape[:2], x.shape[-1]))
+        mask = causal_mask(x.shape[1])[:, None] if is_causal else None
+        return self.out_proj(dot_product_attention(q, k, v, mask).reshape(x.shape))
 
 
 class MLP(nnx.Module):
     """Width to four times the width and back."""
 
-    def __init__(
-        self, width: int, activation: Activation, *, init: BlockInit, rngs: nnx.Rngs | None
-    ):
+    def __init__(self, width: int, activation: Activation, *, init: BlockInit, rngs: Rngs):
         self.activation: Activation = activation
         self.c_fc = Linear(width, 4 * width, kernel_init=init.c_fc, rngs=rngs)
         self.c_proj = Linear(4 * width, width, kernel_init=init.c_proj, rngs=rngs)
@@ -139,26 +129,18 @@ class MLP(nnx.Module):
 
 
 class ResidualBlock(nnx.Module):
-    """A pre-norm transformer block; with `rows`, only those rows of its result are computed."""
+    """A pre-norm transformer block."""
 
     def __init__(
-        self,
-        width: int,
-        num_heads: int,
-        activation: Activation,
-        *,
-        init: BlockInit,
-        rngs: nnx.Rngs | None,
+        self, width: int, num_heads: int, activation: Activation, *, init: BlockInit, rngs: Rngs
     ):
         self.ln_1 = LayerNorm(width, rngs=rngs)
         self.attn = Attention(width, num_heads, init=init, rngs=rngs)
         self.ln_2 = LayerNorm(width, rngs=rngs)
         self.mlp = MLP(width, activation, init=init, rngs=rngs)
 
-    def __call__(
-        self, x: Float[Array, "b l w"], *, is_causal: bool, rows: Rows | None = None
-    ) -> Float[Array, "b r w"]:
-        x = take_rows(x, rows) + self.attn(self.ln_1(x), is_causal=is_causal, rows=rows)
+    def __call__(self, x: Float[Array, "b l w"], *, is_causal: bool) -> Float[Array, "b l w"]:
+        x = x + self.attn(self.ln_1(x), is_causal=is_causal)
         return x + self.mlp(self.ln_2(x))
 
 
@@ -173,7 +155,7 @@ class Transformer(nnx.Module):
         activation: Activation,
         *,
         init: BlockInit,
-        rngs: nnx.Rngs | None,
+        rngs: Rngs,
     ):
         self.resblocks = nnx.List(
             ResidualBlock(width, num_heads, activation, init=init, rngs=rngs)
@@ -181,22 +163,11 @@ class Transformer(nnx.Module):
         )
 
     def __call__(
-        self,
-        x: Float[Array, "b l w"],
-        rows: Rows,
-        *,
-        is_causal: bool = False,
-        tap: Tap = ignore,
+        self, x: Float[Array, "b l w"], rows: Rows, *, is_causal: bool = False, tap: Tap = ignore
     ) -> Float[Array, "b w"]:
-        *blocks, last = self.resblocks
-        for i, block in enumerate(blocks):
+        for i, block in enumerate(self.resblocks):
             x = block(x, is_causal=is_causal)
             tap(f"transformer.resblocks.{i}", x)
-        if tap is ignore:
-            # All rows are needed up to the last block's keys and values, one row from there on.
-            return last(x, is_causal=is_causal, rows=rows)[:, 0]
-        x = last(x, is_causal=is_causal)
-        tap(f"transformer.resblocks.{len(blocks)}", x)
         return take_rows(x, rows)[:, 0]
 
 

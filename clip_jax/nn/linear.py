@@ -8,11 +8,10 @@ instead of arrays: the abstract model that checkpoints are poured into.
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float
 
-Initializer = jax.nn.initializers.Initializer
-
-zeros, ones = jax.nn.initializers.zeros, jax.nn.initializers.ones
+Rngs = nnx.Rngs | None
 
 
 def uniform_fan_in(fan_in: int) -> Initializer:
@@ -25,13 +24,8 @@ def uniform_fan_in(fan_in: int) -> Initializer:
     return init
 
 
-def normal(stddev: float) -> Initializer:
-    """A normal distribution around 0."""
-    return jax.nn.initializers.normal(stddev)
-
-
 def parameter(
-    rngs: nnx.Rngs | None, init: Initializer, *shape: int, kind: type[nnx.Variable] = nnx.Param
+    rngs: Rngs, init: Initializer, *shape: int, kind: type[nnx.Variable] = nnx.Param
 ) -> nnx.Variable:
     """A float32 array under `init`, or only its shape where there are no random numbers."""
     if rngs is None:
@@ -55,7 +49,7 @@ class Linear(nnx.Module):
         *,
         kernel_init: Initializer | None = None,
         bias_init: Initializer | None = None,
-        rngs: nnx.Rngs | None,
+        rngs: Rngs,
     ):
         default = uniform_fan_in(in_features)
         self.kernel = parameter(rngs, kernel_init or default, in_features, out_features)

@@ -3,19 +3,12 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import Initializer, normal, ones, zeros
 from jaxtyping import Array, Float
 
 from clip_jax.config import ResNetConfig
 from clip_jax.nn.layers import EPSILON, Tap, dot_product_attention, ignore, split_heads
-from clip_jax.nn.linear import (
-    Initializer,
-    Linear,
-    normal,
-    ones,
-    parameter,
-    uniform_fan_in,
-    zeros,
-)
+from clip_jax.nn.linear import Linear, Rngs, parameter, uniform_fan_in
 
 MOMENTUM = 0.1  # PyTorch's sense: the share of the new value
 
@@ -24,13 +17,7 @@ class Conv(nnx.Module):
     """A convolution without bias, padded so that stride 1 keeps the size."""
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        size: int,
-        *,
-        stride: int = 1,
-        rngs: nnx.Rngs | None,
+        self, in_channels: int, out_channels: int, size: int, *, stride: int = 1, rngs: Rngs
     ):
         self.size, self.stride = size, stride
         init = uniform_fan_in(in_channels * size**2)
@@ -55,7 +42,7 @@ class BatchNorm(nnx.Module):
     PyTorch.
     """
 
-    def __init__(self, channels: int, *, scale_init: Initializer = ones, rngs: nnx.Rngs | None):
+    def __init__(self, channels: int, *, scale_init: Initializer = ones, rngs: Rngs):
         self.use_running_average = True
         self.scale = parameter(rngs, scale_init, channels)
         self.bias = parameter(rngs, zeros, channels)
@@ -100,7 +87,7 @@ class Bottleneck(nnx.Module):
 
     expansion = 4
 
-    def __init__(self, in_channels: int, planes: int, *, stride: int, rngs: nnx.Rngs | None):
+    def __init__(self, in_channels: int, planes: int, *, stride: int, rngs: Rngs):
         out_channels = self.expansion * planes
         self.stride = stride
         self.conv1 = Conv(in_channels, planes, 1, rngs=rngs)
@@ -134,13 +121,7 @@ class AttentionPool(nnx.Module):
     """Pools positions by attention from their mean, which stands before them as token 0."""
 
     def __init__(
-        self,
-        num_positions: int,
-        num_features: int,
-        num_heads: int,
-        embed_dim: int,
-        *,
-        rngs: nnx.Rngs | None,
+        self, num_positions: int, num_features: int, num_heads: int, embed_dim: int, *, rngs: Rngs
     ):
         init = normal(num_features**-0.5)
         self.num_heads = num_heads
@@ -169,7 +150,7 @@ class AttentionPool(nnx.Module):
 class ModifiedResNet(nnx.Module):
     """Images to embeddings by convolutions (Radford et al. 2021, section 2.4)."""
 
-    def __init__(self, config: ResNetConfig, embed_dim: int, *, rngs: nnx.Rngs | None):
+    def __init__(self, config: ResNetConfig, embed_dim: int, *, rngs: Rngs):
         width = config.width
         self.conv1 = Conv(3, width // 2, 3, stride=2, rngs=rngs)
         self.bn1 = BatchNorm(width // 2, rngs=rngs)
@@ -191,26 +172,21 @@ class ModifiedResNet(nnx.Module):
         )
 
     def __call__(self, images: Float[Array, "b n n 3"], tap: Tap = ignore) -> Float[Array, "b d"]:
-        x = self.early_stages(self.stem(images), tap)
-        return self.attnpool(self.late_stages(x, tap))  # from b n/32 n/32 32w
+        x = self.stem(images)  # b n/4 n/4 w
+        tap("avgpool", x)
+        for i in range(1, 5):
+            x = self.stage(i, x, tap)
+        return self.attnpool(x)  # from b n/32 n/32 32w
 
     def stem(self, images: Float[Array, "b n n 3"]) -> Float[Array, "b h w c"]:
         """Three convolutions and a pool instead of one convolution."""
         x = jax.nn.relu(self.bn1(self.conv1(images)))  # b n/2 n/2 w/2
         x = jax.nn.relu(self.bn2(self.conv2(x)))
         x = jax.nn.relu(self.bn3(self.conv3(x)))  # b n/2 n/2 w
-        return average_pool(x, 2)  # b n/4 n/4 w
+        return average_pool(x, 2)
 
-    def early_stages(self, x: Float[Array, "b h w c"], tap: Tap) -> Float[Array, "b h2 w2 c2"]:
-        """The first two stages."""
-        tap("avgpool", x)
-        return self._stage(2, self._stage(1, x, tap), tap)  # b n/8 n/8 8w
-
-    def late_stages(self, x: Float[Array, "b h w c"], tap: Tap) -> Float[Array, "b h2 w2 c2"]:
-        """The last two stages."""
-        return self._stage(4, self._stage(3, x, tap), tap)  # b n/32 n/32 32w
-
-    def _stage(self, i: int, x: Float[Array, "b h w c"], tap: Tap) -> Float[Array, "b h2 w2 c2"]:
+    def stage(self, i: int, x: Float[Array, "b h w c"], tap: Tap) -> Float[Array, "b h2 w2 c2"]:
+        """Stage `i` of 1 to 4; all but the first halve the sides."""
         for j, block in enumerate(getattr(self, f"layer{i}")):
             x = block(x)
             tap(f"layer{i}.{j}", x)

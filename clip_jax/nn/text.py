@@ -2,17 +2,18 @@
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import normal
 from jaxtyping import Array, Float, Integer
 
 from clip_jax.config import Activation, TextConfig
 from clip_jax.nn.layers import LayerNorm, Tap, Transformer, ignore, text_block_init
-from clip_jax.nn.linear import normal, parameter, project
+from clip_jax.nn.linear import Rngs, parameter, project
 
 
 class TokenEmbedding(nnx.Module):
     """A table with one row for each id."""
 
-    def __init__(self, vocab_size: int, width: int, *, rngs: nnx.Rngs | None):
+    def __init__(self, vocab_size: int, width: int, *, rngs: Rngs):
         self.embedding = parameter(rngs, normal(0.02), vocab_size, width)
 
     def __call__(self, tokens: Integer[Array, "b l"]) -> Float[Array, "b l w"]:
@@ -26,14 +27,7 @@ class TextTower(nnx.Module):
     therefore `CLIP` is a text tower instead of having one.
     """
 
-    def __init__(
-        self,
-        config: TextConfig,
-        embed_dim: int,
-        activation: Activation,
-        *,
-        rngs: nnx.Rngs | None,
-    ):
+    def __init__(self, config: TextConfig, embed_dim: int, activation: Activation, *, rngs: Rngs):
         width = config.width
         self.token_embedding = TokenEmbedding(config.vocab_size, width, rngs=rngs)
         self.positional_embedding = parameter(rngs, normal(0.01), config.context_length, width)

@@ -2,17 +2,18 @@
 
 import jax.numpy as jnp
 from flax import nnx
+from jax.nn.initializers import normal
 from jaxtyping import Array, Float, Int
 
 from clip_jax.config import Activation, ViTConfig
 from clip_jax.nn.layers import LayerNorm, Tap, Transformer, ignore, vision_block_init
-from clip_jax.nn.linear import normal, parameter, project, uniform_fan_in
+from clip_jax.nn.linear import Rngs, parameter, project, uniform_fan_in
 
 
 class PatchEmbedding(nnx.Module):
     """A convolution whose kernel is its stride: every patch times one matrix, no bias."""
 
-    def __init__(self, patch_size: int, width: int, *, rngs: nnx.Rngs | None):
+    def __init__(self, patch_size: int, width: int, *, rngs: Rngs):
         fan_in = 3 * patch_size**2
         self.patch_size = patch_size
         self.kernel = parameter(rngs, uniform_fan_in(fan_in), patch_size, patch_size, 3, width)
@@ -41,14 +42,7 @@ class PatchEmbedding(nnx.Module):
 class VisionTransformer(nnx.Module):
     """Images to embeddings; the class token's row is the image's."""
 
-    def __init__(
-        self,
-        config: ViTConfig,
-        embed_dim: int,
-        activation: Activation,
-        *,
-        rngs: nnx.Rngs | None,
-    ):
+    def __init__(self, config: ViTConfig, embed_dim: int, activation: Activation, *, rngs: Rngs):
         width = config.width
         init = normal(width**-0.5)
         self.conv1 = PatchEmbedding(config.patch_size, width, rngs=rngs)
@@ -76,8 +70,7 @@ class VisionTransformer(nnx.Module):
         x = self.conv1(images, kept)  # b p w
         tap("conv1", x)
         positions = self.positional_embedding[...].astype(x.dtype)
-        token = self.class_embedding[...].astype(x.dtype)
-        token = jnp.broadcast_to(token, x[:, :1].shape)
+        token = jnp.broadcast_to(self.class_embedding[...].astype(x.dtype), x[:, :1].shape)
         if kept is None:
             x = jnp.concatenate([token, x], axis=1) + positions  # b p+1 w
         else:

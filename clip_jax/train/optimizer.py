@@ -11,7 +11,7 @@ import optax
 import optax.contrib
 
 from clip_jax.config import CLIPConfig, ResNetConfig
-from clip_jax.nn import parameter_shapes
+from clip_jax.shapes import parameter_shapes
 
 Parameters = Mapping[str, jax.Array]  # by their paths in the public tree
 

@@ -32,13 +32,14 @@ def rematerialize(model: CLIP) -> None:
 
 
 class RematerializedBlock(ResidualBlock):
-    """`ResidualBlock`, whose hidden states the gradient computes once more."""
+    """A residual block of any kind, whose hidden states the gradient computes once more."""
 
     def __init__(self, block: ResidualBlock):
         adopt(self, block)
+        self.forward = type(block).__call__
 
     def __call__(self, x: Float[Array, "b l w"], **options: Any) -> Float[Array, "b r w"]:
-        return _without_keeping(ResidualBlock.__call__, self, x, **options)
+        return _without_keeping(self.forward, self, x, **options)
 
 
 class RematerializedBottleneck(Bottleneck):

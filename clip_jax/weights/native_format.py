@@ -21,8 +21,9 @@ from clip_jax.convert.checks import opened
 from clip_jax.convert.pytorch import NOT_HUGGING_FACE
 from clip_jax.convert.safetensors import NAMES, read_safetensors, write_safetensors
 from clip_jax.errors import CheckpointError, is_exhausted
-from clip_jax.nn import CLIP, flatten, misfits, parameter_shapes, parameters, unflatten
-from clip_jax.nn.tree import check_blocks, listed
+from clip_jax.nn import CLIP, flatten, misfits, parameters, unflatten
+from clip_jax.nn.tree import listed
+from clip_jax.shapes import check_blocks, parameter_shapes
 from clip_jax.weights.replace import replacing
 
 VERSION = "1"

@@ -6,9 +6,10 @@ from jaxtyping import Array, Float
 
 from clip_jax.backends.cpu.linear import TransposedLinear, transposed_kernel
 from clip_jax.backends.cpu.slices import in_slices
+from clip_jax.backends.pooled_row import rows_of
 from clip_jax.backends.single_query import SingleQueryAttention, attend_from
 from clip_jax.backends.swap import adopt
-from clip_jax.nn.layers import Attention, Mask, Rows, causal_mask, split_heads, take_rows
+from clip_jax.nn.layers import Attention, Mask, Rows, causal_mask, split_heads
 from clip_jax.nn.resnet import AttentionPool
 
 # The queries and the heads at a time. XLA's library has one kernel for both products and the
@@ -92,10 +93,10 @@ class CachedAttention(SingleQueryAttention):
         if rows is not None and len(x) >= MANY_SEQUENCES:
             return self.from_rows(x, rows, is_causal=is_causal)
         q, k, v = (split_heads(y, self.num_heads) for y in jnp.split(self.in_proj(x), 3, axis=-1))
-        mask = take_rows(causal_mask(x.shape[1]), rows)[:, None] if is_causal else None
+        mask = rows_of(causal_mask(x.shape[1]), rows)[:, None] if is_causal else None
         heads, blocks = (self.heads_at_once, self.query_blocks) if rows is None else (None, 1)
         mixed = attention_in_blocks(
-            take_rows(q, rows), k, v, mask, heads_at_once=heads, query_blocks=blocks
+            rows_of(q, rows), k, v, mask, heads_at_once=heads, query_blocks=blocks
         )
         return self.out_proj(mixed.reshape(*mixed.shape[:2], x.shape[-1]))
 

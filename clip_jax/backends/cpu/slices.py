@@ -58,8 +58,10 @@ class SlicedResNet(ModifiedResNet):
 
     def __call__(self, images: Float[Array, "b n n 3"], tap: Tap = ignore) -> Float[Array, "b d"]:
         def early(images: Array) -> Array:
-            return self.early_stages(in_slices(self.stem, images, STEM), tap)
+            x = in_slices(self.stem, images, STEM)
+            tap("avgpool", x)
+            return self.stage(2, self.stage(1, x, tap), tap)
 
         x = in_slices(early, images, EARLY)
-        x = in_slices(lambda x: self.late_stages(x, tap), x, LATE)
+        x = in_slices(lambda x: self.stage(4, self.stage(3, x, tap), tap), x, LATE)
         return self.attnpool(x)

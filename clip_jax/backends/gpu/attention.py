@@ -4,15 +4,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from clip_jax.backends.swap import adopt
-from clip_jax.nn.layers import Attention, Rows, split_heads
+from clip_jax.backends.pooled_row import RowAttention
+from clip_jax.nn.layers import Rows, split_heads
 
 
-class CudnnAttention(Attention):
+class CudnnAttention(RowAttention):
     """`Attention` whose scores never reach the GPU's memory; the pooled row's is XLA's."""
-
-    def __init__(self, attention: Attention):
-        adopt(self, attention)
 
     def __call__(
         self, x: Float[Array, "b l w"], *, is_causal: bool, rows: Rows | None = None

@@ -1,0 +1,79 @@
+"""The last block of a transformer for nothing but the row of each sequence that is pooled.
+
+All rows are needed up to the last block's keys and values, one row from there on: the queries, the
+output projection and the MLP of the others change nothing. It spares a tower of n blocks about
+three quarters of one, on every platform. In place of `Transformer`, its last `ResidualBlock` and
+that block's `Attention`.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Shaped
+
+from clip_jax.backends.swap import adopt
+from clip_jax.nn.layers import (
+    Attention,
+    ResidualBlock,
+    Rows,
+    Tap,
+    Transformer,
+    causal_mask,
+    dot_product_attention,
+    ignore,
+    split_heads,
+    take_rows,
+)
+
+
+def rows_of(x: Shaped[Array, "#b l *w"], rows: Rows | None) -> Shaped[Array, "#b r *w"]:
+    """One row of each sequence, its axis kept; all rows where `rows` is None."""
+    return x if rows is None else take_rows(x, rows)
+
+
+class RowAttention(Attention):
+    """`Attention` whose queries may be one row of each sequence."""
+
+    def __init__(self, attention: Attention):
+        adopt(self, attention)
+
+    def __call__(
+        self, x: Float[Array, "b l w"], *, is_causal: bool, rows: Rows | None = None
+    ) -> Float[Array, "b r w"]:
+        q, k, v = (split_heads(y, self.num_heads) for y in jnp.split(self.in_proj(x), 3, axis=-1))
+        mask = rows_of(causal_mask(x.shape[1]), rows)[:, None] if is_causal else None
+        mixed = dot_product_attention(rows_of(q, rows), k, v, mask)  # b r h c
+        return self.out_proj(mixed.reshape(*mixed.shape[:2], x.shape[-1]))
+
+
+class PooledBlock(ResidualBlock):
+    """`ResidualBlock`; with `rows`, only those rows of its result are computed."""
+
+    def __init__(self, block: ResidualBlock):
+        adopt(self, block)
+        attn = block.attn
+        self.attn: RowAttention = attn if isinstance(attn, RowAttention) else RowAttention(attn)
+
+    def __call__(
+        self, x: Float[Array, "b l w"], *, is_causal: bool, rows: Rows | None = None
+    ) -> Float[Array, "b r w"]:
+        x = rows_of(x, rows) + self.attn(self.ln_1(x), is_causal=is_causal, rows=rows)
+        return x + self.mlp(self.ln_2(x))
+
+
+class PooledTransformer(Transformer):
+    """`Transformer` whose last block computes the pooled rows alone, unless a tap wants to see."""
+
+    def __init__(self, transformer: Transformer):
+        adopt(self, transformer)
+        self.resblocks[-1] = PooledBlock(transformer.resblocks[-1])
+
+    def __call__(
+        self, x: Float[Array, "b l w"], rows: Rows, *, is_causal: bool = False, tap: Tap = ignore
+    ) -> Float[Array, "b w"]:
+        if tap is not ignore:
+            return super().__call__(x, rows, is_causal=is_causal, tap=tap)
+        blocks: list[Any] = list(self.resblocks)
+        for block in blocks[:-1]:
+            x = block(x, is_causal=is_causal)
+        return blocks[-1](x, is_causal=is_causal, rows=rows)[:, 0]

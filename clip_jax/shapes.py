@@ -1,0 +1,58 @@
+"""Which arrays a configuration asks for, by their paths in the tree; computes nothing."""
+
+import dataclasses
+
+from clip_jax.config import CLIPConfig, ViTConfig
+from clip_jax.nn import CLIP
+from clip_jax.nn.tree import variables
+
+
+def parameter_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every array of the tree by its path; computes nothing."""
+    # From its second on, all blocks of a sequence are alike: however many there are, two are built.
+    shapes = {path: v.shape for path, v in variables(CLIP(_with_two_blocks(config))).items()}
+    for sequence, count in blocks(config).items():
+        second = f"{sequence}/1/"
+        alike = {path: shape for path, shape in shapes.items() if path.startswith(second)}
+        for i in range(2, count):
+            for path, shape in alike.items():
+                shapes[f"{sequence}/{i}/{path.removeprefix(second)}"] = shape
+    return {path: shapes[path] for path in sorted(shapes, key=_in_order)}
+
+
+def blocks(config: CLIPConfig) -> dict[str, int]:
+    """How many blocks each sequence of them has, by its path."""
+    vision = config.vision
+    if isinstance(vision, ViTConfig):
+        towers = {"visual/transformer/resblocks": vision.num_layers}
+    else:
+        towers = {f"visual/layer{i}": depth for i, depth in enumerate(vision.stage_depths, 1)}
+    return {"transformer/resblocks": config.text.num_layers, **towers}
+
+
+def check_blocks(config: CLIPConfig, num_arrays: int) -> None:
+    """Refuses a number of blocks that would take long to list and that nobody can have meant.
+
+    Raises:
+        ValueError: the arrays can't fill half of the blocks.
+    """
+    num_blocks = sum(blocks(config).values())
+    if num_blocks > max(num_arrays // 6, 100):  # a block has a dozen arrays
+        raise ValueError(f"{num_arrays:,} arrays can't fill {num_blocks:,} blocks")
+
+
+def _with_two_blocks(config: CLIPConfig) -> CLIPConfig:
+    """The configuration with at most two blocks in each sequence."""
+    vision, text = config.vision, config.text
+    if isinstance(vision, ViTConfig):
+        vision = dataclasses.replace(vision, num_layers=min(vision.num_layers, 2))
+    else:
+        a, b, c, d = (min(depth, 2) for depth in vision.stage_depths)
+        vision = dataclasses.replace(vision, stage_depths=(a, b, c, d))
+    text = dataclasses.replace(text, num_layers=min(text.num_layers, 2))
+    return dataclasses.replace(config, vision=vision, text=text)
+
+
+def _in_order(path: str) -> list[tuple[int, str]]:
+    # Flax's order: names by the alphabet, blocks by their number.
+    return [(int(key), "") if key.isdigit() else (0, key) for key in path.split("/")]
