@@ -4,6 +4,7 @@ import ast
 import contextlib
 import functools
 import importlib
+import inspect
 import io
 import re
 import shlex
@@ -76,10 +77,18 @@ class FlatIndex:
 
 
 NEED_PYTORCH = ["guides/parity.md"]
+# They compile whole trainings and towers; the rooms' own tests try these with the newest jax.
+LONG = ["guides/train.md", "walk.md"]
 
 
-@pytest.mark.parametrize("name", sorted({*pages_with("^```python$")} - {*NEED_PYTORCH}))
+@pytest.mark.parametrize("name", sorted({*pages_with("^```python$")} - {*NEED_PYTORCH, *LONG}))
 def test_the_code_of_a_page_runs_and_prints_what_it_says(name, folder, small_models, monkeypatch):
+    run(name, folder, monkeypatch)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", LONG)
+def test_so_does_the_code_that_takes_longer(name, folder, small_models, monkeypatch):
     run(name, folder, monkeypatch)
 
 
@@ -94,6 +103,7 @@ def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     faiss = ModuleType("faiss")
     faiss.__dict__["IndexFlatIP"] = FlatIndex
     monkeypatch.setitem(sys.modules, "faiss", faiss)
+    walk.room_of_search()
     plt = importlib.import_module("matplotlib.pyplot")
     plt.switch_backend("Agg")
     namespace: dict[str, object] = {}
@@ -163,17 +173,8 @@ def test_every_command_has_its_help_in_the_reference():
     assert shown == names
 
 
-MODULES = (
-    "clip_jax",
-    "convert",
-    "embed",
-    "evaluate",
-    "nn",
-    "backends",
-    "train",
-    "parity",
-    "search",
-)
+ROOMS = ("convert", "embed", "search", "evaluate", "train", "nn", "backends", "parity")
+MODULES = ["clip_jax", *(room for room in ROOMS if list(ROOT.glob(f"clip_jax/{room}*")))]
 
 
 def public_names(module: ModuleType) -> Iterator[str]:
@@ -194,10 +195,7 @@ def public_names(module: ModuleType) -> Iterator[str]:
 @pytest.mark.parametrize("room", MODULES)
 def test_the_reference_has_every_public_name(room):
     module = "clip_jax" if room == "clip_jax" else f"clip_jax.{room}"
-    try:
-        names = set(public_names(importlib.import_module(module)))
-    except ModuleNotFoundError:
-        pytest.skip(f"{module} is not there")
+    names = set(public_names(importlib.import_module(module)))
     shown: dict[str, object] = {}
     for file in (DOCS / "reference").glob("*.md"):
         for path in re.findall(r"^::: ([\w.]+)$", file.read_text(), re.M):
@@ -209,6 +207,29 @@ def test_the_reference_has_every_public_name(room):
         and not any(getattr(importlib.import_module(module), name) is it for it in shown.values())
     ]
     assert not missing, f"not in docs/reference: {missing}"
+
+
+@functools.cache
+def code_of_the_pages() -> str:
+    files = [*PAGES, ROOT / "README.md"]
+    return "\n".join(code for file in files for code, _ in walk.blocks(file))
+
+
+@pytest.mark.parametrize("room", MODULES)
+def test_every_public_function_has_an_example(room):
+    module = importlib.import_module("clip_jax" if room == "clip_jax" else f"clip_jax.{room}")
+    functions = [
+        (name, getattr(module, name))
+        for name in public_names(module)
+        if inspect.isfunction(getattr(module, name))
+    ]
+    without = [
+        name
+        for name, function in functions
+        if ">>>" not in (function.__doc__ or "")
+        and not re.search(rf"\b{name}\b", code_of_the_pages())
+    ]
+    assert not without, f"neither a doctest nor a page of docs/ shows {without}"
 
 
 def resolve(path: str) -> object:

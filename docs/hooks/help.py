@@ -20,7 +20,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 def help_of(command: list[str]) -> str:
     """What a command prints when it is asked for help."""
     out = io.StringIO()
-    columns = mock.patch.dict(os.environ, COLUMNS="88", NO_COLOR="1")
+    columns = mock.patch.dict(os.environ, COLUMNS="80", NO_COLOR="1")
     with columns, contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         main([*command, "--help"])
     return out.getvalue()

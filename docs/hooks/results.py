@@ -38,7 +38,7 @@ def page(path: Path) -> str:
         lines += without_targets(table)
         table = []
         lines.append(line)
-    return "\n".join(lines) + f"\nThis page is `benchmarks/results/{path.name}`.\n"
+    return "\n".join(folded(lines)) + f"\nThis page is `benchmarks/results/{path.name}`.\n"
 
 
 def without_targets(table: list[str]) -> list[str]:
@@ -46,3 +46,15 @@ def without_targets(table: list[str]) -> list[str]:
     rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in table]
     kept = [i for i, name in enumerate(rows[0]) if name not in TARGETS] if rows else []
     return ["| " + " | ".join(row[i] for i in kept) + " |" for row in rows]
+
+
+def folded(lines: list[str]) -> list[str]:
+    """The page with the list that it begins with, of hardware and versions, to be opened."""
+    begin = next((i for i, line in enumerate(lines) if line.startswith("- Date: ")), None)
+    if begin is None:
+        return lines
+    end = begin
+    while end < len(lines) and (not lines[end] or lines[end].startswith("- ")):
+        end += 1
+    inside = [f"    {line}" if line else "" for line in lines[begin:end]]
+    return [*lines[:begin], '??? info "Hardware, versions, commands"', "", *inside, *lines[end:]]
