@@ -178,8 +178,7 @@ def measure_loading(folder: Path, options: argparse.Namespace) -> Iterable[Row]:
     import grain
 
     from clip_jax import Preprocess, open_image
-    from clip_jax.embed.load import Loader, loading
-    from clip_jax.embed.watch import Watch
+    from clip_jax.loading import Loader, loading
     from clip_jax.sources import open_input
 
     preprocess, pictures = Preprocess(224), make_pictures(options.inputs or folder, options.loaded)
@@ -193,7 +192,6 @@ def measure_loading(folder: Path, options: argparse.Namespace) -> Iterable[Row]:
             preprocess=preprocess,
             context_length=None,
             exif_transpose=False,
-            watch=Watch(show=False),
         )
         with loading(records, loader, num_threads=CORES, read_ahead=256 << 20) as ready:
             count = sum(loaded.problem is None for loaded in ready)
@@ -307,7 +305,7 @@ def measure_start(folder: Path, options: argparse.Namespace) -> Iterable[Row]:
 
 def measure_search(folder: Path, options: argparse.Namespace) -> Iterable[Row]:
     """The nearest of a million rows, after the model is loaded."""
-    from clip_jax.embed import search
+    from clip_jax.search import search
 
     _, model, out = finished_million(options.inputs or folder)
     times = []

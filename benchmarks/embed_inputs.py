@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clip_jax.embed.identity import picture_digest
-from clip_jax.embed.units import divide
+from clip_jax.embed.chunks import divide
+from clip_jax.loading import picture_digest
 from clip_jax.sources import open_input
 
 CORES = len(os.sched_getaffinity(0))
@@ -87,8 +87,8 @@ def finished_million(folder: Path) -> tuple[Path, Any, Path]:
     import pyarrow as pa
 
     from clip_jax.embed import embed
-    from clip_jax.embed.index import parts_of
     from clip_jax.embed.parts import Error, Part
+    from clip_jax.embed.results import parts_of
     from tests.models import SMALL_VIT, small
 
     source, out = folder / "million.txt", folder / "million"
@@ -119,8 +119,8 @@ def finished_folder(folder: Path) -> tuple[Path, Any, Path]:
     import pyarrow as pa
 
     from clip_jax.embed import embed
-    from clip_jax.embed.index import parts_of
     from clip_jax.embed.parts import Part
+    from clip_jax.embed.results import parts_of
     from tests.models import SMALL_VIT, small
 
     source, out = folder / "files", folder / "million-files"

@@ -210,7 +210,7 @@ def _images(records: list[Record]) -> list[str]:
                 "programs compiled",
             ),
         ),
-        "Share of that peak: the architecture's GFLOPs (2 a multiply-add) over the time.",
+        "Worker of that peak: the architecture's GFLOPs (2 a multiply-add) over the time.",
         report.table(shares, columns),
         f"Difference of the features from those of `{EAGER}`: relative L2.",
         report.table(differences, columns),

@@ -24,6 +24,7 @@ from clip_jax.backends import default_attention, default_batch_size, optimize, u
 from clip_jax.backends.defaults import Attention
 from clip_jax.compilation import compile_cache
 from clip_jax.config import ViTConfig
+from clip_jax.messages import some
 from clip_jax.nn import CLIP, cast, normalize
 from clip_jax.nn.clip import computing
 from clip_jax.nn.inputs import as_images, as_tokens
@@ -182,7 +183,7 @@ class Encoder:
         if missing := np.flatnonzero((tokens != text.vocab_size - 1).all(axis=1)).tolist():
             raise ValueError(
                 f"every row of tokens must have the end token, {text.vocab_size - 1}. "
-                f"Rows without: {_listed(missing)}."
+                f"Rows without: {some(missing)}."
             )
         # Copied, because the width has to reach every length that a row may be cut to.
         full = np.zeros((len(tokens), text.context_length), np.int32)
@@ -243,7 +244,7 @@ class Encoder:
             reason = "their pixels are not finite"
         else:
             reason = "the weights are damaged, or their numbers are too large for the dtype"
-        raise ValueError(f"the embeddings of rows {_listed(rows)} are not finite: {reason}.")
+        raise ValueError(f"the embeddings of rows {some(rows)} are not finite: {reason}.")
 
 
 def _text_features(model: Any, tokens: Array) -> Array:
@@ -286,8 +287,3 @@ def _filled(rows: np.ndarray, size: int) -> np.ndarray:
 
 def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
-
-
-def _listed(rows: Sequence[int] | np.ndarray) -> str:
-    shown = ", ".join(map(str, rows[:10]))
-    return f"{shown} and {len(rows) - 10} more" if len(rows) > 10 else shown

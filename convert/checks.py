@@ -8,6 +8,7 @@ from typing import BinaryIO
 import numpy as np
 
 from clip_jax.errors import CheckpointError
+from clip_jax.messages import some
 
 MAX_NAME_LENGTH = 1_000
 # The largest official model has 1,353 arrays. To find out what a hundred times as many are takes
@@ -116,6 +117,5 @@ def raise_all(problems: list[str], expected: str, unread: list[str], remedy: str
     every = problems + unread
     if not every:
         return
-    more = f"; and {len(every) - MAX_TOLD} more" if len(every) > MAX_TOLD else ""
     rest = f"expected {expected}: {DAMAGED}" if problems else remedy
-    raise CheckpointError(f"{'; '.join(every[:MAX_TOLD])}{more}; {rest}")
+    raise CheckpointError(f"{some(every, MAX_TOLD, '; ')}; {rest}")

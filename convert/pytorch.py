@@ -9,7 +9,7 @@ from clip_jax.config import Activation, CLIPConfig, check_activation
 from clip_jax.convert.infer import infer_config
 from clip_jax.convert.rules import Rule, source_to_target, target_to_source
 from clip_jax.errors import CheckpointError
-from clip_jax.nn import flatten, misfits, nest, parameter_shapes
+from clip_jax.nn import flatten, misfits, parameter_shapes, unflatten
 from clip_jax.nn.tree import check_blocks, listed
 
 # Three scalars of the official archives, which say again what the shapes say.
@@ -80,7 +80,7 @@ def from_pytorch(
     if problems:
         heading = f"{len(problems)} arrays do not fit a CLIP checkpoint:"
         raise CheckpointError(f"{heading}\n{listed(sorted(problems))}")
-    return config, nest({path: paths[path] for path in targets})
+    return config, unflatten({path: paths[path] for path in targets})
 
 
 def to_pytorch(config: CLIPConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:

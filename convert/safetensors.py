@@ -1,11 +1,14 @@
-"""Safetensors files to arrays, without a copy."""
+"""Safetensors files to arrays, without a copy, and back."""
 
 import json
 import math
+import os
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from jax.typing import DTypeLike
 
 from clip_jax.convert.archive import MAX_INDEX_BYTES, shown
 from clip_jax.convert.checks import (
@@ -20,6 +23,7 @@ from clip_jax.convert.checks import (
 )
 from clip_jax.convert.unpickle import MAX_DIMENSIONS
 from clip_jax.errors import CheckpointError
+from clip_jax.memory import ALIGNMENT
 
 _MAX_HEADER = 100_000_000  # the format's own limit: above it, it is another format
 _DTYPES = {
@@ -34,6 +38,7 @@ _DTYPES = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
+NAMES = {dtype.newbyteorder("="): name for name, dtype in _DTYPES.items()}
 
 
 def read_safetensors(data: np.memmap) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -133,3 +138,51 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("duplicate names")
     return result
+
+
+def write_safetensors(
+    path: str | os.PathLike[str],
+    arrays: Mapping[str, Any],
+    dtype: DTypeLike | None,
+    metadata: Mapping[str, str],
+) -> None:
+    """Writes arrays one after another, so that no memory is needed for all of them.
+
+    Each begins at a multiple of 64 bytes, as far as their sizes allow, so that a mapped file can be
+    computed on in place.
+
+    Args:
+        path: of the file, which appears under this name at once: write to a temporary one.
+        arrays: NumPy or JAX arrays by name, of the dtypes in `NAMES`.
+        dtype: what to cast all of them to; without it each keeps its own.
+        metadata: what the file says about itself.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    # NumPy's own writer in the safetensors library copies everything first, and scrambles arrays
+    # that are not C-contiguous.
+    dtypes = {name: np.dtype(dtype or array.dtype) for name, array in arrays.items()}
+    sizes = {name: np.size(array) * dtypes[name].itemsize for name, array in arrays.items()}
+    # No gaps are allowed between arrays. Those that would put the next one out of alignment come
+    # last, wide numbers first, so that at least each number is aligned.
+    order = sorted(arrays, key=lambda name: (sizes[name] % ALIGNMENT > 0, -dtypes[name].itemsize))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name in order:
+        begin, end = end, end + sizes[name]
+        header[name] = {
+            "dtype": NAMES[dtypes[name].newbyteorder("=")],
+            "shape": np.shape(arrays[name]),
+            "data_offsets": [begin, end],
+        }
+    text = json.dumps(header).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name in order:
+            array = np.asarray(arrays[name]).astype(dtypes[name].newbyteorder("<"), "C", copy=False)
+            file.write(array.reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())

@@ -20,7 +20,7 @@ import numpy as np
 
 from clip_jax.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from clip_jax.convert.pytorch import to_pytorch
-from clip_jax.weights.native import save_parameters
+from clip_jax.weights.native_format import save_parameters
 from tests.models import random_parameters
 from tests.pickles import Raw, encode, entries_of, glob, parts, program, record, zipped
 

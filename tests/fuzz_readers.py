@@ -35,8 +35,7 @@ MEMORY = 2 << 30
 
 def read(path: Path, kind: str) -> dict[str, str | None]:
     """What an embedding job reads of a file: each row's key, and its problem."""
-    from clip_jax.embed.load import Loader
-    from clip_jax.embed.watch import Watch
+    from clip_jax.loading import Loader
     from clip_jax.preprocess import Preprocess
     from clip_jax.sources import Columns
     from clip_jax.sources.faults import all_records, opened
@@ -47,7 +46,6 @@ def read(path: Path, kind: str) -> dict[str, str | None]:
         preprocess=None if kind in ("csv", "jsonl") else Preprocess(32),
         context_length=None if kind == "images" else 16,
         exif_transpose=False,
-        watch=Watch(show=False),
     )
     found: dict[str, str | None] = {}
     source = path.parent if kind == "images" else f"{path.parent}/*{path.suffix}"

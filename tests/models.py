@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from clip_jax.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
-from clip_jax.nn import CLIP, MEAN, STD, from_parameters, nest, parameter_shapes
+from clip_jax.nn import CLIP, MEAN, STD, from_parameters, parameter_shapes, unflatten
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -52,7 +52,7 @@ def small(config: CLIPConfig, **options) -> CLIP:
 
 def random_parameters(config: CLIPConfig, seed: int = 0) -> dict:
     """A new tree of NumPy arrays without a 0 or 1 that would hide a swap."""
-    return nest(_random_arrays(config, seed))
+    return unflatten(_random_arrays(config, seed))
 
 
 @functools.cache

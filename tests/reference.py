@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from clip_jax.reference import import_reference, quiet
+from clip_jax.parity.reference import import_reference, quiet
 
 _PACKAGES = ("torch", "torchvision", "clip")
 

@@ -10,7 +10,7 @@ from flax import nnx
 
 from clip_jax.backends import defaults, optimize, optimize_for_training
 from clip_jax.backends.cpu import attention
-from clip_jax.backends.cpu.attention import CachedAttention, SingleQueryPool, attend
+from clip_jax.backends.cpu.attention import CachedAttention, SingleQueryPool, attention_in_blocks
 from clip_jax.backends.cpu.convolution import ProductsConv, SpaceToDepthConv, WinogradConv
 from clip_jax.backends.cpu.gradients import linear_in_training
 from clip_jax.backends.cpu.linear import multiply
@@ -49,7 +49,7 @@ def test_attention_equals_its_formula_in_float64(parts):
     weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     expected = np.einsum("bhqk,bkhc->bqhc", weights, v)
     arrays = (jnp.asarray(x, jnp.float32) for x in (q, k, v))
-    given = attend(*arrays, **parts)
+    given = attention_in_blocks(*arrays, **parts)
     np.testing.assert_allclose(given, expected, rtol=1e-5, atol=1e-6)
 
 

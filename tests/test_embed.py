@@ -24,12 +24,11 @@ from PIL import Image
 
 import clip_jax
 from clip_jax import attempts
+from clip_jax import progress as progress_module
 from clip_jax import storage as storage_module
 from clip_jax.embed import Columns, Summary, embed, job, read_embeddings
-from clip_jax.embed import watch as watch_module
-from clip_jax.embed.load import Loader, Turns, loading
-from clip_jax.embed.units import Share, divide
-from clip_jax.embed.watch import Watch
+from clip_jax.embed.chunks import Worker, divide
+from clip_jax.loading import CpuGate, Loader, loading
 from clip_jax.nn import normalize
 from clip_jax.sources import Record
 from tests import processes
@@ -719,7 +718,7 @@ def test_every_row_is_in_one_unit_of_one_share(shards, rows_per_part, count):
             for unit in units
             if unit.shard in share.shards(len(shards)) and share.takes(unit, len(shards))
         ]
-        for share in (Share(i, count) for i in range(count))
+        for share in (Worker(i, count) for i in range(count))
     ]
     assert sorted(unit for share in shares for unit in share) == units
 
@@ -766,7 +765,6 @@ def test_what_is_read_ahead_is_bounded_in_bytes():
         preprocess=clip_jax.Preprocess(32),
         context_length=None,
         exif_transpose=False,
-        watch=Watch(show=False),
     )
     records = [(None, i, Record(str(i), lambda: image)) for i in range(60)]
     limit = 5 * loader.size(records[0][2])
@@ -784,19 +782,18 @@ def test_what_is_read_ahead_is_bounded_in_bytes():
         assert len(list(ready)) == 60
 
 
-@pytest.mark.parametrize("are_taken", [True, False])
-def test_nothing_is_decoded_while_a_cpu_computes(are_taken):
-    image, turns = picture(size=(40, 40)), Turns(are_taken=are_taken)
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_nothing_is_decoded_while_a_cpu_computes(is_shared):
+    image, gate = picture(size=(40, 40)), CpuGate(is_shared=is_shared)
     loader = Loader(
         preprocess=clip_jax.Preprocess(32),
         context_length=None,
         exif_transpose=False,
-        watch=Watch(show=False),
-        turns=turns,
+        gate=gate,
     )
     records = [(None, i, Record(str(i), lambda: image)) for i in range(40)]
     with loading(iter(records), loader, num_threads=4, read_ahead=1 << 20) as ready:
-        with turns.computing():
+        with gate.computing():
             running = [
                 threading.Thread(target=loader, args=(None, i, Record(str(i), lambda: image)))
                 for i in range(2)
@@ -805,13 +802,13 @@ def test_nothing_is_decoded_while_a_cpu_computes(are_taken):
                 thread.start()
             for thread in running:
                 thread.join(0.5)
-            assert [thread.is_alive() for thread in running] == [are_taken] * 2
+            assert [thread.is_alive() for thread in running] == [is_shared] * 2
         for thread in running:
             thread.join(10)
         assert not any(thread.is_alive() for thread in running)
         assert [loaded.row for loaded in ready] == list(range(40))
     # An error in the encoder, too, ends the turn.
-    with pytest.raises(ValueError, match="damaged"), turns.computing():
+    with pytest.raises(ValueError, match="damaged"), gate.computing():
         raise ValueError("damaged")
     assert loader(None, 0, records[0][2]).problem is None
 
@@ -819,8 +816,8 @@ def test_nothing_is_decoded_while_a_cpu_computes(are_taken):
 def test_lines_of_json_tell_how_it_goes_where_there_is_no_terminal(
     pictures, model, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(watch_module, "EVERY", 0.0)
-    monkeypatch.setattr(watch_module, "REFRESH", 0.0)
+    monkeypatch.setattr(progress_module, "EVERY", 0.0)
+    monkeypatch.setattr(progress_module, "REFRESH", 0.0)
     embed(pictures, model, tmp_path, rows_per_part=7, batch_size=8)
     lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
     assert lines[-1]["rows"] == lines[-1]["total"] == COUNT
@@ -834,7 +831,7 @@ def test_a_bar_tells_how_it_goes_on_a_terminal(pictures, model, tmp_path, monkey
             return True
 
     monkeypatch.setattr(sys, "stderr", Terminal())
-    monkeypatch.setattr(watch_module, "REFRESH", 0.0)
+    monkeypatch.setattr(progress_module, "REFRESH", 0.0)
     embed(pictures, model, tmp_path, rows_per_part=7, batch_size=8)
     last = sys.stderr.getvalue().rpartition("\r")[2]
     assert re.search(rf"100%.* {COUNT}/{COUNT} .*row/s, 0 errors, \d+% waiting\]\n$", last)

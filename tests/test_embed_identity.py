@@ -14,9 +14,9 @@ from PIL import Image
 
 from clip_jax import storage as storage_module
 from clip_jax.embed import Columns, compare, embed
-from clip_jax.embed.assembly import Assembly
-from clip_jax.embed.index import finished_job
+from clip_jax.embed.part_builder import PartBuilder
 from clip_jax.embed.parts import Parts
+from clip_jax.embed.results import finished_job
 from clip_jax.file_stat import Stat, of_store
 from clip_jax.sources import lines, open_input
 from clip_jax.sources.files import ListedFile
@@ -199,7 +199,7 @@ def test_texts_that_change_places_are_refused(model, tmp_path, suffix, monkeypat
 def counted(monkeypatch):
     """How often rows were compared, and rows decoded."""
     found = {"compared": 0, "added": 0}
-    take, add = compare._Rows.take, Assembly.add
+    take, add = compare._Rows.take, PartBuilder.add
 
     def take_counted(self, *args):
         found["compared"] += 1
@@ -210,7 +210,7 @@ def counted(monkeypatch):
         add(self, *args)
 
     monkeypatch.setattr(compare._Rows, "take", take_counted)
-    monkeypatch.setattr(Assembly, "add", add_counted)
+    monkeypatch.setattr(PartBuilder, "add", add_counted)
     return found
 
 
@@ -301,9 +301,9 @@ def test_a_file_that_changes_while_the_job_runs_is_noticed_at_its_end(model, tmp
     written = Parts.write
 
     def change(kind):
-        def after_the_first(self, unit, *args, **options):
-            written(self, unit, *args, **options)
-            if unit.number == 0:
+        def after_the_first(self, chunk, *args, **options):
+            written(self, chunk, *args, **options)
+            if chunk.number == 0:
                 if kind == "touched":
                     os.utime(source)
                 else:

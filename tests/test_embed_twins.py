@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from clip_jax import locks
-from clip_jax.embed import embed, job, read_embeddings, search
-from clip_jax.embed.assembly import Assembly
+from clip_jax.embed import embed, job, read_embeddings
+from clip_jax.embed.part_builder import PartBuilder
 from clip_jax.locks import InUse, locked
+from clip_jax.search import search
 from clip_jax.storage import Disk
 from clip_jax.unfinished import aside, is_abandoned
 from tests.models import SMALL_VIT, small
@@ -241,7 +242,7 @@ def test_a_retry_beside_another_doubles_no_row(pictures, model, tmp_path, monkey
     assert embed(source, model, out, **OPTIONS).errors == 2
     for i in (1, 2):
         memory.pipe_file(f"/retry/in/{i}.png", noise(i))
-    finish, twins = Assembly.finish, []
+    finish, twins = PartBuilder.finish, []
 
     def twin_is_quicker(self):
         if not twins:
@@ -249,7 +250,7 @@ def test_a_retry_beside_another_doubles_no_row(pictures, model, tmp_path, monkey
             assert embed(source, model, out, retry_errors=True, **OPTIONS).rows == 2
         finish(self)
 
-    monkeypatch.setattr(Assembly, "finish", twin_is_quicker)
+    monkeypatch.setattr(PartBuilder, "finish", twin_is_quicker)
     embed(source, model, out, retry_errors=True, **OPTIONS)
     keys = read_embeddings(out).to_table()["key"].to_pylist()
     assert keys == [f"{i}.png" for i in range(6)]

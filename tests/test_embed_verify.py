@@ -9,7 +9,7 @@ import pytest
 
 from clip_jax.embed import embed
 from clip_jax.embed.encoding import ABOUT, encoded
-from clip_jax.embed.index import finished_job, parts_of
+from clip_jax.embed.results import finished_job, parts_of
 from clip_jax.file_stat import Stat
 from clip_jax.sources import lines
 from tests.models import SMALL_VIT, small

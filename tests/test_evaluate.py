@@ -16,7 +16,6 @@ from PIL import Image
 import clip_jax
 from clip_jax.cli import main
 from clip_jax.embed import Columns, embed
-from clip_jax.embed.identity import model_digest
 from clip_jax.encoder import Encoder
 from clip_jax.evaluate import (
     ConvergenceWarning,
@@ -33,6 +32,7 @@ from clip_jax.evaluate import data as data_module
 from clip_jax.evaluate.classes import hold_out, name_classes
 from clip_jax.evaluate.data import without_projection
 from clip_jax.evaluate.scores import score, wilson
+from clip_jax.nn import model_digest
 from tests.models import SMALL_RESNET, SMALL_VIT, random_images, small, to_float
 from tests.test_examples import COLOURS
 from tests.test_sources import write_tar

@@ -15,12 +15,11 @@ from PIL import Image
 
 import clip_jax
 from clip_jax.cli import main
-from clip_jax.embed import Columns, embed
+from clip_jax.embed import Columns, embed, read_results
 from clip_jax.evaluate import captions as captions_module
 from clip_jax.evaluate import data as data_module
 from clip_jax.evaluate import report, scores, sweep
 from clip_jax.evaluate.classes import hold_out, name_classes
-from clip_jax.evaluate.embedded import read_embedded
 from clip_jax.evaluate.scores import blocks, score, score_blocks
 from tests.models import SMALL_VIT, small
 from tests.test_examples import COLOURS
@@ -434,6 +433,6 @@ def test_damage_that_no_checksum_has_seen_is_a_line(data, out):
             content[4:200] = bytes(196)
         store.pipe_file(f"/faults/{path.name}", bytes(content))
     with pytest.raises((ValueError, OSError)) as caught:
-        read_embedded("memory://faults", ("key", "path", "label"))
+        read_results("memory://faults", ("key", "path", "label"))
     assert not isinstance(caught.value, NotImplementedError)
     store.rm("/faults", recursive=True)

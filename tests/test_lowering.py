@@ -16,9 +16,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from clip_jax import Encoder, encoder
 from clip_jax.backends import optimize
 from clip_jax.catalog import CATALOG
-from clip_jax.embed import nearest
 from clip_jax.evaluate import logistic
 from clip_jax.nn import CLIP
+from clip_jax.search import exact
 from clip_jax.train import (
     OptimizerConfig,
     StepConfig,
@@ -161,7 +161,7 @@ def test_the_probe_lowers(platform):
 
 
 def test_a_block_of_search_lowers():
-    search = functools.partial(nearest._best, k=5)
+    search = functools.partial(exact._best, k=5)
     rows = abstract(64, 8, dtype=jnp.float16)
     count = abstract(dtype=jnp.int32)
     result = exported(search, rows, abstract(8), count)

@@ -9,7 +9,7 @@ import pytest
 import clip_jax
 from clip_jax.cli import main
 from clip_jax.convert import from_pytorch, read_checkpoint
-from clip_jax.nn import flatten, nest
+from clip_jax.nn import flatten, unflatten
 from clip_jax.parity import Row, compare, first_difference, load_reference, pictures
 from clip_jax.weights import save_parameters
 from tests import reference
@@ -150,7 +150,7 @@ def perturbed(path, name, change):
     config, params = from_pytorch(read_checkpoint(path))
     arrays = flatten(params)
     arrays[name] = change(np.array(arrays[name], np.float32))
-    return clip_jax.from_parameters(config, nest(arrays))
+    return clip_jax.from_parameters(config, unflatten(arrays))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from clip_jax.config import CLIPConfig
 from clip_jax.convert import from_pytorch
 from clip_jax.nn import from_parameters
-from clip_jax.reference import quiet
+from clip_jax.parity.reference import quiet
 from tests import reference
 from tests.models import SMALL_VIT, TINY_VIT, random_images, random_tokens, relative_error, to_float
 

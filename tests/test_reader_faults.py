@@ -15,8 +15,7 @@ import pytest
 
 from clip_jax import attempts
 from clip_jax.attempts import Exhausted, Refused, Unreachable
-from clip_jax.embed.load import Loader, loading
-from clip_jax.embed.watch import Watch
+from clip_jax.loading import Loader, loading
 from clip_jax.preprocess import Preprocess
 from clip_jax.sources import (
     Columns,
@@ -191,9 +190,7 @@ def test_no_more_files_are_read_ahead_than_may_be_open():
                 most = max(most, alive)
             yield None, i, Record(str(i), picture, opens=True)
 
-    loader = Loader(
-        preprocess=Preprocess(32), context_length=None, exif_transpose=False, watch=Watch(False)
-    )
+    loader = Loader(preprocess=Preprocess(32), context_length=None, exif_transpose=False)
     with loading(records(), loader, num_threads=2, read_ahead=256 << 20) as ready:
         for _ in ready:
             with lock:
@@ -227,9 +224,7 @@ def test_running_out_of_open_files_is_no_rows_fault(tmp_path):
     (tmp_path / "a.csv").write_text("caption\nx\n")
     record = rows_of(tmp_path / "in")[0]
     shards = [open_input(tmp_path / f"a.{kind}").shards[0] for kind in ("tar", "parquet", "csv")]
-    loader = Loader(
-        preprocess=Preprocess(32), context_length=None, exif_transpose=False, watch=Watch(False)
-    )
+    loader = Loader(preprocess=Preprocess(32), context_length=None, exif_transpose=False)
     loader(None, 0, record)
     for shard in shards:
         opened(shard)
@@ -246,9 +241,7 @@ def test_running_out_of_memory_is_no_rows_fault():
     def read():
         raise MemoryError
 
-    loader = Loader(
-        preprocess=Preprocess(32), context_length=None, exif_transpose=False, watch=Watch(False)
-    )
+    loader = Loader(preprocess=Preprocess(32), context_length=None, exif_transpose=False)
     with pytest.raises(Exhausted, match="there is not enough memory"):
         loader(None, 0, Record("a", read))
 
@@ -333,7 +326,7 @@ def test_pairs_refuse_what_trips_the_parsers_in_one_error(tmp_path):
     for name, message in (
         ("deep.jsonl", "line 1 is no JSON: its brackets are nested too deep"),
         ("bytes.csv", "bytes.csv: .*not UTF-8|can't decode byte"),
-        ("long.csv", "1 problems:\nrow 1: no such picture: xxx"),
+        ("long.csv", "1 problem:\nrow 1: no such picture: xxx"),
         ("bad.parquet", "bad.parquet"),
     ):
         with pytest.raises((ValueError, OSError), match=message):

@@ -17,9 +17,11 @@ from PIL import Image
 
 import clip_jax
 from clip_jax.cli import main
-from clip_jax.embed import Columns, contact_sheet, embed, nearest, search
-from clip_jax.embed.index import Index, finished_job
+from clip_jax.embed import Columns, embed
+from clip_jax.embed.results import finished_job
 from clip_jax.nn import normalize
+from clip_jax.search import contact_sheet, exact, search
+from clip_jax.search.index import Index
 from tests.models import SMALL_VIT, small
 from tests.test_embed import QUIET, compiled_once, contents, noise
 from tests.test_sources import parquet, write_tar
@@ -69,7 +71,7 @@ def scores(model) -> np.ndarray:
 def test_the_nearest_are_found_whatever_the_blocks(
     folder, model, scores, format, block, monkeypatch
 ):
-    monkeypatch.setitem(nearest.BLOCK, "cpu", block)
+    monkeypatch.setitem(exact.BLOCK, "cpu", block)
     hits = search(folder / format, model, "a red bicycle", k=8)
     order = np.argsort(-scores)[:8]
     assert [hit["key"] for hit in hits] == [KEYS[i] for i in order]
@@ -310,10 +312,19 @@ def test_embed_takes_every_option(run, folder, tmp_path):
     assert out == "no part to write: 20 rows are there, 0 errors\n"
     status, out, err = run("search", tmp_path / "o", "x", "--json")
     assert status == 1 and len(json.loads(out)) == 10
-    assert "10 rows left out" in err[0]  # the other share's
+    assert "10 rows are left out" in err[0]  # the other share's
 
 
 def test_help_of_the_commands_needs_no_pyarrow():
     program = "import sys, clip_jax.cli; print('pyarrow' in sys.modules, 'fsspec' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.stdout == "False False\n"
+
+
+@pytest.mark.parametrize("name", ["search", "contact_sheet"])
+def test_the_names_before_the_room_of_its_own_warn_and_work(name):
+    from clip_jax import embed as room
+    from clip_jax import search as new
+
+    with pytest.warns(DeprecationWarning, match=rf"clip_jax\.search\.{name} now"):
+        assert getattr(room, name) is getattr(new, name)

@@ -12,15 +12,8 @@ import pytest
 
 import clip_jax
 from clip_jax.cli import main
-from clip_jax.embed import (
-    Columns,
-    Incomplete,
-    contact_sheet,
-    embed,
-    page,
-    read_embeddings,
-    search,
-)
+from clip_jax.embed import Columns, Incomplete, embed, read_embeddings
+from clip_jax.search import contact_sheet, page, search
 from tests.models import SMALL_VIT, small
 from tests.test_embed import QUIET, compiled_once, contents, noise
 from tests.test_sources import parquet, write_tar
@@ -106,7 +99,7 @@ def test_a_damaged_part_is_left_out_and_counted_until_it_is_embedded_again(root,
     whole = search(root / copy.name, model, "x", k=COUNT)
     hurt(copy, how)
     with pytest.warns(
-        Incomplete, match=r"is not finished: 6 rows left out, .*000000-000002"
+        Incomplete, match=r"is not finished: 6 rows are left out, .*000000-000002"
     ) as told:
         found = search(copy, model, "x", k=COUNT)
     assert [warning.message.rows for warning in told] == [6]
@@ -121,7 +114,7 @@ def test_a_hit_that_can_not_be_shown_leaves_its_part_out(root, model, tmp_path):
     data = (out / PART).read_bytes()
     begin = data.index(b"\x28\xb5\x2f\xfd")  # of what is compressed, which are the keys
     (out / PART).write_bytes(data[:begin] + bytes(20) + data[begin + 20 :])
-    with pytest.warns(Incomplete, match="6 rows left out"):
+    with pytest.warns(Incomplete, match="6 rows are left out"):
         assert len(search(out, model, "x", k=COUNT)) == COUNT - 6
 
 
@@ -139,7 +132,7 @@ def test_the_command_prints_what_there_is_and_fails(root, copy, capsys):
     assert main(["search", str(copy), "x", "-k", "40", "--json"]) == 1
     out, err = capsys.readouterr()
     assert len(json.loads(out)) == COUNT - 6
-    assert err.count("\n") == 1 and "6 rows left out" in err
+    assert err.count("\n") == 1 and "6 rows are left out" in err
     again(root, copy)
     assert main(["search", str(copy), "x", "--json"]) == 0
 

@@ -474,10 +474,10 @@ def test_inputs_of_other_names_or_sizes_have_other_listings(tmp_path):
         folder.mkdir()
         for name in names:
             (folder / name).write_bytes(b"x")
-        seen.add(open_input(folder).listing)
+        seen.add(open_input(folder).fingerprint)
     for text in ("x\n", "xy\n", "yx\n"):
         (tmp_path / "t.txt").write_text(text)
-        seen.add(open_input(tmp_path / "t.txt").listing)
+        seen.add(open_input(tmp_path / "t.txt").fingerprint)
     assert len(seen) == 6
 
 
@@ -487,7 +487,7 @@ def test_a_folder_tells_pictures_from_others_of_their_names(tmp_path):
     before = open_input(tmp_path)
     (tmp_path / "b.png").write_bytes(b"y")
     after = open_input(tmp_path)
-    assert before.listing == after.listing
+    assert before.fingerprint == after.fingerprint
     assert before.shards[0].stamp([0]) == after.shards[0].stamp([0])
     assert before.shards[0].stamp([1]) != after.shards[0].stamp([1])
 

@@ -2,7 +2,8 @@
 
 import pytest
 
-from clip_jax.embed import embed, read_embeddings, search
+from clip_jax.embed import embed, read_embeddings
+from clip_jax.search import search
 from clip_jax.storage import Unreachable, storage
 from tests.models import SMALL_VIT, small
 from tests.test_embed import QUIET, compiled_once, contents, noise

@@ -31,14 +31,13 @@ from clip_jax.config import CLIPConfig
 from clip_jax.convert.pytorch import from_pytorch, to_pytorch
 from clip_jax.convert.reader import read_checkpoint
 from clip_jax.errors import CheckpointError, DownloadError
-from clip_jax.nn import CLIP, flatten, from_parameters, nest, parameters
+from clip_jax.nn import CLIP, flatten, from_parameters, parameters, unflatten
 from clip_jax.weights import (
-    archive,
     cache_root,
     cached,
     download,
     load,
-    native,
+    official_file,
     read_native,
     replace,
     save,
@@ -440,7 +439,7 @@ def test_file_of_the_pytorch_package_is_used_in_place(tiny, home):
     folder.mkdir(parents=True)
     (folder / "tiny.pt").write_bytes(tiny.body)
     assert cached("tiny")
-    assert archive("tiny") == folder / "tiny.pt"
+    assert official_file("tiny") == folder / "tiny.pt"
     load("tiny")
     assert tiny.requests == []
     assert not (home / ".cache" / "clip_jax" / "tiny.pt").exists()
@@ -561,7 +560,7 @@ def test_half_precision_arrays_become_float32_exactly(tmp_path):
         for path, array in flatten(random_parameters(VIT)).items()
     }
     path = tmp_path / "state.safetensors"
-    safetensors.numpy.save_file(to_pytorch(VIT, nest(halves)), path)
+    safetensors.numpy.save_file(to_pytorch(VIT, unflatten(halves)), path)
     given = flatten(parameters(load(path)[0]))
     for name, half in halves.items():
         assert given[name].dtype == jnp.float32
@@ -580,10 +579,10 @@ def test_model_of_a_file_outlives_changes_to_the_file(tmp_path):
 @pytest.mark.parametrize("dtype", [np.float16, np.float64, ml_dtypes.bfloat16])
 def test_native_form_keeps_the_stored_dtype(tmp_path, dtype):
     arrays = {name: array.astype(dtype) for name, array in flatten(random_parameters(VIT)).items()}
-    save_parameters(VIT, nest(arrays), tmp_path / "model")
+    save_parameters(VIT, unflatten(arrays), tmp_path / "model")
     _, params = read_native(tmp_path / "model")
     assert all(array.dtype == dtype for array in flatten(params).values())
-    assert same(params, nest(arrays))
+    assert same(params, unflatten(arrays))
     loaded = flatten(parameters(load(tmp_path / "model")[0]))
     assert all(np.array_equal(loaded[k], v.astype(np.float32)) for k, v in arrays.items())
 
@@ -607,7 +606,7 @@ def test_transposed_arrays_are_not_scrambled_and_the_library_reads_the_file(tmp_
         path: np.asfortranarray(array)[::-1] if array.ndim else array
         for path, array in flatten(random_parameters(RESNET)).items()
     }
-    save_parameters(RESNET, nest(params), tmp_path / "model")
+    save_parameters(RESNET, unflatten(params), tmp_path / "model")
     read = safetensors.numpy.load_file(tmp_path / "model" / "model.safetensors")
     assert same(read, params)
 
@@ -667,7 +666,7 @@ def test_model_can_be_saved_over_the_folder_it_is_mapped_from(native_folder):
 def test_arrays_given_by_the_user_are_copied():
     params = random_parameters(VIT)
     own = {path: array.copy() for path, array in flatten(params).items()}
-    model = from_parameters(VIT, nest(own))
+    model = from_parameters(VIT, unflatten(own))
     for array in own.values():
         array[...] = 0
     assert same(parameters(model), params)
@@ -874,7 +873,7 @@ def test_save_refuses_arrays_that_do_not_fit(tmp_path):
     arrays = flatten(random_parameters(VIT))
     arrays["extra"] = arrays.pop("visual/proj")
     with pytest.raises(ValueError, match="- visual/proj: missing\n[+] extra: unexpected"):
-        save_parameters(VIT, nest(arrays), tmp_path / "model")
+        save_parameters(VIT, unflatten(arrays), tmp_path / "model")
     assert names_below(tmp_path) == []
 
 
@@ -1002,7 +1001,7 @@ def test_place_where_no_folder_can_be_made_is_named_as_the_user_did(tmp_path, mo
 
 
 def test_the_bundled_model_is_what_the_catalog_says():
-    entry, folder = CATALOG["emoji"], native("emoji")
+    entry, folder = CATALOG["emoji"], clip_jax.weights.native_folder("emoji")
     config, params = read_native(folder)
     assert config == entry.config
     assert {array.dtype for array in flatten(params).values()} == {np.dtype(np.float16)}
@@ -1012,7 +1011,7 @@ def test_the_bundled_model_is_what_the_catalog_says():
     notice = (folder / "NOTICE").read_text()
     assert all(name in notice for name in ("Noto Emoji", "Twemoji", "Fluent", "emojibase"))
     with pytest.raises(ValueError, match="'emoji' is no official model"):
-        archive("emoji")
+        official_file("emoji")
 
 
 def test_the_bundled_model_loads_where_nothing_can_be_fetched_or_written(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from clip_jax.convert.pytorch import to_pytorch
 from clip_jax.convert.reader import read_checkpoint
 from clip_jax.errors import CheckpointError, DownloadError
 from clip_jax.nn import parameters
-from clip_jax.weights import archive, load, native, read_native, save
+from clip_jax.weights import load, native_folder, official_file, read_native, save
 from tests.models import random_parameters
 from tests.pickles import entries_of, parts, program, zipped
 from tests.test_weights import VIT, same, some_model
@@ -47,7 +47,7 @@ def entries() -> list[tuple[str, bytes]]:
 
 def test_a_damaged_copy_of_a_named_model_is_removed_and_made_again(tiny):  # noqa: F811
     load("tiny")
-    folder = native("tiny")
+    folder = native_folder("tiny")
     for name in ("model.safetensors", "config.json"):
         with open(folder / name, "r+b") as file:
             file.truncate(100)
@@ -75,10 +75,10 @@ def test_a_file_put_there_by_hand_is_taken(tiny, monkeypatch):  # noqa: F811
 def test_another_folder_is_chosen_where_one_can_not_be_written(tiny, monkeypatch, tmp_path):  # noqa: F811
     (tmp_path / "cache").write_text("a file in the way")
     with pytest.raises(DownloadError, match="download_root= or the environment variable"):
-        archive("tiny", progress=False)
-    archive("tiny", tmp_path / "root", progress=False)
+        official_file("tiny", progress=False)
+    official_file("tiny", tmp_path / "root", progress=False)
     monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "other"))
-    assert archive("tiny", progress=False).parent == tmp_path / "other"
+    assert official_file("tiny", progress=False).parent == tmp_path / "other"
 
 
 def test_compressed_entries_are_stored_by_another_zip(tmp_path):

@@ -21,13 +21,13 @@ from clip_jax.convert.pytorch import to_pytorch
 from clip_jax.convert.reader import read_checkpoint
 from clip_jax.errors import DownloadError
 from clip_jax.nn import parameters
-from clip_jax.weights import archive, cache_root, cached, download, load, native, save
+from clip_jax.weights import cache_root, cached, download, load, native_folder, official_file, save
 from tests.models import random_parameters
 from tests.pickles import parts, write
 from tests.test_weights import VIT, Server, fetch, names_below, same, some_model
 
 # In clip_jax.weights a function has this name.
-_native = importlib.import_module("clip_jax.weights.native")
+_native = importlib.import_module("clip_jax.weights.native_format")
 
 
 @pytest.fixture
@@ -94,17 +94,17 @@ def test_without_a_home_models_are_listed_and_the_bundled_one_loads(homeless, ca
     assert main(["models", "--json"]) == 0
     listed = {model["name"]: model["cached"] for model in json.loads(capsys.readouterr().out)}
     assert listed["emoji"] and not listed["ViT-B/32"]
-    assert native("emoji").is_dir()
+    assert native_folder("emoji").is_dir()
 
 
 def test_without_a_home_it_is_said_how_to_name_a_place_and_that_works(
     tiny, homeless, monkeypatch, tmp_path
 ):
-    for ask in (cache_root, lambda: archive("tiny"), lambda: load("tiny")):
+    for ask in (cache_root, lambda: official_file("tiny"), lambda: load("tiny")):
         with pytest.raises(DownloadError, match="this user has no home folder") as caught:
             ask()
     assert "download_root= or the environment variable CLIP_JAX_CACHE" in str(caught.value)
-    assert archive("tiny", tmp_path / "one", progress=False).parent == tmp_path / "one"
+    assert official_file("tiny", tmp_path / "one", progress=False).parent == tmp_path / "one"
     monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "two"))
     assert not cached("tiny")
     load("tiny")
@@ -114,7 +114,7 @@ def test_without_a_home_it_is_said_how_to_name_a_place_and_that_works(
 def test_the_home_of_an_unknown_user_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("CLIP_JAX_CACHE", "~nobody-of-this-name/x")
     with pytest.raises(DownloadError, match="~nobody-of-this-name/x has no home folder"):
-        archive("ViT-B/32")
+        official_file("ViT-B/32")
     assert not cached("ViT-B/32")
 
 
@@ -199,13 +199,13 @@ def test_what_has_come_is_kept_where_descriptors_run_out(server, tmp_path, monke
 
 
 def test_a_model_is_not_saved_over_what_came_to_its_place_meanwhile(model_folder, monkeypatch):
-    written = _native._write_safetensors
+    written = _native.write_safetensors
 
     def write_while_others_do(*arguments):
         written(*arguments)
         (model_folder / "notes.txt").write_text("somebody's work")
 
-    monkeypatch.setattr(_native, "_write_safetensors", write_while_others_do)
+    monkeypatch.setattr(_native, "write_safetensors", write_while_others_do)
     with pytest.raises(FileExistsError, match="is something else than a folder written by"):
         save(some_model(VIT, 1), model_folder)
     assert names_below(model_folder) == ["config.json", "model.safetensors", "notes.txt"]
@@ -219,14 +219,14 @@ def test_without_force_no_conversion_replaces_what_another_made_meanwhile(
 ):
     tensors, storages = parts(to_pytorch(VIT, random_parameters(VIT)))
     source, target = write(tmp_path / "source.pt", tensors, storages), tmp_path / "target"
-    written = _native._write_safetensors
+    written = _native.write_safetensors
 
     def write_while_others_do(*arguments):
         shutil.copytree(model_folder, target)
         written(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(_native, "_write_safetensors", write_while_others_do)
+        patch.setattr(_native, "write_safetensors", write_while_others_do)
         assert main(["convert", str(source), str(target)]) == 1
     assert f"{target}: exists already" in capsys.readouterr().err
     assert same(parameters(load(target)[0]), parameters(load(model_folder)[0]))

@@ -17,7 +17,7 @@ from benchmarks.accelerator.cases import NotHere
 from benchmarks.accelerator.ours import COMPARED
 from benchmarks.accelerator.timing import Contender
 from clip_jax.config import CLIPConfig, ViTConfig
-from clip_jax.reference import import_reference, quiet
+from clip_jax.parity.reference import import_reference, quiet
 
 _torch: Any = None
 _Config: Any = None

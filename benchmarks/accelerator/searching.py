@@ -69,7 +69,7 @@ def cases(tiny: bool) -> list[Case]:
 
 
 def _search(tiny: bool, count: int | None) -> dict[str, Any]:
-    from clip_jax.embed import search
+    from clip_jax.search import search
 
     assert count is not None
     folder = Path(tempfile.mkdtemp(prefix="accelerator-search-"))
@@ -108,9 +108,9 @@ def finished_job(folder: Path, rows: int, part_rows: int) -> tuple[Any, Path, in
 
     from benchmarks.accelerator.weights import random_tree
     from clip_jax.embed import embed
-    from clip_jax.embed.index import parts_of
+    from clip_jax.embed.chunks import Chunk, divide
     from clip_jax.embed.parts import Part
-    from clip_jax.embed.units import Unit, divide
+    from clip_jax.embed.results import parts_of
     from clip_jax.nn import from_parameters
 
     text = TextConfig(width=64, num_layers=2, num_heads=1)
@@ -127,14 +127,14 @@ def finished_job(folder: Path, rows: int, part_rows: int) -> tuple[Any, Path, in
     drawn = drawn.astype(np.float16)
     deadline = time.monotonic() + WRITING_SECONDS
 
-    def write(unit: Unit) -> int:
+    def write(chunk: Chunk) -> int:
         if time.monotonic() > deadline:
             return 0
-        keys = pa.array(np.arange(unit.begin, unit.end)).cast(pa.string())
-        matrix = np.ascontiguousarray(np.roll(drawn[: len(unit)], unit.number, axis=1))
+        keys = pa.array(np.arange(chunk.begin, chunk.end)).cast(pa.string())
+        matrix = np.ascontiguousarray(np.roll(drawn[: len(chunk)], chunk.number, axis=1))
         part = Part(pa.table({"key": keys, "caption": keys}), {"embedding": matrix})
-        target.write(unit, rows, part, [])
-        return len(unit)
+        target.write(chunk, rows, part, [])
+        return len(chunk)
 
     with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         written = sum(pool.map(write, divide(0, rows, part_rows)))

@@ -3,7 +3,7 @@
 from typing import Any
 
 from benchmarks.accelerator.cases import NotHere
-from clip_jax.backends.optimize import swap_attention
+from clip_jax.backends.apply import swap_attention
 from clip_jax.backends.swap import adopt
 from clip_jax.nn.layers import Attention, Rows, split_heads
 

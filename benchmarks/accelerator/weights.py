@@ -17,7 +17,7 @@ def random_tree(config: CLIPConfig, seed: int = 0) -> dict[str, Any]:
     Gains, biases and statistics lie around what training leaves; matrices keep the variance of what
     passes through them, so that features, norms and logits are of realistic size at any depth.
     """
-    from clip_jax.nn import nest, parameter_shapes
+    from clip_jax.nn import parameter_shapes, unflatten
 
     shapes = parameter_shapes(config)
 
@@ -27,7 +27,7 @@ def random_tree(config: CLIPConfig, seed: int = 0) -> dict[str, Any]:
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         arrays = dict(zip(shapes, pool.map(make, shapes.items()), strict=True))
     arrays["logit_scale"] = np.array(math.log(100), np.float32)
-    return nest(arrays)
+    return unflatten(arrays)
 
 
 def _array(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -5,8 +5,8 @@ test that it equals `nn`. `optimize` exchanges layers for a platform, `defaults`
 by measurement.
 """
 
+from clip_jax.backends.apply import optimize as optimize
+from clip_jax.backends.apply import optimize_for_training as optimize_for_training
+from clip_jax.backends.apply import use_attention as use_attention
 from clip_jax.backends.defaults import default_attention as default_attention
 from clip_jax.backends.defaults import default_batch_size as default_batch_size
-from clip_jax.backends.optimize import optimize as optimize
-from clip_jax.backends.optimize import optimize_for_training as optimize_for_training
-from clip_jax.backends.optimize import use_attention as use_attention

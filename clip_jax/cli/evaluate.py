@@ -221,10 +221,10 @@ def run_probe(args: argparse.Namespace) -> int:
 
     from clip_jax.embed.identity import check_model
     from clip_jax.evaluate import LinearProbe, sweep
+    from clip_jax.evaluate.c_sweep import check_known
     from clip_jax.evaluate.classes import hold_out
     from clip_jax.evaluate.data import class_folders, embedding_job
     from clip_jax.evaluate.scores import blocks, score_blocks
-    from clip_jax.evaluate.sweep import check_known
 
     sources = [args.data, *([args.test] if args.test else [])]
     for source in sources:

@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Compares, prints the table and says where the two part."""
     from clip_jax import load, open_image
     from clip_jax.parity import compare, first_difference, load_reference
-    from clip_jax.reference import import_reference
+    from clip_jax.parity.reference import import_reference
 
     import_reference()  # before anything is downloaded for nothing
     images = [open_image(path) for path in args.images] if args.images else None

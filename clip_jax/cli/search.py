@@ -47,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
     """Searches, prints the table, and writes the page; fails where rows are missing."""
     from pathlib import Path
 
-    from clip_jax.embed import contact_sheet, search
     from clip_jax.embed.gaps import Incomplete
-    from clip_jax.embed.index import finished_job
+    from clip_jax.embed.results import finished_job
+    from clip_jax.search import contact_sheet, search
     from clip_jax.storage import absolute, folder, storage
 
     progress("searching")

@@ -17,12 +17,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from clip_jax.embed.assembly import Layout
+from clip_jax.embed.chunks import shard_of
 from clip_jax.embed.encoding import encoded
-from clip_jax.embed.identity import SHOWN, Other, picture_digest, place, refuse_others
+from clip_jax.embed.identity import SHOWN, Other, place, refuse_others
+from clip_jax.embed.part_builder import Layout
 from clip_jax.embed.parts import Finished, Part, Parts
 from clip_jax.embed.plan import Plan
-from clip_jax.embed.units import shard_of
+from clip_jax.loading import picture_digest
 from clip_jax.sources import Record, Rows
 from clip_jax.sources.faults import told
 from clip_jax.sources.records import as_key
@@ -112,10 +113,10 @@ class Comparison:
 
     def _are_older(self, name: str) -> bool:
         """Whether a part's files were last changed before it, as far as clocks can tell."""
-        unit, finished = self._plan.unit(name), self._plan.finished[name]
+        chunk, finished = self._plan.chunk(name), self._plan.finished[name]
         path = self._parts.path(self._parts.table, name)
         written = storage(path).modified(path)
-        files = self._shards[unit.shard].files(finished.embedded(unit.begin))
+        files = self._shards[chunk.shard].files(finished.embedded(chunk.begin))
         return written is not None and all(_changed(file) < written for file in files)
 
     def _take(self, name: str, finished: Finished, stamp: str | None, note: bool) -> None:
@@ -125,8 +126,8 @@ class Comparison:
             self._parts.note(name, finished, stamp)
 
     def _stamp(self, name: str, finished: Finished) -> str | None:
-        unit = self._plan.unit(name)
-        return self._shards[unit.shard].stamp(finished.embedded(unit.begin))
+        chunk = self._plan.chunk(name)
+        return self._shards[chunk.shard].stamp(finished.embedded(chunk.begin))
 
     def _compare(self, names: Collection[str], verify: bool, note: bool) -> None:
         others: list[Other] = []
@@ -146,14 +147,14 @@ class Comparison:
         refuse_others(others)
 
     def _compare_part(self, name: str, opened: Rows, verify: bool, note: bool) -> list[Other]:
-        unit, finished = self._plan.unit(name), self._plan.finished[name]
-        found, path = self._parts.read(name, unit.begin), self._parts.path(self._parts.table, name)
+        chunk, finished = self._plan.chunk(name), self._plan.finished[name]
+        found, path = self._parts.read(name, chunk.begin), self._parts.path(self._parts.table, name)
         if found is None:  # removed, or replaced by another process
             return []
         embedded = found.rows
-        shard, where = self._shards[unit.shard], place(self.layout.source, unit)
+        shard, where = self._shards[chunk.shard], place(self.layout.source, chunk)
         rows = _Rows(self.layout, shard.path, found.part, embedded, verify)
-        numbered = self._plan.read(opened, unit)
+        numbered = self._plan.read(opened, chunk)
         with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
             while some := list(itertools.islice(numbered, RECORDS)):
                 for _ in pool.map(lambda row: rows.take(*row), some):

@@ -1,18 +1,14 @@
 """What makes two jobs the same: model, preprocessing, options and input, as one fingerprint."""
 
-import concurrent.futures
 import contextlib
 import hashlib
 import json
 import re
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from clip_jax.embed.units import Unit
-from clip_jax.nn import CLIP, flatten, parameters
+from clip_jax.embed.chunks import Chunk
+from clip_jax.nn import CLIP, model_digest
 from clip_jax.sources import Input
 from clip_jax.sources.files import ListedFile
 from clip_jax.storage import storage
@@ -40,28 +36,6 @@ _IDENTITY = {
     "rows_per_part": lambda value: _is_count(value),
 }
 _EMBEDDINGS = {"embedding": lambda value: value in ("image", "text")}
-
-
-def model_digest(model: CLIP) -> str:
-    """SHA-256 of a model's configuration and parameters."""
-    arrays = flatten(parameters(model))
-
-    def digest(path: str) -> bytes:
-        array = np.ascontiguousarray(arrays[path])
-        head = f"{path} {array.dtype} {array.shape}\0".encode()
-        return hashlib.sha256(head + array.tobytes()).digest()
-
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:  # hashing leaves Python's lock alone
-        digests = pool.map(digest, sorted(arrays))
-        return hashlib.sha256(model.config.to_json().encode() + b"".join(digests)).hexdigest()
-
-
-def picture_digest(data: bytes) -> int:
-    """64 bits that tell a picture's file from others: its CRC-32, and its length modulo 2^32.
-
-    It takes a hundredth of the time of decoding.
-    """
-    return (len(data) & 0xFFFFFFFF) << 32 | zlib.crc32(data)
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
@@ -186,8 +160,8 @@ def refuse_others(others: Sequence[Other]) -> None:
     )
 
 
-def place(source: Input, unit: Unit) -> str:
-    """Which rows of an input a unit has."""
-    shard = source.shards[unit.shard]
+def place(source: Input, chunk: Chunk) -> str:
+    """Which rows of an input a chunk has."""
+    shard = source.shards[chunk.shard]
     name = shard.name if isinstance(shard, ListedFile) else "the input"  # a folder
-    return f"rows {unit.begin} to {unit.end - 1} of {name}"
+    return f"rows {chunk.begin} to {chunk.end - 1} of {name}"

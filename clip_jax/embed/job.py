@@ -10,18 +10,19 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from clip_jax.embed.assembly import Assembly, Layout
+from clip_jax.embed.chunks import Worker
 from clip_jax.embed.compare import Comparison
-from clip_jax.embed.identity import claim, fingerprint, model_digest, read_job
-from clip_jax.embed.load import Loader, Turns, loading
+from clip_jax.embed.counts import Counts, Summary
+from clip_jax.embed.identity import claim, fingerprint, read_job
+from clip_jax.embed.part_builder import Layout, PartBuilder
 from clip_jax.embed.parts import NpyParts, Parts
 from clip_jax.embed.plan import Plan
-from clip_jax.embed.units import Share
-from clip_jax.embed.watch import Summary, Watch
 from clip_jax.encoder import Encoder
-from clip_jax.nn import CLIP
+from clip_jax.loading import CpuGate, Loader, loading
+from clip_jax.nn import CLIP, model_digest
 from clip_jax.placement import device_of
 from clip_jax.preprocess import Preprocess, known_formats
+from clip_jax.progress import Progress
 from clip_jax.sources import Columns, Input, open_input
 from clip_jax.storage import absolute, folder, plain, storage
 from clip_jax.weights import load
@@ -85,7 +86,7 @@ def embed(
             bfloat16.
         dtype: of the embeddings as they are kept.
         format: "parquet", or "npy" for the layout of clip-retrieval.
-        rows_per_part: rows of a unit of work, which is what a kill can cost. No part spans files.
+        rows_per_part: rows of a chunk, which is what a kill can cost. No part spans files.
         batch_size: rows of a batch over the devices of this process; as `Encoder` has it.
         columns: of tables, which hold what, and which to take along.
         exif_transpose: whether pictures are turned as their EXIF data say; the reference doesn't.
@@ -117,7 +118,7 @@ def embed(
     """
     _check(what, preset, dtype, format, rows_per_part, max_errors)
     _require_pyarrow()
-    share = Share(*(shard or (jax.process_index(), jax.process_count())))
+    worker = Worker(*(shard or (jax.process_index(), jax.process_count())))
     columns, out = columns or Columns(), folder(out)
     source = plain(source)
     rows = open_input(source, columns)
@@ -136,7 +137,7 @@ def embed(
         "format": format,
         "rows_per_part": rows_per_part,
         "columns": [columns.image, columns.caption, columns.key, *columns.others],
-        "input": rows.listing,
+        "input": rows.fingerprint,
     }
     claimed = {
         "model": name,
@@ -159,46 +160,51 @@ def embed(
         "normalized": True,
     }
     parts = NpyParts(out, about, TOWERS[what]) if format == "npy" else Parts(out, about)
-    watch = Watch(progress and not dry_run)
+    counts = Counts()
 
     def planned() -> tuple[Plan, Comparison]:
         plan = Plan(
             rows,
             parts,
-            share,
+            worker,
             rows_per_part=rows_per_part,
             retry_errors=retry_errors,
-            watch=watch,
+            counts=counts,
             entirely=verify,
         )
         comparison = Comparison(plan, layout, parts, show=progress)
         comparison.check(verify=verify, note=not dry_run)
-        watch.verified = comparison.rows if verify else 0
+        counts.verified = comparison.rows if verify else 0
         return plan, comparison
 
     if not is_ours:
         parts.check_unclaimed()
     if dry_run:
         plan, _ = planned()
-        to_do = [len(task.rows) for task, _ in plan.tasks()]
+        to_do = [len(pending.rows) for pending, _ in plan.pending()]
         _check_some(source, plan)
-        return watch.summary(sum(to_do), len(to_do))
+        return counts.summary(sum(to_do), len(to_do))
 
-    with contextlib.closing(watch), _alone(out, share) as alone, _kept(watch):
+    with Progress(progress) as bar, _alone(out, worker) as alone, _kept(counts):
         if is_ours:
             alone()
         plan, comparison = planned()
         plan.clean()
-        turns = Turns(are_taken=device_of(model).platform == "cpu")
+        gate = CpuGate(is_shared=device_of(model).platform == "cpu")
         loader = Loader(
             preprocess=None if what == "texts" else Preprocess(model.config.vision.image_size),
             context_length=None if what == "images" else model.config.text.context_length,
             exif_transpose=exif_transpose,
-            watch=watch,
-            turns=turns,
+            timing=counts.timing,
+            gate=gate,
             formats=known_formats(formats),
         )
-        assembly: Assembly | None = None
+
+        def show(total: int | None) -> None:
+            rows, errors, waiting = counts.rows, counts.errors, counts.waiting
+            bar.update(rows, errors=errors, total=total, waiting=waiting)
+
+        builder: PartBuilder | None = None
         encoder: Encoder | None = None
         with (
             loading(
@@ -207,10 +213,10 @@ def embed(
                 num_threads=num_threads or _num_cores(),
                 read_ahead=read_ahead,
             ) as ready,
-            _writing(parts, watch) as write,
+            _writing(parts, counts) as write,
         ):
             while True:
-                with watch.timing("waiting"):
+                with counts.timing("waiting"):
                     loaded = next(ready, None)
                 if loaded is None:
                     break
@@ -219,21 +225,22 @@ def embed(
                     comparison.layout = layout = _as_noted(layout, out)
                     alone()
                     encoder = _encoder(model, batch_size)
-                if assembly is None:
-                    assembly = Assembly(loaded.task, layout, encoder, watch, turns)
-                assembly.add(loaded)
-                _check_errors(watch, max_errors)
-                if assembly.is_complete:
-                    if not watch.parts:  # where the claim was no condition, the last one counts
+                if builder is None:
+                    builder = PartBuilder(loaded.chunk, layout, encoder, counts, gate)
+                builder.add(loaded)
+                _check_errors(counts, max_errors)
+                if builder.is_complete:
+                    if not counts.parts:  # where the claim was no condition, the last one counts
                         claim(out, identity, claimed, dry=True)
-                    write(assembly)
-                    assembly = None
-                watch.shown(plan.total)
+                    write(builder)
+                    builder = None
+                show(plan.total)
         comparison.check_changed()
         _check_some(source, plan)
         if encoder is None:  # nothing to do; but the note may be gone
             claim(out, identity, claimed, dry=False)
-        return watch.summary()
+        show(plan.total)
+        return counts.summary()
 
 
 def _as_noted(layout: Layout, out: str) -> Layout:
@@ -242,11 +249,11 @@ def _as_noted(layout: Layout, out: str) -> Layout:
 
 
 @contextlib.contextmanager
-def _alone(out: str, share: Share) -> Iterator[Callable[[], None]]:
-    """Gives what keeps others from the same share until the end; it waits for one that is dying."""
+def _alone(out: str, worker: Worker) -> Iterator[Callable[[], None]]:
+    """Gives what keeps others from the same work until the end; it waits for one that is dying."""
     where = storage(out)
-    path = f"{out}/.share-{share.index}-of-{share.count}.lock"
-    what = out if share.count == 1 else f"share {share.index}/{share.count} of {out}"
+    path = f"{out}/.share-{worker.index}-of-{worker.count}.lock"
+    what = out if worker.count == 1 else f"share {worker.index}/{worker.count} of {out}"
     with contextlib.ExitStack() as held:
         is_held = False
 
@@ -260,29 +267,29 @@ def _alone(out: str, share: Share) -> Iterator[Callable[[], None]]:
 
 
 @contextlib.contextmanager
-def _kept(watch: Watch) -> Iterator[None]:
+def _kept(counts: Counts) -> Iterator[None]:
     """Adds to a signal's exception what the job leaves."""
     try:
         yield
     except KeyboardInterrupt as stop:
-        stop.add_note(watch.kept())
+        stop.add_note(counts.kept())
         raise
 
 
 @contextlib.contextmanager
-def _writing(parts: Parts, watch: Watch) -> Iterator[Any]:
+def _writing(parts: Parts, counts: Counts) -> Iterator[Any]:
     """Parts written by a thread of its own, one at a time, while the next is computed."""
     last: list[concurrent.futures.Future] = []
 
-    def save(assembly: Assembly) -> None:
-        with watch.timing("writing"):
-            assembly.save(parts)
+    def save(builder: PartBuilder) -> None:
+        with counts.timing("writing"):
+            builder.save(parts)
 
-    def write(assembly: Assembly) -> None:
-        assembly.finish()
+    def write(builder: PartBuilder) -> None:
+        builder.finish()
         while last:
             last.pop().result()
-        last.append(pool.submit(save, assembly))
+        last.append(pool.submit(save, builder))
 
     with concurrent.futures.ThreadPoolExecutor(1, "clip-jax-write") as pool:
         yield write
@@ -364,10 +371,10 @@ def _check_some(source: str, plan: Plan) -> None:
         raise ValueError(f"{source} is empty: there is no row to embed")
 
 
-def _check_errors(watch: Watch, max_errors: int | None) -> None:
-    count = watch.errors + watch.errors_before
+def _check_errors(counts: Counts, max_errors: int | None) -> None:
+    count = counts.errors + counts.errors_before
     if max_errors is not None and count > max_errors:
         raise ValueError(
             f"{count} rows could not be embedded, more than max_errors={max_errors}; the last one: "
-            f"{watch.last_error}. Parts that are finished count."
+            f"{counts.last_error}. Parts that are finished count."
         )

@@ -9,7 +9,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The rows of a unit that could be embedded, in order.
+    """The rows of a chunk that could be embedded, in order.
 
     Attributes:
         columns: an Arrow table of key, path, caption and what was taken along.
@@ -65,7 +65,7 @@ class Finished:
     has_digests: bool = False
 
     def embedded(self, begin: int) -> Sequence[int]:
-        """The rows embedded, of a unit that begins there."""
+        """The rows embedded, of a chunk that begins there."""
         everything = range(begin, begin + self.rows + self.errors)
         return [row for row in everything if row not in self.failed] if self.failed else everything
 
@@ -77,7 +77,7 @@ class Written:
     Attributes:
         part: its rows.
         rows: which they are, counted from the shard's first.
-        errors: the unit's other rows.
+        errors: the chunk's other rows.
         mark: tells it from others of its name.
     """
 

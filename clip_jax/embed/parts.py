@@ -1,4 +1,4 @@
-"""Parts: what a unit of work leaves behind, in files that prove to be whole.
+"""Parts: what a chunk leaves behind, in files that prove to be whole.
 
 What a part holds comes from its rows alone, as the digests of their pictures do. When the files of
 the input were last changed is noted beside it, in `stamps/`, in a file of its own: where that is
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax.embed.chunks import Chunk
 from clip_jax.embed.encoding import ABOUT as ABOUT
 from clip_jax.embed.encoding import FILE as FILE
 from clip_jax.embed.encoding import ROW_GROUP as ROW_GROUP
@@ -26,7 +27,6 @@ from clip_jax.embed.part import Finished as Finished
 from clip_jax.embed.part import Part as Part
 from clip_jax.embed.part import Written as Written
 from clip_jax.embed.part import error_table
-from clip_jax.embed.units import Unit
 from clip_jax.errors import is_exhausted
 from clip_jax.storage import Disk, Unreachable, storage
 
@@ -40,7 +40,7 @@ FOOTER = 1 << 16
 class Parts:
     """The parts in an output folder, of one job, as Parquet."""
 
-    # Beside the table: files of a unit by the column of embeddings that they hold.
+    # Beside the table: files of a chunk by the column of embeddings that they hold.
     beside: Mapping[str, str] = {}
     table = "part-{}.parquet"
 
@@ -56,7 +56,7 @@ class Parts:
         self._stamps = f"{STAMPS}/{{}}.json"
 
     def names(self) -> set[str]:
-        """The names of the units that have left something, whole or not."""
+        """The names of the chunks that have left something, whole or not."""
         folder, _, pattern = f"{self._out}/{self.table}".rpartition("/")
         head, _, tail = pattern.partition("{}")
         return {
@@ -66,10 +66,10 @@ class Parts:
         }
 
     def finished(self, name: str, entirely: bool = False) -> Finished | None:
-        """What the part of that unit says, if it is whole and of this job.
+        """What the part of that chunk says, if it is whole and of this job.
 
         Args:
-            name: of the unit.
+            name: of the chunk.
             entirely: whether all of it is read on stores, too, which check by themselves what they
                 give; there reading it all would cost as much as the job.
 
@@ -134,13 +134,13 @@ class Parts:
 
     def write(
         self,
-        unit: Unit,
+        chunk: Chunk,
         shard_rows: int,
         part: Part,
         errors: Sequence[Error],
         stamp: str | None = None,
     ) -> None:
-        """Leaves a unit's part; it counts from the moment that the table is there.
+        """Leaves a chunk's part; it counts from the moment that the table is there.
 
         Until then one that was there before still counts, and after that this one does.
 
@@ -153,23 +153,23 @@ class Parts:
             "shard_rows": shard_rows,
             **({"failed": [error.row for error in errors]} if errors else {}),
         }
-        path = self.path(self._errors, unit.name)
+        path = self.path(self._errors, chunk.name)
         if errors:
             self._storage.write(path, encoded(error_table(errors), {}, about))
         inside = dict(part.embeddings)
         about["beside"] = {}
-        is_there = bool(self.beside) and self._is_there(self.path(self.table, unit.name))
+        is_there = bool(self.beside) and self._is_there(self.path(self.table, chunk.name))
         arrays = {}
         for column, file in self.beside.items():
             data = npy(inside.pop(column))
-            array = self.path(file, unit.name)
+            array = self.path(file, chunk.name)
             if is_there:  # what counts until the new table is there needs its array
                 arrays[array], array = data, _next(array)
             self._storage.write(array, data)
             about["beside"][column] = {"bytes": len(data), "crc32": zlib.crc32(data)}
         table = encoded(part.columns, inside, about, part.pictures)
-        self._write_stamp(unit.name, mark_of(table), stamp)
-        self._storage.write(self.path(self.table, unit.name), table)
+        self._write_stamp(chunk.name, mark_of(table), stamp)
+        self._storage.write(self.path(self.table, chunk.name), table)
         for array, data in arrays.items():
             self._storage.write(array, data)
             self._storage.remove(_next(array))
@@ -188,7 +188,7 @@ class Parts:
         """A part that counts, if there is one.
 
         Args:
-            name: of the unit.
+            name: of the chunk.
             begin: its first row.
 
         Raises:
@@ -220,7 +220,7 @@ class Parts:
         return pq.read_table(source, columns=["key"])["key"].to_pylist()
 
     def errors(self, name: str) -> list[Error]:
-        """The rows of a unit that could not be embedded, as far as a whole table says.
+        """The rows of a chunk that could not be embedded, as far as a whole table says.
 
         Raises:
             OSError: they can't be read.
@@ -234,8 +234,8 @@ class Parts:
         """Removes what killed processes have left.
 
         Args:
-            is_ours: tells of a unit's name whether it is of our share.
-            without_errors: units that count, of which no row has failed.
+            is_ours: tells of a chunk's name whether it is of our share.
+            without_errors: chunks that count, of which no row has failed.
         """
         for name in self._storage.abandoned(self._out):
             if name.startswith(f".{JOB}."):
@@ -247,15 +247,15 @@ class Parts:
                 stale = {pattern.format(name) for name in without_errors}
                 left += [name for name in self._storage.names(folder) if name in stale]
             for name in left:
-                unit = re.search(r"\d{6,}-\d{6,}", name)
-                if unit is not None and is_ours(unit[0]):
+                chunk = re.search(r"\d{6,}-\d{6,}", name)
+                if chunk is not None and is_ours(chunk[0]):
                     self._storage.remove(f"{folder}/{name}")
 
     def settle(self, is_ours: Callable[[str], bool]) -> None:
         """Ends what processes that were killed have begun: arrays take the place of older ones.
 
         Args:
-            is_ours: tells of a unit's name whether it is of our share.
+            is_ours: tells of a chunk's name whether it is of our share.
         """
         for column, file in self.beside.items():
             folder, _, pattern = _next(f"{self._out}/{file}").rpartition("/")
@@ -273,7 +273,7 @@ class Parts:
         self._storage.remove(_next(path))
 
     def path(self, file: str, name: str) -> str:
-        """Where a unit's file is, of that pattern."""
+        """Where a chunk's file is, of that pattern."""
         return f"{self._out}/{file.format(name)}"
 
     def _whole(self, path: str, entirely: bool) -> Contents | None:

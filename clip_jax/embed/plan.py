@@ -4,37 +4,37 @@ import concurrent.futures
 import dataclasses
 from collections.abc import Collection, Iterator
 
+from clip_jax.embed.chunks import Chunk, Worker, divide, shard_of
+from clip_jax.embed.counts import Counts
 from clip_jax.embed.identity import Other, place, refuse_others
 from clip_jax.embed.parts import Parts
-from clip_jax.embed.units import Share, Unit, divide, shard_of
-from clip_jax.embed.watch import Watch
 from clip_jax.sources import Input, Record, Rows, faults
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
-    """A unit to be embedded.
+class Pending:
+    """A chunk to be embedded.
 
     Attributes:
-        unit: which one.
+        chunk: which one.
         shard_rows: the rows of its shard.
-        rows: those to embed; all of the unit's, or those that could not be before.
+        rows: those to embed; all of the chunk's, or those that could not be before.
         known: the mark of the part that is there, if its rows are known to be the input's.
     """
 
-    unit: Unit
+    chunk: Chunk
     shard_rows: int
     rows: range | frozenset[int]
     known: int | None = None
 
     @property
     def is_retry(self) -> bool:
-        """Whether the other rows of the unit are there already."""
-        return len(self.rows) < len(self.unit)
+        """Whether the other rows of the chunk are there already."""
+        return len(self.rows) < len(self.chunk)
 
 
 class Plan:
-    """The share of a job that a process has still to do.
+    """What a worker has still to do of a job.
 
     Attributes:
         finished: the parts that count.
@@ -46,11 +46,11 @@ class Plan:
         self,
         source: Input,
         parts: Parts,
-        share: Share,
+        worker: Worker,
         *,
         rows_per_part: int,
         retry_errors: bool,
-        watch: Watch,
+        counts: Counts,
         entirely: bool = False,
     ):
         """Looks through the parts that are there.
@@ -58,34 +58,34 @@ class Plan:
         Args:
             source: the whole input.
             parts: the output.
-            share: of this process.
-            rows_per_part: rows of a unit.
+            worker: which of the processes this is.
+            rows_per_part: rows of a chunk.
             retry_errors: whether rows that could not be embedded are tried again.
-            watch: is told what was done before.
+            counts: is told what was done before.
             entirely: whether parts are read whole on stores, too.
 
         Raises:
             OSError: the output can't be read.
         """
-        self._source, self._parts, self._share = source, parts, share
-        self._rows_per_part, self._retry, self._watch = rows_per_part, retry_errors, watch
-        self._shards = share.shards(len(source.shards))
+        self._source, self._parts, self._worker = source, parts, worker
+        self._rows_per_part, self._retry, self._counts = rows_per_part, retry_errors, counts
+        self._shards = worker.shards(len(source.shards))
         mine = [name for name in sorted(parts.names()) if self._is_mine(name)]
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             found = zip(mine, pool.map(lambda n: parts.finished(n, entirely), mine), strict=True)
             self.finished = {name: finished for name, finished in found if finished}
-        watch.parts_before = len(self.finished)
+        counts.parts_before = len(self.finished)
         # A part says how many rows its shard has, which then need not be opened for that; unless
         # a file that could not be read, which is a single row, is tried again.
         self._parts_of: dict[int, list[str]] = {}
-        counts: dict[int, set[int | None]] = {}
+        sizes: dict[int, set[int | None]] = {}
         for name, finished in self.finished.items():
             self._parts_of.setdefault(shard_of(name), []).append(name)
             is_open = retry_errors and finished.errors
             count = None if is_open else finished.shard_rows
-            counts.setdefault(shard_of(name), set()).add(count)
+            sizes.setdefault(shard_of(name), set()).add(count)
         self._known: dict[int, int | None] = {
-            shard: found.pop() for shard, found in counts.items() if len(found) == 1
+            shard: found.pop() for shard, found in sizes.items() if len(found) == 1
         }
         self.opened: set[int] = set()
         self.known: dict[str, int] = {}
@@ -104,19 +104,19 @@ class Plan:
         return self._opened == len(self._source.shards) and not self._rows
 
     def clean(self) -> None:
-        """Removes what killed processes of this share have left, or ends it."""
+        """Removes what killed processes of this worker have left, or ends it."""
         without = {name for name, finished in self.finished.items() if not finished.errors}
         self._parts.settle(self._is_mine)
         self._parts.clean(self._is_mine, without)
 
-    def unit(self, name: str) -> Unit:
-        """The unit of a part that counts, as it was then."""
+    def chunk(self, name: str) -> Chunk:
+        """The chunk of a part that counts, as it was then."""
         shard, _, number = name.partition("-")
         begin, finished = int(number) * self._rows_per_part, self.finished[name]
-        return Unit(int(shard), int(number), begin, begin + finished.rows + finished.errors)
+        return Chunk(int(shard), int(number), begin, begin + finished.rows + finished.errors)
 
-    def tasks(self) -> Iterator[tuple[Task, Rows | None]]:
-        """The units to do, each with the rows of its shard; None unless they had to be opened.
+    def pending(self) -> Iterator[tuple[Pending, Rows | None]]:
+        """The chunks to do, each with the rows of its shard; None unless they had to be opened.
 
         Raises:
             ValueError: a file has other rows than the parts that are there.
@@ -128,33 +128,33 @@ class Plan:
             if count is None:
                 opened = self.open(shard)
                 count = max(len(opened), self._rows_before(shard, opened))
-            tasks = [
-                Task(unit, count, rows, self.known.get(unit.name))
-                for unit in divide(shard, count, self._rows_per_part)
-                if self._share.takes(unit, len(self._source.shards))
-                if (rows := self._missing(unit, count))
+            todo = [
+                Pending(chunk, count, rows, self.known.get(chunk.name))
+                for chunk in divide(shard, count, self._rows_per_part)
+                if self._worker.takes(chunk, len(self._source.shards))
+                if (rows := self._missing(chunk, count))
             ]
             self._opened += 1
             self._rows += count
-            self._to_do += sum(len(task.rows) for task in tasks)
-            for task in tasks:
-                yield task, opened
+            self._to_do += sum(len(pending.rows) for pending in todo)
+            for pending in todo:
+                yield pending, opened
 
-    def records(self) -> Iterator[tuple[Task, int, Record]]:
-        """The records to embed, with their units and their places in their shards.
+    def records(self) -> Iterator[tuple[Pending, int, Record]]:
+        """The records to embed, with their chunks and their places in their shards.
 
         Raises:
             ValueError: a file has other rows than the parts that are there.
             OSError: a store can't be reached.
         """
         shard, rows = -1, None
-        for task, opened in self.tasks():
-            if task.unit.shard != shard:
-                shard, rows = task.unit.shard, opened or self.open(task.unit.shard)
+        for pending, opened in self.pending():
+            if pending.chunk.shard != shard:
+                shard, rows = pending.chunk.shard, opened or self.open(pending.chunk.shard)
             assert rows is not None
-            for number, record in self._numbered(rows, task):
-                if number in task.rows:
-                    yield task, number, record
+            for number, record in self._numbered(rows, pending):
+                if number in pending.rows:
+                    yield pending, number, record
 
     def open(self, shard: int, check: bool = True) -> Rows:
         """The rows of a shard; of one that can't be opened, rows that say why.
@@ -174,13 +174,13 @@ class Plan:
                 self._check_keys(shard, rows)
         return rows
 
-    def read(self, rows: Rows, unit: Unit) -> Iterator[tuple[int, Record]]:
-        """All rows of a unit, with their numbers; those that can't be read say why.
+    def read(self, rows: Rows, chunk: Chunk) -> Iterator[tuple[int, Record]]:
+        """All rows of a chunk, with their numbers; those that can't be read say why.
 
         Raises:
             OSError: a store can't be reached.
         """
-        yield from self._numbered(rows, Task(unit, 0, range(0)))
+        yield from self._numbered(rows, Pending(chunk, 0, range(0)))
 
     def look_again(self, shards: Collection[int]) -> None:
         """Looks at what parts of some shards there are now.
@@ -193,9 +193,9 @@ class Plan:
                 if finished := self._parts.finished(name):
                     self.finished[name] = finished
 
-    def _numbered(self, rows: Rows, task: Task) -> Iterator[tuple[int, Record]]:
-        unit, name = task.unit, self._source.shards[task.unit.shard].name
-        return enumerate(faults.all_records(rows, name, unit.begin, unit.end), unit.begin)
+    def _numbered(self, rows: Rows, pending: Pending) -> Iterator[tuple[int, Record]]:
+        chunk, name = pending.chunk, self._source.shards[pending.chunk.shard].name
+        return enumerate(faults.all_records(rows, name, chunk.begin, chunk.end), chunk.begin)
 
     def _rows_before(self, shard: int, opened: Rows) -> int:
         """How many rows a shard had when some of it was embedded, which it can't have lost.
@@ -209,38 +209,38 @@ class Plan:
     def _check_keys(self, shard: int, rows: Rows) -> None:
         """Refuses a file whose rows have other keys than its parts, before more of it is read."""
         for name in self._parts_of.get(shard, ()):
-            unit, finished = self.unit(name), self.finished[name]
+            chunk, finished = self.chunk(name), self.finished[name]
             if not finished.rows:
                 continue
             try:
-                keys = dict(enumerate(rows.keys(unit.begin, unit.end), start=unit.begin))
+                keys = dict(enumerate(rows.keys(chunk.begin, chunk.end), start=chunk.begin))
             except Exception as error:  # it can't be read now
                 faults.told(error)
                 continue
             keys_there = self._parts.keys(name)
             if len(keys_there) != finished.rows:  # another process has just replaced it
                 continue
-            for row, there in zip(finished.embedded(unit.begin), keys_there, strict=True):
+            for row, there in zip(finished.embedded(chunk.begin), keys_there, strict=True):
                 if (key := keys.get(row)) is not None and key != there:
                     path = self._parts.path(self._parts.table, name)
-                    how = f"{place(self._source, unit)}, where row {row} is {key!r}"
+                    how = f"{place(self._source, chunk)}, where row {row} is {key!r}"
                     refuse_others([Other(path, "rows", f"{how} and was {there!r}")])
 
-    def _missing(self, unit: Unit, shard_rows: int) -> range | frozenset[int]:
-        """The rows of a unit that are to be embedded."""
-        finished = self.finished.get(unit.name)
+    def _missing(self, chunk: Chunk, shard_rows: int) -> range | frozenset[int]:
+        """The rows of a chunk that are to be embedded."""
+        finished = self.finished.get(chunk.name)
         if finished is None or finished.shard_rows != shard_rows:
-            return range(unit.begin, unit.end)
-        self._watch.rows_before += finished.rows
+            return range(chunk.begin, chunk.end)
+        self._counts.rows_before += finished.rows
         if finished.errors and self._retry:
             return finished.failed
-        self._watch.errors_before += finished.errors - len(finished.lost)
+        self._counts.errors_before += finished.errors - len(finished.lost)
         return finished.lost
 
     def _is_mine(self, name: str) -> bool:
         shard, _, number = name.partition("-")
         if not (shard.isdecimal() and number.isdecimal()):
             return False
-        unit = Unit(int(shard), int(number), 0, 0)
+        chunk = Chunk(int(shard), int(number), 0, 0)
         num_shards = len(self._source.shards)
-        return unit.shard in self._shards and self._share.takes(unit, num_shards)
+        return chunk.shard in self._shards and self._worker.takes(chunk, num_shards)

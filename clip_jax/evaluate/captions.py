@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float, Int
 
-from clip_jax.embed.watch import Watch
+from clip_jax.embed import embeddings_of, read_results
 from clip_jax.encoder import Encoder
 from clip_jax.errors import is_exhausted
 from clip_jax.evaluate.data import BATCHES, encode_in_batches
-from clip_jax.evaluate.embedded import embeddings_of, read_embedded
 from clip_jax.nn import CLIP
 from clip_jax.preprocess import Preprocess, decode_image
+from clip_jax.progress import Progress
 from clip_jax.sources import open_pairs
 from clip_jax.storage import Unreachable
 from clip_jax.tokenizer import tokenize
@@ -50,7 +50,7 @@ def read_captioned(source: str) -> Captioned:
     Warns:
         UserWarning: the job is not finished.
     """
-    found = read_embedded(source, ("text_embedding", "path"))
+    found = read_results(source, ("text_embedding", "path"))
     table = found.table
     # A table with a row for each caption names a picture several times.
     numbers: dict[str, int] = {}
@@ -77,12 +77,13 @@ def embed_captioned(
         OSError: they can't be read.
     """
     pairs, preprocess = open_pairs(source), Preprocess(model.config.vision.image_size)
-    encoder, watch = Encoder(model, batch_size=batch_size), Watch(progress)
+    encoder = Encoder(model, batch_size=batch_size)
     captions: list[str] = []
     owners: list[int] = []
     problems: list[str] = []
 
     def pixels() -> Iterator[np.ndarray]:
+        images = 0
         for number in range(len(pairs)):
             try:
                 pair = pairs[number]
@@ -91,17 +92,16 @@ def embed_captioned(
                 if isinstance(error, Unreachable) or is_exhausted(error):
                     raise
                 problems.append(f"pair {number}: {error}")
-                watch.failed(problems[-1])
                 continue
             captions.extend(pair.captions)
-            owners.extend([watch.rows] * len(pair.captions))
-            watch.rows += 1
-            watch.shown(len(pairs))
+            owners.extend([images] * len(pair.captions))
+            images += 1
+            bar.update(images, errors=len(problems), total=len(pairs))
             yield image
 
-    parts = encode_in_batches(pixels(), encoder.images, BATCHES * encoder.batch_size)
+    with Progress(progress) as bar:
+        parts = encode_in_batches(pixels(), encoder.images, BATCHES * encoder.batch_size)
     if not parts:
         raise ValueError(f"{source}: no picture can be read; the first: {problems[0]}")
-    watch.summary()
     texts = encoder.texts(tokenize(captions, model.config.text.context_length, truncate=True))
     return Captioned(np.concatenate(parts), texts, np.array(owners), problems)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax.messages import some
+
 
 def check_features(features: Any, dtype: str, expected: int | None = None) -> np.ndarray:
     """Features as an array of that dtype.
@@ -42,9 +44,8 @@ def check_features(features: Any, dtype: str, expected: int | None = None) -> np
     with np.errstate(over="ignore"):  # seen as infinite just below
         features = features.astype(dtype, copy=False)
     if bad := np.flatnonzero(~np.isfinite(features).all(axis=1)).tolist():
-        shown = ", ".join(map(str, bad[:10])) + (" and more" if len(bad) > 10 else "")
         raise ValueError(
-            f"features must be finite: rows {shown} hold NaN or infinity, or numbers too large "
+            f"features must be finite: rows {some(bad)} hold NaN or infinity, or numbers too large "
             f"for {dtype}. Leave those rows out."
         )
     return features
@@ -123,9 +124,9 @@ def check_kind(labels: np.ndarray, classes: np.ndarray) -> None:
 def _check_values(labels: np.ndarray) -> None:
     """Of Python objects, which may be anything."""
     if missing := [row for row, label in enumerate(labels) if _is_missing(label)]:
-        shown = ", ".join(map(str, missing[:10])) + (" and more" if len(missing) > 10 else "")
         raise ValueError(
-            f"Input y contains NaN or None: every row needs a label, and rows {shown} have none."
+            "Input y contains NaN or None: every row needs a label, and rows "
+            f"{some(missing)} have none."
         )
     if len(kinds := _kinds(labels)) > 1:
         raise ValueError(f"labels must be of one kind. Got {' and '.join(sorted(kinds))}.")

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
+from clip_jax.messages import some
+
 # Of each class one row in so many is held out.
 FIFTH = 5
 
@@ -50,14 +52,14 @@ def name_classes(
     else:
         keys = names = list(lines)
     if twice := sorted(key for key, count in collections.Counter(keys).items() if count > 1):
-        raise ValueError(f"classes given more than once: {_listed(twice)}")
+        raise ValueError(f"classes given more than once: {some(twice)}")
     numbers = {key: i for i, key in enumerate(keys)}
     missing = sorted(set(labels) - numbers.keys())
     if missing and all(label.isdecimal() and int(label) < len(names) for label in set(labels)):
         return names, np.array([int(label) for label in labels])
     if missing:
         raise ValueError(
-            f"labels that are not among the {len(names)} classes: {_listed(missing)}. Expected a "
+            f"labels that are not among the {len(names)} classes: {some(missing)}. Expected a "
             "line for each: the label, or the label, a tab and the name"
         )
     return names, np.array([numbers[label] for label in labels])
@@ -84,10 +86,6 @@ def hold_out(labels: Sequence[str] | np.ndarray, what: str) -> tuple[np.ndarray,
     if few:
         raise ValueError(
             f"one row in {FIFTH} is held out for {what}, but these classes have fewer rows: "
-            f"{_listed(few)}"
+            f"{some(few)}"
         )
     return np.flatnonzero(~held), np.flatnonzero(held)
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -9,13 +9,12 @@ import numpy as np
 from jaxtyping import Float
 
 from clip_jax.config import ViTConfig
-from clip_jax.embed.identity import read_job
-from clip_jax.embed.load import Loader, Turns, loading
-from clip_jax.embed.watch import Watch
+from clip_jax.embed import embeddings_of, read_job, read_results
 from clip_jax.encoder import Encoder
-from clip_jax.evaluate.embedded import embeddings_of, read_embedded
-from clip_jax.nn import CLIP, flatten, from_parameters, nest, parameters
+from clip_jax.loading import CpuGate, Loader, loading
+from clip_jax.nn import CLIP, flatten, from_parameters, parameters, unflatten
 from clip_jax.preprocess import Preprocess
+from clip_jax.progress import Progress
 from clip_jax.sources import Columns, Record, faults, open_input
 from clip_jax.sources.records import as_text
 from clip_jax.storage import Disk, storage
@@ -97,7 +96,7 @@ def read_images(source: str, label_column: str = "label") -> Images:
     Warns:
         UserWarning: the job is not finished.
     """
-    found = read_embedded(source, ("key", "path", label_column))
+    found = read_results(source, ("key", "path", label_column))
     table = found.table
     labels, keys, paths = (table[name].to_pylist() for name in (label_column, "key", "path"))
     try:
@@ -175,8 +174,8 @@ def embed_images(
             yield dataclasses.replace(record, columns={_LABEL: label}, problem=problem)
 
     encoder = Encoder(model, batch_size=batch_size)
-    watch = Watch(progress)
-    kept, embeddings, problems = _embed(labelled(), encoder, model, watch)
+    with Progress(progress) as bar:
+        kept, embeddings, problems = _embed(labelled(), encoder, model, bar)
     if not kept and unlabelled:
         raise ValueError(
             f"{source}: {unlabelled[0]} has no label: expected class folders"
@@ -208,7 +207,7 @@ def without_projection(model: CLIP) -> CLIP:
     arrays["visual/proj"] = np.eye(vision.width, dtype=np.float32)
     arrays["text_projection"] = np.zeros((model.config.text.width, vision.width), np.float32)
     config = dataclasses.replace(model.config, embed_dim=vision.width)
-    return from_parameters(config, nest(arrays), dtype=model.dtype, precision=model.precision)
+    return from_parameters(config, unflatten(arrays), dtype=model.dtype, precision=model.precision)
 
 
 def encode_in_batches(
@@ -227,15 +226,14 @@ def encode_in_batches(
 
 
 def _embed(
-    records: Iterable[Record], encoder: Encoder, model: CLIP, watch: Watch
+    records: Iterable[Record], encoder: Encoder, model: CLIP, bar: Progress
 ) -> tuple[list[Record], Float[np.ndarray, "n d"], list[str]]:
-    turns = Turns(are_taken=encoder.device.platform == "cpu")
+    gate = CpuGate(is_shared=encoder.device.platform == "cpu")
     loader = Loader(
         preprocess=Preprocess(model.config.vision.image_size),
         context_length=None,
         exif_transpose=False,
-        watch=watch,
-        turns=turns,
+        gate=gate,
     )
     numbered = ((None, number, record) for number, record in enumerate(records))
     kept: list[Record] = []
@@ -245,20 +243,17 @@ def _embed(
         for loaded in ready:
             if loaded.problem is not None:
                 problems.append(f"{loaded.record.key}: {loaded.problem}")
-                watch.failed(problems[-1])
                 continue
             kept.append(loaded.record)
-            watch.rows += 1
-            watch.shown(None)
+            bar.update(len(kept), errors=len(problems))
             yield loaded.pixels
 
     def encode(pixels: np.ndarray) -> np.ndarray:
-        with turns.computing():
+        with gate.computing():
             return encoder.images(pixels)
 
     with loading(numbered, loader, num_threads=THREADS, read_ahead=READ_AHEAD) as ready:
         parts = encode_in_batches(good(ready), encode, BATCHES * encoder.batch_size)
-    watch.summary()
     empty = np.empty((0, encoder.embed_dim), np.float32)
     return kept, np.concatenate([empty, *parts]), problems
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from clip_jax.embed import contact_sheet
+from clip_jax.evaluate.c_sweep import Sweep
 from clip_jax.evaluate.scores import Scores
-from clip_jax.evaluate.sweep import Sweep
+from clip_jax.search import contact_sheet
 from clip_jax.storage import Disk
 
 PAGE, PER_CLASS, CONFUSION, SWEEP = "report.html", "per_class.csv", "confusion.png", "sweep.png"

@@ -13,9 +13,9 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from clip_jax.embed.identity import model_digest
 from clip_jax.encoder import Encoder
-from clip_jax.nn import CLIP
+from clip_jax.messages import some
+from clip_jax.nn import CLIP, model_digest
 from clip_jax.tokenizer import tokenize
 
 TEMPLATES = ("a photo of a {}.",)
@@ -153,7 +153,7 @@ def check_prompts(
     counts = collections.Counter(names)
     if twice := [name for name, count in counts.items() if count > 1]:
         raise ValueError(
-            f"class names must differ. Given more than once: {', '.join(map(repr, twice[:10]))}."
+            f"class names must differ. Given more than once: {some(map(repr, twice))}."
         )
     if bad := [template for template in templates if "{}" not in template]:
         raise ValueError(

@@ -8,7 +8,8 @@ from clip_jax.nn.tree import cast as cast
 from clip_jax.nn.tree import flatten as flatten
 from clip_jax.nn.tree import from_parameters as from_parameters
 from clip_jax.nn.tree import misfits as misfits
-from clip_jax.nn.tree import nest as nest
+from clip_jax.nn.tree import model_digest as model_digest
 from clip_jax.nn.tree import parameter_shapes as parameter_shapes
 from clip_jax.nn.tree import parameters as parameters
 from clip_jax.nn.tree import set_parameters as set_parameters
+from clip_jax.nn.tree import unflatten as unflatten

@@ -4,23 +4,25 @@ The keys are the official checkpoint's names, cut at the dots; the leaves have F
 (`kernel`, `bias`, `scale`, `embedding`, `mean`, `var`) and JAX's layouts.
 """
 
+import concurrent.futures
 import dataclasses
-import math
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
+from flax import nnx, traverse_util
 from jax.typing import ArrayLike, DTypeLike
 
 from clip_jax.config import CLIPConfig, ViTConfig
+from clip_jax.memory import aligned_empty
+from clip_jax.messages import some
 from clip_jax.nn.clip import CLIP
 
 Tree = Mapping[str, Any]
 
-_ALIGNMENT = 64  # of memory that XLA computes on in place
 _MAX_LISTED = 20  # of a list of problems
 
 
@@ -83,7 +85,7 @@ def _in_order(path: str) -> list[tuple[int, str]]:
 
 def parameters(model: CLIP) -> dict[str, Any]:
     """The model's arrays as the public tree; the arrays are shared, not copied."""
-    return nest({path: variable[...] for path, variable in variables(model).items()})
+    return unflatten({path: variable[...] for path, variable in variables(model).items()})
 
 
 def set_parameters(model: CLIP, tree: Tree) -> None:
@@ -142,11 +144,7 @@ def cast(model: CLIP, dtype: DTypeLike) -> CLIP:
 
 def float32_copy(array: ArrayLike) -> np.ndarray:
     """A C-contiguous float32 copy in memory that a CPU device can adopt instead of copying it."""
-    shape = np.shape(array)
-    size = 4 * math.prod(shape)
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    begin = -memory.ctypes.data % _ALIGNMENT
-    copy = memory[begin : begin + size].view(np.float32).reshape(shape)
+    copy = aligned_empty(np.shape(array), np.float32)
     np.copyto(copy, np.asarray(array))
     return copy
 
@@ -155,6 +153,20 @@ def _float32(array: ArrayLike) -> jax.Array:
     if isinstance(array, jax.Array):
         return array if array.dtype == jnp.float32 else array.astype(jnp.float32)
     return jax.device_put(float32_copy(array))
+
+
+def model_digest(model: CLIP) -> str:
+    """SHA-256 of a model's configuration and parameters."""
+    arrays = flatten(parameters(model))
+
+    def digest(path: str) -> bytes:
+        array = np.ascontiguousarray(arrays[path])
+        head = f"{path} {array.dtype} {array.shape}\0".encode()
+        return hashlib.sha256(head + array.tobytes()).digest()
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:  # hashing leaves Python's lock alone
+        digests = pool.map(digest, sorted(arrays))
+        return hashlib.sha256(model.config.to_json().encode() + b"".join(digests)).hexdigest()
 
 
 def misfits(shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Any]) -> list[str]:
@@ -171,30 +183,14 @@ def misfits(shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Any]) ->
 
 def listed(problems: Sequence[str]) -> str:
     """Problems, one a line; of many the first ones and how many more there are."""
-    more = len(problems) - _MAX_LISTED
-    return "\n".join([*problems[:_MAX_LISTED], *([f"and {more} more"] if more > 0 else [])])
+    return some(problems, most=_MAX_LISTED, between="\n")
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
-    """Paths to arrays, from nested dicts; the inverse of `nest`."""
-    return dict(_walk(tree, ""))
+    """Paths such as `visual/conv1/kernel` to arrays, from nested dicts."""
+    return traverse_util.flatten_dict(tree, sep="/")
 
 
-def nest(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts, from paths to arrays."""
-    root: dict[str, Any] = {}
-    for path, array in arrays.items():
-        *parents, leaf = path.split("/")
-        node = root
-        for key in parents:
-            node = node.setdefault(key, {})
-        node[leaf] = array
-    return root
-
-
-def _walk(tree: Tree, prefix: str) -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _walk(value, f"{prefix}{key}/")
-        else:
-            yield prefix + key, value
+def unflatten(arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts, from paths to arrays; the inverse of `flatten`."""
+    return traverse_util.unflatten_dict(arrays, sep="/")

@@ -47,7 +47,7 @@ class FolderShard:
         digest = hashlib.sha256()
         for name in self._names:
             digest.update(os.fsencode(name) + b"\0")
-        self.name, self.sign = digest.hexdigest(), str(len(self._names))
+        self.name, self.fingerprint = digest.hexdigest(), str(len(self._names))
         self._stamps = array.array("Q", (stamps.get(name, 0) for name in self._names))
 
     def open(self) -> "FolderShard":

@@ -29,15 +29,15 @@ class Input:
         shards: files of rows, in the order of their names.
         has_images: whether rows have pictures.
         has_captions: whether rows have captions.
-        listing: a fingerprint of the files' names, and of tables' and tar files' sizes. That of a
-            folder has no sizes, so that pictures that could not be read can be mended.
+        fingerprint: of the files' names, and of tables' and tar files' sizes. That of a folder has
+            no sizes, so that pictures that could not be read can be mended.
         types: the Arrow types of the columns to take along; text where they have none.
     """
 
     shards: Sequence[Shard]
     has_images: bool
     has_captions: bool
-    listing: str
+    fingerprint: str
     types: Mapping[str, Any]
 
 
@@ -163,5 +163,5 @@ def _check(source: str, names: Sequence[str], columns: Columns) -> None:
 def _listing(shards: Sequence[Shard]) -> str:
     digest = hashlib.sha256()
     for shard in shards:
-        digest.update(os.fsencode(shard.name) + f"\0{shard.sign}\n".encode())
+        digest.update(os.fsencode(shard.name) + f"\0{shard.fingerprint}\n".encode())
     return digest.hexdigest()

@@ -66,7 +66,7 @@ class LinesShard(ListedFile):
         self._path, self._columns = path, columns
 
     @property
-    def sign(self) -> str:
+    def fingerprint(self) -> str:
         """Its size and a checksum of its beginning: tables of one size are easily made."""
         try:
             return f"{self._size} {zlib.crc32(self._beginning())}"

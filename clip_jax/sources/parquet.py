@@ -26,7 +26,7 @@ class ParquetShard(ListedFile):
     def __init__(self, path: str, columns: Columns):
         """Looks at the file's size, and reads nothing yet."""
         super().__init__(path)
-        self.sign = str(self.stat.size)
+        self.fingerprint = str(self.stat.size)
         self._path, self._columns = path, columns
 
     def open(self) -> "ParquetRows":

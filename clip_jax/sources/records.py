@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from clip_jax.messages import counted, some
+
 # What the names of pictures' files end in.
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "ppm", "tif", "tiff")
 
@@ -130,8 +132,8 @@ class Shard(Protocol):
     Attributes:
         name: of the file, without its folder.
         path: of the file or folder.
-        sign: what tells it from another of its name on whatever machine, as the number of its
-            bytes does.
+        fingerprint: what tells it from another of its name on whatever machine, as the number of
+            its bytes does.
     """
 
     name: str
@@ -157,7 +159,7 @@ class Shard(Protocol):
         ...
 
     @property
-    def sign(self) -> str: ...
+    def fingerprint(self) -> str: ...
 
     def open(self) -> Rows:
         """Its rows.
@@ -216,10 +218,8 @@ def refuse(source: str, problems: Sequence[str]) -> None:
     """Raises ValueError that lists the first of some problems, if there are any."""
     if not problems:
         return
-    shown = list(problems[:10])
-    if len(problems) > len(shown):
-        shown.append(f"and {len(problems) - len(shown)} more")
-    raise ValueError("\n".join([f"{source}: {len(problems)} problems:", *shown]))
+    shown = some(problems, between="\n")
+    raise ValueError(f"{source}: {counted(len(problems), 'problem')}:\n{shown}")
 
 
 def as_captions(value: object) -> tuple[str, ...]:

@@ -109,7 +109,7 @@ class TarShard(ListedFile):
         """
         super().__init__(path)
         self._size = self.stat.size
-        self.sign = str(self._size)
+        self.fingerprint = str(self._size)
         self._path, self._columns = path, columns
 
     def open(self) -> "TarRows":

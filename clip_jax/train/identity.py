@@ -85,7 +85,7 @@ def identity_of(config: TrainConfig, pairs: Pairs, model: CLIP) -> Identity:
     contents: dict[str, Any] = {"processes": jax.process_count(), **_of_data(pairs)}
     places: dict[str, Any] = {"data.train": config.data.train}
     if isinstance(config.model, str):
-        from clip_jax.embed.identity import model_digest
+        from clip_jax.nn import model_digest
 
         contents["model.digest"] = model_digest(model)
         places["model"] = config.model

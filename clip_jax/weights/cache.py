@@ -12,7 +12,7 @@ from clip_jax.convert.pytorch import from_pytorch
 from clip_jax.convert.reader import read_checkpoint
 from clip_jax.errors import DownloadError
 from clip_jax.weights.download import fetch, has_checksum, locked
-from clip_jax.weights.native import VERSION, save_parameters
+from clip_jax.weights.native_format import VERSION, save_parameters
 
 Root = str | os.PathLike[str] | None
 
@@ -63,7 +63,7 @@ def cached(name: str, download_root: Root = None) -> bool:
     return _native(entry, root).is_dir() or any(path.is_file() for path in _places(entry, root))
 
 
-def archive(name: str, download_root: Root = None, progress: bool = True) -> Path:
+def official_file(name: str, download_root: Root = None, progress: bool = True) -> Path:
     """The official file of a model, downloaded if this machine has none with its checksum.
 
     Raises:
@@ -82,7 +82,7 @@ def archive(name: str, download_root: Root = None, progress: bool = True) -> Pat
     return path
 
 
-def native(name: str, download_root: Root = None, progress: bool = True) -> Path:
+def native_folder(name: str, download_root: Root = None, progress: bool = True) -> Path:
     """The native folder of a model: bundled, or converted from its official file, once, to float32.
 
     The official file's checksum is verified before it is converted, not again later.
@@ -102,7 +102,7 @@ def native(name: str, download_root: Root = None, progress: bool = True) -> Path
     folder = _native(entry, root)
     if folder.is_dir():
         return folder
-    source = archive(name, download_root, progress)
+    source = official_file(name, download_root, progress)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with locked(folder):

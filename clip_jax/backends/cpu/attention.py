@@ -20,7 +20,7 @@ QUERIES_AT_ONCE, HEADS_AT_ONCE = 256, 2
 MANY_SEQUENCES = 4
 
 
-def attend(
+def attention_in_blocks(
     q: Float[Array, "b q h c"],
     k: Float[Array, "b k h c"],
     v: Float[Array, "b k h c"],
@@ -29,7 +29,7 @@ def attend(
     heads_at_once: int | None = None,
     query_blocks: int = 1,
 ) -> Float[Array, "b q h c"]:
-    """What `dot_product_attention` computes.
+    """What `nn.layers.dot_product_attention` computes.
 
     Where there is no mask, `heads_at_once` of all heads of all sequences are computed at a time, or
     the queries in so many blocks. Neither changes what is computed, only what lies in caches.
@@ -94,7 +94,9 @@ class CachedAttention(SingleQueryAttention):
         q, k, v = (split_heads(y, self.num_heads) for y in jnp.split(self.in_proj(x), 3, axis=-1))
         mask = take_rows(causal_mask(x.shape[1]), rows)[:, None] if is_causal else None
         heads, blocks = (self.heads_at_once, self.query_blocks) if rows is None else (None, 1)
-        mixed = attend(take_rows(q, rows), k, v, mask, heads_at_once=heads, query_blocks=blocks)
+        mixed = attention_in_blocks(
+            take_rows(q, rows), k, v, mask, heads_at_once=heads, query_blocks=blocks
+        )
         return self.out_proj(mixed.reshape(*mixed.shape[:2], x.shape[-1]))
 
 
@@ -111,6 +113,6 @@ class SingleQueryPool(AttentionPool):
         # Kernels that lie as `attend_from` takes them pay for any number of images.
         if len(x) < MANY_SEQUENCES and not isinstance(key, TransposedLinear):
             k, v = split_heads(key(x), self.num_heads), split_heads(value(x), self.num_heads)
-            return self.c_proj(attend(q, k, v).reshape(len(x), x.shape[-1]))
+            return self.c_proj(attention_in_blocks(q, k, v).reshape(len(x), x.shape[-1]))
         kernels = transposed_kernel(key), transposed_kernel(value)
         return self.c_proj(attend_from(q[:, 0], x, *kernels, value.bias[...], dtype=jnp.float32))

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from clip_jax.evaluate.checks import check_features, check_labels, number_labels
 from clip_jax.evaluate.logistic import Problem, Solution
 from clip_jax.evaluate.probe import LinearProbe, check_parameters
+from clip_jax.messages import some
 
 # Powers of ten to begin with; then the interval around the best is halved until it is small.
 FIRST = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
@@ -129,7 +130,7 @@ def check_known(training: Any, other: Any, where: str = "training") -> None:
     """
     if missing := set(np.asarray(other).tolist()) - set(np.asarray(training).tolist()):
         names = sorted(map(str, missing))
-        shown = ", ".join(names[:10]) + (" and more" if len(names) > 10 else "")
         raise ValueError(
-            f"no {where} row has these labels: {shown}. Every class needs rows in both splits."
+            f"no {where} row has these labels: {some(names)}. "
+            "Every class needs rows in both splits."
         )

@@ -1,4 +1,4 @@
-"""What an embedding job has left, to be read: as a dataset, or as blocks of embeddings."""
+"""The embeddings of a finished job, read block by block."""
 
 import concurrent.futures
 import contextlib
@@ -6,17 +6,16 @@ import dataclasses
 import io
 import itertools
 import json
-import os
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from clip_jax.embed.gaps import gaps
-from clip_jax.embed.identity import read_job
-from clip_jax.embed.parts import ABOUT, FILE, ROW_GROUP, NpyParts, Parts, matrix
+from clip_jax.embed.parts import ABOUT, FILE, ROW_GROUP, matrix
+from clip_jax.embed.results import parts_of
 from clip_jax.errors import is_exhausted
-from clip_jax.storage import Unreachable, folder, storage
+from clip_jax.storage import Unreachable, storage
 
 THREADS = 8
 # The columns that a search shows, in both formats.
@@ -25,64 +24,9 @@ SHOWN = ("key", "path", "image_path", "caption")
 _MALFORMED = (ValueError, TypeError, LookupError, AttributeError)
 
 
-def read_embeddings(out: str | os.PathLike[str]) -> Any:
-    """The Parquet parts in a folder as one `pyarrow.dataset.Dataset`, read as far as it is used.
-
-    Example:
-        `read_embeddings("out").to_table(columns=["key"])`, or `.to_batches()` for more rows than
-        fit into memory. `.schema.metadata[b"clip_jax"]` is the model's identity, as JSON.
-
-    Args:
-        out: the folder; any address that fsspec knows.
-
-    Returns:
-        A dataset with the columns `key`, `embedding` (fixed-size lists), those of `text_embedding`,
-        `path` and `caption` that there are, and what was taken along; in the order of the input.
-
-    Raises:
-        ValueError: there are no Parquet parts.
-        OSError: the folder can't be read.
-    """
-    import pyarrow.dataset
-
-    out = folder(out)
-    job = finished_job(out)
-    if job["identity"]["format"] != "parquet":
-        raise ValueError(f"{out} holds arrays: read img_emb/ and text_emb/ with numpy.load")
-    parts = parts_of(out, job)
-    names = [parts.path(parts.table, name) for name in sorted(parts.names())]
-    if not names:
-        raise ValueError(f"{out} holds no parts yet")
-    where = storage(out)
-    return pyarrow.dataset.dataset(
-        [where.within(name) for name in names], format="parquet", filesystem=where.filesystem
-    )
-
-
-def finished_job(out: str) -> dict[str, Any]:
-    """What is noted of the job in a folder.
-
-    Raises:
-        ValueError: there is none.
-        OSError: the folder can't be read.
-    """
-    job = read_job(out)
-    if job is None:
-        raise ValueError(f"{out} is no output of clip-jax embed: it has no job.json")
-    return job
-
-
-def parts_of(out: str, job: dict[str, Any]) -> Parts:
-    """The parts of that job."""
-    about = {"fingerprint": job["fingerprint"]}
-    if job["identity"]["format"] == "npy":
-        return NpyParts(out, about, job["embeddings"])
-    return Parts(out, about)
-
-
 @dataclasses.dataclass(frozen=True)
-class Piece:
-    """Embeddings that lie together in a file.
+class RowGroup:
+    """Embeddings that lie together in a file: a row group of Parquet, or an array of NumPy's.
 
     Attributes:
         part: the name of its part.
@@ -140,7 +84,7 @@ class Index:
         self._names = sorted(self._parts.names())
         with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
             found = list(pool.map(self._read_part, self._names))
-        self._set([piece for pieces in found for piece in pieces])
+        self._set([group for groups in found for group in groups])
 
     def leave_out(self, parts: Collection[str]) -> None:
         """Goes on without these parts.
@@ -150,7 +94,7 @@ class Index:
         """
         for name in parts:
             self._shard_rows.pop(name, None)
-        self._set([piece for piece in self._pieces if piece.part not in parts])
+        self._set([group for group in self._groups if group.part not in parts])
 
     def blocks(self, rows: int) -> list[tuple[int, int]]:
         """Where blocks of so many rows begin and end."""
@@ -166,18 +110,18 @@ class Index:
             OSError: they can't be read.
         """
         first = max(np.searchsorted(self._begins, begin, side="right") - 1, 0)
-        for piece, start in zip(self._pieces[first:], self._begins[first:], strict=False):
+        for group, start in zip(self._groups[first:], self._begins[first:], strict=False):
             if start >= end:
                 return
-            low, high = max(begin, start), min(end, start + piece.rows)
+            low, high = max(begin, start), min(end, start + group.rows)
             if low < high:
                 rows = target[low - begin : high - begin]
-                with self._guarded(piece.part):
-                    self._read(piece, low - start, rows)
+                with self._guarded(group.part):
+                    self._read(group, low - start, rows)
 
     def part_of(self, number: int) -> str:
         """The name of the part that a row lies in."""
-        return self._pieces[self._place(number)].part
+        return self._groups[self._place(number)].part
 
     def rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
         """Key, path (`path` or `image_path`) and caption of some rows, as far as there are any.
@@ -191,10 +135,10 @@ class Index:
         found: list[dict[str, Any]] = []
         for number in numbers:
             place = self._place(number)
-            piece = self._pieces[place]
-            row = piece.row + number - self._begins[place]
-            path = self._parts.path(self._parts.table, piece.part)
-            with self._guarded(piece.part), self._storage.arrow(path) as source:
+            group = self._groups[place]
+            row = group.row + number - self._begins[place]
+            path = self._parts.path(self._parts.table, group.part)
+            with self._guarded(group.part), self._storage.arrow(path) as source:
                 file = pq.ParquetFile(source)
                 # Others hold what Python may have no value for, such as dates far away.
                 names = [name for name in file.schema_arrow.names if name in SHOWN]
@@ -203,9 +147,9 @@ class Index:
             found.append(values)
         return found
 
-    def _set(self, pieces: list[Piece]) -> None:
-        self._pieces = pieces
-        self._begins = [0, *itertools.accumulate(piece.rows for piece in pieces)]
+    def _set(self, groups: list[RowGroup]) -> None:
+        self._groups = groups
+        self._begins = [0, *itertools.accumulate(group.rows for group in groups)]
         self.num_rows = self._begins[-1]
         self.gaps = gaps(self._job, self._shard_rows)
         if self.num_rows:
@@ -232,15 +176,15 @@ class Index:
                 raise
             raise Damaged({name}) from error
 
-    def _read_part(self, name: str) -> list[Piece]:
-        """Its pieces; none where it is damaged or of another job."""
+    def _read_part(self, name: str) -> list[RowGroup]:
+        """Its groups; none where it is damaged or of another job."""
         try:
             with self._guarded(name):
                 return list(self._read_footer(name))
         except Damaged:
             return []
 
-    def _read_footer(self, name: str) -> Iterator[Piece]:
+    def _read_footer(self, name: str) -> Iterator[RowGroup]:
         import pyarrow.parquet as pq
 
         path = self._parts.path(self._parts.table, name)
@@ -252,7 +196,7 @@ class Index:
         if array := self._parts.beside.get("embedding"):
             path = self._parts.path(array, name)
             offset = self._array_offset(path, metadata.num_rows)
-            pieces = [Piece(name, path, 0, 0, metadata.num_rows, offset)]
+            groups = [RowGroup(name, path, 0, 0, metadata.num_rows, offset)]
         else:
             type_ = metadata.schema.to_arrow_schema().field("embedding").type
             _check(type_.list_size == self.dim)
@@ -260,8 +204,8 @@ class Index:
             begins = [*range(0, metadata.num_rows, ROW_GROUP)]
             offsets = file["at"]["embedding"]
             _check(len(offsets) == len(begins) == metadata.num_row_groups or not begins)
-            pieces = [
-                Piece(
+            groups = [
+                RowGroup(
                     name,
                     path,
                     group,
@@ -272,7 +216,7 @@ class Index:
                 for group, (begin, offset) in enumerate(zip(begins, offsets, strict=True))
             ]
         self._shard_rows[name] = int(about["shard_rows"])
-        yield from (piece for piece in pieces if piece.rows)
+        yield from (group for group in groups if group.rows)
 
     def _array_offset(self, path: str, rows: int) -> int:
         head = io.BytesIO(self._storage.read_range(path, 0, 4096))
@@ -281,17 +225,17 @@ class Index:
         _check(shape == (rows, self.dim) and dtype == self.dtype)
         return head.tell()
 
-    def _read(self, piece: Piece, begin: int, target: np.ndarray) -> None:
-        if piece.offset is None:
+    def _read(self, group: RowGroup, begin: int, target: np.ndarray) -> None:
+        if group.offset is None:
             import pyarrow.parquet as pq
 
-            with self._storage.arrow(piece.path) as source:
-                table = pq.ParquetFile(source).read_row_group(piece.group, ["embedding"])
+            with self._storage.arrow(group.path) as source:
+                table = pq.ParquetFile(source).read_row_group(group.group, ["embedding"])
             target[:] = matrix(table.column(0))[begin : begin + len(target)]
             return
-        place = piece.offset + begin * self.dim * self.dtype.itemsize
+        place = group.offset + begin * self.dim * self.dtype.itemsize
         bytes_ = target.view(np.uint8).reshape(-1).data
-        _check(self._storage.read_into(piece.path, place, bytes_) == len(bytes_))
+        _check(self._storage.read_into(group.path, place, bytes_) == len(bytes_))
 
 
 def _check(is_as_written: bool) -> None:

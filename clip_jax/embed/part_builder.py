@@ -1,4 +1,4 @@
-"""A unit of work on its way: loaded rows go in, embeddings and errors come out as a part."""
+"""A chunk on its way: loaded rows go in, embeddings and errors come out as a part."""
 
 import base64
 import dataclasses
@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.embed.load import Loaded, Turns
+from clip_jax.embed.counts import Counts
 from clip_jax.embed.parts import Error, Part, Parts, Written
-from clip_jax.embed.plan import Task
-from clip_jax.embed.watch import Watch
+from clip_jax.embed.plan import Pending
 from clip_jax.encoder import Encoder
+from clip_jax.loading import CpuGate, Loaded
 from clip_jax.sources import Input, Record
 from clip_jax.sources.records import as_text
 
@@ -108,13 +108,15 @@ class Layout:
         return dataclasses.replace(self, source=dataclasses.replace(self.source, types=types))
 
 
-class Assembly:
-    """The rows of one unit, gathered in order and embedded in whole batches."""
+class PartBuilder:
+    """The rows of one chunk, gathered in order and embedded in whole batches."""
 
-    def __init__(self, task: Task, layout: Layout, encoder: Encoder, watch: Watch, turns: Turns):
+    def __init__(
+        self, pending: Pending, layout: Layout, encoder: Encoder, counts: Counts, gate: CpuGate
+    ):
         """Begins with none."""
-        self._task, self._layout, self._encoder, self._watch = task, layout, encoder, watch
-        self._turns = turns
+        self._pending, self._layout, self._encoder, self._counts = pending, layout, encoder, counts
+        self._gate = gate
         self._seen = 0
         self._rows: list[int] = []
         self._schema = layout.schema()
@@ -129,8 +131,8 @@ class Assembly:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all rows of the unit have been added."""
-        return self._seen == len(self._task.rows)
+        """Whether all rows of the chunk have been added."""
+        return self._seen == len(self._pending.rows)
 
     def add(self, loaded: Loaded) -> None:
         """Takes the next row."""
@@ -140,7 +142,7 @@ class Assembly:
         if loaded.problem is not None:
             reason = as_text(loaded.problem)
             self._errors.append(Error(loaded.row, key, reason))
-            self._watch.failed(f"{key}: {reason}")
+            self._counts.failed(f"{key}: {reason}")
             return
         self._rows.append(loaded.row)
         self._columns.append(self._layout.row(record))
@@ -154,7 +156,7 @@ class Assembly:
             if len(self._pixels) == BATCHES * self._encoder.batch_size:
                 self._embed_pixels()
         else:
-            self._watch.rows += 1
+            self._counts.rows += 1
 
     def finish(self) -> None:
         """Embeds what is left."""
@@ -183,21 +185,21 @@ class Assembly:
             OSError: it can't be written.
         """
         assert self._part is not None  # finished
-        unit, part, errors = self._task.unit, self._part, self._errors
+        chunk, part, errors = self._pending.chunk, self._part, self._errors
         rows = self._rows
         # Where no row is left out, it has all that another one can have.
-        there = parts.read(unit.name, unit.begin) if len(rows) < len(unit) else None
+        there = parts.read(chunk.name, chunk.begin) if len(rows) < len(chunk) else None
         if there is not None:
             part, rows, errors = self._merged(there)
             failed = [{error.row for error in each} for each in (errors, there.errors)]
-            if self._task.is_retry and rows == list(there.rows) and failed[0] == failed[1]:
+            if self._pending.is_retry and rows == list(there.rows) and failed[0] == failed[1]:
                 return  # nothing has changed
         stamp = None
         # Rows that were not found to be the input's aren't said to be.
-        if there is None or there.mark == self._task.known:
-            stamp = self._layout.source.shards[unit.shard].stamp(rows)
-        parts.write(unit, self._task.shard_rows, part, errors, stamp)
-        self._watch.parts += 1
+        if there is None or there.mark == self._pending.known:
+            stamp = self._layout.source.shards[chunk.shard].stamp(rows)
+        parts.write(chunk, self._pending.shard_rows, part, errors, stamp)
+        self._counts.parts += 1
 
     def _pack(self) -> None:
         import pyarrow as pa
@@ -218,16 +220,16 @@ class Assembly:
     def _embed_pixels(self) -> None:
         if self._pixels:
             pixels = np.stack(self._pixels)
-            with self._turns.computing(), self._watch.timing("device"):
+            with self._gate.computing(), self._counts.timing("device"):
                 found = self._encoder.images(pixels)
             self._images.append(found.astype(self._layout.dtype, copy=False))
-            self._watch.rows += len(self._pixels)
+            self._counts.rows += len(self._pixels)
             self._pixels = []
 
     def _embed_tokens(self) -> np.ndarray:
         if not self._tokens:
             return self._no_rows()
-        with self._watch.timing("device"):
+        with self._counts.timing("device"):
             return self._encoder.texts(np.stack(self._tokens))
 
     def _merged(self, there: Written) -> tuple[Part, list[int], list[Error]]:

@@ -6,7 +6,6 @@ for a second model.
 """
 
 import contextlib
-import json
 import os
 import stat
 from collections.abc import Mapping
@@ -20,9 +19,9 @@ from clip_jax.config import CLIPConfig
 from clip_jax.convert.archive import shown
 from clip_jax.convert.checks import opened
 from clip_jax.convert.pytorch import NOT_HUGGING_FACE
-from clip_jax.convert.safetensors import read_safetensors
+from clip_jax.convert.safetensors import NAMES, read_safetensors, write_safetensors
 from clip_jax.errors import CheckpointError, is_exhausted
-from clip_jax.nn import CLIP, flatten, misfits, nest, parameter_shapes, parameters
+from clip_jax.nn import CLIP, flatten, misfits, parameter_shapes, parameters, unflatten
 from clip_jax.nn.tree import check_blocks, listed
 from clip_jax.weights.replace import replacing
 
@@ -32,19 +31,8 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # Characters of a configuration: what is no such thing may have any size.
 MAX_CONFIG = 1 << 20
 
-# XLA on a CPU computes on memory in place only if it begins at a multiple of this; so does every
-# array in our files, and loading one copies nothing.
-ALIGNMENT = 64
-
-_DTYPE_NAMES = {
-    "float16": "F16",
-    "float32": "F32",
-    "float64": "F64",
-    "bfloat16": "BF16",
-    "int32": "I32",
-    "int64": "I64",
-}
 _COUNTER = "/num_batches_tracked"
+_FLOATS = ("F16", "F32", "F64", "BF16")
 
 
 def save(model: CLIP, folder: str | os.PathLike[str]) -> None:
@@ -96,7 +84,9 @@ def save_parameters(
                 file.write(config.to_json())
                 file.flush()
                 os.fsync(file.fileno())
-            _write_safetensors(new / WEIGHTS, arrays, dtype)
+            write_safetensors(
+                new / WEIGHTS, arrays, dtype, {"format": "clip_jax", "version": VERSION}
+            )
             _check_replaceable(target)  # once more: something may have come there meanwhile
     except FileExistsError:
         raise
@@ -165,7 +155,7 @@ def read_native(folder: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[str, A
         raise CheckpointError(f"{path} does not fit its {CONFIG}: {error}") from None
     if problems:
         raise CheckpointError(f"{path} does not fit its {CONFIG}:\n{listed(problems)}")
-    return config, nest(arrays)
+    return config, unflatten(arrays)
 
 
 def _problems(config: CLIPConfig, arrays: Mapping[str, Any]) -> list[str]:
@@ -176,9 +166,13 @@ def _problems(config: CLIPConfig, arrays: Mapping[str, Any]) -> list[str]:
         if not isinstance(dtype, np.dtype):
             kind = f"{type(array).__module__}.{type(array).__name__}"
             problems.append(f"! {path}: expected an array, as np.asarray makes. Got {kind}")
-        elif dtype.name not in _DTYPE_NAMES or (dtype.kind == "i" and not path.endswith(_COUNTER)):
+        elif NAMES.get(dtype.newbyteorder("=")) not in _kinds(path):
             problems.append(f"! {path}: expected floats. Got {dtype}")
     return problems
+
+
+def _kinds(path: str) -> tuple[str, ...]:
+    return (*_FLOATS, "I32", "I64") if path.endswith(_COUNTER) else _FLOATS
 
 
 def _is_file(path: Path) -> bool:
@@ -187,35 +181,6 @@ def _is_file(path: Path) -> bool:
         return stat.S_ISREG(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):
         return False
-
-
-def _write_safetensors(path: Path, arrays: Mapping[str, Any], dtype: DTypeLike | None) -> None:
-    # NumPy's own writer in the safetensors library copies everything first, and scrambles arrays
-    # that are not C-contiguous.
-    dtypes = {name: np.dtype(dtype or array.dtype) for name, array in arrays.items()}
-    sizes = {name: np.size(array) * dtypes[name].itemsize for name, array in arrays.items()}
-    # No gaps are allowed between arrays. Those that would put the next one out of alignment come
-    # last, wide numbers first, so that at least each number is aligned.
-    order = sorted(arrays, key=lambda name: (sizes[name] % ALIGNMENT > 0, -dtypes[name].itemsize))
-    header: dict[str, Any] = {"__metadata__": {"format": "clip_jax", "version": VERSION}}
-    end = 0
-    for name in order:
-        begin, end = end, end + sizes[name]
-        header[name] = {
-            "dtype": _DTYPE_NAMES[dtypes[name].name],
-            "shape": np.shape(arrays[name]),
-            "data_offsets": [begin, end],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    with open(path, "wb") as file:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
-        for name in order:
-            array = np.asarray(arrays[name]).astype(dtypes[name].newbyteorder("<"), "C", copy=False)
-            file.write(array.reshape(-1).view(np.uint8).data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _check_replaceable(folder: Path) -> None:

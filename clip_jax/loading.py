@@ -11,14 +11,13 @@ import contextlib
 import dataclasses
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import ImageOps
 
-from clip_jax.embed.identity import picture_digest
-from clip_jax.embed.watch import Watch
 from clip_jax.preprocess import Preprocess, decode_image
 from clip_jax.sources import Record
 from clip_jax.sources.faults import told
@@ -35,7 +34,7 @@ class Loaded:
     """A record, ready for the device.
 
     Attributes:
-        task: what it belongs to, as given.
+        chunk: what it belongs to, as given.
         row: counted from its shard's first, as given.
         record: without what it has read.
         pixels: (n, n, 3) uint8, if pictures are embedded.
@@ -44,7 +43,7 @@ class Loaded:
         digest: of the picture's file.
     """
 
-    task: Any
+    chunk: Any
     row: int
     record: Record
     pixels: np.ndarray | None = None
@@ -53,32 +52,51 @@ class Loaded:
     digest: int | None = None
 
 
-class Turns:
+class CpuGate:
     """Has decoding wait while the device computes, where that is the CPU that decodes.
 
     There the two take each other's cores anyway, and each of the encoder's products waits for its
     slowest thread: a picture that is decoded meanwhile costs more than its own time.
     """
 
-    def __init__(self, *, are_taken: bool):
-        """Takes none where the device has cores of its own."""
-        self._are_taken = are_taken
-        self._may_decode = threading.Event()
-        self._may_decode.set()
+    def __init__(self, *, is_shared: bool):
+        """Opens the gate.
 
-    def await_own(self) -> None:
+        Args:
+            is_shared: whether device and decoding share the CPU; else the gate stays open.
+        """
+        self._is_shared = is_shared
+        self._is_open = threading.Event()
+        self._is_open.set()
+
+    def wait(self) -> None:
         """Waits while the device computes."""
-        self._may_decode.wait()
+        self._is_open.wait()
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """While this lasts nothing else is decoded."""
-        if self._are_taken:
-            self._may_decode.clear()
+        """While this lasts no further picture is decoded."""
+        if self._is_shared:
+            self._is_open.clear()
         try:
             yield
         finally:
-            self._may_decode.set()
+            self._is_open.set()
+
+
+Timing = Callable[[str], contextlib.AbstractContextManager[None]]
+
+
+def _untimed(what: str) -> contextlib.AbstractContextManager[None]:
+    return contextlib.nullcontext()
+
+
+def picture_digest(data: bytes) -> int:
+    """64 bits that tell a picture's file from others: its CRC-32, and its length modulo 2^32.
+
+    It takes a hundredth of the time of decoding.
+    """
+    return (len(data) & 0xFFFFFFFF) << 32 | zlib.crc32(data)
 
 
 class Loader:
@@ -90,8 +108,8 @@ class Loader:
         preprocess: Preprocess | None,
         context_length: int | None,
         exif_transpose: bool,
-        watch: Watch,
-        turns: Turns | None = None,
+        timing: Timing = _untimed,
+        gate: CpuGate | None = None,
         formats: Sequence[str] | None = None,
     ):
         """Notes how.
@@ -100,13 +118,13 @@ class Loader:
             preprocess: of pictures; None where none are embedded.
             context_length: of texts, longer ones are cut; None where none are embedded.
             exif_transpose: whether pictures are turned as their EXIF data say.
-            watch: is told how long reading and decoding take.
-            turns: when pictures may be decoded; at any time where there are none.
+            timing: gives contexts that count the time of "reading" and of "decoding".
+            gate: when pictures may be decoded; at any time where there is none.
             formats: of pictures, as `decode_image` has it.
         """
         self._preprocess, self._context_length = preprocess, context_length
-        self._exif_transpose, self._watch = exif_transpose, watch
-        self._turns = turns or Turns(are_taken=False)
+        self._exif_transpose, self._timing = exif_transpose, timing
+        self._gate = gate or CpuGate(is_shared=False)
         self._formats = formats
 
     def size(self, record: Record) -> int:
@@ -114,7 +132,7 @@ class Loader:
         pixels = 3 * self._preprocess.image_size**2 if self._preprocess else 0
         return record.size + pixels + 4 * (self._context_length or 0) + 1000
 
-    def __call__(self, task: Any, row: int, record: Record) -> Loaded:
+    def __call__(self, chunk: Any, row: int, record: Record) -> Loaded:
         """Reads and decodes; what goes wrong with the record becomes its problem.
 
         Raises:
@@ -133,16 +151,16 @@ class Loader:
                     raise ValueError("no caption")
                 tokens = tokenize(record.caption, self._context_length, truncate=True)[0]
         except Exception as error:  # whatever a record holds, the others can be embedded
-            return Loaded(task, row, kept, problem=told(error))
-        return Loaded(task, row, kept, pixels, tokens, digest=digest)
+            return Loaded(chunk, row, kept, problem=told(error))
+        return Loaded(chunk, row, kept, pixels, tokens, digest=digest)
 
     def _pixels(self, record: Record, preprocess: Preprocess) -> tuple[np.ndarray, int]:
         if record.read is None:
             raise ValueError("no picture")
-        with self._watch.timing("reading"):
+        with self._timing("reading"):
             data = record.read()
-        self._turns.await_own()
-        with self._watch.timing("decoding"):
+        self._gate.wait()
+        with self._timing("decoding"):
             image = decode_image(data, self._formats)
             if self._exif_transpose:
                 image = ImageOps.exif_transpose(image)
@@ -160,7 +178,7 @@ def loading(
     """Records as they become ready, in order; a context that stops the threads as it ends.
 
     Args:
-        records: tasks, row numbers and records; run through by a thread of its own.
+        records: chunks, row numbers and records; run through by a thread of its own.
         loader: what is done with each.
         num_threads: that read and decode.
         read_ahead: how many bytes may be on their way, at most; one record always is.
@@ -171,12 +189,12 @@ def loading(
 
     def feed() -> None:
         try:
-            for task, row, record in records:
+            for chunk, row, record in records:
                 most = MOST_FILES if record.opens else MOST
                 size = max(loader.size(record), read_ahead // most)
                 if not budget.take(size):
                     return
-                ready.put((pool.submit(loader, task, row, record), size))
+                ready.put((pool.submit(loader, chunk, row, record), size))
             ready.put(None)
         except BaseException as error:  # shown where the records are awaited
             ready.put(error)

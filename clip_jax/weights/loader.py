@@ -1,19 +1,10 @@
 """`load`: a name or a path to a model and its preprocessing."""
 
-import concurrent.futures
-import contextlib
-import itertools
-import math
-import mmap
 import os
-import sys
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
 from clip_jax.catalog import CATALOG, suggestion
@@ -21,10 +12,11 @@ from clip_jax.config import Activation, CLIPConfig
 from clip_jax.convert.pytorch import from_pytorch
 from clip_jax.convert.reader import read_checkpoint
 from clip_jax.errors import CheckpointError
-from clip_jax.nn import CLIP, flatten, from_parameters, nest
+from clip_jax.nn import CLIP, from_parameters
 from clip_jax.preprocess import Preprocess
-from clip_jax.weights.cache import native
-from clip_jax.weights.native import ALIGNMENT, WEIGHTS, read_native
+from clip_jax.weights.cache import native_folder
+from clip_jax.weights.memory import on_device
+from clip_jax.weights.native_format import WEIGHTS, read_native
 
 
 def load(
@@ -65,7 +57,7 @@ def load(
         DownloadError: they can't be downloaded; says how to put them there by hand.
     """
     is_name = isinstance(name_or_path, str) and name_or_path in CATALOG
-    path = native(str(name_or_path), download_root) if is_name else Path(name_or_path)
+    path = native_folder(str(name_or_path), download_root) if is_name else Path(name_or_path)
     if not os.path.exists(path):  # Path.exists() raises for a text too long to be a path
         raise ValueError(
             f"{os.fspath(name_or_path)!r} is neither the name of a model nor a file or folder that "
@@ -90,7 +82,7 @@ def load(
             raise CheckpointError(f"{error}. Of {name_or_path}: {remedy}") from None
     else:
         config, params = _read_file(path, activation or "quick_gelu")
-    params = _on_device(params, adopt=path.is_dir())
+    params = on_device(params, adopt=path.is_dir())
     model = from_parameters(config, params, dtype=dtype, precision=precision)
     return model, Preprocess(config.vision.image_size)
 
@@ -106,71 +98,3 @@ def _read_file(path: Path, activation: Activation) -> tuple[CLIPConfig, dict[str
         return from_pytorch(arrays, activation)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-
-
-def _on_device(params: Mapping[str, Any], *, adopt: bool) -> dict[str, Any]:
-    """The tree's arrays as float32 JAX arrays.
-
-    Args:
-        params: views of a mapped file, used by nobody else.
-        adopt: whether float32 arrays may stay where they are. A device whose memory is the host's
-            then computes on the mapped file; others get a copy anyway.
-    """
-    arrays = flatten(params)
-    if adopt and all(array.dtype == np.float32 for array in arrays.values()):
-        hosts = list(arrays.values())
-    else:
-        # Half of the time goes into page faults, which run beside each other in threads.
-        with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            hosts = list(pool.map(_float32, arrays.values(), _memory(arrays.values())))
-    return nest(dict(zip(arrays, jax.device_put(hosts), strict=True)))
-
-
-def _memory(arrays: Iterable[np.ndarray]) -> list[np.ndarray]:
-    """New float32 arrays of the same shapes, aligned so that a CPU device can adopt them.
-
-    They lie in one mapping of large pages: much of what allocating each by itself would take is
-    spent on finding such pages.
-    """
-    shapes = [array.shape for array in arrays]
-    sizes = [4 * math.prod(shape) for shape in shapes]
-    begins = [0, *itertools.accumulate(-(-size // ALIGNMENT) * ALIGNMENT for size in sizes)]
-    mapping = mmap.mmap(-1, max(begins[-1], 1))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without them
-            mapping.madvise(mmap.MADV_HUGEPAGE)
-    memory = np.frombuffer(mapping, np.uint8)
-    return [
-        memory[begin : begin + size].view(np.float32).reshape(shape)
-        for begin, size, shape in zip(begins, sizes, shapes, strict=False)
-    ]
-
-
-def _float32(array: np.ndarray, target: np.ndarray) -> np.ndarray:
-    # Page by page, on first touch, mapping costs more than converting.
-    _advise(array, _POPULATE_READ)
-    np.copyto(target, array)
-    # Pages count as our memory once they were read.
-    _advise(array, getattr(mmap, "MADV_DONTNEED", None))
-    return target
-
-
-# Linux's number; Python has no name for it yet.
-_POPULATE_READ = 22 if sys.platform == "linux" else None
-
-
-def _advise(array: np.ndarray, advice: int | None) -> None:
-    """Tells the system about the pages of a mapped array; does nothing where it can't."""
-    owner: Any = array
-    while isinstance(owner, np.ndarray):
-        owner = owner.base
-    if not isinstance(owner, mmap.mmap) or advice is None:
-        return
-    low, high = np.lib.array_utils.byte_bounds(array)
-    base = np.frombuffer(owner, np.uint8).ctypes.data
-    # Whole pages of this array only: its neighbours' are still to be read.
-    begin = -(-(low - base) // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (high - base) // mmap.PAGESIZE * mmap.PAGESIZE
-    if begin < end:
-        with contextlib.suppress(OSError):  # an older kernel
-            owner.madvise(advice, begin, end - begin)

@@ -1,21 +1,14 @@
-"""What a job is doing, for somebody who watches, and where its time went, at the end."""
+"""What a job has done, and where its time went."""
 
 import contextlib
 import dataclasses
-import json
-import sys
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
-from tqdm import tqdm
+from clip_jax.messages import counted
 
 CLOCKS = ("waiting", "reading", "decoding", "device", "writing")
-# Seconds between two lines where there is no terminal.
-EVERY = 30.0
-# Seconds between two looks at what there is to show.
-REFRESH = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +17,7 @@ class Summary:
 
     Attributes:
         rows: rows embedded now.
-        errors: rows of this job's share that could not be embedded, those of earlier runs too.
+        errors: rows of this worker that could not be embedded, those of earlier runs too.
         parts: parts written now.
         rows_before: rows that earlier runs have embedded.
         rows_to_do: rows left to do; none but after a dry run.
@@ -63,19 +56,19 @@ class Summary:
     def __str__(self) -> str:
         if self.verified:
             rest = dataclasses.replace(self, verified=0)
-            return f"{_counted(self.verified, 'row')} verified: as in the input\n{rest}"
+            return f"{counted(self.verified, 'row')} verified: as in the input\n{rest}"
         if self.parts_to_do:
             return (
-                f"to do: {_counted(self.rows_to_do, 'row')} in "
-                f"{_counted(self.parts_to_do, 'part')}; done before: "
-                f"{self.rows_before:,} rows, {_counted(self.errors, 'error')}"
+                f"to do: {counted(self.rows_to_do, 'row')} in "
+                f"{counted(self.parts_to_do, 'part')}; done before: "
+                f"{self.rows_before:,} rows, {counted(self.errors, 'error')}"
             )
         if not self.parts:
-            errors = _counted(self.errors, "error")
+            errors = counted(self.errors, "error")
             return f"no part to write: {self.rows_before:,} rows are there, {errors}"
         return (
-            f"{_counted(self.rows, 'row')} in {_counted(self.parts, 'part')}, "
-            f"{self.rows_before:,} rows before, {_counted(self.errors, 'error')}; "
+            f"{counted(self.rows, 'row')} in {counted(self.parts, 'part')}, "
+            f"{self.rows_before:,} rows before, {counted(self.errors, 'error')}; "
             f"{self.seconds:.1f} s, {self.rows / self.seconds:,.1f} rows/s"
             f"\nbottleneck: {self.bottleneck} (waited for data {self.waited:.1f} s, device "
             f"{self.device:.1f} s, writing {self.writing:.1f} s; in all threads reading "
@@ -83,25 +76,14 @@ class Summary:
         )
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}{'s' * (count != 1)}"
+class Counts:
+    """Counts and clocks of a running job."""
 
-
-class Watch:
-    """Counts and clocks of a running job; shows a bar, or lines of JSON where nobody is."""
-
-    def __init__(self, show: bool):
-        """Starts the clock.
-
-        Args:
-            show: whether anything is shown.
-        """
+    def __init__(self) -> None:
+        """Starts the clock."""
         self._seconds: dict[str, float] = dict.fromkeys(CLOCKS, 0.0)
         self._lock = threading.Lock()
-        self._start = self._last = self._shown = time.monotonic()
-        self._is_terminal = sys.stderr.isatty()
-        self._show = show
-        self._bar = tqdm(unit="row", disable=not (show and self._is_terminal), smoothing=0.05)
+        self._start = time.monotonic()
         self.rows = self.errors = self.parts = self.verified = 0
         self.rows_before = self.errors_before = self.parts_before = 0
         self.last_error = ""
@@ -116,49 +98,20 @@ class Watch:
             with self._lock:
                 self._seconds[what] += time.monotonic() - start
 
+    @property
+    def waiting(self) -> float:
+        """The share of the time, 0 to 1, in which the device waited for data."""
+        return self._seconds["waiting"] / max(time.monotonic() - self._start, 1e-9)
+
     def failed(self, error: str) -> None:
         """Counts a row that could not be embedded."""
         self.errors += 1
         self.last_error = error
 
-    def shown(self, total: int | None) -> None:
-        """Shows how far the job is, of so many rows if that is known."""
-        now = time.monotonic()
-        if now - self._shown < REFRESH:
-            return
-        self._shown = now
-        seconds, done = max(now - self._start, 1e-9), self.rows + self.errors
-        waiting = self._seconds["waiting"] / seconds
-        if self._is_terminal:
-            self._bar.total = total
-            self._draw(waiting)
-        elif self._show and now - self._last >= EVERY:
-            self._last = now
-            left = (total - done) * seconds / done if total is not None and done else None
-            line: dict[str, Any] = {
-                "rows": self.rows,
-                "total": total,
-                "rows_per_second": round(self.rows / seconds, 1),
-                "remaining_seconds": None if left is None else round(left),
-                "errors": self.errors,
-                "waiting": round(waiting, 3),
-            }
-            print(json.dumps(line), file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Shows the last state, and stops the display."""
-        self._draw(self._seconds["waiting"] / max(time.monotonic() - self._start, 1e-9))
-        self._bar.close()
-
-    def _draw(self, waiting: float) -> None:
-        text = f"{_counted(self.errors, 'error')}, {waiting:.0%} waiting"
-        self._bar.set_postfix_str(text, refresh=False)
-        self._bar.update(self.rows + self.errors - self._bar.n)
-
     def kept(self) -> str:
         """What there is to say where the job is stopped."""
         return (
-            f"{_counted(self.parts, 'part')} written now and {self.parts_before:,} written before "
+            f"{counted(self.parts, 'part')} written now and {self.parts_before:,} written before "
             "are kept; the same command goes on from there"
         )
 

@@ -1,29 +1,84 @@
-"""The rows that an embedding job has left, and what is known of those that it lacks."""
+"""What an embedding job has left, to be read: as a dataset, or as a table that knows its gaps."""
 
 import collections
 import concurrent.futures
 import contextlib
 import dataclasses
+import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from clip_jax.embed.index import finished_job, parts_of
-from clip_jax.embed.parts import ERRORS, Finished, Parts
-from clip_jax.embed.units import divide
+from clip_jax.embed.chunks import shard_of
+from clip_jax.embed.gaps import gaps
+from clip_jax.embed.identity import read_job
+from clip_jax.embed.parts import ERRORS, Finished, NpyParts, Parts
 from clip_jax.errors import is_exhausted
-from clip_jax.storage import Storage, storage
+from clip_jax.storage import Storage, folder, storage
 
 THREADS = 8
-# Parts, or files of the input, that a warning names.
-SHOWN = 3
+
+
+def read_embeddings(out: str | os.PathLike[str]) -> Any:
+    """The Parquet parts in a folder as one `pyarrow.dataset.Dataset`, read as far as it is used.
+
+    Example:
+        `read_embeddings("out").to_table(columns=["key"])`, or `.to_batches()` for more rows than
+        fit into memory. `.schema.metadata[b"clip_jax"]` is the model's identity, as JSON.
+
+    Args:
+        out: the folder; any address that fsspec knows.
+
+    Returns:
+        A dataset with the columns `key`, `embedding` (fixed-size lists), those of `text_embedding`,
+        `path` and `caption` that there are, and what was taken along; in the order of the input.
+
+    Raises:
+        ValueError: there are no Parquet parts.
+        OSError: the folder can't be read.
+    """
+    import pyarrow.dataset
+
+    out = folder(out)
+    job = finished_job(out)
+    if job["identity"]["format"] != "parquet":
+        raise ValueError(f"{out} holds arrays: read img_emb/ and text_emb/ with numpy.load")
+    parts = parts_of(out, job)
+    names = [parts.path(parts.table, name) for name in sorted(parts.names())]
+    if not names:
+        raise ValueError(f"{out} holds no parts yet")
+    where = storage(out)
+    return pyarrow.dataset.dataset(
+        [where.within(name) for name in names], format="parquet", filesystem=where.filesystem
+    )
+
+
+def finished_job(out: str) -> dict[str, Any]:
+    """What is noted of the job in a folder.
+
+    Raises:
+        ValueError: there is none.
+        OSError: the folder can't be read.
+    """
+    job = read_job(out)
+    if job is None:
+        raise ValueError(f"{out} is no output of clip-jax embed: it has no job.json")
+    return job
+
+
+def parts_of(out: str, job: dict[str, Any]) -> Parts:
+    """The parts of that job."""
+    about = {"fingerprint": job["fingerprint"]}
+    if job["identity"]["format"] == "npy":
+        return NpyParts(out, about, job["embeddings"])
+    return Parts(out, about)
 
 
 @dataclasses.dataclass(frozen=True)
-class Embedded:
+class Results:
     """Rows of an embedding job.
 
     Attributes:
@@ -39,7 +94,7 @@ class Embedded:
     unknown: int
 
 
-def read_embedded(source: str, columns: Sequence[str]) -> Embedded:
+def read_results(source: str, columns: Sequence[str]) -> Results:
     """The image embeddings of a job, and some other columns, of the parts that are whole.
 
     Raises:
@@ -49,14 +104,14 @@ def read_embedded(source: str, columns: Sequence[str]) -> Embedded:
         MemoryError: they don't fit into memory.
 
     Warns:
-        UserWarning: the job is not finished, as far as the parts that are there can tell.
+        Incomplete: the job is not finished, as far as the parts that are there can tell.
     """
     source = source.rstrip("/")
     with _arrows_errors(source):
         return _read(source, columns)
 
 
-def _read(source: str, columns: Sequence[str]) -> Embedded:
+def _read(source: str, columns: Sequence[str]) -> Results:
     import pyarrow.dataset
 
     job, where = finished_job(source), storage(source)
@@ -87,7 +142,10 @@ def _read(source: str, columns: Sequence[str]) -> Embedded:
     table = dataset.to_table(columns=list(dict.fromkeys(("embedding", *columns))))
     if not len(table):
         raise ValueError(f"{source}: no picture could be read; the first: {problems[0]}")
-    return Embedded(table, problems, *_warn(source, job, parts, whole))
+    lacking = gaps(job, {name: finished.shard_rows for name, finished in whole.items()})
+    for warning in lacking.warnings(source, parts.table):
+        warnings.warn(warning, stacklevel=4)
+    return Results(table, problems, lacking.rows, len(lacking.shards))
 
 
 def embeddings_of(table: Any, column: str) -> Float[np.ndarray, "n d"]:
@@ -111,11 +169,11 @@ def _whole(source: str, parts: Parts) -> dict[str, Finished]:
     # A file that could not be opened was a single row; a later try may have found out more.
     rows: dict[int, int] = collections.defaultdict(int)
     for name, finished in whole.items():
-        rows[_shard(name)] = max(rows[_shard(name)], finished.shard_rows)
+        rows[shard_of(name)] = max(rows[shard_of(name)], finished.shard_rows)
     return {
         name: finished
         for name, finished in whole.items()
-        if finished.shard_rows == rows[_shard(name)]
+        if finished.shard_rows == rows[shard_of(name)]
     }
 
 
@@ -140,47 +198,3 @@ def _arrows_errors(source: str) -> Iterator[None]:
             f"{source} has parts that can't be read ({reason}): run the same clip-jax embed "
             "command again"
         ) from None
-
-
-def _warn(
-    source: str, job: Mapping[str, Any], parts: Parts, whole: Mapping[str, Finished]
-) -> tuple[int, int]:
-    """How many rows are missing for certain, and of how many files nothing is known; says so.
-
-    A part tells how many rows its file of the input has. Of a file without any part nothing is
-    known: it may be empty.
-    """
-    shards = {_shard(name): finished.shard_rows for name, finished in whole.items()}
-    missing = {
-        unit.name: len(unit)
-        for shard, rows in shards.items()
-        for unit in divide(shard, rows, job["identity"]["rows_per_part"])
-        if unit.name not in whole
-    }
-    again = "run the same clip-jax embed command again"
-    count = sum(missing.values())
-    if missing:
-        names = _listed([parts.table.format(name) for name in missing])
-        warnings.warn(
-            f"{source} is not finished: {count:,} rows are left out, whose parts are missing or "
-            f"damaged ({names}): {again}",
-            stacklevel=5,
-        )
-    # Jobs of earlier versions don't say how many files there were.
-    if unknown := sorted(set(range(job.get("shards", max(shards) + 1))) - shards.keys()):
-        names = _listed([parts.table.format(f"{shard:06d}-*") for shard in unknown])
-        warnings.warn(
-            f"{source} has no part of some files of its input ({names}): unless these are empty, "
-            f"{again}",
-            stacklevel=5,
-        )
-    return count, len(unknown)
-
-
-def _shard(name: str) -> int:
-    return int(name.partition("-")[0])
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more

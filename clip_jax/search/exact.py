@@ -15,11 +15,13 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 from PIL import Image
 
-from clip_jax.embed.identity import check_model
-from clip_jax.embed.index import Damaged, Index, finished_job, parts_of
+from clip_jax.embed import check_model
+from clip_jax.embed.results import finished_job, parts_of
+from clip_jax.memory import aligned_empty
 from clip_jax.nn import CLIP, normalize
 from clip_jax.placement import default_device
 from clip_jax.preprocess import Preprocess, open_image
+from clip_jax.search.index import Damaged, Index
 from clip_jax.storage import folder
 from clip_jax.tokenizer import tokenize
 from clip_jax.weights import load
@@ -70,7 +72,7 @@ def search(
     embedding = embed_query(model, query)
     while True:
         try:
-            scores, numbers = nearest(index, embedding, k)
+            scores, numbers = best_rows(index, embedding, k)
             rows = index.rows(numbers)
             break
         except Damaged as error:
@@ -99,7 +101,9 @@ def embed_query(
     return np.asarray(normalize(model.encode_image(pixels[None]))[0], np.float32)
 
 
-def nearest(index: Index, query: Float[np.ndarray, " d"], k: int) -> tuple[list[float], list[int]]:
+def best_rows(
+    index: Index, query: Float[np.ndarray, " d"], k: int
+) -> tuple[list[float], list[int]]:
     """The scores and the numbers of the rows nearest to a query, best first.
 
     Args:
@@ -114,25 +118,26 @@ def nearest(index: Index, query: Float[np.ndarray, " d"], k: int) -> tuple[list[
     width = index.dim * index.dtype.itemsize
     size = max(BLOCK.get(default_device().platform, LARGE_BLOCK) // width, 1)
     size = min(size, index.num_rows)
-    own = threading.local()
+    mine = threading.local()
     damaged: set[str] = set()
     query_there = jax.device_put(query)
 
     def compare(block: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         begin, end = block
-        if not hasattr(own, "rows"):
-            own.rows = _aligned(size, index.dim, index.dtype)
+        if not hasattr(mine, "rows"):
+            mine.rows = aligned_empty((size, index.dim), index.dtype)
+            mine.rows[:] = 0
         try:
-            index.read(begin, end, own.rows)
+            index.read(begin, end, mine.rows)
         except Damaged as error:
             damaged.update(error.parts)
             return np.empty(0, np.float32), np.empty(0, np.int64)
-        scores, rows, is_sound = _best(own.rows, query_there, end - begin, min(k, size))
+        scores, rows, is_sound = _best(mine.rows, query_there, end - begin, min(k, size))
         # Fetched before the next block is read: the device may be looking at our memory.
         scores, rows = np.asarray(scores), np.asarray(rows)
         if not is_sound:
             with np.errstate(all="ignore"):
-                found = np.abs(own.rows[: end - begin].astype(np.float32) @ query)
+                found = np.abs(mine.rows[: end - begin].astype(np.float32) @ query)
             wrong = np.flatnonzero(~(found <= MOST)).tolist()
             damaged.update(index.part_of(begin + row) for row in wrong)
         there = rows < end - begin
@@ -157,14 +162,6 @@ def _best(
     is_there = jnp.arange(len(rows)) < count
     is_sound = (jnp.abs(scores) <= MOST) | ~is_there  # not for numbers that are none
     return *jax.lax.top_k(jnp.where(is_there, scores, -jnp.inf), k), is_sound.all()
-
-
-def _aligned(rows: int, dim: int, dtype: np.dtype) -> np.ndarray:
-    """Memory that a CPU device computes on as it is."""
-    size = rows * dim * dtype.itemsize
-    memory = np.zeros(size + 64, np.uint8)
-    begin = -memory.ctypes.data % 64
-    return memory[begin : begin + size].view(dtype).reshape(rows, dim)
 
 
 def _model(out: str, job: dict[str, Any], model: CLIP | str | os.PathLike[str] | None) -> CLIP:

@@ -1,18 +1,18 @@
-"""Division of an input into units of work, and of the units among processes."""
+"""Division of an input into chunks of rows, and of the chunks among workers."""
 
 import dataclasses
 
-# With fewer files than this for each process, the units of each file are shared instead of files.
+# With fewer files than this for each process, the chunks of each file are shared instead of files.
 SHARDS_EACH = 4
 
 
 @dataclasses.dataclass(frozen=True, order=True)
-class Unit:
+class Chunk:
     """Rows of one shard that make one part.
 
     Attributes:
         shard: the index of the shard.
-        number: of the unit in its shard.
+        number: of the chunk in its shard.
         begin: its first row, counted from the shard's.
         end: the row after its last.
     """
@@ -32,21 +32,21 @@ class Unit:
 
 
 def shard_of(name: str) -> int:
-    """The index of the shard of a unit of that name."""
+    """The index of the shard of a chunk of that name."""
     return int(name.partition("-")[0])
 
 
-def divide(shard: int, rows: int, rows_per_part: int) -> list[Unit]:
-    """The units of a shard, which depend on nothing but these numbers."""
+def divide(shard: int, rows: int, rows_per_part: int) -> list[Chunk]:
+    """The chunks of a shard, which depend on nothing but these numbers."""
     return [
-        Unit(shard, number, begin, min(begin + rows_per_part, rows))
+        Chunk(shard, number, begin, min(begin + rows_per_part, rows))
         for number, begin in enumerate(range(0, rows, rows_per_part))
     ]
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
-    """The units that one of several processes takes.
+class Worker:
+    """One of several processes that do a job together, and which chunks it takes.
 
     A process with enough files takes whole ones, so that nobody else has to open them.
 
@@ -61,7 +61,7 @@ class Share:
     def __post_init__(self):
         if not 0 <= self.index < self.count:
             raise ValueError(
-                f"a share I/N must have 0 <= I < N. Got {self.index}/{self.count}; the first of "
+                f"a shard I/N must have 0 <= I < N. Got {self.index}/{self.count}; the first of "
                 f"{max(self.count, 1)} is 0/{max(self.count, 1)}."
             )
 
@@ -70,7 +70,7 @@ class Share:
         by_shard = num_shards >= SHARDS_EACH * self.count
         return range(self.index, num_shards, self.count) if by_shard else range(num_shards)
 
-    def takes(self, unit: Unit, num_shards: int) -> bool:
-        """Whether that unit, of one of its shards, is this process's."""
+    def takes(self, chunk: Chunk, num_shards: int) -> bool:
+        """Whether that chunk, of one of its shards, is this process's."""
         by_shard = num_shards >= SHARDS_EACH * self.count
-        return by_shard or (unit.shard + unit.number) % self.count == self.index
+        return by_shard or (chunk.shard + chunk.number) % self.count == self.index

@@ -1,0 +1,207 @@
+"""One model in JAX and in PyTorch on the same pictures and captions, compared stage by stage."""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Literal
+
+import jax
+import numpy as np
+from jax import Array
+from jaxtyping import Int
+from PIL import Image
+
+from clip_jax.nn import CLIP
+from clip_jax.parity.inputs import CAPTIONS, pictures
+from clip_jax.parity.pytorch import Reference
+from clip_jax.preprocess import Preprocess
+from clip_jax.tokenizer import tokenize
+
+Measure = Literal["absolute", "relative"]
+
+# What a stage may differ by, and in which measure. Both sides compute in float32 but add in
+# different orders: 1e-5 leaves room for that over the deepest tower and for nothing else. Logits
+# are cosines times 100. What is not arithmetic must be the same.
+EXACT: tuple[float, Measure] = (0.0, "absolute")
+HIDDEN: tuple[float, Measure] = (1e-5, "relative")
+FEATURES: tuple[float, Measure] = (1e-5, "relative")
+LOGITS: tuple[float, Measure] = (1e-3, "absolute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One stage's difference between the two sides, over all pictures or captions.
+
+    Attributes:
+        stage: "preprocessing", "tokens", "image ..." or "text ..." with the module's name in
+            official checkpoints, or "logits".
+        max_abs: the largest absolute difference of any element.
+        rel: L2 norm of the difference over the L2 norm of PyTorch's values.
+        tolerance: what `measure` may come to.
+        measure: which of the two counts.
+    """
+
+    stage: str
+    max_abs: float
+    rel: float
+    tolerance: float
+    measure: Measure
+
+    @property
+    def ok(self) -> bool:
+        """Whether the difference is within tolerance; NaN never is."""
+        return (self.max_abs if self.measure == "absolute" else self.rel) <= self.tolerance
+
+
+def compare(
+    model: CLIP,
+    preprocess: Preprocess,
+    reference: Reference,
+    images: Sequence[Image.Image] | None = None,
+    texts: Sequence[str] = CAPTIONS,
+) -> list[Row]:
+    """Runs both sides and measures every stage's difference, in the order of computation.
+
+    Each side works on what it made itself of the pictures and captions, so the first row that is
+    not `ok` is where the two part. Where the vocabulary is smaller than the tokenizer's, a warning
+    says so, and both sides work on ids that are brought into its range.
+
+    Args:
+        model: ours, in float32.
+        preprocess: what `clip_jax.load` gave with it.
+        reference: the same checkpoint, by `load_reference`.
+        images: pictures of any modes and sizes; `pictures()` where none are given.
+        texts: captions of any length.
+
+    Raises:
+        ValueError: the two sides are not the same architecture.
+    """
+    images = pictures() if images is None else images
+    length = model.config.text.context_length
+    pixels = np.stack([preprocess(image) for image in images])
+    tokens = tokenize(texts, length, truncate=True)
+    their_pixels, their_tokens = reference.pixels(images), reference.tokens(texts, length)
+    _check_shape("preprocessing", pixels, their_pixels)
+    token_row = _Difference.of("tokens", tokens, their_tokens).row("tokens", *EXACT)
+    vocab_size = model.config.text.vocab_size
+    if max(tokens.max(), their_tokens.max()) >= vocab_size:
+        warnings.warn(
+            f"the model's vocabulary has {vocab_size:,} ids, too few for those of the captions: "
+            f"both sides compute on ids brought into its range",
+            stacklevel=2,
+        )
+        tokens, their_tokens = (_within(ids, vocab_size) for ids in (tokens, their_tokens))
+
+    # Picture by picture, because the hidden states of a large tower fill gigabytes.
+    image_differences = _summed(
+        [
+            _differences(_image_stages(model, ours), theirs, reference.image_stages)
+            for ours, theirs in zip(pixels[:, None], their_pixels[:, None], strict=True)
+        ]
+    )
+    text_differences = _differences(
+        _text_stages(model, tokens), their_tokens, reference.text_stages
+    )
+    logits = np.asarray(model(pixels, tokens)[0])
+    return [
+        _Difference.of("preprocessing", pixels, their_pixels).row("preprocessing", *EXACT),
+        token_row,
+        *_rows("image", image_differences),
+        *_rows("text", text_differences),
+        _Difference.of("logits", logits, reference.logits(their_pixels, their_tokens)).row(
+            "logits", *LOGITS
+        ),
+    ]
+
+
+def first_difference(rows: Iterable[Row]) -> Row | None:
+    """The first stage past its tolerance."""
+    return next((row for row in rows if not row.ok), None)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Difference:
+    """What adds up over batches to a row."""
+
+    max_abs: float
+    squares: float
+    their_squares: float
+
+    @classmethod
+    def of(cls, stage: str, ours: np.ndarray, theirs: np.ndarray) -> "_Difference":
+        _check_shape(stage, ours, theirs)
+        difference = np.asarray(ours, np.float64) - theirs
+        return cls(
+            float(np.abs(difference).max()),
+            float(np.square(difference).sum()),
+            float(np.square(theirs, dtype=np.float64).sum()),
+        )
+
+    def __add__(self, other: "_Difference") -> "_Difference":
+        return _Difference(
+            float(np.maximum(self.max_abs, other.max_abs)),  # unlike max, keeps NaN
+            self.squares + other.squares,
+            self.their_squares + other.their_squares,
+        )
+
+    def row(self, stage: str, tolerance: float, measure: Measure) -> Row:
+        if self.squares == 0:
+            rel = 0.0
+        else:
+            rel = math.sqrt(self.squares / self.their_squares) if self.their_squares else math.inf
+        return Row(stage, self.max_abs, rel, tolerance, measure)
+
+
+def _differences(
+    ours: Mapping[str, Array],
+    their_input: np.ndarray,
+    their_stages: Callable[[np.ndarray, Iterable[str]], dict[str, np.ndarray]],
+) -> dict[str, _Difference]:
+    # jit sorts the names; the other side's are in the order of computation.
+    theirs = their_stages(their_input, ours)
+    return {name: _Difference.of(name, np.asarray(ours[name]), x) for name, x in theirs.items()}
+
+
+def _within(tokens: Int[np.ndarray, "b l"], vocab_size: int) -> Int[np.ndarray, "b l"]:
+    """Ids below `vocab_size`; the largest of a row, which marks its end, stays the largest."""
+    is_end = tokens == tokens.max(axis=1, keepdims=True)
+    return np.where(is_end, vocab_size - 1, tokens % max(vocab_size - 1, 1))
+
+
+def _summed(batches: Sequence[Mapping[str, _Difference]]) -> dict[str, _Difference]:
+    total = dict(batches[0])
+    for batch in batches[1:]:
+        total = {name: total[name] + difference for name, difference in batch.items()}
+    return total
+
+
+def _rows(tower: str, differences: Mapping[str, _Difference]) -> list[Row]:
+    return [
+        difference.row(f"{tower} {name}", *(FEATURES if name == "features" else HIDDEN))
+        for name, difference in differences.items()
+    ]
+
+
+@jax.jit
+def _image_stages(model: CLIP, images: Array) -> dict[str, Array]:
+    stages: dict[str, Array] = {}
+    with jax.default_matmul_precision(model.precision):
+        stages["features"] = model.image_features(images, stages.__setitem__)
+    return stages
+
+
+@jax.jit
+def _text_stages(model: CLIP, tokens: Array) -> dict[str, Array]:
+    stages: dict[str, Array] = {}
+    with jax.default_matmul_precision(model.precision):
+        stages["features"] = model.text_features(tokens, model.dtype, stages.__setitem__)
+    return stages
+
+
+def _check_shape(stage: str, ours: np.ndarray, theirs: np.ndarray) -> None:
+    if ours.shape != theirs.shape:
+        raise ValueError(
+            f"{stage}: JAX gives shape {ours.shape}, PyTorch {theirs.shape}: not the same "
+            f"architecture"
+        )

@@ -1,0 +1,96 @@
+"""How far a long job is, for whoever waits for it: a bar, or lines of JSON where nobody looks."""
+
+import json
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+from tqdm import tqdm
+
+from clip_jax.messages import counted
+
+# Seconds between two lines where there is no terminal.
+EVERY = 30.0
+# Seconds between two looks at what there is to show.
+REFRESH = 0.1
+
+
+class Progress:
+    """A display of rows done, and nothing more: what it is told it shows, and forgets.
+
+    On a terminal it is a bar; elsewhere standard error gets a line of JSON every 30 seconds.
+
+    Example:
+        with Progress(show=True) as progress:
+            for done, row in enumerate(rows, 1):
+                ...
+                progress.update(done, total=len(rows))
+    """
+
+    def __init__(self, show: bool):
+        """Starts the clock.
+
+        Args:
+            show: whether anything is shown.
+        """
+        self._start = self._last = self._shown = time.monotonic()
+        self._is_terminal = sys.stderr.isatty()
+        self._show = show
+        self._bar = tqdm(unit="row", disable=not (show and self._is_terminal), smoothing=0.05)
+        self._state = 0, 0, 0.0
+
+    def update(
+        self, rows: int, *, errors: int = 0, total: int | None = None, waiting: float = 0.0
+    ) -> None:
+        """Shows how far the job is; cheap enough to be called for each row.
+
+        Args:
+            rows: that are done.
+            errors: rows that have failed.
+            total: how many there are, if that is known.
+            waiting: the share of the time, 0 to 1, in which the device waited for data.
+        """
+        self._state = rows, errors, waiting
+        now = time.monotonic()
+        if now - self._shown < REFRESH:
+            return
+        self._shown = now
+        if self._is_terminal:
+            self._bar.total = total
+            self._draw()
+        elif self._show and now - self._last >= EVERY:
+            self._last = now
+            seconds, done = max(now - self._start, 1e-9), rows + errors
+            left = (total - done) * seconds / done if total is not None and done else None
+            line: dict[str, Any] = {
+                "rows": rows,
+                "total": total,
+                "rows_per_second": round(rows / seconds, 1),
+                "remaining_seconds": None if left is None else round(left),
+                "errors": errors,
+                "waiting": round(waiting, 3),
+            }
+            print(json.dumps(line), file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Shows the last state, and ends the display."""
+        self._draw()
+        self._bar.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _draw(self) -> None:
+        rows, errors, waiting = self._state
+        text = f"{counted(errors, 'error')}, {waiting:.0%} waiting"
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(rows + errors - self._bar.n)
