@@ -24,17 +24,6 @@ def blocks(page: Path = PAGE) -> list[tuple[str, str | None]]:
     return [(found[1], found[2]) for found in fence.finditer(page.read_text(encoding="utf-8"))]
 
 
-def room_of_search() -> None:
-    """Gives `clip_jax.search` its name before it has a room of its own; then this goes."""
-    from types import ModuleType
-
-    from clip_jax import embed
-
-    room = ModuleType("clip_jax.search")
-    room.__dict__.update(search=embed.search, contact_sheet=embed.contact_sheet)
-    sys.modules["clip_jax.search"] = room
-
-
 def make(target: Path) -> None:
     """Runs the page in a folder of its own, and puts the pictures that it draws into `target`."""
     import matplotlib
@@ -44,7 +33,6 @@ def make(target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         os.symlink(DOCS.parent / "examples", "examples")
-        room_of_search()
         namespace: dict[str, object] = {}
         for code, _ in blocks():
             exec(compile(code, str(PAGE), "exec"), namespace)

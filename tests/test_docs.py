@@ -103,7 +103,6 @@ def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     faiss = ModuleType("faiss")
     faiss.__dict__["IndexFlatIP"] = FlatIndex
     monkeypatch.setitem(sys.modules, "faiss", faiss)
-    walk.room_of_search()
     plt = importlib.import_module("matplotlib.pyplot")
     plt.switch_backend("Agg")
     namespace: dict[str, object] = {}
