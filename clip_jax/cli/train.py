@@ -19,7 +19,9 @@ def add(commands: Any) -> None:
         "moment and started again with the same command, it goes on from its last checkpoint.",
         epilog="example: clip-jax train emoji.toml --set run.batch_size=128 --set out=runs/small",
     )
-    parser.add_argument("config", metavar="CONFIG", help="a TOML file; see the README")
+    parser.add_argument(
+        "config", metavar="CONFIG", help="a TOML file; docs/guides/train.md explains one"
+    )
     parser.add_argument(
         "--set",
         dest="overrides",

@@ -1,0 +1,282 @@
+"""What the pages of docs/ show is so: their code, their commands, their messages, their lists."""
+
+import ast
+import contextlib
+import functools
+import importlib
+import inspect
+import io
+import re
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import clip_jax
+from clip_jax.cli import _parser, main
+from docs import walk
+from docs.hooks.help import PLACE, help_of
+from docs.hooks.results import RESULTS, page
+from tests.models import SMALL_VIT, random_images, small
+from tests.reference import requires_reference
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
+
+
+def pages_with(pattern: str) -> list[str]:
+    found = [page for page in PAGES if re.search(pattern, page.read_text(), re.M)]
+    return [page.relative_to(DOCS).as_posix() for page in found]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> Path:
+    """What the pages take for granted: a photo, some pictures, and the examples of a clone."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    (tmp_path / "pictures").mkdir()
+    for name, pixels in zip("abcdefgh", random_images(8, 50), strict=True):
+        Image.fromarray(pixels).save(f"pictures/{name}.jpg")
+    Image.fromarray(random_images(1, 50)[0]).save("photo.jpg")
+    return tmp_path
+
+
+@pytest.fixture
+def small_models(monkeypatch) -> None:
+    """A small model goes by the name ViT-B/32."""
+    load = clip_jax.load
+
+    def stand_in(name, **options):
+        if name != "ViT-B/32":
+            return load(name, **options)
+        return small(SMALL_VIT, **options), clip_jax.Preprocess(SMALL_VIT.vision.image_size)
+
+    monkeypatch.setattr(clip_jax, "load", stand_in)
+
+
+class FlatIndex:
+    """As much of FAISS as a page uses."""
+
+    def __init__(self, dim: int):
+        self.rows = np.empty((0, dim), np.float32)
+
+    def add(self, rows: np.ndarray) -> None:
+        self.rows = np.concatenate([self.rows, rows])
+
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        scores = queries @ self.rows.T
+        places = np.argsort(-scores)[:, :k]
+        return np.take_along_axis(scores, places, 1), places
+
+
+NEED_PYTORCH = ["guides/parity.md"]
+# They compile whole trainings and towers; the rooms' own tests try these with the newest jax.
+LONG = ["guides/train.md", "walk.md"]
+
+
+@pytest.mark.parametrize("name", sorted({*pages_with("^```python$")} - {*NEED_PYTORCH, *LONG}))
+def test_the_code_of_a_page_runs_and_prints_what_it_says(name, folder, small_models, monkeypatch):
+    run(name, folder, monkeypatch)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", LONG)
+def test_so_does_the_code_that_takes_longer(name, folder, small_models, monkeypatch):
+    run(name, folder, monkeypatch)
+
+
+@requires_reference
+@pytest.mark.parametrize("name", NEED_PYTORCH)
+def test_so_does_the_code_that_compares_with_pytorch(name, folder, small_models, monkeypatch):
+    run(name, folder, monkeypatch)
+
+
+def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a page's code in that folder."""
+    faiss = ModuleType("faiss")
+    faiss.__dict__["IndexFlatIP"] = FlatIndex
+    monkeypatch.setitem(sys.modules, "faiss", faiss)
+    plt = importlib.import_module("matplotlib.pyplot")
+    plt.switch_backend("Agg")
+    namespace: dict[str, object] = {}
+    for code, expected in walk.blocks(DOCS / name):
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(compile(code, name, "exec"), namespace)
+        if expected is not None:
+            assert same(out.getvalue(), expected), f"{name} says\n{expected}\nbut {out.getvalue()}"
+    plt.close("all")
+    for picture in folder.glob("*.webp"):  # those that the page shows
+        assert f"pictures/{picture.name}" in (DOCS / name).read_text()
+        with Image.open(picture) as made, Image.open(DOCS / "pictures" / picture.name) as shown:
+            assert np.allclose(made.size, shown.size, atol=40)  # fonts differ from place to place
+
+
+def same(printed: str, expected: str) -> bool:
+    """Whether two texts are the same but for rounding in their numbers."""
+    numbers = [np.array(NUMBER.findall(text), float) for text in (printed, expected)]
+    words = [NUMBER.sub("#", text).split() for text in (printed, expected)]
+    return words[0] == words[1] and np.allclose(*numbers, rtol=0.02)
+
+
+def test_every_picture_of_the_walk_is_made_by_its_code():
+    text = walk.PAGE.read_text()
+    shown = set(re.findall(r"\(pictures/(\w+)\.webp\)", text))
+    assert shown == set(re.findall(r'savefig\("(\w+)\.webp"', text))
+
+
+def commands(text: str) -> list[list[str]]:
+    """The arguments of every `clip-jax` command in a page's shell blocks."""
+    found = []
+    for block in re.findall(r"^```(?:console|sh|bash)\n(.*?)^```", text, re.M | re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            if start := re.search(r"(?:^|\$ |srun |&& )(clip-jax .*)", line):
+                command = start[1].split(" && ")[0]
+                arguments = shlex.split(command + '"' * (command.count('"') % 2), comments=True)
+                found.append([argument.strip('"') for argument in arguments[1:]])
+    return found
+
+
+@pytest.mark.parametrize("name", [*pages_with("clip-jax"), "../README.md"])
+def test_the_commands_of_a_page_parse(name):
+    for arguments in commands((DOCS / name).read_text()):
+        _parser().parse_args(arguments)
+
+
+@pytest.mark.parametrize("name", pages_with("^<!-- run -->$"))
+def test_the_commands_that_need_no_other_files_print_what_the_page_says(name, folder, capsys):
+    text = (DOCS / name).read_text()
+    for block in re.findall(r"^<!-- run -->\n```console\n(.*?)^```", text, re.M | re.S):
+        for run in re.split(r"^\$ ", block.replace("\\\n", " "), flags=re.M)[1:]:
+            command, _, expected = run.partition("\n")
+            assert main(shlex.split(command)[1:]) == 0
+            printed = capsys.readouterr().out
+            # Timings differ, and so do the scores of another compilation in their last digits.
+            assert NUMBER.sub("#", printed).split() == NUMBER.sub("#", expected).split()
+
+
+def test_every_command_has_its_help_in_the_reference():
+    text = (DOCS / "reference" / "command-line.md").read_text()
+    shown = {" ".join(place.split()) for place in PLACE.findall(text)}
+    listed = functools.partial(re.findall, r"^    (\w+)\b", flags=re.M)
+    names = {""}
+    for command in listed(help_of([])):
+        names.add(command)
+        names |= {f"{command} {kind}" for kind in listed(help_of([command]))}
+    assert shown == names
+
+
+ROOMS = ("convert", "embed", "search", "evaluate", "train", "nn", "backends", "parity")
+MODULES = ["clip_jax", *(room for room in ROOMS if list(ROOT.glob(f"clip_jax/{room}*")))]
+
+
+def public_names(module: ModuleType) -> Iterator[str]:
+    """What a room exports: names imported as themselves; else what it defines."""
+    assert module.__file__
+    body = ast.parse(Path(module.__file__).read_text()).body
+    exported = [
+        alias.name
+        for node in body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+        if alias.asname == alias.name
+    ]
+    defined = [node.name for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    yield from exported or (name for name in defined if not name.startswith("_"))
+
+
+@pytest.mark.parametrize("room", MODULES)
+def test_the_reference_has_every_public_name(room):
+    module = "clip_jax" if room == "clip_jax" else f"clip_jax.{room}"
+    names = set(public_names(importlib.import_module(module)))
+    shown: dict[str, object] = {}
+    for file in (DOCS / "reference").glob("*.md"):
+        for path in re.findall(r"^::: ([\w.]+)$", file.read_text(), re.M):
+            shown[path] = resolve(path)
+    missing = [
+        name
+        for name in names - {"convert"}
+        if f"{module}.{name}" not in shown
+        and not any(getattr(importlib.import_module(module), name) is it for it in shown.values())
+    ]
+    assert not missing, f"not in docs/reference: {missing}"
+
+
+@functools.cache
+def code_of_the_pages() -> str:
+    files = [*PAGES, ROOT / "README.md"]
+    return "\n".join(code for file in files for code, _ in walk.blocks(file))
+
+
+@pytest.mark.parametrize("room", MODULES)
+def test_every_public_function_has_an_example(room):
+    module = importlib.import_module("clip_jax" if room == "clip_jax" else f"clip_jax.{room}")
+    functions = [
+        (name, getattr(module, name))
+        for name in public_names(module)
+        if inspect.isfunction(getattr(module, name))
+    ]
+    without = [
+        name
+        for name, function in functions
+        if ">>>" not in (function.__doc__ or "")
+        and not re.search(rf"\b{name}\b", code_of_the_pages())
+    ]
+    assert not without, f"neither a doctest nor a page of docs/ shows {without}"
+
+
+def resolve(path: str) -> object:
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def messages() -> list[str]:
+    """Every text in the source, with a line feed where a value goes."""
+    found = []
+    for path in [*ROOT.glob("clip_jax/**/*.py"), *ROOT.glob("convert/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.JoinedStr):
+                parts = (
+                    part.value if isinstance(part, ast.Constant) else "\n" for part in node.values
+                )
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return found
+
+
+def test_the_messages_that_troubleshooting_quotes_are_those_of_the_code():
+    text = (DOCS / "guides" / "troubleshooting.md").read_text()
+    quoted = re.findall(r"^`(.*)`\n:   ", text, re.M)
+    assert len(quoted) > 50
+    known = messages()
+    for message in quoted:
+        parts = [part.strip() for part in message.replace("\\`", "`").split("...")]
+        pattern = re.compile(".*".join(map(re.escape, parts)), re.S)
+        assert any(pattern.search(text) for text in known), f"no message says: {message}"
+
+
+def test_every_table_of_results_is_a_page_without_our_targets():
+    nav = (ROOT / "mkdocs.yml").read_text()
+    for path in RESULTS.glob("*.md"):
+        assert f"benchmarks/{path.name}" in nav
+        text = page(path)
+        assert not re.search(r"\| (asked for|reach|reached) \||Figures to reach", text)
+        for heading in re.findall(r"^#+ .*", path.read_text(), re.M):
+            assert heading in text or heading == "## Figures to reach"
+
+
+def test_a_page_of_results_keeps_every_other_column(tmp_path):
+    (tmp_path / "x.md").write_text(
+        "# X\n\n## Figures to reach\n\n| a |\n| --- |\n| 1 |\n\n## Y\n\n"
+        "| what | measured | asked for | reached |\n"
+        "| --- | --- | --- | --- |\n| b | 2 | 3 | yes |\n"
+    )
+    assert "| what | measured |\n| --- | --- |\n| b | 2 |\n" in page(tmp_path / "x.md")
+    assert "| 1 |" not in page(tmp_path / "x.md")
