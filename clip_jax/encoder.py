@@ -21,8 +21,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from clip_jax.backends import default_attention, default_batch_size, optimize, use_attention
-from clip_jax.backends.cast import cast
 from clip_jax.backends.defaults import Attention
+from clip_jax.backends.half import cast
 from clip_jax.compilation import compile_cache
 from clip_jax.config import ViTConfig
 from clip_jax.messages import some

@@ -9,13 +9,13 @@ import pytest
 from flax import nnx
 
 from clip_jax.backends import defaults, optimize, optimize_for_training
-from clip_jax.backends.cast import cast
 from clip_jax.backends.cpu import attention
 from clip_jax.backends.cpu.attention import CachedAttention, SingleQueryPool, attention_in_blocks
 from clip_jax.backends.cpu.convolution import ProductsConv, SpaceToDepthConv, WinogradConv
 from clip_jax.backends.cpu.gradients import linear_in_training
 from clip_jax.backends.cpu.linear import multiply
 from clip_jax.backends.gpu.attention import CudnnAttention
+from clip_jax.backends.half import cast
 from clip_jax.backends.pooled_row import PooledTransformer, RowAttention, rows_of
 from clip_jax.backends.single_query import SingleQueryAttention
 from clip_jax.encoder import Encoder

@@ -102,7 +102,7 @@ def prepare(model: Any, variant: Variant) -> Any:
         NotHere: the attention is not for this device, or not installed.
     """
     from clip_jax.backends import optimize, use_attention
-    from clip_jax.backends.cast import cast
+    from clip_jax.backends.half import cast
     from clip_jax.backends.single_query import SingleQueryAttention
     from clip_jax.placement import default_device
 

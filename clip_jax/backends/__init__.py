@@ -10,3 +10,4 @@ from clip_jax.backends.apply import optimize_for_training as optimize_for_traini
 from clip_jax.backends.apply import use_attention as use_attention
 from clip_jax.backends.defaults import default_attention as default_attention
 from clip_jax.backends.defaults import default_batch_size as default_batch_size
+from clip_jax.backends.half import cast as cast
