@@ -1,6 +1,6 @@
 """How counts and long lists are said in messages, the same everywhere."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 # Of a longer list the first ones are named, and how many more there are.
 MOST = 10
@@ -31,3 +31,18 @@ def some(items: Iterable[object], most: int = MOST, between: str = ", ") -> str:
         return between.join(texts)
     joint = between if between.endswith(("\n", "; ")) else " "
     return f"{between.join(texts[:most])}{joint}and {rest:,} more"
+
+
+def differences(there: Mapping[str, object], here: Mapping[str, object]) -> list[str]:
+    """In what two sets of named values differ, a line each, by name.
+
+    Example:
+        >>> differences({"seed": 0, "epochs": 3}, {"seed": 1, "epochs": 3})
+        ['- seed: there 0, here 1']
+    """
+    lines = []
+    for name in sorted(there.keys() | here.keys()):
+        one, other = (repr(side[name]) if name in side else "nothing" for side in (there, here))
+        if one != other:
+            lines.append(f"- {name}: there {one}, here {other}")
+    return lines

@@ -22,7 +22,7 @@ from clip_jax.errors import is_exhausted
 from clip_jax.file_stat import Stat, number_of_disk, number_of_store, of_disk, of_store
 from clip_jax.globs import NOT_THERE, is_file, matching
 from clip_jax.locks import locked
-from clip_jax.unfinished import ASIDE, is_abandoned, written_aside
+from clip_jax.unfinished import ASIDE, is_abandoned, put_new, written_aside
 
 T = TypeVar("T")
 
@@ -220,22 +220,15 @@ class Disk(Storage):
         return _opened(lambda: os.open(path, os.O_RDONLY))
 
     def write(self, path: str, data: bytes) -> None:
-        with written_aside(path, data) as unfinished:
+        with written_aside(path, lambda file: file.write(data)) as unfinished:
             os.replace(unfinished, path)
         sync_folder(os.path.dirname(path))
 
     def create(self, path: str, data: bytes) -> bool:
-        with written_aside(path, data) as unfinished:
-            try:
-                os.link(unfinished, path)
-            except FileExistsError:
-                return False
-            except OSError:  # not every file system has links
-                if os.path.lexists(path):
-                    return False
-                os.replace(unfinished, path)
+        with written_aside(path, lambda file: file.write(data)) as unfinished:
+            is_new = put_new(unfinished, path)
         sync_folder(os.path.dirname(path))
-        return True
+        return is_new
 
     def remove(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -9,8 +9,9 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 # What the name of an unfinished file ends in.
 ASIDE = ".aside"
@@ -47,8 +48,12 @@ def is_abandoned(path: str | os.PathLike[str]) -> bool:
 
 
 @contextlib.contextmanager
-def written_aside(path: str, data: bytes) -> Iterator[str]:
+def written_aside(path: str, write: Callable[[BinaryIO], object]) -> Iterator[str]:
     """A whole file under another name, to be given its own; what is left of that is removed.
+
+    Args:
+        path: the name that it is to have.
+        write: writes all of it.
 
     Yields:
         The name that it has for the time being.
@@ -60,7 +65,7 @@ def written_aside(path: str, data: bytes) -> Iterator[str]:
     try:
         os.makedirs(folder, exist_ok=True)
         with open(unfinished, "wb") as file:
-            file.write(data)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         yield unfinished
@@ -69,6 +74,26 @@ def written_aside(path: str, data: bytes) -> Iterator[str]:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(unfinished)
+
+
+def put_new(unfinished: str, path: str) -> bool:
+    """Gives a file its name, unless another has it, which a rename would replace.
+
+    Returns:
+        Whether it has the name now.
+
+    Raises:
+        OSError: it can't have it.
+    """
+    try:
+        os.link(unfinished, path)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        if os.path.lexists(path):
+            return False
+        os.replace(unfinished, path)
+    return True
 
 
 @functools.cache

@@ -1,14 +1,14 @@
 """Arrays to a `.pt` file, by PyTorch itself: the one place that imports it."""
 
-import contextlib
 import errno
 import os
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
 import ml_dtypes
 import numpy as np
+
+from clip_jax.unfinished import put_new, written_aside
 
 _DTYPES = {np.dtype(kind) for kind in "f2 f4 f8 i8 i4 i2 i1 u1 ?".split()}
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -61,29 +61,10 @@ def write_pytorch(
 
     path = Path(path)
     state = {name: tensor(array) for name, array in arrays.items()}
-    # In the same folder, so that the rename can't cross file systems. Not from `tempfile`, whose
-    # files only their owner may read.
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-    try:
-        with open(unfinished, "xb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path) if replace else _put_new(unfinished, path)
-    except OSError as error:  # its own message names the unfinished file, or none
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
-
-
-def _put_new(unfinished: Path, path: Path) -> None:
-    """Gives a file its name, unless another has it: which a rename would replace."""
-    try:
-        os.link(unfinished, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if path.exists():
-            raise FileExistsError(errno.EEXIST, "exists already", str(path)) from None
-        os.replace(unfinished, path)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "no such folder", str(path.parent))
+    with written_aside(str(path), lambda file: torch.save(state, file)) as unfinished:
+        if replace:
+            os.replace(unfinished, path)
+        elif not put_new(unfinished, str(path)):
+            raise FileExistsError(errno.EEXIST, "exists already", str(path))

@@ -114,7 +114,7 @@ def test_only_the_first_problems_are_shown(tmp_path):
 def test_a_comma_too_many_in_a_csv_is_a_problem(tmp_path):
     (tmp_path / "a.png").write_bytes(picture())
     (tmp_path / "captions.csv").write_text("image,caption\na.png,a dog, barking\n")
-    with pytest.raises(ValueError, match="row 1: no 'image'"):
+    with pytest.raises(ValueError, match="row 1: more cells than columns"):
         open_pairs(tmp_path)
 
 
@@ -122,7 +122,7 @@ def test_a_comma_too_many_in_a_csv_is_a_problem(tmp_path):
     ("name", "text", "message"),
     [
         ("captions.csv", "image,caption\n", "the table has no rows"),
-        ("captions.jsonl", '{"image": \n', "line 1 is no JSON"),
+        ("captions.jsonl", '{"image": \n', "row 1: the line is no JSON"),
         ("captions.txt", "x", "ends in .csv, .jsonl, .parquet. Got '.txt'"),
     ],
 )

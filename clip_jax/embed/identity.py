@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from clip_jax.embed.chunks import Chunk
+from clip_jax.messages import differences
 from clip_jax.nn import CLIP, model_digest
 from clip_jax.sources import Input
 from clip_jax.sources.files import ListedFile
@@ -110,16 +111,10 @@ def claim(out: str, identity: Mapping[str, Any], about: Mapping[str, Any], dry: 
     there = job["identity"]
     if there == identity:
         return True
-    names = sorted(there.keys() | identity.keys())
-    lines = [
-        f"- {name}: there {there.get(name)!r}, here {identity.get(name)!r}"
-        for name in names
-        if there.get(name) != identity.get(name)
-    ]
     raise ValueError(
         f"{out} holds the output of another job, {fingerprint(there)}; this one is "
         f"{fingerprint(identity)}. Give another folder, or the same options. They differ in:\n"
-        + "\n".join(lines)
+        + "\n".join(differences(there, identity))
     )
 
 

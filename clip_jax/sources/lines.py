@@ -112,8 +112,19 @@ class LinesShard(ListedFile):
         return storage(self._path).read_range(self._path, 0, BEGINNING)
 
     def _parsed(self, text: bytes) -> Iterator["_Row"]:
-        lines = text.removeprefix(BOM).splitlines(True)
-        return _PARSERS[self._path.rpartition(".")[2].lower()](lines, self._columns)
+        return parsed_rows(self._path, text, self._columns)
+
+
+def parsed_rows(path: str, text: bytes, columns: Columns) -> Iterator["_Row"]:
+    """The values of each row by column, or what is wrong with it in its place.
+
+    Args:
+        path: of the table; its ending says how it is read.
+        text: what is in it.
+        columns: the names for what has none.
+    """
+    lines = text.removeprefix(BOM).splitlines(True)
+    return _PARSERS[path.rpartition(".")[2].lower()](lines, columns)
 
 
 def record_of(row: Mapping[str, Any], number: str, table: str, columns: Columns) -> Record:
@@ -178,7 +189,7 @@ def _beside(table: str, path: str) -> str:
 
 
 # Parsers give a row's values by column, or what is wrong with the row.
-_Row = Mapping[str, Any] | str
+_Row = dict[str, Any] | str
 
 
 def _parse_txt(lines: Sequence[bytes], columns: Columns) -> Iterator[_Row]:

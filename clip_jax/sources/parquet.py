@@ -18,6 +18,8 @@ from clip_jax.storage import Unreachable, storage
 ROWS = 32
 # Bytes that Arrow may ask for at one time. More is what a damaged file says of itself.
 MOST_AT_ONCE = 1 << 28
+# Rows of a row group that are believed: a hundred times what is usual.
+MOST_ROWS = 100 << 20
 
 
 class ParquetShard(ListedFile):
@@ -42,7 +44,7 @@ class ParquetShard(ListedFile):
                 of.
         """
         with guarded(self._path):
-            file = _open(self._path)
+            file = open_parquet(self._path)
             if self._columns.key in file.schema_arrow.names:
                 _check_key(file, self._columns.key)
             return file.schema_arrow.names
@@ -50,7 +52,7 @@ class ParquetShard(ListedFile):
     def schema(self) -> Any:
         """The Arrow schema. Raises OSError or ValueError, as `open`."""
         with guarded(self._path):
-            return _open(self._path).schema_arrow
+            return open_parquet(self._path).schema_arrow
 
 
 class ParquetRows:
@@ -63,14 +65,13 @@ class ParquetRows:
             OSError: the file can't be read.
             ValueError: it is no Parquet file.
         """
-        self._path, self._columns, self._file = path, columns, _open(path)
+        self._path, self._columns, self._file = path, columns, open_parquet(path)
         wanted = {columns.image, columns.caption, columns.key, *columns.others}
         self._names = [name for name in self._file.schema_arrow.names if name in wanted]
         schema = self._file.schema_arrow
         others = [name for name in columns.others if name in schema.names]
         self._times = [name for name in others if _has_times(schema.field(name).type)]
-        groups = map(self._file.metadata.row_group, range(self._file.metadata.num_row_groups))
-        self._groups = [_num_rows(path, group) for group in groups]
+        self._groups = _rows_of_groups(path, self._file.metadata)
 
     def __len__(self) -> int:
         return sum(self._groups)
@@ -116,13 +117,7 @@ class ParquetRows:
         # Python's times are coarser than Arrow's: what holds some is taken along as Arrow's.
         times = {name: batch.column(name) for name in self._times}
         kept = batch.drop_columns(self._times) if times else batch
-        rows: list[dict[str, Any] | str]
-        try:
-            rows = kept.to_pylist()
-        except MemoryError:
-            raise
-        except Exception:  # one of them; text that isn't UTF-8, or a date that Python lacks
-            rows = [_row(kept, i) for i in range(len(kept))]
+        rows = rows_of(kept)
         for name, column in times.items():
             for row, value in zip(rows, column, strict=True):
                 if isinstance(row, dict):
@@ -141,7 +136,7 @@ class ParquetRows:
         column = self._columns.key
         if column not in self._names:
             column = self._columns.image
-            if column not in self._names or not _is_text(schema.field(column).type):
+            if column not in self._names or not is_text(schema.field(column).type):
                 return [None] * (end - begin)
         wanted, _ = self._groups_with(begin, end)
         number = sum(self._groups[: wanted.start])
@@ -226,9 +221,12 @@ def _common(name: str, one: tuple[Any, str], other: tuple[Any, str]) -> Any:
         ) from None
 
 
-def _is_text(type_: Any) -> bool:
+def is_text(type_: Any) -> bool:
+    """Whether a column of that Arrow type holds text."""
     from pyarrow import types
 
+    if types.is_dictionary(type_):
+        type_ = type_.value_type
     return types.is_string(type_) or types.is_large_string(type_) or types.is_string_view(type_)
 
 
@@ -238,6 +236,16 @@ def _has_times(type_: Any) -> bool:
     return pyarrow.types.is_temporal(type_) or any(
         _has_times(type_.field(i).type) for i in range(type_.num_fields)
     )
+
+
+def rows_of(batch: Any) -> list[dict[str, Any] | str]:
+    """The rows of a batch by column, or what is wrong with one in its place."""
+    try:
+        return batch.to_pylist()
+    except MemoryError:
+        raise
+    except Exception:  # one of them; text that isn't UTF-8, or a date that Python lacks
+        return [_row(batch, i) for i in range(len(batch))]
 
 
 def _row(batch: Any, i: int) -> dict[str, Any] | str:
@@ -255,11 +263,21 @@ def _row(batch: Any, i: int) -> dict[str, Any] | str:
     return row
 
 
-def _num_rows(path: str, group: Any) -> int:
-    """The rows of a row group, none of which is without a value, if only a null."""
-    rows, columns = group.num_rows, group.num_columns
-    if rows < 0 or (columns and rows > group.column(0).num_values):
-        raise ValueError(f"{path} is damaged: a row group can't have {rows:,} rows")
+def _rows_of_groups(path: str, metadata: Any) -> list[int]:
+    """The rows of each row group, none of which is without a value, if only a null."""
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    rows = [group.num_rows for group in groups]
+    # A look at a column ends the process where its statistics are damaged (pyarrow 26): only for
+    # row groups of a size that nobody writes.
+    for count, group in zip(rows, groups, strict=True):
+        is_large = count > MOST_ROWS and group.num_columns
+        if count < 0 or (is_large and count > group.column(0).num_values):
+            raise ValueError(f"{path} is damaged: a row group can't have {count:,} rows")
+    if sum(rows) != metadata.num_rows:
+        raise ValueError(
+            f"{path} is damaged: its row groups have {sum(rows):,} rows, and it says that there "
+            f"are {metadata.num_rows:,}"
+        )
     return rows
 
 
@@ -273,19 +291,17 @@ def _told(error: Exception) -> str:
 
 def _check_key(file: Any, name: str) -> None:
     """Refuses times as keys that Python can't write, before the first of them is met."""
+    import pyarrow.compute
     import pyarrow.types
 
     type_ = file.schema_arrow.field(name).type
     if not pyarrow.types.is_temporal(type_):
         return
-    place = [file.schema.column(i).path for i in range(len(file.schema))].index(name)
     try:
         if getattr(type_, "unit", "") == "ns":
             raise ValueError("its nanoseconds are finer")
-        for i in range(file.metadata.num_row_groups):
-            known = file.metadata.row_group(i).column(place).statistics
-            if known is not None and known.has_min_max:
-                _ = known.min, known.max  # OverflowError, where Python has no such year
+        for batch in file.iter_batches(columns=[name]):
+            pyarrow.compute.min_max(batch.column(0)).as_py()  # OverflowError: no such year
     except (ValueError, OverflowError) as error:
         raise ValueError(
             f"the key column {name!r} is {type_}, and holds what Python's times can't: {error}. "
@@ -293,13 +309,24 @@ def _check_key(file: Any, name: str) -> None:
         ) from None
 
 
-def _open(path: str) -> Any:
+def open_parquet(path: str, extra: str = "embed") -> Any:
+    """A Parquet file, its footer read.
+
+    Args:
+        path: of the file.
+        extra: which has pyarrow for what it is opened for.
+
+    Raises:
+        OSError: it can't be read.
+        ValueError: it is no Parquet file.
+        ModuleNotFoundError: pyarrow is missing.
+    """
     try:
         import pyarrow
         import pyarrow.parquet
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
-            "Parquet files need pyarrow: pip install 'clip-jax-flax[embed]'"
+            f"Parquet files need pyarrow: pip install 'clip-jax-flax[{extra}]'"
         ) from None
     try:
         # In small pieces: the only row group may be the whole file.

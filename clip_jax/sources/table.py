@@ -1,6 +1,5 @@
 """Pairs from a folder of pictures with a table of captions: CSV, JSON lines or Parquet."""
 
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,8 +7,9 @@ from typing import Any
 
 from clip_jax.sources.addresses import read_address
 from clip_jax.sources.faults import guarded
-from clip_jax.sources.lines import csv_rows, csv_text, large_cells
-from clip_jax.sources.records import Pair, as_captions, parsed, refuse
+from clip_jax.sources.lines import Columns, large_cells, parsed_rows
+from clip_jax.sources.parquet import is_text, open_parquet, rows_of
+from clip_jax.sources.records import Pair, as_captions, refuse
 from clip_jax.storage import check_regular
 
 TABLE = "captions"  # the name of the table in a folder, before its suffix
@@ -47,6 +47,8 @@ class TablePairs:
         with guarded(str(table)):
             for number, row in enumerate(read(table), start=1):
                 try:
+                    if isinstance(row, str):
+                        raise ValueError(row)
                     key, image, captions = _parse(row)
                     if key in seen:
                         raise ValueError(f"the key {key!r} has been there before")
@@ -112,42 +114,15 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _read_csv(path: Path) -> Iterator[dict[str, Any]]:
-    names: list[str] | None = None
+def _read_lines(path: Path) -> Iterator[dict[str, Any] | str]:
     with large_cells():
-        for cells in csv_rows(csv_text(path.read_bytes(), "strict")):
-            if isinstance(cells, str):
-                raise ValueError(f"{path}: {cells}")
-            if names is None:
-                names = cells
-            elif len(cells) > len(names):
-                yield {}  # which a comma in a caption makes
-            else:
-                yield dict(itertools.zip_longest(names, cells))
+        yield from parsed_rows(str(path), path.read_bytes(), Columns())
 
 
-def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = parsed(line)
-            except ValueError as error:
-                raise ValueError(f"{path}: line {number} is no JSON: {error}") from None
-            yield row if isinstance(row, dict) else {}
-
-
-def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        import pyarrow.parquet
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "Parquet tables need pyarrow: pip install 'clip-jax-flax[train]'"
-        ) from None
-    file = pyarrow.parquet.ParquetFile(path)
+def _read_parquet(path: Path) -> Iterator[dict[str, Any] | str]:
+    file = open_parquet(str(path), extra="train")
     columns = {column.name: column.type for column in file.schema_arrow}
-    if "image" in columns and not _holds_paths(columns["image"]):
+    if "image" in columns and not is_text(columns["image"]):
         # Parquet gives no row without the thousands around it, and pairs are read at random.
         raise ValueError(
             f"{path}: the column 'image' must hold paths of files. Got {columns['image']}. "
@@ -156,19 +131,11 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
         )
     known = {"key", "image", "caption", "captions"}
     for batch in file.iter_batches(columns=[name for name in columns if name in known]):
-        yield from batch.to_pylist()
+        yield from rows_of(batch)
 
 
-def _holds_paths(kind: Any) -> bool:
-    from pyarrow import types
-
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-
-
-_READERS: dict[str, Callable[[Path], Iterator[dict[str, Any]]]] = {
-    ".csv": _read_csv,
-    ".jsonl": _read_jsonl,
+_READERS: dict[str, Callable[[Path], Iterator[dict[str, Any] | str]]] = {
+    ".csv": _read_lines,
+    ".jsonl": _read_lines,
     ".parquet": _read_parquet,
 }

@@ -10,7 +10,8 @@ from typing import Any
 
 import jax
 
-from clip_jax.nn import CLIP
+from clip_jax.messages import differences
+from clip_jax.nn import CLIP, model_digest
 from clip_jax.sources import Pairs
 from clip_jax.train.config import FREE, TrainConfig
 
@@ -57,14 +58,10 @@ class Identity:
         there = {name: v for name, v in self.defaults.items() if name in here} | there
         if is_incomplete(noted):
             here, there = here | self.places, self.contents | there
-        lines = []
-        for name in sorted(there.keys() | here.keys()):
-            one, other = there.get(name, "nothing"), here.get(name, "nothing")
-            if name == _SAMPLES:
-                if count := _other_pictures(str(one), str(other)):
-                    lines.append(f"- {name}: {count} of the pictures looked at have other bytes")
-            elif one != other:
-                lines.append(f"- {name}: there {one!r}, here {other!r}")
+        samples = [str(side.pop(_SAMPLES, "nothing")) for side in (there, here)]
+        lines = differences(there, here)
+        if count := _other_pictures(*samples):
+            lines.append(f"- {_SAMPLES}: {count} of the pictures looked at have other bytes")
         return lines
 
 
@@ -85,8 +82,6 @@ def identity_of(config: TrainConfig, pairs: Pairs, model: CLIP) -> Identity:
     contents: dict[str, Any] = {"processes": jax.process_count(), **_of_data(pairs)}
     places: dict[str, Any] = {"data.train": config.data.train}
     if isinstance(config.model, str):
-        from clip_jax.nn import model_digest
-
         contents["model.digest"] = model_digest(model)
         places["model"] = config.model
     return Identity(config.identity(), config.defaults(), contents, places)

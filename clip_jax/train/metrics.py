@@ -1,11 +1,12 @@
 """What a run has measured: a line of JSON at a time, and a picture at the end."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import jax
+
+from clip_jax.storage import storage
 
 FILE, PLOT = "metrics.jsonl", "training.png"
 
@@ -31,10 +32,8 @@ class Metrics:
         if self._path.exists():
             lines = self._path.read_text(encoding="utf-8", errors="replace").splitlines()
             self.records = [r for r in map(_parsed, lines) if r and r["step"] <= step]
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = self._path.with_suffix(".part")
-        aside.write_text("".join(json.dumps(record) + "\n" for record in self.records))
-        os.replace(aside, self._path)
+        text = "".join(json.dumps(record) + "\n" for record in self.records)
+        storage(self._path).write(str(self._path), text.encode())
 
     def add(self, record: dict[str, Any]) -> None:
         """Adds a line, which is in the file when this returns."""
