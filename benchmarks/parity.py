@@ -53,7 +53,7 @@ def main() -> int:
         [
             "# Parity with PyTorch, full-size models",
             report.header(),
-            f"Random weights of trained scale, two images, four captions. Asked for: features "
+            f"Random weights of trained scale, two images, four captions. Held equal: features "
             f"within {FEATURES:g} (L2 of the difference over L2 of the reference), logits within "
             f"{LOGITS:g} at scale 100, arrays identical to the bit.",
             report.table(rows, COLUMNS),
