@@ -20,7 +20,7 @@ Tap = Callable[[str, Array], None]
 # Which key (last axis) a query (the axis before it) sees.
 Mask = Bool[Array, "#b #h q k"]
 # One row of each sequence: the same of all, or its index in each.
-Rows = int | Int[Array, " b"]
+RowIndex = int | Int[Array, " b"]
 
 EPSILON = 1e-5  # of every LayerNorm and BatchNorm; Flax's own default is 1e-6
 
@@ -78,7 +78,7 @@ def causal_mask(length: int) -> Bool[Array, "1 l l"]:
     return jnp.tril(jnp.ones((1, length, length), bool))
 
 
-def take_rows(x: Shaped[Array, "#b l *w"], rows: Rows) -> Shaped[Array, "#b 1 *w"]:
+def take_rows(x: Shaped[Array, "#b l *w"], rows: RowIndex) -> Shaped[Array, "#b 1 *w"]:
     """One row of each sequence, its axis kept."""
     if isinstance(rows, int):
         return x[:, rows : rows + 1]
@@ -163,7 +163,12 @@ class Transformer(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "b l w"], rows: Rows, *, is_causal: bool = False, tap: Tap = ignore
+        self,
+        x: Float[Array, "b l w"],
+        rows: RowIndex,
+        *,
+        is_causal: bool = False,
+        tap: Tap = ignore,
     ) -> Float[Array, "b w"]:
         for i, block in enumerate(self.resblocks):
             x = block(x, is_causal=is_causal)
