@@ -5,13 +5,13 @@ from typing import Any
 from benchmarks.accelerator.cases import NotHere
 from clip_jax.backends.apply import swap_attention
 from clip_jax.backends.pooled_row import RowAttention
-from clip_jax.nn.layers import RowIndex, split_heads
+from clip_jax.nn.layers import RowIds, split_heads
 
 
 class TokamaxAttention(RowAttention):
     """`clip_jax.nn.layers.Attention` but for the product of queries, keys and values."""
 
-    def __call__(self, x: Any, *, is_causal: bool, rows: RowIndex | None = None) -> Any:
+    def __call__(self, x: Any, *, is_causal: bool, rows: RowIds | None = None) -> Any:
         """All rows by tokamax; the pooled one as ever."""
         import jax.numpy as jnp
         import tokamax

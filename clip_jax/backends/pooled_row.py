@@ -15,7 +15,7 @@ from clip_jax.backends.swap import adopt
 from clip_jax.nn.layers import (
     Attention,
     ResidualBlock,
-    RowIndex,
+    RowIds,
     Tap,
     Transformer,
     causal_mask,
@@ -26,7 +26,7 @@ from clip_jax.nn.layers import (
 )
 
 
-def rows_of(x: Shaped[Array, "#b l *w"], rows: RowIndex | None) -> Shaped[Array, "#b r *w"]:
+def rows_of(x: Shaped[Array, "#b l *w"], rows: RowIds | None) -> Shaped[Array, "#b r *w"]:
     """One row of each sequence, its axis kept; all rows where `rows` is None."""
     return x if rows is None else take_rows(x, rows)
 
@@ -38,7 +38,7 @@ class RowAttention(Attention):
         adopt(self, attention)
 
     def __call__(
-        self, x: Float[Array, "b l w"], *, is_causal: bool, rows: RowIndex | None = None
+        self, x: Float[Array, "b l w"], *, is_causal: bool, rows: RowIds | None = None
     ) -> Float[Array, "b r w"]:
         q, k, v = (split_heads(y, self.num_heads) for y in jnp.split(self.in_proj(x), 3, axis=-1))
         mask = rows_of(causal_mask(x.shape[1]), rows)[:, None] if is_causal else None
@@ -55,7 +55,7 @@ class PooledBlock(ResidualBlock):
         self.attn: RowAttention = attn if isinstance(attn, RowAttention) else RowAttention(attn)
 
     def __call__(
-        self, x: Float[Array, "b l w"], *, is_causal: bool, rows: RowIndex | None = None
+        self, x: Float[Array, "b l w"], *, is_causal: bool, rows: RowIds | None = None
     ) -> Float[Array, "b r w"]:
         x = rows_of(x, rows) + self.attn(self.ln_1(x), is_causal=is_causal, rows=rows)
         return x + self.mlp(self.ln_2(x))
@@ -71,7 +71,7 @@ class PooledTransformer(Transformer):
     def __call__(
         self,
         x: Float[Array, "b l w"],
-        rows: RowIndex,
+        rows: RowIds,
         *,
         is_causal: bool = False,
         tap: Tap = ignore,

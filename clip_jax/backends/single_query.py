@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from clip_jax.backends.cpu.linear import multiply_transposed, transposed_kernel
 from clip_jax.backends.pooled_row import RowAttention
-from clip_jax.nn.layers import RowIndex, causal_mask, split_heads, take_rows
+from clip_jax.nn.layers import RowIds, causal_mask, split_heads, take_rows
 
 
 def attend_from(
@@ -64,14 +64,14 @@ class SingleQueryAttention(RowAttention):
     query_dtype: DTypeLike | None = None
 
     def __call__(
-        self, x: Float[Array, "b l w"], *, is_causal: bool, rows: RowIndex | None = None
+        self, x: Float[Array, "b l w"], *, is_causal: bool, rows: RowIds | None = None
     ) -> Float[Array, "b r w"]:
         if rows is None:
             return super().__call__(x, is_causal=is_causal)
         return self.from_rows(x, rows, is_causal=is_causal)
 
     def from_rows(
-        self, x: Float[Array, "b l w"], rows: RowIndex, *, is_causal: bool
+        self, x: Float[Array, "b l w"], rows: RowIds, *, is_causal: bool
     ) -> Float[Array, "b 1 w"]:
         """Attention from one row of each sequence."""
         q_kernel, k_kernel, v_kernel = jnp.split(transposed_kernel(self.in_proj), 3)

@@ -20,7 +20,7 @@ Tap = Callable[[str, Array], None]
 # Which key (last axis) a query (the axis before it) sees.
 Mask = Bool[Array, "#b #h q k"]
 # One row of each sequence: the same of all, or its index in each.
-RowIndex = int | Int[Array, " b"]
+RowIds = int | Int[Array, " b"]
 
 EPSILON = 1e-5  # of every LayerNorm and BatchNorm; Flax's own default is 1e-6
 
@@ -78,7 +78,7 @@ def causal_mask(length: int) -> Bool[Array, "1 l l"]:
     return jnp.tril(jnp.ones((1, length, length), bool))
 
 
-def take_rows(x: Shaped[Array, "#b l *w"], rows: RowIndex) -> Shaped[Array, "#b 1 *w"]:
+def take_rows(x: Shaped[Array, "#b l *w"], rows: RowIds) -> Shaped[Array, "#b 1 *w"]:
     """One row of each sequence, its axis kept."""
     if isinstance(rows, int):
         return x[:, rows : rows + 1]
@@ -165,7 +165,7 @@ class Transformer(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b l w"],
-        rows: RowIndex,
+        rows: RowIds,
         *,
         is_causal: bool = False,
         tap: Tap = ignore,

@@ -291,8 +291,8 @@ def _told(error: Exception) -> str:
 
 def _check_key(file: Any, name: str) -> None:
     """Refuses times as keys that Python can't write, before the first of them is met."""
-    import pyarrow.compute
     import pyarrow.types
+    from pyarrow import compute
 
     type_ = file.schema_arrow.field(name).type
     if not pyarrow.types.is_temporal(type_):
@@ -301,7 +301,7 @@ def _check_key(file: Any, name: str) -> None:
         if getattr(type_, "unit", "") == "ns":
             raise ValueError("its nanoseconds are finer")
         for batch in file.iter_batches(columns=[name]):
-            pyarrow.compute.min_max(batch.column(0)).as_py()  # OverflowError: no such year
+            compute.call_function("min_max", [batch.column(0)]).as_py()  # OverflowError
     except (ValueError, OverflowError) as error:
         raise ValueError(
             f"the key column {name!r} is {type_}, and holds what Python's times can't: {error}. "

@@ -9,7 +9,7 @@ from clip_jax.backends.cpu.slices import in_slices
 from clip_jax.backends.pooled_row import rows_of
 from clip_jax.backends.single_query import SingleQueryAttention, attend_from
 from clip_jax.backends.swap import adopt
-from clip_jax.nn.layers import Attention, Mask, RowIndex, causal_mask, split_heads
+from clip_jax.nn.layers import Attention, Mask, RowIds, causal_mask, split_heads
 from clip_jax.nn.resnet import AttentionPool
 
 # The queries and the heads at a time. XLA's library has one kernel for both products and the
@@ -88,7 +88,7 @@ class CachedAttention(SingleQueryAttention):
             self.query_blocks = 2
 
     def __call__(
-        self, x: Float[Array, "b l w"], *, is_causal: bool, rows: RowIndex | None = None
+        self, x: Float[Array, "b l w"], *, is_causal: bool, rows: RowIds | None = None
     ) -> Float[Array, "b r w"]:
         if rows is not None and len(x) >= MANY_SEQUENCES:
             return self.from_rows(x, rows, is_causal=is_causal)

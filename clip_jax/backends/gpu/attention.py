@@ -5,14 +5,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from clip_jax.backends.pooled_row import RowAttention
-from clip_jax.nn.layers import RowIndex, split_heads
+from clip_jax.nn.layers import RowIds, split_heads
 
 
 class CudnnAttention(RowAttention):
     """`Attention` whose scores never reach the GPU's memory; the pooled row's is XLA's."""
 
     def __call__(
-        self, x: Float[Array, "b l w"], *, is_causal: bool, rows: RowIndex | None = None
+        self, x: Float[Array, "b l w"], *, is_causal: bool, rows: RowIds | None = None
     ) -> Float[Array, "b r w"]:
         if rows is not None:
             return super().__call__(x, is_causal=is_causal, rows=rows)
