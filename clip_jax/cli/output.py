@@ -12,12 +12,6 @@ def complain(message: str) -> None:
     sys.stderr.write(f"clip-jax: {lines}\n")  # one call: other threads may print
 
 
-def progress(message: str) -> None:
-    """Says what is being done to somebody who is watching."""
-    if sys.stderr.isatty():
-        print(f"{message} ...", file=sys.stderr)
-
-
 def printable(text: str) -> str:
     """Returns text, such as a file's name, with line breaks and control characters escaped."""
     return text if text.isprintable() else ascii(text)[1:-1]
