@@ -123,8 +123,8 @@ def test_unfit_parameters_of_a_probe_are_found_before_a_picture_is_read(data, mo
 
 
 def test_what_is_left_out_of_two_sources_is_added_up():
-    both = LeftOut(["a"], 2, 0) + LeftOut(["b"], 0, 3)
-    assert both == LeftOut(["a", "b"], 2, 3)
+    both = LeftOut(["a"], 2, 4) + LeftOut(["b"], 5, 3)
+    assert both == LeftOut(["a", "b"], 7, 7)
     assert both and LeftOut(missing=1) and LeftOut(unknown=1) and not LeftOut()
 
 

@@ -120,11 +120,24 @@ def _add_probe(kinds: Any) -> None:
         help="before a ViT's projection, as in the paper, or after it (default: %(default)s)",
     )
     parser.add_argument(
-        "--max-iter", type=positive_int, default=1000, metavar="N", help="(default: %(default)s)"
+        "--max-iter",
+        type=positive_int,
+        default=1000,
+        metavar="N",
+        help="the most iterations that a fit may take (default: %(default)s)",
     )
-    parser.add_argument("--tol", type=positive_float, default=1e-4, help="(default: %(default)s)")
     parser.add_argument(
-        "--dtype", choices=("float32", "float64"), default="float32", help="of the fit"
+        "--tol",
+        type=positive_float,
+        default=1e-4,
+        metavar="X",
+        help="end a fit when no entry of the gradient is larger (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float64"),
+        default="float32",
+        help="of the fit (default: %(default)s)",
     )
     _add_common(parser)
     _add_report(parser)

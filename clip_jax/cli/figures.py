@@ -93,7 +93,7 @@ def _print(document: dict[str, Any]) -> None:
 def report_left_out(left_out: Any) -> int:
     """Prints what could not be read, as errors, and returns the exit status.
 
-    A warning has already told what an embedding job lacks.
+    What an embedding job lacks is not printed again: a warning has said it.
     """
     for problem in left_out.problems[:MOST]:
         complain(problem)

@@ -64,6 +64,9 @@ def zeroshot(
         batch_size: of pictures and of prompts, as for `clip_jax.Encoder`.
         progress: whether to show progress on standard error.
 
+    Returns:
+        The figures, in `result.scores`, with each picture's class and prediction.
+
     Raises:
         ValueError: the source has no pictures or no labels, a label has no class name, a name or a
             template is unfit, or the embeddings are another model's.
@@ -193,6 +196,9 @@ def probe(
         label_column: as for `zeroshot`.
         batch_size: as for `clip_jax.Encoder`.
         progress: whether to show progress on standard error.
+
+    Returns:
+        The figures on the test rows, in `result.scores`, and the fitted classifier.
 
     Raises:
         ValueError: as `zeroshot` and `LinearProbe.fit`; a class has fewer than five rows where rows
