@@ -25,6 +25,7 @@ from clip_jax.backends.defaults import Attention
 from clip_jax.backends.half import cast
 from clip_jax.compilation import compile_cache
 from clip_jax.config import ViTConfig
+from clip_jax.errors import NotFiniteError
 from clip_jax.messages import some
 from clip_jax.nn import CLIP, normalize
 from clip_jax.nn.clip import computing
@@ -245,7 +246,8 @@ class Encoder:
             reason = "their pixels are not finite"
         else:
             reason = "the weights are damaged, or their numbers are too large for the dtype"
-        raise ValueError(f"the embeddings of rows {some(rows)} are not finite: {reason}.")
+        message = f"the embeddings of rows {some(rows)} are not finite: {reason}."
+        raise NotFiniteError(message, rows.tolist())
 
 
 def _text_features(model: Any, tokens: Array) -> Array:

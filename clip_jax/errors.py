@@ -1,6 +1,7 @@
 """The errors that callers are meant to catch; and what no row is to blame for."""
 
 import errno
+from collections.abc import Sequence
 
 _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
@@ -11,6 +12,18 @@ class CheckpointError(Exception):
 
 class DownloadError(Exception):
     """A file that could not be fetched; says its address and where to put it by hand."""
+
+
+class NotFiniteError(ValueError):
+    """Embeddings that are not finite, because of the weights or of what was embedded.
+
+    Attributes:
+        rows: the rows that are not finite, counted from 0.
+    """
+
+    def __init__(self, message: str, rows: Sequence[int]):
+        super().__init__(message)
+        self.rows = rows
 
 
 def is_exhausted(error: BaseException | None) -> bool:

@@ -16,6 +16,17 @@ EVERY = 30.0
 REFRESH = 0.1
 
 
+def announce(step: str, show: bool = True) -> None:
+    """Says on a terminal which step of a job begins.
+
+    Args:
+        step: what is being done, such as "loading the model".
+        show: whether anything is shown.
+    """
+    if show and sys.stderr.isatty():
+        print(f"{step} ...", file=sys.stderr)
+
+
 class Progress:
     """A display of rows done, and nothing more: what it is told it shows, and forgets.
 

@@ -1,11 +1,11 @@
-"""`clip-jax classify`: which of some labels fits a picture best."""
+"""`clip-jax classify`: scores pictures against labels."""
 
 import argparse
-import collections
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from clip_jax.cli.arguments import Distinct, add_json, add_model, label, positive_int, template
 from clip_jax.cli.output import complain, print_json, printable
 
 BATCH = 32
@@ -28,41 +28,40 @@ def add(commands: Any) -> None:
         nargs="+",
         required=True,
         metavar="TEXT",
-        type=_label,
-        action=_Distinct,
+        type=label,
+        action=Distinct,
         help="what the pictures may show",
     )
-    parser.add_argument(
-        "--model",
-        default="ViT-B/32",
-        metavar="NAME_OR_PATH",
-        help="a name that `clip-jax models` lists, a .pt or .safetensors file, or a folder that "
-        "`clip-jax convert` wrote (default: %(default)s)",
+    add_model(
+        parser,
+        "a name that `clip-jax models` lists, a .pt or .safetensors file, or a folder that "
+        "`clip-jax convert` wrote",
+        "ViT-B/32",
     )
     parser.add_argument(
         "--template",
         default="{}",
-        type=_template,
+        type=template,
         help='a sentence around each label, such as "a photo of a {}." (default: the label as it '
         "is)",
     )
     parser.add_argument(
-        "--top", type=_count, metavar="K", help="print the K best labels only (default: all)"
+        "--top", type=positive_int, metavar="K", help="print the K best labels only (default: all)"
     )
     parser.add_argument(
         "--compile-cache",
         metavar="DIR",
         help="keep compiled programs in this folder for the next time; for GPUs and TPUs",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Classifies, and prints what could be read."""
+    """Classifies, and prints the scores of the pictures that could be read."""
     from clip_jax import compile_cache
 
-    # Before weights are loaded or even downloaded for nothing.
+    # Checked before weights are loaded or even downloaded in vain.
     paths = [path for path in args.images if _exists(path)]
     results = []
     with compile_cache(args.compile_cache):
@@ -78,30 +77,53 @@ def run(args: argparse.Namespace) -> int:
 def _results(args: argparse.Namespace, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
     import numpy as np
 
-    from clip_jax import DownloadError, load, tokenize
-    from clip_jax.nn import normalize
+    from clip_jax.errors import NotFiniteError
+    from clip_jax.evaluate import ZeroShotClassifier
+
+    model, preprocess = _load(args.model)
+    try:
+        classifier = ZeroShotClassifier(
+            model,
+            args.labels,
+            [args.template],
+            # No larger than what there is to embed: a batch that isn't full is padded.
+            batch_size=min(BATCH, max(len(paths), len(args.labels))),
+        )
+    except NotFiniteError as error:
+        raise _damaged(args.model, f"the label {args.labels[error.rows[0]]!r}") from None
+    del model  # its arrays are needed no longer
+    count = min(args.top or len(args.labels), len(args.labels))
+    for batch, pixels in _batches(paths, preprocess):
+        try:
+            probabilities, classes = classifier.top_k(pixels, count)
+        except NotFiniteError as error:
+            raise _damaged(args.model, batch[error.rows[0]]) from None
+        for path, shares, numbers in zip(batch, probabilities, classes, strict=True):
+            if not np.isfinite(shares).all():
+                raise _damaged(args.model, path)
+            scores = [
+                {"label": args.labels[number], "probability": float(share)}
+                for number, share in zip(numbers, shares, strict=True)
+            ]
+            yield {"image": path, "scores": scores}
+
+
+def _load(name: str) -> tuple[Any, Any]:
+    from clip_jax import DownloadError, load
 
     try:
-        model, preprocess = load(args.model)
+        return load(name)
     except DownloadError as error:
         raise DownloadError(
             f"{error}. A small model that knows emoji needs no network: --model emoji"
         ) from None
-    texts = [args.template.replace("{}", label) for label in args.labels]
-    tokens = tokenize(texts, model.config.text.context_length)
-    text = np.asarray(normalize(model.encode_text(tokens)), np.float64)
-    scale = np.exp(float(model.logit_scale[...]))
-    for batch, pixels in _batches(paths, preprocess):
-        image = np.asarray(normalize(model.encode_image(pixels)), np.float64)
-        for path, logits in zip(batch, scale * image @ text.T, strict=True):
-            if not np.isfinite(logits).all():
-                raise ValueError(
-                    f"{args.model} gives values that are not finite for {path}: its weights are "
-                    f"damaged, get them again"
-                )
-            weights = np.exp(logits - logits.max())
-            scores = _scores(args.labels, weights / weights.sum())
-            yield {"image": path, "scores": scores[: args.top]}
+
+
+def _damaged(model: str, what: str) -> ValueError:
+    return ValueError(
+        f"{model} gives values that are not finite for {what}: its weights are damaged, get them "
+        "again"
+    )
 
 
 def _exists(path: str) -> bool:
@@ -112,6 +134,7 @@ def _exists(path: str) -> bool:
 
 
 def _batches(paths: Sequence[str], preprocess: Any) -> Iterator[tuple[list[str], Any]]:
+    """Yields paths and their pixels; reports the pictures that can't be read."""
     import numpy as np
 
     from clip_jax import open_image
@@ -126,17 +149,12 @@ def _batches(paths: Sequence[str], preprocess: Any) -> Iterator[tuple[list[str],
         except (ValueError, OSError) as error:
             if is_exhausted(error):
                 raise error.__cause__ or error from None
-            # open_image names the path itself, preprocessing can't
+            # open_image begins its message with the path, preprocessing doesn't know it
             reason = str(error).removeprefix(f"{path}: ")
             complain(f"{printable(path)}: {reason}")
         if batch and (len(batch) == BATCH or i == len(paths) - 1):
             yield batch, np.stack(pixels)
             batch, pixels = [], []
-
-
-def _scores(labels: Sequence[str], probabilities: Any) -> list[dict[str, Any]]:
-    order = sorted(range(len(labels)), key=lambda i: -probabilities[i])
-    return [{"label": labels[i], "probability": float(probabilities[i])} for i in order]
 
 
 def _print(result: dict[str, Any], *, first: bool) -> None:
@@ -146,43 +164,3 @@ def _print(result: dict[str, Any], *, first: bool) -> None:
     width = max(len(printable(score["label"])) for score in result["scores"])
     for score in result["scores"]:
         print(f"  {printable(score['label']):<{width}}  {score['probability']:7.2%}", flush=True)
-
-
-def _label(text: str) -> str:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("a label must not be empty or blank")
-    return _encodable(text)
-
-
-def _template(text: str) -> str:
-    if "{}" not in text:
-        raise argparse.ArgumentTypeError(
-            f"a template must have {{}} where the label goes, such as 'a photo of a {{}}.'. "
-            f"Got {text!r}"
-        )
-    return _encodable(text)
-
-
-def _encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not valid UTF-8") from None
-    return text
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on. Got {text!r}")
-    return int(text)
-
-
-class _Distinct(argparse.Action):
-    """Stores values that must differ."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
-        """Argparse's protocol."""
-        counts = collections.Counter(values)
-        if twice := sorted(value for value, count in counts.items() if count > 1):
-            raise argparse.ArgumentError(self, f"given more than once: {', '.join(twice)}")
-        setattr(namespace, self.dest, values)

@@ -1,4 +1,4 @@
-"""`clip-jax convert`: checkpoints to native folders and back."""
+"""`clip-jax convert`: converts checkpoints to native folders and back."""
 
 import argparse
 import errno
@@ -33,7 +33,7 @@ def add(commands: Any) -> None:
         "--activation",
         choices=get_args(Activation),
         help="the GELU that a checkpoint was trained with, which its file doesn't say (default: "
-        "quick_gelu, that of every OpenAI model)",
+        "quick_gelu, as in every OpenAI model)",
     )
     parser.add_argument("--force", action="store_true", help="replace DST if it exists")
     parser.set_defaults(run=run)
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     _check_kinds(source, target, args.activation)
     if not args.force and target.exists() and not _is_empty_folder(target):
         raise FileExistsError(errno.EEXIST, "exists already; --force replaces it", str(target))
-    # Without --force nothing is replaced either that another process makes meanwhile.
+    # Without --force, a target that another process makes meanwhile isn't replaced either.
     if source.is_dir():
         config, params = _export(source, target, args.force)
     else:
@@ -106,7 +106,7 @@ def _export(source: Path, target: Path, force: bool) -> tuple[CLIPConfig, Mappin
 
 
 def _unsaid(config: CLIPConfig) -> list[str]:
-    """What a state dictionary doesn't tell of a model that isn't as OpenAI's are."""
+    """Returns what of this model a state dictionary can't say: what differs from OpenAI's."""
     lost = []
     if config.activation != "quick_gelu":
         lost.append(

@@ -1,36 +1,27 @@
-"""`--distributed`: meeting the same command on the other hosts of a pod or cluster."""
+"""`--distributed`: joins the same command on the other hosts of a pod or cluster."""
 
-import argparse
 import os
 from typing import Any
 
 NUM_PROCESSES, PROCESS_ID = "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 
 
-def add(parser: argparse.ArgumentParser, what: str) -> None:
-    """Declares the option; `what` says what is done with the others."""
-    parser.add_argument(
-        "--distributed",
-        action="store_true",
-        help=f"{what} with the same command on the other hosts of a pod or cluster",
-    )
-
-
 def join(otherwise: str, *, agrees_on_sigterm: bool = False, **options: Any) -> None:
-    """Waits for the other processes, and becomes one of them.
+    """Waits for the other processes, and joins them.
 
-    TPU pods, Slurm, Open MPI and Kubernetes (with the package `kubernetes`) tell JAX by themselves
-    who they are. Elsewhere three variables of the environment do: JAX_COORDINATOR_ADDRESS, the
-    host and port of process 0, the same for all; JAX_NUM_PROCESSES; and JAX_PROCESS_ID, from 0.
+    JAX finds out by itself who takes part on TPU pods and under Slurm, Open MPI and Kubernetes
+    (with the package `kubernetes`). Elsewhere three environment variables say so:
+    JAX_COORDINATOR_ADDRESS, the host and port of process 0, the same for all; JAX_NUM_PROCESSES;
+    and JAX_PROCESS_ID, from 0.
 
     Args:
-        otherwise: what to do where there is no pod or cluster.
-        agrees_on_sigterm: whether JAX takes SIGTERM, and tells all processes a step to stop at;
-            else it ends each by itself.
+        otherwise: advice for the error if there is no pod or cluster.
+        agrees_on_sigterm: whether JAX handles SIGTERM and tells all processes at which step to
+            stop; otherwise SIGTERM ends each process by itself.
         **options: for `jax.distributed.initialize`.
 
     Raises:
-        ValueError: there is no pod or cluster, or a variable is no number.
+        ValueError: there is no pod or cluster, or a variable is not a number.
     """
     import jax
 

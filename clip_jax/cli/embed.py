@@ -1,14 +1,21 @@
-"""`clip-jax embed`: the embeddings of any number of pictures or texts, into a folder."""
+"""`clip-jax embed`: embeds any number of pictures or texts into a folder."""
 
 import argparse
 import os
-import re
 from typing import Any
 
 from clip_jax.cli import distributed
-from clip_jax.cli.output import complain, progress
+from clip_jax.cli.arguments import (
+    add_batch_size,
+    add_distributed,
+    add_model,
+    non_negative_int,
+    positive_int,
+    shard,
+)
+from clip_jax.cli.output import complain
 
-# A process that is done waits for the others, which may take their time.
+# How long, in seconds, a process that has finished waits for the others.
 A_WEEK = 7 * 24 * 3600
 
 
@@ -29,12 +36,7 @@ def add(commands: Any) -> None:
         "path or a quoted pattern such as 'shards/{000..099}.tar'; s3:// and the like, too",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="where the embeddings go")
-    parser.add_argument(
-        "--model",
-        default="ViT-B/32",
-        metavar="NAME_OR_PATH",
-        help="as for classify (default: %(default)s)",
-    )
+    add_model(parser, "as for classify", "ViT-B/32")
     parser.add_argument(
         "--what",
         choices=("images", "texts", "both"),
@@ -60,65 +62,73 @@ def add(commands: Any) -> None:
     )
     parser.add_argument(
         "--rows-per-part",
-        type=_positive,
+        type=positive_int,
         default=8192,
         metavar="N",
-        help="rows of a file, which is what a kill can cost (default: %(default)s)",
+        help="rows of a file; if the process is killed, at most these are computed again (default: "
+        "%(default)s)",
     )
-    parser.add_argument(
-        "--batch-size", type=_positive, metavar="N", help="rows that are computed at one time"
-    )
+    add_batch_size(parser, "rows that are computed at one time")
     parser.add_argument("--image-column", default="image", metavar="NAME", help="of tables")
     parser.add_argument("--caption-column", default="caption", metavar="NAME", help="of tables")
     parser.add_argument("--key-column", default="key", metavar="NAME", help="of tables")
     parser.add_argument(
-        "--columns", nargs="+", default=(), metavar="NAME", help="columns to take along"
+        "--columns", nargs="+", default=(), metavar="NAME", help="columns to copy to the output"
     )
     parser.add_argument(
         "--exif-transpose",
         action="store_true",
-        help="turn pictures as their EXIF data say; the reference doesn't",
+        help="rotate pictures as their EXIF data say; the reference doesn't",
     )
     parser.add_argument(
         "--formats",
         nargs="+",
         metavar="NAME",
-        help="what may be opened as a picture, by Pillow's names, such as PSD: some formats start "
-        "other programs or take very long (default: JPEG, PNG and other usual ones)",
+        help="formats that may be opened as pictures, by Pillow's names, such as PSD; some start "
+        "other programs or take very long (default: JPEG, PNG and other common ones)",
     )
     parser.add_argument(
         "--shard",
-        type=_shard,
+        type=shard,
         metavar="I/N",
-        help="do the I-th of N shares, counted from 0; start one job for each",
+        help="do the I-th of N shares of the work, counted from 0; start one job for each",
     )
-    distributed.add(parser, "share the work")
-    parser.add_argument("--threads", type=_positive, metavar="N", help="that read and decode")
-    parser.add_argument("--dry-run", action="store_true", help="say only what would be done")
+    add_distributed(parser, "share the work")
     parser.add_argument(
-        "--retry-errors", action="store_true", help="try rows again that could not be embedded"
+        "--threads", type=positive_int, metavar="N", help="threads that read and decode"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print what would be done, and do nothing"
+    )
+    parser.add_argument(
+        "--retry-errors", action="store_true", help="try again the rows that could not be embedded"
     )
     parser.add_argument(
         "--verify",
         action="store_true",
-        help="first read what is embedded of the input again, and compare every row with its part",
+        help="first read again the input that is already embedded, and compare every row with its "
+        "part",
     )
     parser.add_argument(
-        "--max-errors", type=_count, metavar="N", help="stop when more rows than this fail"
+        "--max-errors",
+        type=non_negative_int,
+        metavar="N",
+        help="stop when more rows than this fail",
     )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Embeds, and prints what was done."""
-    # Arrow's own allocator keeps, for each thread, what it has once had for a part.
+    # Arrow's own allocator never returns the memory that a thread has used for a part.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     from clip_jax.embed import Columns, embed
     from clip_jax.embed.parts import ERRORS
+    from clip_jax.progress import announce
 
     if args.distributed:
         distributed.join("use --shard I/N", shutdown_timeout_seconds=A_WEEK)
-    progress("loading the model")
+    announce("loading the model")
     summary = embed(
         args.source,
         args.model,
@@ -149,24 +159,3 @@ def run(args: argparse.Namespace) -> int:
         )
         return 1
     return 0
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on. Got {text!r}")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"expected a whole number from 0 on. Got {text!r}")
-    return int(text)
-
-
-def _shard(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    if not found or int(found[1]) >= int(found[2]):
-        raise argparse.ArgumentTypeError(
-            f"expected I/N with I from 0 to N - 1, such as 0/4. Got {text!r}"
-        )
-    return int(found[1]), int(found[2])

@@ -1,30 +1,77 @@
-"""The figures of a classification: as a document, on standard output, and as an exit status."""
+"""The figures of an evaluation: as a document, on standard output, and as an exit status."""
 
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from clip_jax.cli.output import complain, print_json, print_table
+from clip_jax.messages import MOST
 
 
-def document_of(scores: Any, names: Sequence[str]) -> dict[str, Any]:
-    """The figures of `clip_jax.evaluate.scores.Scores`, as plain JSON."""
-    rows, right = scores.confusion.sum(axis=1), scores.confusion.diagonal()
-    return {
+def classification_document(result: Any) -> dict[str, Any]:
+    """Returns a `clip_jax.evaluate.ZeroShotResult` or `ProbeResult` as plain JSON."""
+    scores = result.scores
+    document = {
         "count": scores.count,
-        "classes": len(names),
+        "classes": len(result.class_names),
         "top1": scores.top1,
         "top1_interval": list(scores.interval),
         "top5": scores.top5,
         "mean_per_class": scores.mean_per_class,
-        "per_class": {name: float(right[i] / rows[i]) for i, name in enumerate(names) if rows[i]},
+        "per_class": result.per_class,
+    }
+    if hasattr(result, "templates"):
+        document["templates"] = list(result.templates)
+    else:
+        trials = result.sweep.trials if result.sweep else ()
+        document |= {
+            "fitted": result.num_fitted,
+            "C": result.probe.C,
+            "sweep": [
+                {"C": trial.C, "accuracy": trial.accuracy, "mean_per_class": trial.mean_per_class}
+                for trial in trials
+            ],
+        }
+    return document | _left_out_document(result.left_out)
+
+
+def retrieval_document(result: Any) -> dict[str, Any]:
+    """Returns a `clip_jax.evaluate.RetrievalResult` as plain JSON."""
+    return {
+        "images": result.num_images,
+        "texts": result.num_texts,
+        **_left_out_document(result.left_out),
+        **{
+            direction: {str(k): share for k, share in recalls.items()}
+            for direction, recalls in result.recalls.items()
+        },
     }
 
 
-def show(document: dict[str, Any], as_json: bool) -> None:
-    """Prints the figures at once: they are there whatever becomes of a report."""
+def _left_out_document(left_out: Any) -> dict[str, Any]:
+    return {
+        "unreadable": len(left_out.problems) + left_out.missing,
+        "files_without_parts": left_out.unknown,
+    }
+
+
+def show_classification(document: dict[str, Any], as_json: bool) -> None:
+    """Prints the figures at once, so that they are there even if the report then fails."""
     print_json(document) if as_json else _print(document)
     sys.stdout.flush()
+
+
+def show_retrieval(document: dict[str, Any], as_json: bool) -> None:
+    """Prints the recalls."""
+    if as_json:
+        print_json(document)
+        return
+    print(f"{document['images']} images, {document['texts']} texts")
+    recalls = {way: document[way] for way in ("image_to_text", "text_to_image")}
+    rows = [
+        (way.replace("_", " "), *(f"{share:.2%}" for share in shares.values()))
+        for way, shares in recalls.items()
+    ]
+    print_table(("recall", *(f"at {k}" for k in recalls["image_to_text"])), rows)
 
 
 def _print(document: dict[str, Any]) -> None:
@@ -43,10 +90,13 @@ def _print(document: dict[str, Any]) -> None:
     print(f"mean per class  {document['mean_per_class']:7.2%}")
 
 
-def status_of(problems: Sequence[str], missing: int) -> int:
-    """Names what could not be read; of what an embedding job lacks a warning has told."""
-    for problem in problems[:10]:
+def report_left_out(left_out: Any) -> int:
+    """Prints what could not be read, as errors, and returns the exit status.
+
+    What an embedding job lacks is not printed again: a warning has said it.
+    """
+    for problem in left_out.problems[:MOST]:
         complain(problem)
-    if len(problems) > 10:
-        complain(f"and {len(problems) - 10} more that can't be read")
-    return 1 if problems or missing else 0
+    if (more := len(left_out.problems) - MOST) > 0:
+        complain(f"and {more} more that can't be read")
+    return 1 if left_out else 0

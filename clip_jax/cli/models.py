@@ -3,6 +3,7 @@
 import argparse
 from typing import Any
 
+from clip_jax.cli.arguments import add_json
 from clip_jax.cli.output import print_json, print_table
 
 
@@ -14,7 +15,7 @@ def add(commands: Any) -> None:
         description="List the models that have names, and whether this machine has their weights.",
         epilog="example: clip-jax models --json",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 

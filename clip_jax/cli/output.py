@@ -1,4 +1,4 @@
-"""What the commands share in printing."""
+"""How all commands print."""
 
 import json
 import sys
@@ -7,19 +7,13 @@ from typing import Any
 
 
 def complain(message: str) -> None:
-    """Prints an error; its first line says enough, further ones are lists of problems."""
+    """Prints an error. Its first line is complete in itself; more lines list the problems."""
     lines = "\n".join(printable(line) for line in message.split("\n"))
-    sys.stderr.write(f"clip-jax: {lines}\n")  # at once: threads of libraries may be printing too
-
-
-def progress(message: str) -> None:
-    """Says what is being done to somebody who is watching."""
-    if sys.stderr.isatty():
-        print(f"{message} ...", file=sys.stderr)
+    sys.stderr.write(f"clip-jax: {lines}\n")  # one call: other threads may print
 
 
 def printable(text: str) -> str:
-    """Text, such as a file's name, without what would end the line or steer the terminal."""
+    """Returns text, such as a file's name, with line breaks and control characters escaped."""
     return text if text.isprintable() else ascii(text)[1:-1]
 
 
@@ -32,9 +26,9 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int 
     """Prints columns under their headers.
 
     Args:
-        header: one name a column.
+        header: one name for each column.
         rows: cells in the order of the header.
-        left: how many columns, from the first on, are aligned to the left.
+        left: how many of the first columns are aligned to the left; the others are to the right.
     """
     lines = [tuple(map(printable, line)) for line in (header, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

@@ -1,10 +1,11 @@
-"""`clip-jax parity`: a model's numbers in JAX against those in PyTorch."""
+"""`clip-jax parity`: compares a model's numbers in JAX with those in PyTorch."""
 
 import argparse
 import math
 from typing import Any
 
-from clip_jax.cli.output import complain, print_json, print_table, progress
+from clip_jax.cli.arguments import add_json
+from clip_jax.cli.output import complain, print_json, print_table
 
 
 def add(commands: Any) -> None:
@@ -13,9 +14,9 @@ def add(commands: Any) -> None:
         "parity",
         help="compare a model's numbers with PyTorch's",
         description="Load the same weights in JAX and in PyTorch (the reference package), run both "
-        "on the same pictures and captions, and print how much every stage differs: max |diff|, "
+        "on the same pictures and captions, and print how much each stage differs: max |diff|, "
         "and the L2 norm of the difference over that of PyTorch's values. The exit status is 1 if "
-        "a stage is past its tolerance. Needs torch, torchvision and clip-anytorch.",
+        "a stage differs by more than its tolerance. Needs torch, torchvision and clip-anytorch.",
         epilog="example: clip-jax parity ViT-B/32",
     )
     parser.add_argument(
@@ -24,23 +25,24 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--images", nargs="+", metavar="IMAGE", help="pictures to run on (default: made-up ones)"
     )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compares, prints the table and says where the two part."""
+    """Compares, prints the table, and names the first stage that differs too much."""
     from clip_jax import load, open_image
     from clip_jax.parity import compare, first_difference, load_reference
     from clip_jax.parity.reference import import_reference
+    from clip_jax.progress import announce
 
-    import_reference()  # before anything is downloaded for nothing
+    import_reference()  # raises if it is missing, before anything is downloaded in vain
     images = [open_image(path) for path in args.images] if args.images else None
-    progress("loading in JAX")
+    announce("loading in JAX")
     model, preprocess = load(args.model)
-    progress("loading in PyTorch")
+    announce("loading in PyTorch")
     reference = load_reference(args.model)
-    progress("comparing")
+    announce("comparing")
     rows = compare(model, preprocess, reference, images)
 
     culprit = first_difference(rows)

@@ -1,11 +1,12 @@
-"""`clip-jax search`: what is nearest to a text or a picture among embeddings."""
+"""`clip-jax search`: finds the embeddings most similar to a text or a picture."""
 
 import argparse
 import os
 import warnings
 from typing import Any
 
-from clip_jax.cli.output import print_json, print_table, progress
+from clip_jax.cli.arguments import add_json, add_model, file_name, positive_int
+from clip_jax.cli.output import print_json, print_table
 
 
 def add(commands: Any) -> None:
@@ -13,46 +14,43 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "search",
         help="search what was embedded",
-        description="Compare a text or a picture with all embeddings that clip-jax embed has left "
-        "in a folder, and print the nearest, best first.",
+        description="Compare a text or a picture with all embeddings that clip-jax embed has "
+        "written to a folder, and print the most similar, best first.",
         epilog="example: clip-jax search embeddings 'a red bicycle' -k 20 --html page.html",
     )
-    parser.add_argument("folder", metavar="DIR", help="what clip-jax embed was given as --out")
+    parser.add_argument("folder", metavar="DIR", help="the --out folder of clip-jax embed")
     parser.add_argument("query", metavar="QUERY", help="a text; with --image, a picture's file")
     parser.add_argument("--image", action="store_true", help="search for a picture")
+    add_model(parser, "where the model is now (default: where it was when the folder was written)")
     parser.add_argument(
-        "--model",
-        metavar="NAME_OR_PATH",
-        help="where the model is now (default: where it was when the folder was written)",
+        "-k", type=positive_int, default=10, metavar="N", help="how many (default: %(default)s)"
     )
-    parser.add_argument(
-        "-k", type=_count, default=10, metavar="N", help="how many (default: %(default)s)"
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    add_json(parser)
     parser.add_argument(
         "--html",
-        type=_file,
+        type=file_name,
         metavar="FILE",
-        help="write a page with thumbnails, which needs no other file",
+        help="write a page with thumbnails; it needs no other file",
     )
     parser.add_argument(
         "--fetch",
         action="store_true",
-        help="for the page, fetch pictures from whatever addresses a table of the input names",
+        help="for the page, download pictures that a table of the input gives as addresses",
     )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Searches, prints the table, and writes the page; fails where rows are missing."""
+    """Searches, prints the table, and writes the page; the status is 1 if rows are missing."""
     from pathlib import Path
 
-    from clip_jax.embed.gaps import Incomplete
+    from clip_jax.embed import Incomplete
     from clip_jax.embed.results import finished_job
+    from clip_jax.progress import announce
     from clip_jax.search import contact_sheet, search
     from clip_jax.storage import absolute, folder, storage
 
-    progress("searching")
+    announce("searching")
     query = Path(args.query) if args.image else args.query
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", Incomplete)
@@ -72,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
                 fetch=args.fetch,
             )
             storage(args.html).write(absolute(args.html), page.encode(errors="backslashreplace"))
-    finally:  # even without the page; but after it, as `| head` ends the process
+    finally:  # also if the page fails; but after it, since `| head` ends the process
         _print(hits, args.json)
     return 1 if lacks_rows else 0
 
@@ -85,15 +83,3 @@ def _print(hits: list[dict[str, Any]], as_json: bool) -> None:
     header = ("score", "key", "caption") if has_captions else ("score", "key")
     rows = [(f"{hit['score']:.4f}", hit["key"], hit.get("caption") or "") for hit in hits]
     print_table(header, [row[: len(header)] for row in rows], left=len(header))
-
-
-def _file(text: str) -> str:
-    if not text:
-        raise argparse.ArgumentTypeError("expected the name of a file. Got ''")
-    return text
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on. Got {text!r}")
-    return int(text)

@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 from clip_jax.cli import distributed
-from clip_jax.cli.output import progress
+from clip_jax.cli.arguments import add_distributed, setting
 
 
 def add(commands: Any) -> None:
@@ -25,52 +25,44 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--set",
         dest="overrides",
-        type=_setting,
+        type=setting,
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="a value instead of the file's, such as optimizer.learning_rate=1e-4",
+        help="replace a value of the file, such as optimizer.learning_rate=1e-4",
     )
-    distributed.add(parser, "train together")
+    add_distributed(parser, "train together")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Trains, and prints where the model is."""
+    """Trains, and prints the path of the model."""
+    from clip_jax.progress import announce
     from clip_jax.train.config import read_config
     from clip_jax.train.run import train
 
     _quieten_threads()
     config = read_config(args.config, args.overrides)
     if args.distributed:
-        # So that SIGTERM stops all of them at one step.
+        # So that SIGTERM stops all processes at the same step.
         distributed.join("leave it out to train on this host alone", agrees_on_sigterm=True)
-    progress(f"training in {config.out}")
+    announce(f"training in {config.out}")
     print(train(config))
     return 0
 
 
 def _quieten_threads() -> None:
-    """Keeps Orbax's threads from printing tracebacks of what we are about to say in a sentence.
+    """Keeps Orbax's threads from printing tracebacks of errors that the command reports itself.
 
-    They print until the process ends.
+    The threads may print until the process ends.
     """
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL + 1)
     before = sys.unraisablehook
 
     def show(unraisable: Any) -> None:
-        # TensorStore's threads, with answers that nobody waits for any more, name no object.
+        # TensorStore's threads name no object when an answer comes that nobody waits for.
         if unraisable.object is not None or threading.current_thread() is threading.main_thread():
             before(unraisable)
 
     sys.unraisablehook = show
-
-
-def _setting(text: str) -> str:
-    key, equals, value = text.partition("=")
-    if not key or not equals or "\n" in value:
-        raise argparse.ArgumentTypeError(
-            f"expected KEY=VALUE in one line, such as run.batch_size=64. Got {text!r}"
-        )
-    return text

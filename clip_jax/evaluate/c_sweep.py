@@ -8,25 +8,25 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from clip_jax.evaluate.checks import check_features, check_labels, number_labels
+from clip_jax.evaluate.linear_probe import LinearProbe, check_parameters
 from clip_jax.evaluate.logistic import Problem, Solution
-from clip_jax.evaluate.probe import LinearProbe, check_parameters
 from clip_jax.messages import some
 
-# Powers of ten to begin with; then the interval around the best is halved until it is small.
+# The powers of ten that are tried first, and the smallest step between two powers.
 FIRST = (-6.0, -4.0, -2.0, 0.0, 2.0, 4.0, 6.0)
 SMALLEST = 1 / 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One strength.
+    """The result of one C.
 
     Attributes:
         C: inverse strength of the regularisation.
-        accuracy: on the validation rows.
-        mean_per_class: likewise, the mean of the classes' accuracies.
+        accuracy: the share of validation rows whose label is predicted.
+        mean_per_class: the mean of the classes' accuracies on the validation rows.
         num_iterations: of the fit.
-        gradient_norm: where it ended.
+        gradient_norm: the largest entry of the gradient at the end of the fit.
     """
 
     C: float
@@ -38,11 +38,11 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What a search has found.
+    """The result of a search for C.
 
     Attributes:
-        trials: in the order of C.
-        best: the probe of the highest accuracy, fitted; among equals the strongest regularised.
+        trials: one for each C that was tried, in ascending order of C.
+        best: the fitted probe with the highest accuracy; of several, the one with the smallest C.
     """
 
     trials: tuple[Trial, ...]
@@ -60,24 +60,32 @@ def sweep(
     dtype: Literal["float32", "float64"] = "float32",
     mesh: Mesh | None = None,
 ) -> Sweep:
-    """Finds C on validation rows: 1e-6, 1e-4, ..., 1e6, then closer to the best.
+    """Searches for the C with the highest accuracy on validation rows.
 
-    The interval around the best is halved down to 8 steps a decade: 15 fits at most. Each begins
-    where the nearest one before has ended, on rows that are taken to the device once. Fits that
-    don't converge count as they are; `Trial.gradient_norm` tells.
+    Tries 1e-6, 1e-4, ..., 1e6, then halves the step around the best C until it is an eighth of a
+    decade: at most 15 fits. The rows are put on the device once, and each fit starts from the
+    solution for the nearest C. A fit that doesn't converge is used as it is;
+    `Trial.gradient_norm` shows it.
+
+    Example:
+        >>> import numpy as np
+        >>> features, labels = np.arange(8.0)[:, None], np.repeat(["a", "b"], 4)
+        >>> found = sweep(features[::2], labels[::2], features[1::2], labels[1::2])
+        >>> len(found.trials), found.best.predict([[0.0], [7.0]]).tolist()
+        (11, ['a', 'b'])
 
     Args:
-        features: to fit.
-        labels: of these, as for `LinearProbe.fit`.
-        validation_features: to choose by.
-        validation_labels: of these: the same classes, each in both.
+        features: (n, d) rows to fit to.
+        labels: (n,) their labels, as for `LinearProbe.fit`.
+        validation_features: (v, d) rows to compare the fits on.
+        validation_labels: (v,) their labels. Every class must be in both sets of labels.
         max_iter: as for `LinearProbe`.
-        tol: likewise.
-        dtype: likewise.
-        mesh: likewise.
+        tol: as for `LinearProbe`.
+        dtype: as for `LinearProbe`.
+        mesh: as for `LinearProbe`.
 
     Raises:
-        ValueError: as `LinearProbe.fit`; or a class is missing from one of the two.
+        ValueError: as `LinearProbe.fit`; or a class is in only one set of labels.
     """
     check_parameters(1.0, max_iter, tol, dtype)
     features = check_features(features, dtype)
@@ -95,7 +103,7 @@ def sweep(
         start = None if nearest is None else found[nearest][2].start
         solution = problem.solve(10.0**power, max_iter=max_iter, tol=tol, start=start)
         probe = LinearProbe(10.0**power, max_iter, tol, dtype=dtype, mesh=mesh)
-        probe.take(solution, classes)
+        probe.set_solution(solution, classes)
         is_right = probe.predict(validation_features) == expected
         per_class = float(np.mean(np.bincount(numbers, is_right) / np.bincount(numbers)))
         trial = Trial(
@@ -123,10 +131,10 @@ def sweep(
 
 
 def check_known(training: Any, other: Any, where: str = "training") -> None:
-    """Refuses labels that no training row has.
+    """Checks that each of the other labels is one of the training labels.
 
     Raises:
-        ValueError: names the classes.
+        ValueError: some are not; names them.
     """
     if missing := set(np.asarray(other).tolist()) - set(np.asarray(training).tolist()):
         names = sorted(map(str, missing))

@@ -1,4 +1,4 @@
-"""Images with their captions, embedded, for retrieval: any number of captions to an image."""
+"""Embedded images with their captions, of which an image may have several."""
 
 import dataclasses
 import os
@@ -11,6 +11,7 @@ from clip_jax.embed import embeddings_of, read_results
 from clip_jax.encoder import Encoder
 from clip_jax.errors import is_exhausted
 from clip_jax.evaluate.data import BATCHES, encode_in_batches
+from clip_jax.evaluate.results import LeftOut
 from clip_jax.nn import CLIP
 from clip_jax.preprocess import Preprocess, decode_image
 from clip_jax.progress import Progress
@@ -26,26 +27,24 @@ class Captioned:
     Attributes:
         images: (i, d) embeddings.
         texts: (t, d) embeddings.
-        pairs: (t,) the number of each text's image.
-        problems: images that could not be read, with the reason; rows of an embedding job.
-        missing: how many more rows an embedding job should have, and has not.
-        unknown: files of an embedding job's input that no part is of.
+        pairs: (t,) the image of each text, as an index into `images`.
+        left_out: images that could not be read, or have not been embedded.
     """
 
     images: Float[np.ndarray, "i d"]
     texts: Float[np.ndarray, "t d"]
     pairs: Int[np.ndarray, " t"]
-    problems: list[str]
-    missing: int = 0
-    unknown: int = 0
+    left_out: LeftOut
 
 
 def read_captioned(source: str) -> Captioned:
-    """From an embedding job of pictures and captions; rows of one picture are one image.
+    """Reads what an embedding job of pictures and captions has left.
+
+    Rows with the same path are one image with several captions.
 
     Raises:
-        ValueError: the job has embedded only one of the two.
-        OSError: it can't be read.
+        ValueError: the job has not embedded both pictures and captions.
+        OSError: its output can't be read.
 
     Warns:
         UserWarning: the job is not finished.
@@ -57,8 +56,8 @@ def read_captioned(source: str) -> Captioned:
     pairs = [numbers.setdefault(path, len(numbers)) for path in table["path"].to_pylist()]
     first = np.unique(pairs, return_index=True)[1]
     images, texts = (embeddings_of(table, name) for name in ("embedding", "text_embedding"))
-    counts = found.missing, found.unknown
-    return Captioned(images[first], texts, np.array(pairs), found.problems, *counts)
+    left_out = LeftOut(found.problems, found.missing, found.unknown)
+    return Captioned(images[first], texts, np.array(pairs), left_out)
 
 
 def embed_captioned(
@@ -68,18 +67,24 @@ def embed_captioned(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Captioned:
-    """Embeds pairs: WebDataset's tar files, or a table of captions; all captions of each.
+    """Embeds the pictures and all captions of WebDataset's tar files or of a table.
 
-    Captions that are too long for the model are cut.
+    Captions that are too long for the model are cut. Pictures that can't be read are left out.
+
+    Args:
+        source: as for training: .tar files, a table of captions, or a folder that holds one.
+        model: any CLIP model.
+        batch_size: of pictures and of captions, as for `Encoder`.
+        progress: whether to show progress on standard error.
 
     Raises:
-        ValueError: lists what is wrong with the pairs, or no picture can be read.
-        OSError: they can't be read.
+        ValueError: the pairs are unfit, which it lists, or no picture can be read.
+        OSError: the source can't be read.
     """
     pairs, preprocess = open_pairs(source), Preprocess(model.config.vision.image_size)
     encoder = Encoder(model, batch_size=batch_size)
     captions: list[str] = []
-    owners: list[int] = []
+    image_of: list[int] = []
     problems: list[str] = []
 
     def pixels() -> Iterator[np.ndarray]:
@@ -94,7 +99,7 @@ def embed_captioned(
                 problems.append(f"pair {number}: {error}")
                 continue
             captions.extend(pair.captions)
-            owners.extend([images] * len(pair.captions))
+            image_of.extend([images] * len(pair.captions))
             images += 1
             bar.update(images, errors=len(problems), total=len(pairs))
             yield image
@@ -104,4 +109,4 @@ def embed_captioned(
     if not parts:
         raise ValueError(f"{source}: no picture can be read; the first: {problems[0]}")
     texts = encoder.texts(tokenize(captions, model.config.text.context_length, truncate=True))
-    return Captioned(np.concatenate(parts), texts, np.array(owners), problems)
+    return Captioned(np.concatenate(parts), texts, np.array(image_of), LeftOut(problems))

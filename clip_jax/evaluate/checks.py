@@ -1,4 +1,4 @@
-"""What features and labels must be, for the linear probe; messages as scikit-learn words them."""
+"""Checks of the linear probe's features and labels, with scikit-learn's messages."""
 
 import numbers
 import sys
@@ -11,16 +11,16 @@ from clip_jax.messages import some
 
 
 def check_features(features: Any, dtype: str, expected: int | None = None) -> np.ndarray:
-    """Features as an array of that dtype.
+    """Returns features as an array of that dtype.
 
     Args:
         features: (n, d) numbers.
         dtype: "float32" or "float64".
-        expected: how many columns there must be.
+        expected: how many columns there must be; None for any number.
 
     Raises:
-        ValueError: the shape is another, or a value is not finite; names the rows.
-        TypeError: they are sparse, or no numbers.
+        ValueError: the shape is wrong, or a value is not finite; names the rows.
+        TypeError: the features are sparse or not numbers.
     """
     if hasattr(features, "toarray"):
         raise TypeError("sparse features are not supported: give a dense array, X.toarray()")
@@ -41,7 +41,7 @@ def check_features(features: Any, dtype: str, expected: int | None = None) -> np
         raise ValueError(
             f"X has {columns} features, but LinearProbe is expecting {expected} features as input."
         )
-    with np.errstate(over="ignore"):  # seen as infinite just below
+    with np.errstate(over="ignore"):  # infinity is reported below
         features = features.astype(dtype, copy=False)
     if bad := np.flatnonzero(~np.isfinite(features).all(axis=1)).tolist():
         raise ValueError(
@@ -52,25 +52,25 @@ def check_features(features: Any, dtype: str, expected: int | None = None) -> np
 
 
 def check_labels(labels: Any, num_rows: int) -> np.ndarray:
-    """Labels as an array (n,), each a possible class.
+    """Returns labels as an array (n,).
 
     Args:
         labels: (n,) strings or whole numbers.
-        num_rows: of the features.
+        num_rows: the number of rows of the features.
 
     Raises:
-        ValueError: the shape is another, a label is missing, or they are no classes.
+        ValueError: the shape is wrong, a label is missing, or one can't be a class.
 
     Warns:
-        UserWarning: they are a column, which is taken for what it holds.
+        UserWarning: the labels have the shape (n, 1).
     """
     if labels is None:
         raise ValueError("requires y to be passed, but the target y is None: labels are missing.")
-    # In an array of strings that is made of a list, None and NaN would be strings too.
+    # NumPy would turn None and NaN in a list of strings into strings.
     values = np.asarray(labels, None if hasattr(labels, "dtype") else object)
     labels = np.asarray(labels)
     if labels.ndim == 2 and labels.shape[1] == 1:
-        # Its own warning where scikit-learn is in use, so that its tools know it.
+        # scikit-learn's own warning if it is loaded, since its tools expect that.
         exceptions: Any = sys.modules.get("sklearn.exceptions")
         kind = exceptions.DataConversionWarning if exceptions else UserWarning
         warnings.warn(
@@ -94,10 +94,10 @@ def check_labels(labels: Any, num_rows: int) -> np.ndarray:
 
 
 def number_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The classes of checked labels, sorted, and the number of each row's.
+    """Returns the sorted classes of checked labels, and each row's class as an index into them.
 
     Raises:
-        ValueError: there is only one.
+        ValueError: there is only one class.
     """
     classes, targets = np.unique(labels, return_inverse=True)
     if len(classes) < 2:
@@ -108,10 +108,10 @@ def number_labels(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def check_kind(labels: np.ndarray, classes: np.ndarray) -> None:
-    """Refuses checked labels that can't be among those classes: text where these are numbers.
+    """Checks that labels are of the same kind as the classes: both text, or both numbers.
 
     Raises:
-        ValueError: names both kinds.
+        ValueError: they are not; names both kinds.
     """
     (given,), (expected,) = _kinds(labels), _kinds(classes)
     if given != expected:
@@ -122,7 +122,7 @@ def check_kind(labels: np.ndarray, classes: np.ndarray) -> None:
 
 
 def _check_values(labels: np.ndarray) -> None:
-    """Of Python objects, which may be anything."""
+    """Checks labels that are Python objects, which may be anything."""
     if missing := [row for row, label in enumerate(labels) if _is_missing(label)]:
         raise ValueError(
             "Input y contains NaN or None: every row needs a label, and rows "
@@ -137,7 +137,7 @@ def _is_missing(label: Any) -> bool:
         return True
     try:
         return bool(label != label)  # NaN, as float and in NumPy, pandas' NaT
-    except TypeError:  # pandas' NA, which neither differs nor doesn't
+    except TypeError:  # pandas' NA, whose comparison is NA again
         return True
 
 

@@ -1,4 +1,4 @@
-"""Class names for labels: from the labels themselves, or from a text file; and splits by class."""
+"""The names of classes, from labels or from a text file, and rows held out of each class."""
 
 import collections
 import os
@@ -9,16 +9,16 @@ from jaxtyping import Int
 
 from clip_jax.messages import some
 
-# Of each class one row in so many is held out.
+# One row in so many of each class is held out.
 FIFTH = 5
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
-    """The lines of a text file that are not blank.
+    """Returns the lines of a text file that are not blank.
 
     Raises:
         ValueError: there are none, or the file is not UTF-8.
-        OSError: it can't be read.
+        OSError: the file can't be read.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -33,16 +33,16 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
 def name_classes(
     labels: Sequence[str], lines: Sequence[str] | None
 ) -> tuple[list[str], Int[np.ndarray, " n"]]:
-    """The names of the classes, and the number of each label's.
+    """Returns the names of the classes, and the class of each label as an index into them.
 
     Args:
-        labels: of rows.
-        lines: of a file of class names: `label<TAB>name`; or the labels as they are; or, where
-            labels are numbers, the name of class 0, of class 1, and so on. None for the labels
-            themselves, sorted.
+        labels: one a row.
+        lines: one a class: the label; or the label, a tab and the name; or, for labels that are
+            numbers, the names of class 0, class 1, and so on. None if the labels are the names,
+            which are then sorted.
 
     Raises:
-        ValueError: a label has no line; names it. Or one has two.
+        ValueError: a label has no line, or two; names it.
     """
     if lines is None:
         lines = sorted(set(labels))
@@ -66,17 +66,17 @@ def name_classes(
 
 
 def hold_out(labels: Sequence[str] | np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """The rows that stay and those that are held out: of each class the fifth, the tenth, ...
+    """Returns the rows that stay, and those held out: the fifth, tenth, ... row of each class.
 
     Args:
-        labels: of the rows.
-        what: the held out rows are for, in the error.
+        labels: one a row.
+        what: the purpose of the rows held out, for the error.
 
     Raises:
-        ValueError: a class has too few rows; names it.
+        ValueError: a class has fewer than five rows; names it.
     """
     classes, numbers, counts = np.unique(labels, return_inverse=True, return_counts=True)
-    # The rows class by class, each class's in their order; and each one's place in its class.
+    # The rows ordered by class, and the place of each within its class.
     order = np.argsort(numbers, kind="stable")
     places = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
     held = np.zeros(len(order), bool)

@@ -1,4 +1,4 @@
-"""Labelled images as embeddings: of pictures, or from what an embedding job has left."""
+"""Embedded images with their labels: embedded here, or read from an embedding job's output."""
 
 import dataclasses
 import os
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from clip_jax.config import ViTConfig
 from clip_jax.embed import embeddings_of, read_job, read_results
 from clip_jax.encoder import Encoder
+from clip_jax.evaluate.results import LeftOut
 from clip_jax.loading import CpuGate, Loader, loading
 from clip_jax.nn import CLIP, flatten, from_parameters, parameters, unflatten
 from clip_jax.preprocess import Preprocess
@@ -22,12 +23,12 @@ from clip_jax.storage import Disk, storage
 Features = Literal["before", "after"]
 
 THREADS = 4
-# Bytes of pictures on their way to the device.
+# Bytes of pictures that are read but not yet embedded.
 READ_AHEAD = 256 << 20
-# Batches that go to the encoder in one call.
+# Batches that are passed to the encoder in one call.
 BATCHES = 4
 
-# Where a record has its class, once that is known.
+# The column of a record that holds its class, once that is known.
 _LABEL = "class"
 
 
@@ -36,41 +37,32 @@ class Images:
     """Embedded images.
 
     Attributes:
-        embeddings: (n, d) float32; normalised where they come from an embedding job.
-        labels: the class of each, as it is called in the data.
-        keys: which one each is.
-        paths: where the pictures are.
-        problems: what could not be read, with the reason.
-        missing: how many more an embedding job should have, and has not.
-        unknown: files of an embedding job's input that no part is of.
+        embeddings: (n, d) float32; normalised if they come from an embedding job.
+        labels: (n) the class of each image, as it is called in the source.
+        keys: (n) names of the images within the source.
+        paths: (n) paths of the images; None for members of archives and the like.
+        left_out: images that could not be read or have no label, or have not been embedded.
     """
 
     embeddings: Float[np.ndarray, "n d"]
     labels: list[str]
     keys: list[str]
     paths: list[str | None]
-    problems: list[str]
-    missing: int = 0
-    unknown: int = 0
-
-
-def embedding_job(source: str) -> dict[str, Any] | None:
-    """What is noted of the embedding job in that folder; None where it is no such folder."""
-    return read_job(source) if storage(source).is_folder(source) else None
+    left_out: LeftOut
 
 
 def class_folders(source: str) -> list[str]:
-    """The classes of a folder on this machine's disks, without a look into the pictures.
+    """Returns the names of the class folders in a local folder; reads no pictures.
 
-    No classes where the source is something else: an embedding job, files, or the folder of an
-    object store, which has no empty folders.
+    Returns no names if the source is something else: an embedding job's output, files, or a folder
+    of an object store, which can't have empty folders. Hidden files and folders don't count.
 
     Raises:
-        ValueError: there is no class folder, or one without pictures. Hidden ones don't count.
-        OSError: one can't be read.
+        ValueError: there are no class folders, or one holds no pictures.
+        OSError: a folder can't be read.
     """
     where = storage(source)
-    if not isinstance(where, Disk) or not where.is_folder(source) or embedding_job(source):
+    if not isinstance(where, Disk) or not where.is_folder(source) or read_job(source):
         return []
     with os.scandir(source) as entries:
         names = sorted(e.name for e in entries if e.is_dir() and not _is_hidden(e.name))
@@ -87,11 +79,11 @@ def class_folders(source: str) -> list[str]:
 
 
 def read_images(source: str, label_column: str = "label") -> Images:
-    """The image embeddings and labels of an embedding job's output.
+    """Reads the image embeddings and labels that an embedding job has left.
 
     Raises:
-        ValueError: there are no image embeddings, or there is no such column; says which there are.
-        OSError: they can't be read.
+        ValueError: there are no image embeddings, or there is no such column; names the columns.
+        OSError: the output can't be read.
 
     Warns:
         UserWarning: the job is not finished.
@@ -117,9 +109,7 @@ def read_images(source: str, label_column: str = "label") -> Images:
         [str(labels[row]) for row in rows],
         [keys[row] for row in rows],
         [paths[row] for row in rows],
-        found.problems + without,
-        found.missing,
-        found.unknown,
+        LeftOut(found.problems + without, found.missing, found.unknown),
     )
 
 
@@ -132,21 +122,22 @@ def embed_images(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Images:
-    """Reads and embeds labelled pictures; those that can't be read are left out and told.
+    """Reads and embeds labelled pictures. Those that can't be read or have no label are left out.
 
     Args:
-        source: a folder of class folders, whose hidden files and folders are left out; or
-            WebDataset's .tar files or a .csv, .jsonl or .parquet table, by a path or a pattern.
+        source: a folder with a folder of pictures for each class, whose hidden files and folders
+            are ignored; or WebDataset's .tar files or a .csv, .jsonl or .parquet table, as a path
+            or a pattern.
         model: any CLIP model.
-        label_column: of shards and tables: "cls" for the members of a shard that end in .cls, which
-            is what it is there unless it is said; else a key of the JSON documents, or a column.
-        features: "after" the projection, or "before" it as the paper's linear probe of ViTs.
-        batch_size: as `Encoder` has it.
-        progress: whether standard error shows how far it is.
+        label_column: "cls" for the members of .tar files that end in .cls, which is the default
+            there; or a key of the JSON members; or a column of the table, "label" by default.
+        features: "after" the projection, or "before" it, as in the paper's linear probe of ViTs.
+        batch_size: as for `Encoder`.
+        progress: whether to show progress on standard error.
 
     Raises:
-        ValueError: there are no pictures, a class folder is empty, a label is missing; or the
-            features of a ResNet are asked for before a projection that it doesn't have.
+        ValueError: there are no pictures, a class folder is empty, no picture has a label; or the
+            features of a ResNet are to be those before the projection, which it doesn't have.
         OSError: the source can't be read.
     """
     if features == "before":
@@ -161,7 +152,7 @@ def embed_images(
     unlabelled: list[str] = []
 
     def labelled() -> Iterator[Record]:
-        """The records; those without a label are not read for nothing."""
+        """Gives records their labels; pictures of those without one are not read."""
         for record in records:
             problem = record.problem
             try:
@@ -190,19 +181,23 @@ def embed_images(
         [record.columns[_LABEL] for record in kept],
         [record.key for record in kept],
         [record.path for record in kept],
-        problems,
+        LeftOut(problems),
     )
 
 
 def without_projection(model: CLIP) -> CLIP:
-    """A ViT whose image embeddings are the features before the projection."""
+    """Returns a ViT whose image embeddings are the features before the projection.
+
+    Raises:
+        ValueError: the model is a ResNet.
+    """
     vision = model.config.vision
     if not isinstance(vision, ViTConfig):
         raise ValueError(
             "a ResNet has no projection after its attention pooling, whose features the paper "
             "takes: expected features after it"
         )
-    # The product with the identity is exact, and the text tower is not used.
+    # The product with the identity is exact. The text tower is not used.
     arrays = dict(flatten(parameters(model)))
     arrays["visual/proj"] = np.eye(vision.width, dtype=np.float32)
     arrays["text_projection"] = np.zeros((model.config.text.width, vision.width), np.float32)
@@ -213,7 +208,7 @@ def without_projection(model: CLIP) -> CLIP:
 def encode_in_batches(
     pixels: Iterable[np.ndarray], encode: Callable[[np.ndarray], np.ndarray], rows: int
 ) -> list[np.ndarray]:
-    """Embeddings of rows that come one by one, so many at a time."""
+    """Encodes rows that come one by one, in stacks of at most `rows`."""
     embeddings, waiting = [], []
     for row in pixels:
         waiting.append(row)
@@ -259,17 +254,17 @@ def _embed(
 
 
 def _pictures(folder: str) -> Iterator[Record]:
-    """Those in a folder and below, but not what notebooks and macOS leave beside them."""
+    """Returns the pictures in a folder and below, without hidden files as macOS leaves them."""
     return (record for record in _records(folder) if not _is_hidden(record.key))
 
 
 def _records(source: str, columns: Columns | None = None) -> Iterator[Record]:
-    shards = open_input(source, columns).shards  # says here and now what is wrong
+    shards = open_input(source, columns).shards  # raises now what is wrong
     return (record for shard in shards for record in _all(shard))
 
 
 def _all(shard: Any) -> Iterator[Record]:
-    """The rows of a file; what can't be read of it is a problem."""
+    """Yields the rows of a file. Rows that can't be read have a `problem`."""
     rows = faults.opened(shard)
     return faults.all_records(rows, shard.name, 0, len(rows))
 
@@ -286,7 +281,7 @@ def _label(record: Record, column: str | None) -> str | None:
 
 
 def _as_label(value: Any) -> str | None:
-    """What a column holds as the name of a class; None where it holds nothing.
+    """Returns a column's value as the name of a class; None if it is empty.
 
     Raises:
         ValueError: it is neither text nor a number.

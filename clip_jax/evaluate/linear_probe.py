@@ -1,4 +1,4 @@
-"""The linear probe: multinomial logistic regression with scikit-learn's face, on the device."""
+"""The linear probe: multinomial logistic regression on the device, as a scikit-learn estimator."""
 
 import math
 import numbers
@@ -15,15 +15,16 @@ from clip_jax.evaluate.logistic import Problem, Solution
 
 
 class ConvergenceWarning(UserWarning):
-    """The allowed iterations did not reach the tolerance."""
+    """A fit that has used up its iterations before it reached the tolerance."""
 
 
 class LinearProbe:
     """Logistic regression on embeddings (Radford et al. 2021, appendix A.3), full batch by L-BFGS.
 
-    Minimises scikit-learn's objective, mean cross entropy + ||W||^2 / (2 C N) with the intercepts
-    free, and follows its conventions: two classes have one row of coefficients, and the estimator
-    can be cloned, searched over and put into pipelines. scikit-learn itself is not needed.
+    Minimises scikit-learn's objective, mean cross entropy + ||W||^2 / (2 C N), in which the
+    intercepts are not regularised. It follows scikit-learn's conventions: two classes have one row
+    of coefficients, and the estimator works with `clone`, grid search and pipelines. scikit-learn
+    itself is not needed.
 
     Example:
         >>> probe = LinearProbe(C=0.316).fit([[0.0], [1.0], [2.0], [3.0]], ["a", "a", "b", "b"])
@@ -31,11 +32,11 @@ class LinearProbe:
         ['a', 'b']
 
     Attributes:
-        coef_: (k, d) coefficients, (1, d) for two classes.
-        intercept_: (k,) of sum 0, or (1,).
+        coef_: (k, d) coefficients; (1, d) for two classes.
+        intercept_: (k,) intercepts, whose sum is 0; (1,) for two classes.
         classes_: (k,) the labels, sorted.
-        n_iter_: (1,) how many iterations it took.
-        n_features_in_: d.
+        n_iter_: (1,) the number of iterations of the fit.
+        n_features_in_: d, the number of features.
     """
 
     _estimator_type = "classifier"
@@ -49,14 +50,15 @@ class LinearProbe:
         dtype: Literal["float32", "float64"] = "float32",
         mesh: Mesh | None = None,
     ):
-        """Notes the parameters, which `fit` checks.
+        """Stores the parameters; `fit` checks them.
 
         Args:
             C: inverse strength of the L2 regularisation, above 0.
-            max_iter: iterations at most.
-            tol: how small the largest entry of the gradient has to become.
-            dtype: in which to compute; JAX's global setting is neither needed nor changed.
-            mesh: over all of whose axes the rows are split; without it they are on one device.
+            max_iter: the most iterations that a fit may take.
+            tol: the fit ends when no entry of the gradient is larger.
+            dtype: of the computation; JAX's global setting for float64 is not changed.
+            mesh: the devices over which the rows are split, along all its axes; None for one
+                device.
         """
         self.C, self.max_iter, self.tol = C, max_iter, tol
         self.dtype, self.mesh = dtype, mesh
@@ -65,17 +67,18 @@ class LinearProbe:
         """Finds the coefficients.
 
         Args:
-            X: (n, d) features; kept as they are, so normalise or scale them before if you want to.
+            X: (n, d) features, which are neither normalised nor scaled here.
             y: (n,) labels, strings or whole numbers, of at least two classes.
 
         Raises:
             ValueError: a parameter is out of range; shapes don't fit; a feature is not finite; a
-                label is missing or of another kind than the rest; there is one class only; C or the
-                features are so small or large that the gradient or the coefficients overflow.
+                label is missing or of another kind than the rest; there is only one class; or C or
+                the features are so small or large that the gradient or the coefficients overflow.
             TypeError: the features are sparse.
 
         Warns:
-            ConvergenceWarning: `max_iter` iterations did not reach `tol`; says how near they came.
+            ConvergenceWarning: the fit has ended before it reached `tol`; gives the gradient's
+                norm.
         """
         check_parameters(self.C, self.max_iter, self.tol, self.dtype)
         features = check_features(X, self.dtype)
@@ -91,10 +94,10 @@ class LinearProbe:
             )
         if not solution.gradient_norm <= self.tol:
             warnings.warn(_complaint(solution, self), ConvergenceWarning, stacklevel=2)
-        return self.take(solution, classes)
+        return self.set_solution(solution, classes)
 
-    def take(self, solution: Solution, classes: np.ndarray) -> Self:
-        """Becomes the probe that a solution describes; for those that solve by themselves."""
+    def set_solution(self, solution: Solution, classes: np.ndarray) -> Self:
+        """Sets the fitted attributes; `fit` does so, and the search for C, which solves itself."""
         self.coef_, self.intercept_ = solution.coefficients, solution.intercepts
         self.classes_ = classes
         self.n_iter_ = np.array([solution.num_iterations], np.int32)
@@ -102,10 +105,11 @@ class LinearProbe:
         return self
 
     def decision_function(self, X: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n ..."]:
-        """Logits: (n, k), or (n,) of the second of two classes.
+        """Returns logits: (n, k); for two classes (n,), those of the second.
 
         Raises:
-            ValueError: the features have another width or are not finite; `fit` comes first.
+            ValueError: the features have another width or are not finite, or the probe is not
+                fitted.
         """
         if not hasattr(self, "coef_"):
             raise _not_fitted()
@@ -118,28 +122,26 @@ class LinearProbe:
         return logits[:, 0] if logits.shape[1] == 1 else logits
 
     def predict_proba(self, X: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
-        """The probability of each class; raises as `decision_function`."""
-        logits = self.decision_function(X)
-        if logits.ndim == 1:
-            logits = np.stack([np.zeros_like(logits), logits], axis=1)
+        """Returns the probability of each class; raises as `decision_function`."""
+        logits = class_logits(self, X)
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         return weights / weights.sum(axis=1, keepdims=True)
 
     def predict(self, X: Float[np.ndarray, "n d"]) -> np.ndarray:
-        """(n,) the most probable labels; raises as `decision_function`."""
+        """Returns the most probable label of each row; raises as `decision_function`."""
         logits = self.decision_function(X)
         return self.classes_[_best(logits)]
 
     def score(self, X: Float[np.ndarray, "n d"], y: Any) -> float:
-        """The share of rows whose label is predicted.
+        """Returns the accuracy: the share of rows whose label is predicted.
 
         Args:
             X: (n, d) features.
-            y: (n,) labels of the kind that was fitted; one that was not seen then counts as wrong.
+            y: (n,) labels. A label that `fit` has not seen counts as wrong.
 
         Raises:
-            ValueError: as `decision_function`; there is not a label for each row; or they are text
-                where numbers were fitted, or the other way round.
+            ValueError: as `decision_function`; there is not one label for each row; or the labels
+                are text where numbers were fitted, or numbers where text was.
         """
         predicted = self.predict(X)
         labels = check_labels(y, len(predicted))
@@ -147,14 +149,14 @@ class LinearProbe:
         return float(np.mean(predicted == labels))
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """The parameters by name; `deep` is of scikit-learn's protocol and means nothing here."""
+        """Returns the parameters by name; `deep` belongs to the protocol and has no effect."""
         return {name: getattr(self, name) for name in _PARAMETERS}
 
     def set_params(self, **parameters: Any) -> Self:
-        """Changes parameters.
+        """Sets parameters by name.
 
         Raises:
-            ValueError: there is none of that name.
+            ValueError: there is no parameter of that name.
         """
         for name, value in parameters.items():
             if name not in _PARAMETERS:
@@ -169,7 +171,7 @@ class LinearProbe:
         return f"LinearProbe({', '.join(f'{k}={v!r}' for k, v in self.get_params().items())})"
 
     def __sklearn_tags__(self) -> Any:
-        # Called by scikit-learn alone, so it is there.
+        # Only scikit-learn calls this, so it is installed.
         from sklearn.utils import ClassifierTags, InputTags, Tags, TargetTags
 
         return Tags(
@@ -180,14 +182,20 @@ class LinearProbe:
         )
 
 
+def class_logits(probe: LinearProbe, X: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n k"]:
+    """Returns a logit for each class, also of two; raises as `LinearProbe.decision_function`."""
+    logits = probe.decision_function(X)
+    return np.stack([np.zeros_like(logits), logits], axis=1) if logits.ndim == 1 else logits
+
+
 _PARAMETERS = ("C", "max_iter", "tol", "dtype", "mesh")
 
 
 def check_parameters(C: object, max_iter: object, tol: object, dtype: object) -> None:
-    """Refuses what is out of range.
+    """Checks the parameters of a probe.
 
     Raises:
-        ValueError: says what was expected, and what was given.
+        ValueError: one is out of range; says what was expected and what was given.
     """
     if not isinstance(C, numbers.Real) or not 0 < float(C) < math.inf:
         raise ValueError(f"C must be a number above 0, and finite. Got {C!r}.")
@@ -204,7 +212,7 @@ def _logits(
     features: Float[np.ndarray, "n d"],
     coefficients: Float[np.ndarray, "c d"],
     intercepts: Float[np.ndarray, " c"],
-) -> np.ndarray | jax.Array:  # under jit the latter
+) -> np.ndarray | jax.Array:  # jax.Array under jit
     return features @ coefficients.T + intercepts
 
 
@@ -214,7 +222,7 @@ def _best(logits: Float[np.ndarray, "n ..."]) -> Int[np.ndarray, " n"]:
 
 def _complaint(solution: Solution, probe: LinearProbe) -> str:
     way_out = "scale the features, lower C, or raise max_iter or tol"
-    if solution.num_iterations < probe.max_iter:  # rounding is all that moves
+    if solution.num_iterations < probe.max_iter:  # only rounding errors changed the gradient
         way_out = 'raise tol, or take dtype="float64"' if probe.dtype == "float32" else "raise tol"
     return (
         f"no convergence in {solution.num_iterations} iterations: the gradient's norm (its largest "
@@ -223,7 +231,7 @@ def _complaint(solution: Solution, probe: LinearProbe) -> str:
 
 
 def _not_fitted() -> Exception:
-    """scikit-learn's own error where it is in use, so that its tools know it."""
+    """Returns scikit-learn's own error if it is loaded, since its tools catch that."""
     import sys
 
     message = "this LinearProbe is not fitted yet: call fit first."

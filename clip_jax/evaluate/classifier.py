@@ -1,8 +1,4 @@
-"""Zero-shot classification: the classes are told by their names (Radford et al. 2021, section 3.1).
-
-What is computed once for a model and its prompts is kept: the embeddings of thousands of prompts
-take minutes on a CPU.
-"""
+"""Zero-shot classification by the names of the classes (Radford et al. 2021, section 3.1)."""
 
 import collections
 from collections.abc import Sequence
@@ -14,32 +10,42 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from clip_jax.encoder import Encoder
+from clip_jax.errors import NotFiniteError
 from clip_jax.messages import some
 from clip_jax.nn import CLIP, model_digest
 from clip_jax.tokenizer import tokenize
 
 TEMPLATES = ("a photo of a {}.",)
-# Classifiers whose weights are kept, in this process.
+# Up to so many prompts are embedded each time, by one program of `model.encode_text`. More prompts
+# may take minutes on a CPU: their embeddings are kept, and found again by the digest of the model's
+# weights, which would take longer to compute than a few prompts.
+FEW = 64
+# Sets of class embeddings that this process keeps.
 KEPT = 8
-# Embeddings that are compared with all classes at one time.
+# Image embeddings that are compared with all classes at one time.
 ROWS = 8192
 
 
 class ZeroShotClassifier:
-    """A classifier of images made of the names of the classes.
+    """A classifier of images that needs no training, only the names of the classes.
 
-    Each prompt's embedding is normalised, the mean of a class's prompts is normalised again, and
-    the logits are the model's scaled cosines with these. Cosines are computed in float64.
+    A prompt is a template with a class's name in it. A class's embedding is the normalised mean of
+    its prompts' normalised embeddings. A logit is the cosine of an image with a class, times the
+    model's logit scale. Cosines are computed in float64.
 
     Example:
-        >>> classifier = ZeroShotClassifier(model, ["dog", "cat"])  # doctest: +SKIP
-        >>> classifier.class_names[classifier.predict(images)[0]]  # doctest: +SKIP
-        'cat'
+        >>> import clip_jax
+        >>> from PIL import Image
+        >>> model, preprocess = clip_jax.load("emoji")
+        >>> classifier = ZeroShotClassifier(model, ["dog", "cat"], ["a photo of a {}."])
+        >>> pixels = preprocess.pixels(Image.new("RGB", (64, 64), "red"))
+        >>> classifier.probabilities(pixels[None]).shape
+        (1, 2)
 
     Attributes:
-        class_names: of the classes, in the order of the numbers that `predict` gives.
-        templates: of the prompts.
-        weights: (k, d) the classes' embeddings, normalised; float64.
+        class_names: the names of the classes.
+        templates: the sentences around the names.
+        weights: (k, d) float64, the normalised embeddings of the classes.
     """
 
     def __init__(
@@ -50,33 +56,48 @@ class ZeroShotClassifier:
         *,
         batch_size: int | None = None,
     ):
-        """Embeds the prompts, unless this process has done so before.
+        """Embeds the prompts. Many are kept for the next classifier of the same model and prompts.
 
         Args:
-            model: any CLIP model; its parameters as they are now.
+            model: any CLIP model; later changes of its parameters have no effect.
             class_names: at least one, all different.
             templates: sentences with `{}` where the name goes.
-            batch_size: of images and of prompts, as `Encoder` has it.
+            batch_size: of images and of prompts, as for `Encoder`.
 
         Raises:
-            ValueError: a name is blank or given twice, a template has no `{}`, or a prompt is too
-                long for the model.
-            TypeError: a name or a template is no string.
+            ValueError: a name is blank or given twice, a template has no `{}`, a prompt is too
+                long for the model, or the weights are damaged.
+            TypeError: a name or a template is not a string.
         """
         self.class_names, self.templates = check_prompts(class_names, templates)
         self._encoder = Encoder(model, batch_size=batch_size)
-        self._scale = float(np.exp(np.float64(model.logit_scale[...])))
+        self._scale = _logit_scale(model)
+        self.weights = self._class_embeddings(model)
+
+    def _class_embeddings(self, model: CLIP) -> Float[np.ndarray, "k d"]:
+        names, templates = self.class_names, self.templates
+        context_length = model.config.text.context_length
+        if len(names) * len(templates) <= FEW:
+            tokens = _tokens(names, templates, context_length)
+            longest = tokens.argmax(axis=1).max() + 1
+            return _class_means(np.asarray(model.encode_text(tokens[:, :longest])), len(names))
         compute = f"{model.dtype} {model.precision}"
-        key = (model_digest(model), compute, self.class_names, self.templates)
+        key = (model_digest(model), compute, names, templates)
         if key not in _kept:
-            tokens = _tokens(self.class_names, self.templates, model.config.text.context_length)
-            _kept[key] = _class_embeddings(self._encoder.texts(tokens), len(self.class_names))
+            tokens = _tokens(names, templates, context_length)
+            _kept[key] = _class_means(self._encoder.texts(tokens), len(names))
             while len(_kept) > KEPT:
                 _kept.popitem(last=False)
-        self.weights = _kept[key]
+        return _kept[key]
 
     def logits(self, embeddings: Float[np.ndarray, "b d"]) -> Float[np.ndarray, "b k"]:
-        """The scaled cosines of image embeddings, normalised or not, with the classes; float64.
+        """Returns the scaled cosines of image embeddings with the classes.
+
+        Args:
+            embeddings: (b, d), normalised or not.
+
+        Returns:
+            (b, k) float64.
 
         Raises:
             ValueError: the embeddings have another width.
@@ -95,30 +116,30 @@ class ZeroShotClassifier:
         return np.concatenate(parts)
 
     def probabilities(self, images: np.ndarray | Array) -> Float[np.ndarray, "b k"]:
-        """The softmax of the logits.
+        """Returns the probability of each class: the softmax of the logits.
 
         Args:
-            images: (b, n, n, 3), uint8 pixels or normalised floats, as for `model.encode_image`;
-                any number of them.
+            images: (b, n, n, 3) uint8 pixels or normalised floats, as for `model.encode_image`; b
+                may be any number.
 
         Returns:
-            (b, k) float32, a row of the sum 1 for each image.
+            (b, k) float32; each row has the sum 1.
 
         Raises:
-            ValueError: the shape or the dtype is another, or an image is not finite.
+            ValueError: the shape or the dtype is wrong, or an image or its embedding is not finite.
         """
         logits = self.logits(self._encoder.images(images))
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
     def predict(self, images: np.ndarray | Array) -> Int[np.ndarray, " b"]:
-        """(b,) numbers of the most probable classes, counted from 0; raises as `probabilities`."""
+        """Returns the index of each image's most probable class; raises as `probabilities`."""
         return self.logits(self._encoder.images(images)).argmax(axis=1)
 
     def top_k(
         self, images: np.ndarray | Array, k: int = 5
     ) -> tuple[Float[np.ndarray, "b k"], Int[np.ndarray, "b k"]]:
-        """The probabilities and the numbers of the k most probable classes, best first.
+        """Returns the probabilities and the indices of the k most probable classes, best first.
 
         Raises:
             ValueError: as `probabilities`; or k is not from 1 to the number of classes.
@@ -136,11 +157,11 @@ _kept: collections.OrderedDict[tuple, Float[np.ndarray, "k d"]] = collections.Or
 def check_prompts(
     class_names: Sequence[str], templates: Sequence[str]
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names and templates as tuples.
+    """Returns class names and templates as tuples.
 
     Raises:
-        ValueError: as `ZeroShotClassifier`.
-        TypeError: likewise.
+        ValueError: a name is blank or given twice, or a template has no `{}`.
+        TypeError: one is not a string.
     """
     for what, texts in (("class_names", class_names), ("templates", templates)):
         if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
@@ -166,15 +187,31 @@ def check_prompts(
 def _tokens(
     names: Sequence[str], templates: Sequence[str], context_length: int
 ) -> Int[np.ndarray, "p l"]:
-    """All prompts, those of a class together."""
+    """Returns the prompts of the first class, then those of the second, and so on."""
     prompts = [template.replace("{}", name) for name in names for template in templates]
     return tokenize(prompts, context_length)
 
 
-def _class_embeddings(
-    prompts: Float[np.ndarray, "p d"], num_classes: int
-) -> Float[np.ndarray, "k d"]:
-    prompts = _unit(prompts.astype(np.float64))
+def _logit_scale(model: CLIP) -> float:
+    with np.errstate(over="ignore"):
+        scale = float(np.exp(np.float64(model.logit_scale[...])))
+    if not np.isfinite(scale):
+        raise ValueError(
+            f"the model's logit scale is not finite (its logarithm is {model.logit_scale[...]}): "
+            "the weights are damaged, get them again"
+        )
+    return scale
+
+
+def _class_means(prompts: Float[np.ndarray, "p d"], num_classes: int) -> Float[np.ndarray, "k d"]:
+    with np.errstate(invalid="ignore"):  # 0 / 0, which the check finds
+        prompts = _unit(prompts.astype(np.float64))
+    if len(bad := np.flatnonzero(~np.isfinite(prompts).all(axis=1))):
+        raise NotFiniteError(
+            f"the embeddings of prompts {some(bad)} are zero or not finite: the weights are "
+            "damaged, get them again",
+            bad.tolist(),
+        )
     weights = _unit(prompts.reshape(num_classes, -1, prompts.shape[1]).mean(axis=1))
     weights.flags.writeable = False  # shared by all classifiers of these prompts
     return weights

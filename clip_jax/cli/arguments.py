@@ -1,0 +1,154 @@
+"""What the commands' arguments have in common: their types, and options that several have."""
+
+import argparse
+import collections
+import re
+from typing import Any
+
+
+def positive_int(text: str) -> int:
+    """Returns a whole number from 1 on.
+
+    Raises:
+        argparse.ArgumentTypeError: it is something else.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on. Got {text!r}")
+    return int(text)
+
+
+def non_negative_int(text: str) -> int:
+    """Returns a whole number from 0 on.
+
+    Raises:
+        argparse.ArgumentTypeError: it is something else.
+    """
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number from 0 on. Got {text!r}")
+    return int(text)
+
+
+def positive_float(text: str) -> float:
+    """Returns a finite number above 0.
+
+    Raises:
+        argparse.ArgumentTypeError: it is something else.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0. Got {text!r}")
+    return number
+
+
+def file_name(text: str) -> str:
+    """Returns the name of a file.
+
+    Raises:
+        argparse.ArgumentTypeError: it is empty.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("expected the name of a file. Got ''")
+    return text
+
+
+def label(text: str) -> str:
+    """Returns a label.
+
+    Raises:
+        argparse.ArgumentTypeError: it is blank or not valid UTF-8.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("a label must not be empty or blank")
+    return _encodable(text)
+
+
+def template(text: str) -> str:
+    """Returns a sentence with {} where a label goes.
+
+    Raises:
+        argparse.ArgumentTypeError: it has no {}, or is not valid UTF-8.
+    """
+    if "{}" not in text:
+        raise argparse.ArgumentTypeError(
+            f"a template must have {{}} where the label goes, such as 'a photo of a {{}}.'. "
+            f"Got {text!r}"
+        )
+    return _encodable(text)
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Returns I and N of I/N: which of N shares of the work to do.
+
+    Raises:
+        argparse.ArgumentTypeError: it is something else.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or int(found[1]) >= int(found[2]):
+        raise argparse.ArgumentTypeError(
+            f"expected I/N with I from 0 to N - 1, such as 0/4. Got {text!r}"
+        )
+    return int(found[1]), int(found[2])
+
+
+def setting(text: str) -> str:
+    """Returns a KEY=VALUE.
+
+    Raises:
+        argparse.ArgumentTypeError: it is something else, or has several lines.
+    """
+    key, equals, value = text.partition("=")
+    if not key or not equals or "\n" in value:
+        raise argparse.ArgumentTypeError(
+            f"expected KEY=VALUE in one line, such as run.batch_size=64. Got {text!r}"
+        )
+    return text
+
+
+class Distinct(argparse.Action):
+    """Stores a list of values, none of which may be given twice."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        """Checks and stores the values, as argparse's protocol has it."""
+        counts = collections.Counter(values)
+        if twice := sorted(value for value, count in counts.items() if count > 1):
+            raise argparse.ArgumentError(self, f"given more than once: {', '.join(twice)}")
+        setattr(namespace, self.dest, values)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Declares `--json`."""
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def add_model(
+    parser: argparse.ArgumentParser, description: str, default: str | None = None
+) -> None:
+    """Declares `--model`; the description says what it may be."""
+    if default:
+        description += " (default: %(default)s)"
+    parser.add_argument("--model", default=default, metavar="NAME_OR_PATH", help=description)
+
+
+def add_batch_size(parser: argparse.ArgumentParser, description: str) -> None:
+    """Declares `--batch-size`; the description says of what."""
+    parser.add_argument("--batch-size", type=positive_int, metavar="N", help=description)
+
+
+def add_distributed(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """Declares `--distributed`; the purpose says what the hosts do together."""
+    parser.add_argument(
+        "--distributed",
+        action="store_true",
+        help=f"{purpose} with the same command on the other hosts of a pod or cluster",
+    )
+
+
+def _encodable(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not valid UTF-8") from None
+    return text

@@ -1,0 +1,299 @@
+"""The three evaluations from beginning to end: from pictures or embeddings to figures."""
+
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Float
+
+from clip_jax.embed import check_model
+from clip_jax.evaluate.c_sweep import Sweep, check_known, sweep
+from clip_jax.evaluate.classes import hold_out, name_classes
+from clip_jax.evaluate.classifier import TEMPLATES, ZeroShotClassifier, check_prompts
+from clip_jax.evaluate.data import Features, class_folders
+from clip_jax.evaluate.inputs import Model, embedding_job, find_captioned, find_images, find_model
+from clip_jax.evaluate.linear_probe import LinearProbe, check_parameters, class_logits
+from clip_jax.evaluate.recall import recall_at_k
+from clip_jax.evaluate.results import LeftOut, ProbeResult, RetrievalResult, ZeroShotResult
+from clip_jax.evaluate.scores import blocks, score_blocks
+from clip_jax.progress import announce
+
+
+def zeroshot(
+    source: str | os.PathLike[str],
+    model: Model | None = None,
+    *,
+    class_names: Sequence[str] | None = None,
+    templates: Sequence[str] = TEMPLATES,
+    label_column: str | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> ZeroShotResult:
+    """Classifies labelled pictures by the names of their classes (Radford et al. 2021, 3.1).
+
+    Pictures that can't be read are left out, and listed in `result.left_out`.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from PIL import Image
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> for name in ("red", "blue"):
+        ...     (folder / name).mkdir()
+        ...     Image.new("RGB", (64, 64), name).save(folder / name / "0.png")
+        >>> result = zeroshot(folder, "emoji", templates=["{} square"], progress=False)
+        >>> result.class_names, result.scores.count
+        (['blue', 'red'], 2)
+        >>> 0 <= result.scores.top1 <= 1
+        True
+
+    Args:
+        source: a folder with a folder of pictures for each class; WebDataset's .tar files, or a
+            .csv, .jsonl or .parquet table, as a path or a pattern; or the output folder of
+            `clip_jax.embed.embed`.
+        model: a model, or what `clip_jax.load` takes; None for that of the embedding job, or for
+            ViT-B/32 where the source is pictures.
+        class_names: one entry a class: the label; or the label, a tab and the name; or, for labels
+            that are numbers, the names of class 0, class 1, and so on. None if the labels are the
+            names.
+        templates: sentences with `{}` where the name goes.
+        label_column: the column that holds the labels, or "cls" for WebDataset's .cls members;
+            None for "cls" in .tar files and "label" elsewhere.
+        batch_size: of pictures and of prompts, as for `clip_jax.Encoder`.
+        progress: whether to show progress on standard error.
+
+    Returns:
+        The figures, in `result.scores`, with each picture's class and prediction.
+
+    Raises:
+        ValueError: the source has no pictures or no labels, a label has no class name, a name or a
+            template is unfit, or the embeddings are another model's.
+        OSError: the source can't be read.
+
+    Warns:
+        UserWarning: the embedding job is not finished.
+    """
+    source = os.fspath(source)
+    # What can be wrong is found before a model is loaded and pictures are read in vain.
+    check_prompts(name_classes(class_folders(source), class_names)[0] or ["a"], templates)
+    found = find_model(source, model, progress)
+    images = find_images(
+        source, found, label_column=label_column, batch_size=batch_size, progress=progress
+    )
+    names, targets = name_classes(images.labels, class_names)
+    announce("embedding the prompts", progress)
+    classifier = ZeroShotClassifier(found, names, templates, batch_size=batch_size)
+    slices = blocks(len(targets), len(names))
+    logits = (classifier.logits(images.embeddings[rows]) for rows in slices)
+    return ZeroShotResult(
+        scores=score_blocks(logits, targets),
+        class_names=names,
+        targets=targets,
+        keys=images.keys,
+        paths=images.paths,
+        left_out=images.left_out,
+        templates=classifier.templates,
+    )
+
+
+def retrieval(
+    source: str | os.PathLike[str],
+    model: Model | None = None,
+    *,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> RetrievalResult:
+    r"""Searches for captions by pictures and for pictures by captions.
+
+    Pictures that can't be read are left out with their captions, and listed in `result.left_out`.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from PIL import Image
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> for name in ("red", "blue"):
+        ...     Image.new("RGB", (64, 64), name).save(folder / f"{name}.png")
+        >>> table = folder / "captions.csv"
+        >>> _ = table.write_text("image,caption\nred.png,red square\nblue.png,blue square\n")
+        >>> result = retrieval(table, "emoji", progress=False)
+        >>> result.num_images, result.num_texts, result.recalls["text_to_image"][5]
+        (2, 2, 1.0)
+
+    Args:
+        source: WebDataset's .tar files, a table of captions or a folder that holds one; or the
+            output folder of `clip_jax.embed.embed` with `what="both"`.
+        model: a model, or what `clip_jax.load` takes; None for ViT-B/32 where the source is
+            pictures. Embeddings need none; where one is given, they must be of that model.
+        batch_size: of pictures and of captions, as for `clip_jax.Encoder`.
+        progress: whether to show progress on standard error.
+
+    Returns:
+        The recall at 1, 5 and 10.
+
+    Raises:
+        ValueError: the pairs are unfit, no picture can be read, or the embeddings are another
+            model's or not of both pictures and captions.
+        OSError: the source can't be read.
+
+    Warns:
+        UserWarning: the embedding job is not finished.
+    """
+    source = os.fspath(source)
+    captioned = find_captioned(source, model, batch_size=batch_size, progress=progress)
+    return RetrievalResult(
+        num_images=len(captioned.images),
+        num_texts=len(captioned.texts),
+        recalls=recall_at_k(captioned.images, captioned.texts, captioned.pairs),
+        left_out=captioned.left_out,
+    )
+
+
+def probe(
+    source: str | os.PathLike[str],
+    model: Model | None = None,
+    *,
+    test: str | os.PathLike[str] | None = None,
+    C: float | None = None,
+    features: Features = "after",
+    max_iter: int = 1000,
+    tol: float = 1e-4,
+    dtype: Literal["float32", "float64"] = "float32",
+    label_column: str | None = None,
+    batch_size: int | None = None,
+    progress: bool = True,
+) -> ProbeResult:
+    """Fits a linear classifier of a model's features and tests it (Radford et al. 2021, A.3).
+
+    Without `test`, every fifth row of each class is kept for testing. Without `C`, it is searched
+    for on every fifth of the remaining rows, and the classifier is then fitted to all of these. The
+    rows are split over the devices of this process.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from PIL import Image
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> for name in ("red", "blue"):
+        ...     (folder / name).mkdir()
+        ...     for i in range(5):
+        ...         picture = Image.new("RGB", (64 + i, 64), name)
+        ...         picture.save(folder / name / f"{i}.png")
+        >>> result = probe(folder, "emoji", C=1.0, progress=False)
+        >>> result.num_fitted, result.scores.count, result.scores.top1
+        (8, 2, 1.0)
+
+    Args:
+        source: the rows to fit to, as for `zeroshot`.
+        model: as for `zeroshot`; embeddings need none.
+        test: the rows to test on, as for `zeroshot`.
+        C: the inverse strength of the regularisation.
+        features: "after" the projection into the embedding space, or "before" it, as in the paper;
+            the latter of pictures and vision transformers only.
+        max_iter: as for `LinearProbe`.
+        tol: as for `LinearProbe`.
+        dtype: as for `LinearProbe`.
+        label_column: as for `zeroshot`.
+        batch_size: as for `clip_jax.Encoder`.
+        progress: whether to show progress on standard error.
+
+    Returns:
+        The figures on the test rows, in `result.scores`, and the fitted classifier.
+
+    Raises:
+        ValueError: as `zeroshot` and `LinearProbe.fit`; a class has fewer than five rows where rows
+            have to be held out; a class of the test rows has no rows to fit to; or the two sources
+            are embeddings of different models.
+        OSError: a source can't be read.
+
+    Warns:
+        UserWarning: an embedding job is not finished.
+        ConvergenceWarning: as `LinearProbe.fit`.
+    """
+    check_parameters(1.0 if C is None else C, max_iter, tol, dtype)
+    sources = [os.fspath(each) for each in (source, test) if each is not None]
+    for each in sources:
+        class_folders(each)  # raises what is wrong before a model is loaded in vain
+    found = _model_of_all(sources, model, features, progress)
+    train, *other = (
+        find_images(
+            each,
+            found,
+            label_column=label_column,
+            features=features,
+            batch_size=batch_size,
+            progress=progress,
+        )
+        for each in sources
+    )
+    if other:
+        tested = other[0]
+        fit_rows, test_rows = np.arange(len(train.labels)), np.arange(len(tested.labels))
+    else:
+        tested = train
+        fit_rows, test_rows = hold_out(train.labels, "testing; give --test instead")
+    labels, test_labels = np.array(train.labels)[fit_rows], np.array(tested.labels)[test_rows]
+    check_known(labels, test_labels)
+    options: Any = {"max_iter": max_iter, "tol": tol, "dtype": dtype, "mesh": _local_mesh()}
+    fitted, search = _fit(train.embeddings[fit_rows], labels, C, options, progress)
+    names = fitted.classes_.tolist()
+    targets = np.searchsorted(fitted.classes_, test_labels)
+    slices = blocks(len(targets), len(names))
+    logits = (class_logits(fitted, tested.embeddings[test_rows[rows]]) for rows in slices)
+    return ProbeResult(
+        scores=score_blocks(logits, targets),
+        class_names=names,
+        targets=targets,
+        keys=[tested.keys[row] for row in test_rows],
+        paths=[tested.paths[row] for row in test_rows],
+        left_out=sum((images.left_out for images in (train, *other)), LeftOut()),
+        probe=fitted,
+        num_fitted=len(fit_rows),
+        sweep=search,
+    )
+
+
+def _model_of_all(
+    sources: Sequence[str], model: Model | None, features: Features, progress: bool
+) -> Any:
+    """Returns the model of all sources; None if they are embeddings of one model, not loaded.
+
+    Raises:
+        ValueError: they don't have one model, or lack the features.
+    """
+    jobs = [embedding_job(each) for each in sources]
+    if features == "before" and any(jobs):
+        raise ValueError("embeddings are features after the projection: give the pictures instead")
+    if model is None and all(jobs):
+        if len({job["identity"]["model"] for job in jobs if job}) > 1:
+            raise ValueError(f"{' and '.join(sources)} were embedded with different models")
+        return None
+    found = find_model(sources[0], model, progress)
+    for each, job in zip(sources[1:], jobs[1:], strict=True):
+        if job:
+            check_model(each, job, found)
+    return found
+
+
+def _fit(
+    features: Float[np.ndarray, "n d"],
+    labels: np.ndarray,
+    C: float | None,
+    options: dict[str, Any],
+    progress: bool,
+) -> tuple[LinearProbe, Sweep | None]:
+    """Fits with that C, or with the one that does best on every fifth row of each class."""
+    search = None
+    if C is None:
+        announce("searching for C", progress)
+        rest, held = hold_out(labels, "choosing C; give -C instead")
+        search = sweep(features[rest], labels[rest], features[held], labels[held], **options)
+        C = search.best.C
+    announce("fitting", progress)
+    return LinearProbe(C, **options).fit(features, labels), search
+
+
+def _local_mesh() -> Mesh | None:
+    """Returns a mesh of all devices of this process; None if there is only one."""
+    devices = jax.local_devices()
+    return Mesh(np.array(devices), ("rows",)) if len(devices) > 1 else None
