@@ -61,7 +61,7 @@ def written_aside(path: str, write: Callable[[BinaryIO], object]) -> Iterator[st
     Raises:
         OSError: it can't be written; names the path that it was to have.
     """
-    folder, unfinished = os.path.dirname(path), aside(path)
+    folder, unfinished = os.path.dirname(path) or ".", aside(path)
     try:
         os.makedirs(folder, exist_ok=True)
         with open(unfinished, "wb") as file:
