@@ -6,6 +6,7 @@ import os
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 from tests import quickly  # noqa: E402
@@ -21,3 +22,22 @@ install_import_hook(
     ],
     "beartype.beartype",
 )
+
+# Modules with fixtures that several test files share.
+pytest_plugins = [
+    "tests.checkpoint_files",
+    "tests.embedding_jobs",
+    "tests.encoders",
+    "tests.model_files",
+    "tests.object_stores",
+    "tests.servers",
+    "tests.training_runs",
+]
+
+
+@pytest.fixture(scope="session")
+def model():
+    """The model of tests that only need some model."""
+    from tests.models import SMALL_VIT, small
+
+    return small(SMALL_VIT)

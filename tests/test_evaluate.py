@@ -33,9 +33,9 @@ from clip_jax.evaluate.classes import hold_out, name_classes
 from clip_jax.evaluate.data import without_projection
 from clip_jax.evaluate.scores import score, wilson
 from clip_jax.nn import model_digest
+from tests.archives import write_tar
 from tests.models import SMALL_RESNET, SMALL_VIT, random_images, small, to_float
-from tests.test_examples import COLOURS
-from tests.test_sources import write_tar
+from tests.pictures import COLOURS
 
 pytest.importorskip("pyarrow")
 

@@ -21,9 +21,9 @@ from clip_jax.evaluate import data as data_module
 from clip_jax.evaluate import report, scores, sweep
 from clip_jax.evaluate.classes import hold_out, name_classes
 from clip_jax.evaluate.scores import blocks, score, score_blocks
+from tests.archives import write_tar
 from tests.models import SMALL_VIT, small
-from tests.test_examples import COLOURS
-from tests.test_sources import write_tar
+from tests.pictures import COLOURS
 
 pa = pytest.importorskip("pyarrow")
 

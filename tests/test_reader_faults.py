@@ -34,7 +34,8 @@ from clip_jax.sources.faults import all_records, opened
 from clip_jax.sources.records import as_key, as_name
 from clip_jax.storage import storage
 from tests import fuzz_inputs, fuzz_readers
-from tests.test_sources import parquet, picture, write_tar
+from tests.archives import parquet, write_tar
+from tests.pictures import picture
 
 pa = pytest.importorskip("pyarrow")
 

@@ -14,23 +14,22 @@ import clip_jax
 from clip_jax.cli import main
 from clip_jax.embed import Columns, Incomplete, embed, read_embeddings
 from clip_jax.search import contact_sheet, page, search
-from tests.models import SMALL_VIT, small
-from tests.test_embed import QUIET, compiled_once, contents, noise
-from tests.test_sources import parquet, write_tar
+from tests.archives import parquet, write_tar
+from tests.embedding_jobs import QUIET, contents
+from tests.models import SMALL_VIT
+from tests.pictures import noise
 
 pa = pytest.importorskip("pyarrow")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("compiled_once")]
 
-pytestmark = pytest.mark.long
-__all__ = ["compiled_once"]  # a fixture here, too
 
 COUNT, DIM = 30, SMALL_VIT.embed_dim
+
+
 PART = "part-000000-000002.parquet"
+
+
 OPTIONS = {"rows_per_part": 6, **QUIET}
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small(SMALL_VIT)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from clip_jax.train.identity import identity_of
 from tests import quickly, training
 from tests.models import SMALL_VIT, small
 from tests.training import files_of, flip_one_bit, model_of
+from tests.training_runs import read_metrics
 
 pytest.importorskip("orbax.checkpoint")
 grain = pytest.importorskip("grain")
@@ -130,7 +131,7 @@ def light(monkeypatch):
 
 
 def lines_of(run) -> list[dict]:
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = read_metrics(run)
     for record in records:
         del record["pairs_per_second"]
     return records

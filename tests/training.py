@@ -16,7 +16,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from clip_jax.cli import main
 from clip_jax.train import TrainState, run
-from tests.test_sources import picture, write_tar
+from tests.archives import write_tar
+from tests.pictures import picture
 
 COUNT = 24
 TOML = """
