@@ -13,15 +13,8 @@ from tests import quickly  # noqa: E402
 
 os.environ.setdefault("XLA_FLAGS", quickly.ENVIRONMENT["XLA_FLAGS"])  # read with the first device
 
-# The layers' signatures say their shapes; here they are executed. The public entry points are not
-# hooked: they have errors of their own, which are tested.
-install_import_hook(
-    [
-        *(f"clip_jax.nn.{x}" for x in ("layers", "linear", "vit", "resnet", "text", "pixels")),
-        "clip_jax.backends",
-    ],
-    "beartype.beartype",
-)
+# The signatures say their shapes; here they are executed.
+install_import_hook(["clip_jax.nn", "clip_jax.backends"], "beartype.beartype")
 
 # Modules with fixtures that several test files share.
 pytest_plugins = [
