@@ -11,12 +11,7 @@ from hypothesis import strategies as st
 
 from clip_jax.convert.reader import read_checkpoint
 from clip_jax.errors import CheckpointError
-from tests.pickles import (
-    FIVE,
-    STORAGE_NAMES,
-    W,
-    tensor,
-)
+from tests.pickles import FIVE, STORAGE_NAMES, W, tensor
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 

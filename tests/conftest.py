@@ -24,6 +24,7 @@ pytest_plugins = [
     "tests.model_files",
     "tests.object_stores",
     "tests.servers",
+    "tests.training",
     "tests.training_runs",
 ]
 

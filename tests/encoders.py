@@ -9,12 +9,7 @@ from jax.sharding import AxisType, Mesh
 
 from clip_jax import Encoder
 from clip_jax.placement import OneDevice
-from tests.models import (
-    SMALL_VIT,
-    random_images,
-    random_tokens,
-    small,
-)
+from tests.models import SMALL_VIT, random_images, random_tokens, small
 
 TOLERANCE = {
     # The same sums in another order: other rows beside, other lengths, other fusions.

@@ -1,15 +1,13 @@
 """Models of few words, which make small files, and the folders that hold them."""
 
-import contextlib
 import dataclasses
-import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from clip_jax.config import CLIPConfig
-from clip_jax.nn import CLIP, flatten, from_parameters
+from clip_jax.nn import flatten
 from clip_jax.weights import save_parameters
 from tests.models import SMALL_RESNET, SMALL_VIT, random_parameters
 
@@ -20,11 +18,6 @@ def with_few_words(config: CLIPConfig) -> CLIPConfig:
 
 
 VIT, RESNET = with_few_words(SMALL_VIT), with_few_words(SMALL_RESNET)
-
-
-def some_model(config: CLIPConfig, seed: int = 0) -> CLIP:
-    """A model whose parameters are those of `random_parameters`."""
-    return from_parameters(config, random_parameters(config, seed))
 
 
 def same(given, expected) -> bool:
@@ -38,17 +31,6 @@ def same(given, expected) -> bool:
 def names_below(folder: Path) -> list[str]:
     """What is in a folder and those in it, by its path from there."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-@contextlib.contextmanager
-def files_end_at(size: int):
-    """A disk that takes no more: writing fails in the middle of a file."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture

@@ -13,9 +13,7 @@ import pytest
 import clip_jax.catalog
 from clip_jax.catalog import CATALOG, CatalogEntry
 from clip_jax.convert.pytorch import to_pytorch
-from clip_jax.weights import (
-    download,
-)
+from clip_jax.weights import download
 from tests.model_files import VIT
 from tests.models import random_parameters
 from tests.pickles import entries_of, parts, program, zipped

@@ -6,11 +6,7 @@ import pytest
 
 from clip_jax import Encoder, from_parameters
 from tests.encoders import BATCH_SIZE, END, callers_mesh
-from tests.models import (
-    SMALL_VIT,
-    random_parameters,
-    to_float,
-)
+from tests.models import SMALL_VIT, random_parameters, to_float
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,7 @@ from jax.sharding import Mesh
 from clip_jax import Encoder
 from tests import processes
 from tests.encoders import TOLERANCE
-from tests.models import (
-    relative_error,
-)
+from tests.models import relative_error
 
 
 @pytest.fixture(scope="module")

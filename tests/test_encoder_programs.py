@@ -9,9 +9,7 @@ from hypothesis import strategies as st
 from clip_jax import Encoder, tokenize
 from clip_jax.encoder import TEXT_LENGTHS
 from tests.encoders import END, TOLERANCE, captions, shared_encoder
-from tests.models import (
-    relative_error,
-)
+from tests.models import relative_error
 
 # --- programs
 

@@ -9,16 +9,7 @@ from hypothesis import strategies as st
 
 from clip_jax.convert.reader import read_checkpoint
 from tests.checkpoint_files import EDITS, SMALL, STORAGES, edited, fast, refusal, survives
-from tests.pickles import (
-    FIVE,
-    Raw,
-    W,
-    encode,
-    entries_of,
-    program,
-    write,
-    zipped,
-)
+from tests.pickles import FIVE, Raw, W, encode, entries_of, program, write, zipped
 
 # ---- containers ---------------------------------------------------------------------------------
 

@@ -9,9 +9,7 @@ from hypothesis.extra import numpy as hnp
 from clip_jax.convert.reader import read_checkpoint
 from clip_jax.convert.writer import write_pytorch
 from tests.checkpoint_files import BFLOAT16, arrays_of_every_dtype, assert_same, fast, refusal
-from tests.pickles import (
-    STORAGE_NAMES,
-)
+from tests.pickles import STORAGE_NAMES
 
 
 @pytest.mark.torch

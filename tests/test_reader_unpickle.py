@@ -11,18 +11,7 @@ from hypothesis import strategies as st
 
 from clip_jax.convert.unpickle import ADMITTED
 from tests.checkpoint_files import EDITS, SMALL, STORAGES, edited, fast, refusal, survives
-from tests.pickles import (
-    FIVE,
-    Raw,
-    W,
-    call,
-    encode,
-    glob,
-    program,
-    record,
-    storage,
-    write,
-)
+from tests.pickles import FIVE, Raw, W, call, encode, glob, program, record, storage, write
 
 SYSTEM = b"cos\nsystem\n"
 

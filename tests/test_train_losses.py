@@ -16,9 +16,7 @@ from clip_jax.train import (
     sigmoid_metrics,
 )
 from tests import reference
-from tests.models import (
-    relative_error,
-)
+from tests.models import relative_error
 from tests.reference import requires_reference
 from tests.training_steps import (
     BIAS,

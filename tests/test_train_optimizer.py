@@ -9,21 +9,10 @@ import optax
 import pytest
 
 from clip_jax.nn import parameter_shapes
-from clip_jax.train import (
-    OptimizerConfig,
-    init_state,
-    make_optimizer,
-    make_schedule,
-    make_step,
-)
+from clip_jax.train import OptimizerConfig, init_state, make_optimizer, make_schedule, make_step
 from clip_jax.train.optimizer import factors
 from tests import quickly
-from tests.models import (
-    SMALL_RESNET,
-    SMALL_VIT,
-    TINY_VIT,
-    small,
-)
+from tests.models import SMALL_RESNET, SMALL_VIT, TINY_VIT, small
 from tests.training_steps import batch
 
 

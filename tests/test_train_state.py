@@ -30,11 +30,6 @@ grain = pytest.importorskip("grain")
 # --- whose run it is
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return training.write(tmp_path_factory.mktemp("data"))
-
-
 def identity(tmp_path, data, *settings, model=None):
     config = read_config(training.write_toml(tmp_path, data), settings)
     return identity_of(config, open_pairs(data), model or small(SMALL_VIT))

@@ -29,14 +29,7 @@ from clip_jax.train import (
 from clip_jax.train.optimizer import limit_norm
 from clip_jax.train.step import _draw
 from tests import processes, quickly
-from tests.models import (
-    SMALL_RESNET,
-    SMALL_VIT,
-    fresh,
-    random_images,
-    relative_error,
-    small,
-)
+from tests.models import SMALL_RESNET, SMALL_VIT, fresh, random_images, relative_error, small
 from tests.training_steps import BIAS, SCALE, batch, mesh_of, plain_contrastive
 
 # --- the step

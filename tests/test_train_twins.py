@@ -61,11 +61,6 @@ def lines_of(log) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return training.write(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, data):
     folder = tmp_path_factory.mktemp("undisturbed")
     # As the others, in a process of its own: it compiles as they do.

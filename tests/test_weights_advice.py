@@ -16,8 +16,8 @@ from clip_jax.convert.reader import read_checkpoint
 from clip_jax.errors import CheckpointError, DownloadError
 from clip_jax.nn import parameters
 from clip_jax.weights import load, native_folder, official_file, read_native, save
-from tests.model_files import VIT, same, some_model
-from tests.models import random_parameters
+from tests.model_files import VIT, same
+from tests.models import random_parameters, small
 from tests.pickles import entries_of, parts, program, zipped
 
 EXPECTED = {name: np.asarray(a) for name, a in to_pytorch(VIT, random_parameters(VIT)).items()}
@@ -145,7 +145,7 @@ def test_a_model_of_a_newer_format_is_converted_again(model_folder, tmp_path):
     assert b'"version": "1"' in data
     path.write_bytes(data.replace(b'"version": "1"', b'"version": "9"', 1))
     refused(model_folder, "is of version 9", "convert the model again")
-    save(some_model(VIT), model_folder)
+    save(small(VIT), model_folder)
     load(model_folder)
 
 

@@ -14,12 +14,7 @@ import pytest
 import clip_jax.catalog
 from clip_jax.catalog import CATALOG
 from clip_jax.nn import flatten, parameters
-from clip_jax.weights import (
-    cached,
-    load,
-    official_file,
-    read_native,
-)
+from clip_jax.weights import cached, load, official_file, read_native
 
 
 def test_the_bundled_model_is_what_the_catalog_says():

@@ -8,12 +8,7 @@ import pytest
 import clip_jax.catalog
 from clip_jax.errors import DownloadError
 from clip_jax.nn import parameters
-from clip_jax.weights import (
-    cache_root,
-    cached,
-    load,
-    official_file,
-)
+from clip_jax.weights import cache_root, cached, load, official_file
 from tests.model_files import VIT, names_below, same
 from tests.models import random_parameters
 from tests.servers import Server, serving_tiny

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from clip_jax.errors import DownloadError
-from clip_jax.weights import (
-    download,
-)
-from tests.model_files import files_end_at, names_below
+from clip_jax.weights import download
+from tests.limits import files_end_at
+from tests.model_files import names_below
 from tests.processes import wait_until
 from tests.servers import Server, fetch
 

@@ -1,12 +1,10 @@
 """What weights survive: no home, bad servers, no descriptors, others at the same place."""
 
 import builtins
-import contextlib
 import errno
 import importlib
 import json
 import os
-import resource
 import shutil
 
 import numpy as np
@@ -19,8 +17,9 @@ from clip_jax.convert.reader import read_checkpoint
 from clip_jax.errors import DownloadError
 from clip_jax.nn import parameters
 from clip_jax.weights import cache_root, cached, download, load, native_folder, official_file, save
-from tests.model_files import VIT, names_below, same, some_model
-from tests.models import random_parameters
+from tests.limits import no_descriptors
+from tests.model_files import VIT, names_below, same
+from tests.models import random_parameters, small
 from tests.pickles import parts, write
 from tests.servers import fetch
 
@@ -28,17 +27,6 @@ pytestmark = pytest.mark.usefixtures("no_pause")
 
 # In clip_jax.weights a function has this name.
 _native = importlib.import_module("clip_jax.weights.native_format")
-
-
-@contextlib.contextmanager
-def no_descriptors():
-    """No file can be opened: `ulimit -n` is reached."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 # ---- no home ------------------------------------------------------------------------------------
@@ -174,7 +162,7 @@ def test_a_model_is_not_saved_over_what_came_to_its_place_meanwhile(model_folder
 
     monkeypatch.setattr(_native, "write_safetensors", write_while_others_do)
     with pytest.raises(FileExistsError, match="is something else than a folder written by"):
-        save(some_model(VIT, 1), model_folder)
+        save(small(VIT, seed=1), model_folder)
     assert names_below(model_folder) == ["config.json", "model.safetensors", "notes.txt"]
     assert names_below(model_folder.parent) == [
         "model", *(f"model/{name}" for name in names_below(model_folder))

@@ -12,17 +12,14 @@ import safetensors.numpy
 from clip_jax.convert.pytorch import to_pytorch
 from clip_jax.errors import CheckpointError
 from clip_jax.nn import flatten, from_parameters, parameters, unflatten
-from clip_jax.weights import (
-    load,
-    save,
-)
-from tests.model_files import RESNET, VIT, names_below, same, some_model
-from tests.models import random_images, random_parameters
+from clip_jax.weights import load, save
+from tests.model_files import RESNET, VIT, names_below, same
+from tests.models import random_images, random_parameters, small
 
 
 @pytest.mark.parametrize("config", [VIT, RESNET], ids=["vit", "resnet"])
 def test_saved_model_is_loaded_to_the_bit(tmp_path, config):
-    model = some_model(config)
+    model = small(config)
     save(model, tmp_path / "new" / "model")
     again, preprocess = load(tmp_path / "new" / "model")
     assert same(parameters(again), parameters(model))
@@ -38,7 +35,7 @@ def test_saved_model_is_loaded_to_the_bit(tmp_path, config):
 
 
 def test_activation_is_saved_with_the_weights(tmp_path):
-    save(some_model(dataclasses.replace(VIT, activation="gelu")), tmp_path / "model")
+    save(small(dataclasses.replace(VIT, activation="gelu")), tmp_path / "model")
     assert load(str(tmp_path / "model"))[0].config.activation == "gelu"
 
 
@@ -109,7 +106,7 @@ def test_unknown_activation_is_the_callers_mistake(tmp_path):
 
 def test_heads_of_another_width_are_set_in_a_native_folder(tmp_path):
     config = dataclasses.replace(VIT, text=dataclasses.replace(VIT.text, num_heads=4))
-    model = some_model(config)
+    model = small(config)
     path = tmp_path / "state.safetensors"
     safetensors.numpy.save_file(to_pytorch(config, parameters(model)), path)
     tokens = np.arange(1, 61, dtype=np.int32)[None]

@@ -17,12 +17,7 @@ from clip_jax.convert.pytorch import from_pytorch, to_pytorch
 from clip_jax.convert.reader import read_checkpoint
 from clip_jax.errors import CheckpointError
 from clip_jax.nn import flatten, parameters, unflatten
-from clip_jax.weights import (
-    load,
-    read_native,
-    save,
-    save_parameters,
-)
+from clip_jax.weights import load, read_native, save, save_parameters
 from tests.model_files import RESNET, VIT, names_below, same
 from tests.models import random_parameters
 

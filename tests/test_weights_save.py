@@ -10,33 +10,29 @@ import pytest
 
 from clip_jax.cli import main
 from clip_jax.nn import flatten, unflatten
-from clip_jax.weights import (
-    read_native,
-    replace,
-    save,
-    save_parameters,
-)
-from tests.model_files import VIT, files_end_at, names_below, same, some_model
-from tests.models import random_parameters
+from clip_jax.weights import read_native, replace, save, save_parameters
+from tests.limits import files_end_at
+from tests.model_files import VIT, names_below, same
+from tests.models import random_parameters, small
 
 
 def test_save_refuses_a_folder_of_something_else(model_folder):
     (model_folder / "notes.txt").write_text("precious")
     with pytest.raises(FileExistsError, match="something else"):
-        save(some_model(VIT), model_folder)
+        save(small(VIT), model_folder)
     assert (model_folder / "notes.txt").read_text() == "precious"
 
 
 def test_save_refuses_a_file(tmp_path):
     (tmp_path / "model").write_text("precious")
     with pytest.raises(FileExistsError, match="something else"):
-        save(some_model(VIT), tmp_path / "model")
+        save(small(VIT), tmp_path / "model")
 
 
 def test_save_takes_an_empty_folder_and_follows_a_link(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
-    save(some_model(VIT), tmp_path / "link")
+    save(small(VIT), tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
     assert names_below(tmp_path / "real") == ["config.json", "model.safetensors"]
 
@@ -66,7 +62,7 @@ def test_save_refuses_what_is_no_array(tmp_path):
 def test_full_disk_leaves_the_old_model_and_nothing_else(model_folder):
     before = (model_folder / "model.safetensors").read_bytes()
     with files_end_at(50_000), pytest.raises(OSError, match="model"):
-        save(some_model(VIT, seed=1), model_folder)
+        save(small(VIT, seed=1), model_folder)
     assert (model_folder / "model.safetensors").read_bytes() == before
     assert names_below(model_folder.parent) == [
         "model",
@@ -89,7 +85,7 @@ def test_interrupt_while_folders_are_exchanged(model_folder, monkeypatch, failin
     monkeypatch.setattr(replace, "_exchange", lambda one, other: False)
     monkeypatch.setattr(os, "rename", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        save(some_model(VIT, seed=1), model_folder)
+        save(small(VIT, seed=1), model_folder)
     assert (model_folder / "model.safetensors").read_bytes() == before
     assert names_below(model_folder.parent)[1:] == ["model/config.json", "model/model.safetensors"]
 
@@ -124,7 +120,7 @@ def test_a_model_moved_away_by_a_killed_save_is_brought_back(model_folder):
     save_and_die(model_folder, f"{REPLACE}; replace._exchange = lambda *_: False; {RENAMES_ONCE}")
     assert not model_folder.exists()
     with files_end_at(50_000), pytest.raises(OSError):
-        save(some_model(VIT, seed=1), model_folder)
+        save(small(VIT, seed=1), model_folder)
     assert same(read_native(model_folder)[1], random_parameters(VIT))
     assert names_below(model_folder.parent) == MODEL
 
@@ -136,7 +132,7 @@ def test_remains_of_killed_saves_are_removed(model_folder, monkeypatch, exchange
     assert len(left) == 1
     if not exchanges:
         monkeypatch.setattr(replace, "_exchange", lambda one, other: False)
-    save(some_model(VIT, seed=1), model_folder)
+    save(small(VIT, seed=1), model_folder)
     assert names_below(model_folder.parent) == MODEL
     assert same(read_native(model_folder)[1], random_parameters(VIT, seed=1))
 
@@ -145,7 +141,7 @@ def test_a_save_leaves_alone_what_others_are_writing(model_folder):
     other = model_folder.with_name(".model.x.0123.part")  # of a folder "model.x"
     other.mkdir()
     with pytest.raises(KeyboardInterrupt), replace.replacing(model_folder) as new:
-        save(some_model(VIT, seed=1), model_folder)
+        save(small(VIT, seed=1), model_folder)
         assert new.is_dir() and other.is_dir()
         raise KeyboardInterrupt
     assert not new.exists()
@@ -155,8 +151,8 @@ def test_mounted_disk_cannot_be_replaced(tmp_path, monkeypatch):
     (tmp_path / "disk").mkdir()
     monkeypatch.setattr(os.path, "ismount", lambda path: path == tmp_path / "disk")
     with pytest.raises(OSError, match="name a folder in it"):
-        save(some_model(VIT), tmp_path / "disk")
-    save(some_model(VIT), tmp_path / "disk" / "model")
+        save(small(VIT), tmp_path / "disk")
+    save(small(VIT), tmp_path / "disk" / "model")
 
 
 def test_place_where_no_folder_can_be_made_is_named_as_the_user_did(tmp_path, monkeypatch):
@@ -167,5 +163,5 @@ def test_place_where_no_folder_can_be_made_is_named_as_the_user_did(tmp_path, mo
     (tmp_path / "model").mkdir()
     monkeypatch.setattr(Path, "mkdir", refuse)
     with pytest.raises(PermissionError, match="Permission denied.*a folder in it") as error:
-        save(some_model(VIT), tmp_path / "model")
+        save(small(VIT), tmp_path / "model")
     assert error.value.filename == str(tmp_path / "model")

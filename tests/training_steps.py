@@ -5,10 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from tests.models import (
-    random_images,
-    random_tokens,
-)
+from tests.models import random_images, random_tokens
 
 SCALE, BIAS = 1.7, -2.3
 
