@@ -36,7 +36,9 @@ from clip_jax.sources.faults import all_records, opened
 from clip_jax.sources.records import as_key, as_name
 from clip_jax.storage import storage
 from tests import fuzz_inputs, fuzz_readers
-from tests.test_sources import parquet, picture, write_tar
+from tests.archives import parquet, write_tar
+from tests.limits import limited
+from tests.pictures import picture
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -204,19 +206,17 @@ def test_no_more_files_are_read_ahead_than_may_be_open():
 @contextlib.contextmanager
 def no_more_files():
     """No file can be opened inside the block."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = max(int(name) for name in os.listdir("/proc/self/fd")) + 1
     taken = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used, hard))
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                taken.append(os.dup(0))
-        yield
-    finally:
-        for descriptor in taken:
-            os.close(descriptor)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with limited(resource.RLIMIT_NOFILE, used):
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(os.dup(0))
+            yield
+        finally:
+            for descriptor in taken:
+                os.close(descriptor)
 
 
 def test_running_out_of_open_files_is_no_rows_fault(tmp_path):

@@ -13,8 +13,9 @@ import pytest
 import clip_jax
 from clip_jax.signals import Terminated, deferred, exit_status
 from tests import quickly
+from tests.embedding_jobs import contents
 from tests.models import SMALL_VIT, small
-from tests.test_embed import contents, noise
+from tests.pictures import noise
 
 pytestmark = pytest.mark.long
 
