@@ -1,9 +1,15 @@
 """Rows of tables: Parquet, CSV, JSON lines and text files."""
 
+import subprocess
+import sys
+
 import pytest
 
 from clip_jax.sources import Columns, open_input, read_picture
 from tests.archives import parquet, rows_of, write_table
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 
 
 def test_parquet_gives_pictures_as_bytes_or_by_their_paths(tmp_path):
@@ -147,3 +153,29 @@ def test_a_column_is_of_a_type_that_holds_all_files(tmp_path):
 def test_columns_are_taken_along_once():
     with pytest.raises(ValueError, match="named twice: price"):
         Columns(others=("price", "label", "price"))
+
+
+def test_damaged_statistics_of_parquet_do_not_end_the_process(tmp_path):
+    # In a process of its own: Arrow's exception could not be caught.
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"caption": ["a", "b"]}), path)
+    data = path.read_bytes()
+    length = int.from_bytes(data[-8:-4], "little")
+    body, footer = data[: -8 - length], data[-8 - length : -8]
+    # Of the two histograms of levels the first is empty, and should be; it takes the other's place.
+    damaged = footer.replace(b"\x19\x06\x19\x26", b"\x19\x26", 1)
+    assert len(damaged) == len(footer) - 2
+    path.write_bytes(body + damaged + len(damaged).to_bytes(4, "little") + b"PAR1")
+    program = """
+import sys
+from clip_jax.sources import open_input
+from clip_jax.sources.faults import all_records, opened
+(shard,) = open_input(sys.argv[1]).shards
+rows = opened(shard)
+print([record.problem for record in all_records(rows, shard.name, 0, len(rows))])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program, path], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("can't be read") + done.stdout.count("histogram") >= 1, done.stdout
