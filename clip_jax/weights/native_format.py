@@ -23,9 +23,9 @@ from clip_jax.convert.safetensors import NAMES, read_safetensors, write_safetens
 from clip_jax.errors import CheckpointError, is_exhausted
 from clip_jax.nn import CLIP, flatten, misfits, parameter_shapes, parameters, unflatten
 from clip_jax.nn.tree import check_blocks, listed
+from clip_jax.weights.places import VERSION
 from clip_jax.weights.replace import replacing
 
-VERSION = "1"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 # Characters of a configuration: what is no such thing may have any size.
