@@ -1039,7 +1039,8 @@ def test_an_installed_wheel_carries_the_bundled_model(tmp_path):
     (wheel,) = wheels.iterdir()
     subprocess.run([*pip, "install", "--no-deps", "--target", installed, wheel], check=True)
     program = (
-        "import clip_jax, socket; socket.socket = None; model, preprocess = clip_jax.load('emoji');"
+        "import clip_jax, socket; clip_jax.load; socket.socket = None;"
+        "model, preprocess = clip_jax.load('emoji');"
         "print(clip_jax.__file__, model.config.embed_dim)"
     )
     environment = os.environ | {"PYTHONPATH": str(installed), "CLIP_JAX_CACHE": str(tmp_path)}

@@ -9,7 +9,7 @@ import numpy as np
 from clip_jax.catalog import lookup
 from clip_jax.convert.pytorch import from_pytorch
 from clip_jax.convert.reader import read_checkpoint
-from clip_jax.weights.download import fetch, has_checksum, locked
+from clip_jax.weights.download import fetch, has_checksum, made_once
 from clip_jax.weights.native_format import save_parameters
 from clip_jax.weights.places import Root, cache_root, converted_folder, official_places
 
@@ -56,7 +56,7 @@ def native_folder(name: str, download_root: Root = None, progress: bool = True) 
     source = official_file(name, download_root, progress)
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with locked(folder):
+        with made_once(folder):
             if not folder.is_dir():  # another process may have made it meanwhile
                 config, params = from_pytorch(read_checkpoint(source))
                 save_parameters(config, params, folder, dtype=np.float32)
