@@ -24,6 +24,7 @@ ATTEMPTS = 3
 PAUSE = 1.0  # seconds before the second attempt, one more before each after it
 TIMEOUT = 30.0  # seconds without a byte
 _BLOCK = 1 << 18
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Failed(Exception):
@@ -113,7 +114,8 @@ def _download(url: str, sha256: str, path: Path, progress: bool) -> None:
                 time.sleep(PAUSE * attempt)
         os.replace(part, path)
     except OSError as error:
-        if not is_exhausted(error):  # then what has come is as good as before
+        # Where memory or open files have run out, what has come is as good as before.
+        if error.errno in _FULL or not is_exhausted(error):
             _remove(part)  # most of all where the disk is full: don't leave it so
         raise
     except BaseException:
