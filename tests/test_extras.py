@@ -22,6 +22,17 @@ def test_training_without_optax_names_its_extra(tmp_path):
     assert line.startswith("clip-jax: training") and "pip install 'clip-jax-flax[train]'" in line
 
 
+def test_the_probe_without_optax_names_its_extra():
+    # Flax imports it, too: it is taken away after that.
+    script = (
+        "import numpy as np; from clip_jax.evaluate import LinearProbe\n"
+        "sys.modules['optax'] = None\n"
+        "LinearProbe().fit(np.eye(2), [0, 1])"
+    )
+    done = without(script)
+    assert done.returncode == 1 and "pip install 'clip-jax-flax[evaluate]'" in done.stderr
+
+
 def test_parity_without_safetensors_names_its_extra():
     script = "from clip_jax.parity.pytorch import _safetensors; _safetensors()"
     done = without(script, "safetensors")
