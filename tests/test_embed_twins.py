@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -162,7 +163,7 @@ def test_where_there_are_no_locks_jobs_run_without(
     def flock(*_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     assert embed(pictures, model, begun, **OPTIONS).parts == 1
     assert contents(begun) == undisturbed
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from clip_jax import attempts
-from clip_jax.attempts import Exhausted, Refused, Unreachable
+from clip_jax.errors import Exhausted, Refused, Unreachable
 from clip_jax.loading import Loader, loading
 from clip_jax.preprocess import Preprocess
 from clip_jax.sources import (

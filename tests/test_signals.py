@@ -22,8 +22,8 @@ pytestmark = pytest.mark.long
 # A command that does what `body` says, with what the command line does about signals.
 COMMAND = """
 import sys, time, threading
-import clip_jax.cli as cli
 from clip_jax import signals
+from clip_jax.cli import dispatch
 
 {set_up}
 
@@ -36,8 +36,8 @@ class Parser:
     def parse_args(self, argv):
         return Command()
 
-cli._parser = Parser
-sys.exit(cli.main([]))
+dispatch._parser = Parser
+sys.exit(dispatch.main([]))
 """
 READY = "print('ready', flush=True)"
 

@@ -1,6 +1,7 @@
 """The same training twice, and trainings that are asked to stop: real processes, real signals."""
 
 import errno
+import fcntl
 import os
 import signal
 import socket
@@ -11,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from clip_jax import locks
 from clip_jax.cli import main
 from tests import quickly, training
 from tests.processes import free_port
@@ -113,7 +113,7 @@ def test_a_folder_that_can_not_be_locked_is_named(tmp_path, data, monkeypatch, c
     def refuse(descriptor, how):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     assert main(["train", str(training.write_toml(tmp_path, data))]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == f"clip-jax: {tmp_path}/run/run.lock: Input/output error"
