@@ -1,4 +1,4 @@
-"""Locks of files, which end with the process that holds them, however it dies."""
+"""File locks that are released when their process ends, however it dies."""
 
 import contextlib
 import errno
@@ -12,9 +12,9 @@ try:
 except ModuleNotFoundError:  # Windows
     fcntl = None
 
-# Not by the library filelock: where there are no locks it falls back to files that outlive a kill.
+# Not filelock: on file systems without locks it falls back to files that survive a kill.
 
-# Seconds that a dying process may take: those of SIGTERM, and some more.
+# Seconds to wait for a process that is ending: SIGTERM's grace period, and some more.
 DYING = 15.0
 # Seconds between two tries.
 _EVERY = 0.1
@@ -28,17 +28,17 @@ class InUse(OSError):
 
 @contextlib.contextmanager
 def locked(path: str, what: str) -> Iterator[None]:
-    """Holds the lock that is a file, in a folder that is there; the file is gone afterwards.
+    """Holds a lock file during the block, and removes it afterwards. Its folder must exist.
 
-    Where the file system has no locks, or the folder can't be written, the block runs without.
+    If the file system has no locks, or the folder isn't writable, the block runs without a lock.
 
     Args:
-        path: of the file.
-        what: it is a lock of, for the message.
+        path: the path of the lock file.
+        what: what is locked, for the message.
 
     Raises:
-        InUse: another process holds it and doesn't give it up within seconds; names that process.
-        OSError: the file can't be made.
+        InUse: another process still holds it after `DYING` seconds; the message names it.
+        OSError: the file can't be created.
     """
     descriptor = None if fcntl is None else _acquire(path, what, time.monotonic() + DYING)
     if descriptor is None:
@@ -47,7 +47,7 @@ def locked(path: str, what: str) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed while it is held: who waits for it sees that it is not the file any more.
+        # Removed while held: a waiting process sees that its descriptor is not this file any more.
         with contextlib.suppress(OSError):
             os.unlink(path)
         os.close(descriptor)

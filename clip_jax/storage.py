@@ -1,7 +1,7 @@
-"""Files by their address: on this machine's disks, or wherever fsspec goes (`s3://`, `gs://`, ...).
+"""Files by their address: on local disks, or anywhere fsspec reaches (`s3://`, `gs://`, ...).
 
-The one place that knows of both. What is written is there complete or not at all: on a disk it is
-written aside, flushed and renamed; on an object store it is one PUT.
+Writes are atomic: on a disk a temporary file is written, flushed and renamed; on an object store a
+write is one PUT.
 """
 
 import contextlib
@@ -26,12 +26,12 @@ from clip_jax.unfinished import ASIDE, is_abandoned, put_new, written_aside
 
 T = TypeVar("T")
 
-# No picture's file is larger; what is was not meant for one, and would fill the memory.
+# No picture is larger; other files named in a table would fill the memory.
 MOST_OF_A_PICTURE = 1 << 30
 
 
 def storage(address: str | os.PathLike[str]) -> "Storage":
-    """Where that address lies.
+    """Returns the storage that an address belongs to.
 
     Raises:
         ModuleNotFoundError: fsspec, or its driver for such addresses, is not installed.
@@ -41,26 +41,26 @@ def storage(address: str | os.PathLike[str]) -> "Storage":
 
 
 def is_remote(address: str | os.PathLike[str]) -> bool:
-    """Whether fsspec is needed to get there."""
+    """Whether an address needs fsspec."""
     return "://" in os.fspath(address)
 
 
 def plain(address: str | os.PathLike[str]) -> str:
-    """The address as text; a `file://` one as the path that it is."""
+    """Returns the address as a string, a `file://` one as a plain path."""
     text = os.fspath(address)
     return re.sub("^(file|local)://(?=/)", "", text) if is_remote(text) else text
 
 
 def absolute(address: str | os.PathLike[str]) -> str:
-    """The address as it reads from any folder."""
+    """Returns the address, a local path made absolute."""
     return os.fspath(address) if is_remote(address) else os.path.abspath(address)
 
 
 def folder(address: str | os.PathLike[str]) -> str:
-    """The address of a folder, without a slash at its end.
+    """Returns the address of a folder without a trailing slash.
 
     Raises:
-        ValueError: it is blank, as a variable that isn't set is; or names the root of everything.
+        ValueError: it is blank (an unset variable, perhaps), or the root of a file system.
     """
     path = plain(address)
     if not path.strip():
@@ -72,66 +72,66 @@ def folder(address: str | os.PathLike[str]) -> str:
 
 
 class Storage(Protocol):
-    """Files of one kind; everything may be called by several threads, and raises OSError."""
+    """Files of one kind. All methods are thread-safe, and raise OSError on failure."""
 
     @property
     def filesystem(self) -> Any:
-        """What pyarrow takes for its filesystem."""
+        """The `filesystem` argument for pyarrow."""
         ...
 
     def within(self, path: str) -> str:
-        """What the path is called in `filesystem`."""
+        """Returns the path as it is called in `filesystem`."""
         ...
 
     def is_folder(self, path: str) -> bool:
-        """Whether there is a folder; object stores have those that hold something."""
+        """Whether there is such a folder; on object stores, whether anything is in it."""
         ...
 
     def size(self, path: str) -> int:
-        """Bytes of a file."""
+        """Returns the size of a file in bytes."""
         ...
 
     def stat(self, path: str, fresh: bool = False) -> Stat:
-        """What tells a file from what it was before; `fresh` asks again what was asked before."""
+        """Returns the size and version of a file; `fresh` bypasses caches."""
         ...
 
     def modified(self, path: str) -> int | None:
-        """When a file was written, in nanoseconds since 1970; None where that can't be told."""
+        """Returns a file's modification time, in nanoseconds since 1970; None if unknown."""
         ...
 
     def read(self, path: str) -> bytes:
-        """All of a file."""
+        """Reads a whole file."""
         ...
 
     def read_range(self, path: str, begin: int, end: int) -> bytes:
-        """Some bytes of a file; fewer where it ends before."""
+        """Reads some bytes of a file; fewer if it ends before."""
         ...
 
     def read_into(self, path: str, begin: int, target: memoryview) -> int:
-        """Reads bytes into memory from some place on; says how many, fewer where it ends before."""
+        """Reads bytes from an offset into memory; returns how many, fewer if the file ends."""
         ...
 
     def open(self, path: str) -> BinaryIO:
-        """A file to read, at any place of it."""
+        """Opens a seekable file for reading."""
         ...
 
     def arrow(self, path: str) -> Any:
-        """A file for pyarrow, which closes by itself."""
+        """Opens a file for pyarrow, which closes itself."""
         ...
 
     def descriptor(self, path: str) -> int:
-        """A descriptor of the file, for `os.pread`; a remote file is fetched whole for that."""
+        """Returns a descriptor of the file, for `os.pread`; downloads a remote file whole."""
         ...
 
     def write(self, path: str, data: bytes) -> None:
-        """Puts a file there, complete or not at all, in place of one of that name."""
+        """Writes a file atomically, replacing one of that name."""
         ...
 
     def create(self, path: str, data: bytes) -> bool:
-        """Puts a file there as `write` does, unless there is one; says whether it did.
+        """Writes a file as `write` does, unless it exists; returns whether it did.
 
-        Of several processes that do so at once, one does; on object stores without conditional
-        writes there may be more than one, of which the last has its file there.
+        If several processes call it at once, one succeeds. On object stores without conditional
+        writes several may, and the last one's file remains.
         """
         ...
 
@@ -140,34 +140,33 @@ class Storage(Protocol):
         ...
 
     def abandoned(self, folder: str) -> list[str]:
-        """The names of the unfinished files in a folder whose processes are dead."""
+        """Returns the names of unfinished files in a folder whose processes are dead."""
         ...
 
     def locked(self, path: str, what: str) -> contextlib.AbstractContextManager[None]:
-        """Holds a file as a lock, as `clip_jax.locks` has it; object stores have none."""
+        """Holds a file as a lock, as in `clip_jax.locks`; does nothing on object stores."""
         ...
 
     def names(self, folder: str) -> list[str]:
-        """The names of the files right in a folder; none where there is no folder."""
+        """Returns the names of the files directly in a folder; none if it doesn't exist."""
         ...
 
     def walk(self, folder: str) -> Iterator[tuple[str, int | str]]:
-        """The files in a folder and all below, in no certain order.
+        """Yields the files in a folder and its subfolders, in any order.
 
         Yields:
-            The path from the folder, with slashes; and a number that changes with the file's size
-            and times or version, 0 where these can't be told; or what is wrong where a folder can't
-            be entered.
+            The path relative to the folder, with slashes; and a hash of the file's size and times
+            or version, 0 if these are unknown. For a folder that can't be entered, the problem.
         """
         ...
 
     def glob(self, pattern: str) -> list[str]:
-        """The addresses of the files that fit a pattern."""
+        """Returns the addresses of the files that match a pattern."""
         ...
 
 
 class Disk(Storage):
-    """This machine's disks."""
+    """Local file systems."""
 
     @property
     def filesystem(self) -> Any:
@@ -255,7 +254,7 @@ class Disk(Storage):
 
 
 class Store(Storage):
-    """What fsspec reaches; what may help is tried three times."""
+    """A remote file system of fsspec; temporary failures are retried, three tries in all."""
 
     def __init__(self, address: str):
         self._fs: Any = _filesystem(address)
@@ -281,7 +280,7 @@ class Store(Storage):
     def modified(self, path: str) -> int | None:
         try:
             return int(tried(path, lambda: self._fs.modified(path)).timestamp() * 1e9)
-        except Refused:  # not every driver can tell
+        except Refused:  # not every driver knows it
             return None
 
     def read(self, path: str) -> bytes:
@@ -323,13 +322,13 @@ class Store(Storage):
         tried(path, put)
 
     def create(self, path: str, data: bytes) -> bool:
-        self._fs.invalidate_cache()  # others write here, too
+        self._fs.invalidate_cache()  # other processes write here too
         try:
             self._fs.pipe_file(path, data, mode="create")
             return True
         except FileExistsError:
             return False
-        except Exception:  # of a kind of their own; or they can't do it on a condition
+        except Exception:  # the driver's own error for that, or no conditional writes
             if tried(path, lambda: self._fs.exists(path)):
                 return False
         self.write(path, data)
@@ -340,13 +339,13 @@ class Store(Storage):
             tried(path, lambda: self._fs.rm_file(path))
 
     def abandoned(self, folder: str) -> list[str]:
-        return []  # what isn't put there whole isn't there
+        return []  # writes are atomic
 
     def locked(self, path: str, what: str) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     def names(self, folder: str) -> list[str]:
-        self._fs.invalidate_cache()  # others write here, too
+        self._fs.invalidate_cache()  # other processes write here too
         try:
             entries = tried(folder, lambda: self._fs.ls(folder, detail=True))
         except FileNotFoundError:
@@ -365,10 +364,10 @@ class Store(Storage):
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Refuses what to open is to wait for somebody, or to start something.
+    """Checks that a path is a regular file: opening a pipe or a device may block.
 
     Raises:
-        OSError: there is a pipe, a socket, a device or a folder, or nothing.
+        OSError: it is a pipe, a socket, a device or a folder, or doesn't exist.
     """
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
@@ -378,7 +377,7 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def check_picture_size(address: str | os.PathLike[str], size: int) -> None:
-    """Raises OSError if a picture's file has too many bytes."""
+    """Raises OSError if a picture's file is too large."""
     if size > MOST_OF_A_PICTURE:
         most = f"{MOST_OF_A_PICTURE:,}"
         what = f"has {size:,} bytes, more than the {most} that a picture may have"
@@ -386,7 +385,7 @@ def check_picture_size(address: str | os.PathLike[str], size: int) -> None:
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Makes a folder's names outlast a power cut, where the system can."""
+    """Flushes a folder's entries to disk, if the system can, so that they survive a power cut."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -403,13 +402,13 @@ def _walk(
         if (there.st_dev, there.st_ino) in above:
             yield prefix.rstrip("/"), "a link to a folder that it lies in"
             return
-        # Entries take several times the memory of their names, and there may be millions.
+        # Only names are kept: entries take several times the memory, and may be millions.
         files, folders = [], []
         with os.scandir(folder) as entries:
             for entry in entries:
                 if _is_folder(entry):
                     folders.append(entry.name)
-                elif entry.is_symlink() or entry.is_file():  # not a pipe, which is waited for
+                elif entry.is_symlink() or entry.is_file():  # a pipe would block
                     files.append((prefix + entry.name, _number(entry)))
     except OSError as error:
         if not above or is_exhausted(error):
@@ -439,7 +438,7 @@ def _number(entry: os.DirEntry) -> int:
 
 
 def _opened(act: Callable[[], T]) -> T:
-    """Opens a file; where that is too much for the machine, the error says so."""
+    """Opens a file; raises a telling error if memory or descriptors have run out."""
     try:
         return act()
     except OSError as error:
@@ -465,11 +464,11 @@ def _filesystem(address: str) -> Any:
     options = kind._get_kwargs_from_urls(address)
     if protocol in ("http", "https"):
         options["client_kwargs"] = {"timeout": _patience()}
-    return tried(address, lambda: kind(**options))  # some connect at once
+    return tried(address, lambda: kind(**options))  # some drivers connect here
 
 
 def _patience() -> Any:
-    """How long an HTTP server may take; aiohttp's own five minutes are long for a dead one."""
+    """Returns timeouts for HTTP; aiohttp's default of five minutes is long for a dead server."""
     import aiohttp  # pyright: ignore[reportMissingImports]
 
     return aiohttp.ClientTimeout(total=120, sock_connect=10, sock_read=30)

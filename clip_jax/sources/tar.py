@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files whose members of one name belong together."""
+"""WebDataset shards: tar files in which members with the same stem form a row."""
 
 import dataclasses
 import errno
@@ -25,19 +25,19 @@ from clip_jax.sources.records import (
 )
 from clip_jax.storage import MOST_OF_A_PICTURE, absolute, is_remote, storage
 
-# How gzip's, bzip2's, xz's and zstd's files begin.
+# Magic numbers of gzip, bzip2, xz and zstd.
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-# What follows the name of a file that has to be unpacked or decrypted first.
+# Suffixes of files that must be unpacked or decrypted first.
 PACKED = ("gz", "bz2", "xz", "lzma", "zst", "lz4", "br", "z", "zip", "gpg", "pgp", "age", "enc")
-# Bytes of a caption or a header. tarfile would read as many as a damaged header asks for.
+# The most bytes of a caption or a header; tarfile would read any number a damaged header asks for.
 MOST_OF_A_TEXT = 1 << 26
 
 
 class TarPairs:
-    """The pairs of some shards, by an index of their members; nothing is unpacked.
+    """The pairs of some shards, read through an index of their members without unpacking.
 
-    A pair is an image (`.jpg`, `.png`, ...) and, under the same name, a text (`.txt`, one caption)
-    or a JSON document (`.json`, `caption` or `captions`). The key is that name.
+    A pair is an image (`.jpg`, `.png`, ...) and, with the same stem, a text (`.txt`, one caption)
+    or a JSON document (`.json`, `caption` or `captions`). The key is that stem.
     """
 
     def __init__(self, pattern: str | os.PathLike[str]):
@@ -48,8 +48,9 @@ class TarPairs:
                 `{train,more}-*.tar`.
 
         Raises:
-            ValueError: lists all that is wrong: captions or images missing, keys twice.
-            FileNotFoundError: nothing fits the pattern.
+            ValueError: captions or images are missing, or keys are not unique; the message lists
+                the problems.
+            FileNotFoundError: no file matches the pattern.
         """
         paths = expand(os.fspath(pattern))
         self._pairs: list[tuple[str, Member, tuple[str, ...]]] = []
@@ -66,7 +67,7 @@ class TarPairs:
                     captions = group.captions()
                     if key in seen:
                         raise ValueError(f"the key {key!r} has been there before")
-                except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are such
+                except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
                     problems.append(f"{path}: {key}: {error}")
                     continue
                 seen.add(key)
@@ -93,19 +94,19 @@ class TarPairs:
 
 
 class TarShard(ListedFile):
-    """The rows of one shard: a picture, a caption, or both, under one name, which is the key.
+    """The rows of one shard: a picture, a caption, or both, with one stem, which is the key.
 
-    What is wrong with some is their own problem: a second picture of a name is a row with that
-    problem, and so is the rest of a file that was cut off.
+    Faulty members don't stop the others: a second picture with the same stem becomes a row with a
+    problem, and so does the rest of a truncated file.
     """
 
     def __init__(self, path: str, columns: Sequence[str] = ()):
-        """Looks at the file's size, and reads nothing yet.
+        """Gets the file's size; reads nothing yet.
 
         Args:
             path: the tar file.
-            columns: what to take along from the JSON documents; `cls` is the label in the member
-                of that ending, where there is one.
+            columns: the fields of the JSON documents to pass through; `cls` is the label in the
+                `.cls` member, if there is one.
         """
         super().__init__(path)
         self._size = self.stat.size
@@ -117,11 +118,11 @@ class TarShard(ListedFile):
             return TarRows(self._path, self._columns)
 
     def check(self) -> None:
-        """Looks at the file's first bytes.
+        """Checks by its first bytes that the file is a tar file.
 
         Raises:
             OSError: it can't be read.
-            ValueError: it is no tar file; says what it is.
+            ValueError: it is not; the message says what it is.
         """
         if not self._size:
             raise ValueError(f"{self._path} is empty: there is no row to embed")
@@ -129,7 +130,7 @@ class TarShard(ListedFile):
         if head.startswith(COMPRESSED):
             raise ValueError(f"{self._path} is compressed: unpack it to a plain tar file first")
         if head == bytes(tarfile.BLOCKSIZE):
-            return  # a whole one, without members
+            return  # complete, but without members
         try:
             tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
         except (tarfile.HeaderError, ValueError, OverflowError) as error:
@@ -137,7 +138,7 @@ class TarShard(ListedFile):
 
 
 class TarRows:
-    """The index of a shard."""
+    """The rows of an open shard."""
 
     def __init__(self, path: str, columns: Sequence[str]):
         """Reads headers and captions.
@@ -177,7 +178,7 @@ class TarRows:
                     document = document | {"cls": _decoded(group.cls, "label")}
                 columns = {name: document.get(name) for name in self._columns}
         except ValueError as error:
-            # Where there is a picture it can be embedded all the same.
+            # If there is a picture, it can be embedded nevertheless.
             problem = str(error) if group.image is None else None
         read = path = None
         if group.image is not None:
@@ -186,10 +187,10 @@ class TarRows:
 
 
 def read_member(path: str, name: str) -> bytes:
-    """The picture of that name in a tar file; the name as it is there.
+    """Reads a picture from a tar file, by the member's exact name.
 
     Raises:
-        OSError: there is none, or it can't be read.
+        OSError: there is no such picture, or it can't be read.
         ValueError: the file is damaged.
     """
     with guarded(path):
@@ -201,7 +202,7 @@ def read_member(path: str, name: str) -> bytes:
 
 @dataclasses.dataclass
 class _Group:
-    """The members of one name; and what is wrong with a text among them that isn't read."""
+    """The members with one stem; `refused` says why a text among them was not read."""
 
     image: Member | None = None
     txt: bytes | None = None
@@ -210,7 +211,7 @@ class _Group:
     refused: str = ""
 
     def captions(self) -> tuple[str, ...]:
-        """One or more captions.
+        """Returns one or more captions.
 
         Raises:
             ValueError: there is none.
@@ -223,10 +224,10 @@ class _Group:
         return as_captions(document.get("captions", document.get("caption")))
 
     def document(self) -> dict[str, Any]:
-        """The JSON document; an empty one where there is none.
+        """Returns the JSON document; an empty one if there is none.
 
         Raises:
-            ValueError: it is damaged, or no object.
+            ValueError: it is damaged or not an object.
         """
         document = parsed(self.json or b"{}")
         if not isinstance(document, dict):
@@ -235,15 +236,15 @@ class _Group:
 
 
 class _Index:
-    """What is in a tar file.
+    """The members of a tar file.
 
     Attributes:
-        groups: members that belong together, by their common name.
-        end: what is wrong with the file's end, or an empty text.
+        groups: members that belong together, by their stem.
+        end: what is wrong with the end of the file, or an empty string.
     """
 
     def __init__(self, path: str):
-        """Reads headers and captions; pictures that are cut off are left out.
+        """Reads headers and captions; leaves out truncated pictures.
 
         Raises:
             OSError: the file can't be read.
@@ -251,7 +252,7 @@ class _Index:
         self.groups: dict[str, _Group] = {}
         self.end = ""
         self._surplus: list[str] = []
-        self._astray: list[tuple[str, str, str]] = []  # name, key and what follows the first dot
+        self._astray: list[tuple[str, str, str]] = []  # name, stem and suffix
         self._links: list[tuple[str, str]] = []
         self._lost: list[tuple[str, str]] = []
         file = File(path)
@@ -259,15 +260,15 @@ class _Index:
             with file.reading() as read, tarfile.open(fileobj=_Stream(read), mode="r:") as tar:
                 place = 0
                 for member in tar:
-                    if tar.offset <= place:  # by a negative size, and so on for ever
+                    if tar.offset <= place:  # a negative size would make an endless loop
                         raise ValueError(f"a header at byte {member.offset} leads back")
                     place = tar.offset
                     self._add(member, file, read)
-                # Python takes a header that is cut off or damaged for the end.
+                # tarfile treats a truncated or damaged header as the end.
                 if read(tarfile.BLOCKSIZE, tar.offset) != bytes(tarfile.BLOCKSIZE):
                     self.end = f"the tar file is damaged or cut off at byte {tar.offset}"
-        except Exception as error:  # whatever headers make tarfile do: recurse, overflow, ...
-            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # no place of a file
+        except Exception as error:  # damaged headers make tarfile recurse, overflow, ...
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a bad offset
                 raise
             self.end = f"the tar file is damaged or cut off: {told(error)}"
             if file.read(6, 0).startswith(COMPRESSED):
@@ -276,12 +277,12 @@ class _Index:
             self._follow_links()
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """The names of pictures that are no row's picture, and why."""
+        """Yields the names of pictures that belong to no row, each with the reason."""
         for name in self._surplus:
             yield name, "another picture of this name comes before it"
         for name, key, suffix in self._astray:
             group = self.groups.get(key)
-            if group is None or group.image is None:  # else it goes with that one, a mask perhaps
+            if group is None or group.image is None:  # else it accompanies that, as a mask does
                 yield name, f"in shards a name ends at its first dot, and {suffix!r} is no picture"
         yield from self._lost
 
@@ -303,7 +304,7 @@ class _Index:
             return
         is_whole = member.offset_data + member.size <= file.size
         if member.isfile() and not member.issparse() and not is_whole:
-            return  # cut off, which is told of the file's end
+            return  # truncated: `end` reports it
         problem = _unreadable(member, packed, MOST_OF_A_PICTURE if is_picture else MOST_OF_A_TEXT)
         if is_picture and problem:
             self._lost.append((member.name, problem))
@@ -313,7 +314,7 @@ class _Index:
             group = self.groups.setdefault(key, _Group())
             if problem:
                 group.refused = group.refused or f"{as_text(member.name)}: {problem}"
-            elif getattr(group, kept) is None:  # the first one, as with pictures: they are a pair
+            elif getattr(group, kept) is None:  # the first one counts, as with pictures
                 setattr(group, kept, read(member.size, member.offset_data))
 
     def _add_picture(self, image: Member) -> None:
@@ -328,7 +329,7 @@ class _Index:
             self._surplus.append(image.name)
 
     def _follow_links(self) -> None:
-        """Pictures that are links to others; to links, too, where these come before."""
+        """Adds pictures that are links to other pictures or to earlier links."""
         images = [group.image for group in self.groups.values() if group.image is not None]
         there = {os.path.normpath(image.name): image for image in images}
         for name, target in self._links:
@@ -344,7 +345,7 @@ class _Index:
 
 
 class _Stream(io.RawIOBase):
-    """A tar file as tarfile reads it: never more at one time than a header can have."""
+    """A tar file for tarfile, which refuses reads that are larger than any valid header."""
 
     def __init__(self, read: Read):
         self._read, self._place, self._empty = read, 0, 0
@@ -355,7 +356,7 @@ class _Stream(io.RawIOBase):
         data = self._read(size, self._place)
         self._place += len(data)
         self._empty = 0 if data else self._empty + 1
-        if self._empty > 100:  # tarfile would wait for a sparse member's map for ever
+        if self._empty > 100:  # tarfile would wait forever for a sparse map
             raise ValueError("a header that is cut off")
         return data
 
@@ -373,8 +374,8 @@ _TEXTS = ("txt", "json", "cls")
 
 
 def _unreadable(member: tarfile.TarInfo, packed: str, most: int) -> str:
-    """Why a member's bytes are not those of its file, or too many; an empty text where they are."""
-    if member.issparse():  # its bytes don't lie in one run
+    """Returns why a member can't be read from the tar file; an empty string if it can."""
+    if member.issparse():  # its bytes are not contiguous
         return "a sparse member: pack the shard without tar's --sparse"
     if not member.isfile():
         return f"no file, but a member of type {member.type.decode('latin-1')!r}"
@@ -393,7 +394,7 @@ def _decoded(text: bytes, what: str) -> str:
 
 
 def _parted(name: str) -> tuple[str, str]:
-    """What a member belongs to, and what it is: its name up to its first dot, and the rest."""
+    """Splits a member's name at its first dot into stem and suffix."""
     folder, _, name = name.rpartition("/")
     stem, _, suffix = name.partition(".")
     return f"{folder}/{stem}" if folder else stem, suffix.lower()
