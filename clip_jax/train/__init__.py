@@ -1,4 +1,4 @@
-"""Contrastive training: losses over a global batch, the step, and which parameters it moves."""
+"""Contrastive training: losses over a global batch, the training step, the optimiser, runs."""
 
 from clip_jax.train.config import TrainConfig as TrainConfig
 from clip_jax.train.config import read_config as read_config
