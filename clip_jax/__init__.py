@@ -1,4 +1,4 @@
-"""CLIP in JAX and Flax: the official checkpoints, without PyTorch, proven equal to PyTorch.
+"""CLIP in JAX and Flax: the official checkpoints without PyTorch, tested to equal PyTorch's.
 
 Example:
     >>> import clip_jax

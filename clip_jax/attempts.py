@@ -1,4 +1,4 @@
-"""What a store's or a server's refusal means: whether to try again, and whose fault it is."""
+"""Retries of remote calls: which errors may pass, and which are the machine's fault."""
 
 import errno
 import socket
@@ -9,9 +9,9 @@ from typing import Any
 # Seconds between tries: enough for a server that restarts or asks for patience.
 WAITS = (1.0, 4.0)
 
-# Answers of the 400s after which the same question may be answered otherwise.
+# 4xx statuses that may pass.
 _BUSY = {408, 425, 429}
-# What the system says where it is the name that is wrong.
+# Errors of the operating system that concern the file's name or its permissions.
 _NAMES = {
     errno.ENOENT,
     errno.ENOTDIR,
@@ -22,7 +22,7 @@ _NAMES = {
     errno.ELOOP,
     errno.EINVAL,
 }
-# Of what the machine runs out; none of them says anything about a file.
+# Resources that the machine can run out of; the file isn't at fault.
 _RUN_OUT = {
     errno.EMFILE: "too many open files: raise the limit, for example with ulimit -n 4096",
     errno.ENFILE: "the system has too many open files: close some",
@@ -34,34 +34,34 @@ _RUN_OUT = {
 
 
 class Unreachable(OSError):
-    """A store that can't be reached now: not the fault of one file.
+    """A store can't be reached now; no single file is at fault.
 
     Attributes:
-        is_silent: whether nothing answered, which the network at this end may explain.
+        is_silent: whether there was no answer at all, perhaps because the local network is down.
     """
 
     is_silent = False
 
 
 class Exhausted(Unreachable):
-    """The machine has run out of memory, open files or the like: not the fault of what is read."""
+    """The machine has run out of memory, open files or the like; the data isn't at fault."""
 
 
 class Refused(OSError):
-    """What an address has answered, or what is wrong with it; trying again won't help."""
+    """An address is wrong, or its server has refused the request; trying again won't help."""
 
 
 def tried(address: str, act: Callable[[], Any]) -> Any:
-    """What a call of a driver returns, after up to three tries.
+    """Calls a driver, up to three times, and returns its result.
 
     Drivers raise errors of any kind. Here they become `OSError`s that name the address.
 
     Raises:
         FileNotFoundError: there is nothing at the address.
-        PermissionError: it may not be read or written.
-        Refused: it was refused for another reason that lasts.
-        Exhausted: the machine has run out of something.
-        Unreachable: three tries failed in ways that may pass.
+        PermissionError: reading or writing is not permitted.
+        Refused: another permanent error.
+        Exhausted: the machine has run out of a resource.
+        Unreachable: three tries failed with temporary errors.
     """
     for wait in (*WAITS, None):
         try:
@@ -89,7 +89,7 @@ def tried(address: str, act: Callable[[], Any]) -> Any:
 
 
 def exhausted(error: BaseException) -> Exhausted | None:
-    """The error to raise instead, if this one is the machine's fault and no file's."""
+    """Returns the error to raise instead, if the machine has run out of a resource; else None."""
     for cause in _causes(error):
         if isinstance(cause, Exhausted):
             return cause
@@ -101,7 +101,7 @@ def exhausted(error: BaseException) -> Exhausted | None:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and what led to it, as drivers wrap the system's errors in their own."""
+    """Yields an error and its causes, since drivers wrap the system's errors in their own."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:
@@ -115,8 +115,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _lasts(error: BaseException) -> bool:
-    """Whether the same call would fail in the same way."""
-    # A malformed address, a certificate, a missing driver; aiohttp's and ftplib's own.
+    """Whether an error is permanent: the same call would fail again."""
+    # A malformed address, a bad certificate, a missing driver; then aiohttp's and ftplib's own.
     if isinstance(error, ValueError | TypeError | NotImplementedError | ImportError):
         return True
     if type(error).__name__ in ("TooManyRedirects", "error_perm"):
@@ -133,7 +133,7 @@ def _lasts(error: BaseException) -> bool:
 
 
 def _status(error: BaseException) -> int | None:
-    """The status of an HTTP answer, wherever a driver keeps it."""
+    """Returns the status of an HTTP response, wherever a driver keeps it."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore's
         found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -148,7 +148,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _is_silent(error: BaseException) -> bool:
-    """Whether nothing came back: no status, no refused connection."""
+    """Whether there was no answer: neither a status nor a refused connection."""
     return not any(
         _status(cause) is not None or isinstance(cause, ConnectionError) for cause in _causes(error)
     )

@@ -1,4 +1,4 @@
-"""The errors that callers are meant to catch; and what no row is to blame for."""
+"""The errors that callers are meant to catch, and a test for exhausted memory or descriptors."""
 
 import errno
 from collections.abc import Sequence
@@ -7,18 +7,18 @@ _EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 
 class CheckpointError(Exception):
-    """Weights that can't be read, are refused, or don't fit a model; lists every problem."""
+    """Weights can't be read, are refused, or don't fit a model; the message lists all problems."""
 
 
 class DownloadError(Exception):
-    """A file that could not be fetched; says its address and where to put it by hand."""
+    """A file could not be downloaded; the message says where to get and put it by hand."""
 
 
 class NotFiniteError(ValueError):
-    """Embeddings that are not finite, because of the weights or of what was embedded.
+    """Embeddings are not finite, because of the weights or of the inputs.
 
     Attributes:
-        rows: the rows that are not finite, counted from 0.
+        rows: the numbers of the rows that are not finite, from 0.
     """
 
     def __init__(self, message: str, rows: Sequence[int]):
@@ -27,7 +27,7 @@ class NotFiniteError(ValueError):
 
 
 def is_exhausted(error: BaseException | None) -> bool:
-    """Whether descriptors or memory have run out: no file and no row is to blame for that."""
+    """Whether descriptors or memory have run out, so that no file or row is at fault."""
     while error is not None:
         if isinstance(error, MemoryError):
             return True

@@ -1,8 +1,8 @@
-"""What SIGTERM and Ctrl-C do to a command: it stops soon, and leaves nothing half-written.
+"""SIGTERM and Ctrl-C: a command stops soon, and leaves nothing half-written.
 
-A signal raises an exception in the main thread, wherever that is; a block that must not be left in
-the middle defers it. A thread ends the process where it doesn't stop by itself: the main thread may
-be waiting for a device, and Python, as it exits, for a thread that waits for a store.
+A signal raises an exception in the main thread, wherever that is; a block that must not be
+interrupted defers it. A watchdog thread ends the process if it doesn't stop by itself: the main
+thread may be waiting for a device, or Python at its exit for a thread that waits for a store.
 """
 
 import contextlib
@@ -14,14 +14,15 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-# Seconds in which a command stops by itself. Schedulers kill after 10 to 30.
+# Seconds that a command has to stop by itself. Schedulers kill after 10 to 30.
 GRACE = 8.0
-# A second Ctrl-C ends the process at once; but what starts us may pass on the same one twice.
+# A second Ctrl-C ends the process at once. Within these seconds it counts as the first one, as a
+# parent process may pass on the same one.
 TWICE = 1.0
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: somebody wants the machine back. Does what Ctrl-C does."""
+    """SIGTERM was received; handled as Ctrl-C is."""
 
 
 Stop = KeyboardInterrupt  # or Terminated
@@ -33,19 +34,19 @@ _STOPS: dict[int, type[Stop]] = {
 
 
 def exit_status(stop: Stop) -> int:
-    """128 and the signal's number, as shells count: 143 after SIGTERM, 130 after Ctrl-C."""
+    """Returns the shell's exit status for a signal: 143 for SIGTERM, 130 for Ctrl-C."""
     return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
 class _State:
-    """What the handlers know of each other."""
+    """State shared by the signal handlers and the watchdog."""
 
     def __init__(self) -> None:
         self.first: int | None = None  # the first signal
-        self.since = 0.0  # when the seconds of grace begin
+        self.since = 0.0  # start of the grace period
         self.grace = GRACE
         self.is_deferred = self.is_told = False
-        # Python's handlers wait until the main thread is back in Python; this wakes at once.
+        # Python's handlers run only once the main thread is back in Python; this wakes at once.
         self.reader, self.writer = socket.socketpair()
         self.writer.setblocking(False)
 
@@ -55,9 +56,9 @@ _state: _State | None = None  # of the command that is running
 
 @contextlib.contextmanager
 def handled(say: Callable[[str], None]) -> Iterator[None]:
-    """Has SIGTERM raise `Terminated`, and Ctrl-C `KeyboardInterrupt`, in the main thread.
+    """Makes SIGTERM raise `Terminated`, and Ctrl-C `KeyboardInterrupt`, in the main thread.
 
-    A process that has not ended some seconds later, or that gets a second Ctrl-C, is ended with
+    A process that hasn't stopped some seconds later, or that gets a second Ctrl-C, is ended with
     the same exit status. Signals that the process was started to ignore stay ignored.
 
     Args:
@@ -88,19 +89,19 @@ def handled(say: Callable[[str], None]) -> Iterator[None]:
             signal.set_wakeup_fd(before)
             state.writer.close()  # which ends the thread
             watchdog.join()
-        # Otherwise the process is about to exit, and is watched until it has.
+        # Else the process is about to exit, and is watched until then.
         state.is_told = True
-    # Raised while Python was in a callback of its garbage collector, it was dropped there.
+    # An exception raised in a callback of Python's garbage collector was lost: raise it now.
     if state.first is not None:
         raise _STOPS[state.first]
 
 
 @contextlib.contextmanager
 def deferred(grace: float = GRACE) -> Iterator[Callable[[], Stop | None]]:
-    """While this lasts, signals are noted; the block looks whether there was one, and ends.
+    """Defers signals in the block, which must check for one and end.
 
-    Where the block hasn't raised the exception itself, it is raised as the block ends. Under a
-    program of somebody else, whose signals are its own, there never is one.
+    If the block doesn't raise the exception itself, it is raised at the end of the block. Outside
+    of `handled`, in another program that uses this package, signals are left alone.
 
     Example:
         with deferred(grace=60) as stop_asked:
@@ -108,14 +109,14 @@ def deferred(grace: float = GRACE) -> Iterator[Callable[[], Stop | None]]:
                 ...
                 if stop := stop_asked():
                     save()
-                    stop.add_note("a checkpoint is written")  # the command line says it
+                    stop.add_note("a checkpoint is written")  # printed by the command line
                     raise stop
 
     Args:
-        grace: seconds from the signal in which the block must have ended.
+        grace: seconds after the signal in which the block must end.
 
     Yields:
-        What returns the exception to raise; None where no signal has come.
+        A function that returns the exception to raise, or None if there was no signal.
     """
     state = _state
     if state is None:
@@ -143,7 +144,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _watch(state: _State, say: Callable[[str], None]) -> None:
-    """Ends the process some seconds after its first signal, or with its second Ctrl-C."""
+    """Ends the process some seconds after its first signal, or at its second Ctrl-C."""
     first: int | None = None
     came = 0.0
     with state.reader as reader:
