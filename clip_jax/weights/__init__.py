@@ -1,4 +1,4 @@
-"""Names to files to parameter trees: download and cache, and the native format."""
+"""Loads weights by name or path: download, cache and native format."""
 
 from clip_jax.weights.cache import cache_root as cache_root
 from clip_jax.weights.cache import cached as cached

@@ -1,4 +1,4 @@
-"""From a model's name to weights on this machine: downloaded once, converted once."""
+"""The cache of named models' weights, which are downloaded once and converted once."""
 
 import importlib.resources
 import os
@@ -18,9 +18,9 @@ Root = str | os.PathLike[str] | None
 
 
 def cache_root(download_root: Root = None) -> Path:
-    """Where weights are kept.
+    """Returns the folder of the cache.
 
-    `download_root` if it is given, else `$CLIP_JAX_CACHE`, else `clip_jax` in the user's cache
+    It is `download_root` if given, else `$CLIP_JAX_CACHE`, else `clip_jax` in the user's cache
     folder (`$XDG_CACHE_HOME`, usually `~/.cache`).
 
     Raises:
@@ -37,9 +37,9 @@ def cache_root(download_root: Root = None) -> Path:
 
 
 def _expanded(path: str | os.PathLike[str]) -> Path | None:
-    """The path with the home folder in place of `~`; None where there is no such folder.
+    """Expands `~` in a path; returns None if the user has no home folder.
 
-    Under systemd and in some containers HOME is not set, and no file knows the user's number.
+    Under systemd and in some containers HOME is not set and the user id is unknown to the system.
     """
     try:
         return Path(path).expanduser()
@@ -48,7 +48,7 @@ def _expanded(path: str | os.PathLike[str]) -> Path | None:
 
 
 def cached(name: str, download_root: Root = None) -> bool:
-    """Whether `load(name)` finds the weights on this machine; looks at names, not at contents.
+    """Whether `load(name)` finds the weights on this machine; checks names, not contents.
 
     Raises:
         ValueError: there is no model of this name.
@@ -64,10 +64,10 @@ def cached(name: str, download_root: Root = None) -> bool:
 
 
 def official_file(name: str, download_root: Root = None, progress: bool = True) -> Path:
-    """The official file of a model, downloaded if this machine has none with its checksum.
+    """Returns the official file of a model; downloads it unless it is here with its checksum.
 
     Raises:
-        ValueError: there is no model of this name, or it is no official one.
+        ValueError: there is no model of this name, or it is not an official one.
         DownloadError: it can't be downloaded.
     """
     entry = lookup(name)
@@ -83,12 +83,13 @@ def official_file(name: str, download_root: Root = None, progress: bool = True) 
 
 
 def native_folder(name: str, download_root: Root = None, progress: bool = True) -> Path:
-    """The native folder of a model: bundled, or converted from its official file, once, to float32.
+    """Returns the native folder of a model: bundled, or converted once from its official file.
 
-    The official file's checksum is verified before it is converted, not again later.
+    The converted arrays are float32. The official file's checksum is verified only before the
+    conversion.
 
     Returns:
-        The folder; or, where none can be written, the official file.
+        The folder; or, if it can't be written, the official file.
 
     Raises:
         ValueError: there is no model of this name.
@@ -106,7 +107,7 @@ def native_folder(name: str, download_root: Root = None, progress: bool = True) 
     try:
         root.mkdir(parents=True, exist_ok=True)
         with locked(folder):
-            if not folder.is_dir():  # another process may have made it meanwhile
+            if not folder.is_dir():  # another process may have written it meanwhile
                 config, params = from_pytorch(read_checkpoint(source))
                 save_parameters(config, params, folder, dtype=np.float32)
     except OSError as error:
