@@ -1,4 +1,4 @@
-"""CLIP in JAX and Flax: the official checkpoints without PyTorch, tested to equal PyTorch's.
+"""CLIP in JAX and Flax: the official checkpoints, without PyTorch, proven equal to PyTorch.
 
 Example:
     >>> import clip_jax
