@@ -86,7 +86,7 @@ class Encoder:
                 processes each passes its own rows and gets their embeddings, and all must make the
                 same calls in the same order.
             normalize: whether to divide each embedding by its L2 norm.
-            dtype: the dtype in which the towers compute, instead of the model's.
+            dtype: dtype in which the towers compute, instead of the model's.
             precision: the precision of matrix products, instead of the model's.
             mesh: the devices for `parallel="mesh"`, instead of all.
             attention: "xla"; "cudnn" for cuDNN's fused kernel on NVIDIA GPUs, in half precision;

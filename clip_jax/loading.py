@@ -1,9 +1,9 @@
 """Reads, decodes and crops pictures and captions in threads, ahead of the device and in order.
 
-Training uses Grain for this, embedding doesn't: Grain's threads need data of known length with
-random access, but a tar file's rows are known only once it is open, and a Parquet file is a stream.
-With one data set per file, each would start with nothing read ahead. Also, Grain limits prefetching
-by elements, this by bytes. `benchmarks/embed.py` has both.
+Training uses Grain for this, embedding doesn't: Grain needs data of known length with random
+access, but a tar file's rows are known only once it is open, and a Parquet file is a stream. With
+one data set per file, each would start with nothing read ahead. And Grain limits prefetching by
+elements, this by bytes. `benchmarks/embed.py` has both.
 """
 
 import concurrent.futures
@@ -116,8 +116,7 @@ class Loader:
 
         Args:
             preprocess: the preprocessing of pictures; None if none are embedded.
-            context_length: the length of token rows, to which texts are cut; None if none are
-                embedded.
+            context_length: the length to which texts are cut; None if none are embedded.
             exif_transpose: whether to rotate pictures by their EXIF data.
             timing: returns contexts that count the time of "reading" and of "decoding".
             gate: the gate that decoding waits for; None for none.

@@ -2,8 +2,8 @@
 
 Pillow computes all of it, although only the middle is kept: from 65,535 x 1 pixels for a model of
 size 224, that is 14,679,840 x 224. Pillow's `box=` would compute less, but different pixels: it is
-in single precision. The results here equal Pillow's to the bit: coefficients are computed in the
-same order and rounded in the same way; and rows come before columns, as when Pillow enlarges.
+in single precision. The results here equal Pillow's to the bit: coefficients are computed and
+rounded in the same order; and rows come before columns, as when Pillow enlarges.
 """
 
 import math
@@ -64,7 +64,7 @@ def _image(values: np.ndarray, like: Image.Image) -> Image.Image:
 def _coefficients(
     length: int, resized: int, begin: int, end: int
 ) -> tuple[Int[np.ndarray, "n k"], Int[np.ndarray, " n"]]:
-    """Computes the weights of a line's pixels in pixels `begin` to `end` - 1 of the resized line.
+    """Computes the weights of a line's pixels for pixels `begin` to `end` - 1 of the resized one.
 
     Returns:
         The weights in fixed point, one row per resized pixel; and the first pixel of each row.

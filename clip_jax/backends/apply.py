@@ -39,8 +39,8 @@ def optimize(model: CLIP, platform: str, *, in_slices: bool = True) -> None:
     is no longer the public one.
 
     Args:
-        model: a model in evaluation mode that shares its arrays with no other, with parameters in
-            the dtype in which it computes.
+        model: a model in evaluation mode that doesn't share its arrays, with parameters in the
+            dtype in which it computes.
         platform: the platform it will run on, as `jax.Device.platform` names it.
         in_slices: whether to compute a batch in slices that stay in caches; not over a mesh, where
             rows are on several devices.
@@ -126,7 +126,7 @@ def use_attention(model: CLIP, image: AttentionName, text: AttentionName) -> Non
 
 
 def pooled(layer: nnx.Module) -> nnx.Module | None:
-    """Returns the layer that replaces a transformer on every platform; None for other layers."""
+    """Returns the layer that replaces a transformer on any platform; None for other layers."""
     return PooledTransformer(layer) if isinstance(layer, Transformer) else None
 
 

@@ -61,7 +61,7 @@ def default_attention(platform: str, card: str, dtype: np.dtype, num_tokens: int
     Args:
         platform: the platform, as `jax.Device.platform` names it.
         card: the kind of device, as `jax.Device.device_kind` names it.
-        dtype: the dtype in which the towers compute.
+        dtype: dtype in which the towers compute.
         num_tokens: the number of tokens in a sequence.
     """
     return next(row for row in ATTENTION if row.fits(platform, card, dtype, num_tokens))

@@ -3,9 +3,9 @@
 (x K) q = x (K q) and p (x V) = (p x) V: on the right sides, a matrix multiplies one row per
 sequence instead of all. The keys' bias adds the same number to all scores of a query, which cancels
 in the softmax; the weights sum to 1, so the values' bias is added once. The last block of a
-transformer then costs a tenth. On a CPU it made no difference for a ViT-B/32 with one or two
-images; with kernels that must be transposed for it, it slowed down a ResNet-50 with one image and
-sped it up with eight (jaxlib 0.10, benchmarks/results/encode_profile.md). Not measured on GPUs.
+transformer then costs a tenth. On a CPU it made no difference to a ViT-B/32 with one or two images;
+with kernels that must be transposed for it, a ResNet-50 was slower with one image and faster with
+eight (jaxlib 0.10, benchmarks/results/encode_profile.md). Not measured on GPUs.
 """
 
 import functools

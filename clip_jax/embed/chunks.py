@@ -46,9 +46,9 @@ def divide(shard: int, rows: int, rows_per_part: int) -> list[Chunk]:
 
 @dataclasses.dataclass(frozen=True)
 class Worker:
-    """One of several processes that share a job; it decides which chunks are its own.
+    """One of several processes that share a job, and its choice of chunks.
 
-    If there are enough files, each process takes whole ones, so that no other has to open them.
+    If there are enough files, each process takes whole ones, so that no other opens them.
 
     Attributes:
         index: the index of this process.

@@ -1,8 +1,7 @@
 """Checks at a start that the existing parts match the input as it is now.
 
-Usually this only looks at the files: a part matches if its files have the sizes and times, or
-ETags, that they had when it was written. If these differ, or on request, its rows are read again
-and compared one by one.
+Usually it only looks at the files: a part matches if they have the sizes and times, or ETags, that
+they had when it was written. If these differ, or on request, its rows are read and compared.
 """
 
 import bisect
@@ -44,7 +43,7 @@ class Comparison:
     """
 
     def __init__(self, plan: Plan, layout: Layout, parts: Parts, *, show: bool):
-        """Stores the arguments; reads no file yet.
+        """Reads no file yet.
 
         Args:
             plan: lists the valid parts, and reads the input.
@@ -187,7 +186,7 @@ class _Rows:
     def __init__(
         self, layout: Layout, source: str, part: Part, embedded: Sequence[int], verify: bool
     ):
-        """Stores the arguments; reads no row yet.
+        """Reads no row yet.
 
         Args:
             layout: the layout of the part.
@@ -203,7 +202,7 @@ class _Rows:
         self.unread: dict[int, str] = {}
 
     def take(self, row: int, record: Record) -> None:
-        """Reads a row of the input; any thread may call it.
+        """Reads a row of the input; thread-safe.
 
         Raises:
             Unreachable: nothing can be read any more.
@@ -221,7 +220,7 @@ class _Rows:
             self.unread[place] = told(error)
 
     def difference(self) -> tuple[str, str] | None:
-        """Returns "rows" or "pictures", whichever differ, and a description of the first one."""
+        """Returns "rows" or "pictures", whichever differ, and how the first one differs."""
         import pyarrow as pa
 
         places, path = sorted(self._now), self._layout.path

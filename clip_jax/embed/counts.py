@@ -20,13 +20,13 @@ class Summary:
         errors: rows of this worker that could not be embedded, in earlier runs too.
         parts: parts written by this run.
         rows_before: rows embedded by earlier runs.
-        rows_to_do: rows left to do; only a dry run sets it.
-        parts_to_do: parts left to do; only a dry run sets it.
-        verified: rows of earlier runs that were compared with the input and found the same.
+        rows_to_do: rows left to do, after a dry run.
+        parts_to_do: parts left to do, after a dry run.
+        verified: rows of earlier runs that were found to equal the input.
         seconds: how long the run took, compilation included.
         waited: seconds in which the device waited for data.
         reading: seconds of reading, summed over all threads.
-        decoding: seconds of decoding, resizing and cropping, summed over all threads.
+        decoding: seconds of decoding, resizing and cropping, likewise summed.
         device: seconds of computing.
         writing: seconds of writing parts, which runs in parallel with the rest.
     """
@@ -90,7 +90,7 @@ class Counts:
 
     @contextlib.contextmanager
     def timing(self, what: str) -> Iterator[None]:
-        """Adds the time of a block to a clock; any thread may call it."""
+        """Adds the time of a block to a clock; thread-safe."""
         start = time.monotonic()
         try:
             yield

@@ -1,9 +1,9 @@
 """The encoding of a part as a Parquet file with a checksum.
 
-The schema's metadata names the job and the rows. Metadata added to the footer gives the end of the
-content, its CRC, and the offsets of the embeddings, which are neither compressed nor encoded, so
-that they can be memory-mapped. The digests of the pictures follow the columns, where Parquet
-readers don't look: in the footer they would have to be read at every start.
+The schema's metadata names the job and the rows. The footer's gives the end of the content, its
+CRC, and the offsets of the embeddings, which are neither compressed nor encoded, so that they can
+be mapped. The digests of the pictures follow the columns, where Parquet readers don't look: in the
+footer they would have to be read at every start.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ class Contents:
     Attributes:
         about: its metadata.
         rows: how many rows it has.
-        mark: identifies this version of the file among files of the same name.
+        mark: distinguishes it from other versions of the file.
         digests: the offset of the pictures' digests; None if it has none.
         data: the bytes of the file, or of its end.
     """
@@ -140,7 +140,7 @@ def matrix(column: Any) -> np.ndarray:
 
 
 def footer_length(data: bytes) -> int:
-    """Returns the size of a Parquet file's footer in bytes, with its length and magic number."""
+    """Returns the bytes of a Parquet file's footer, its length and magic number included."""
     return int.from_bytes(data[-8:-4], "little") + 8
 
 

@@ -40,7 +40,7 @@ _EMBEDDINGS = {"embedding": lambda value: value in ("image", "text")}
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
-    """Returns a short hash of an identity, which is plain JSON."""
+    """Returns a short hash of an identity."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -86,7 +86,7 @@ def check_model(source: str, job: dict[str, Any], model: CLIP) -> None:
 
 
 def claim(out: str, identity: Mapping[str, Any], about: Mapping[str, Any], dry: bool) -> bool:
-    """Claims a folder for this job by writing `job.json`, unless that exists already.
+    """Claims a folder for this job by writing `job.json`, unless it exists.
 
     Args:
         out: the folder.
@@ -98,7 +98,7 @@ def claim(out: str, identity: Mapping[str, Any], about: Mapping[str, Any], dry: 
         Whether the folder is this job's now.
 
     Raises:
-        ValueError: the folder is another job's; gives both fingerprints and what differs.
+        ValueError: it is another job's; gives both fingerprints and what differs.
         OSError: the file can't be read or written.
     """
     job = read_job(out)
@@ -133,10 +133,10 @@ class Other(NamedTuple):
 
 
 def refuse_others(others: Sequence[Other]) -> None:
-    """Raises an error if there are parts whose rows differ from the input's.
+    """Raises an error that names the parts whose rows differ from the input's, if any.
 
     Raises:
-        ValueError: there are; the message names them.
+        ValueError: there are such parts.
     """
     if not others:
         return
@@ -144,7 +144,7 @@ def refuse_others(others: Sequence[Other]) -> None:
     also = f"; {len(more)} more parts likewise" if more else ""
     if len(others) >= SHOWN:  # the comparison stopped there
         also = f"; at least {len(more)} more parts likewise"
-        # All parts of the same files: those not compared are likely to differ too.
+        # All parts of these files: those not compared are likely to differ too.
         parts = {re.sub(r"(\d{6,})-\d{6,}", r"\1-*", other.part) for other in others}
     else:
         parts = {other.part for other in others}
@@ -156,7 +156,7 @@ def refuse_others(others: Sequence[Other]) -> None:
 
 
 def place(source: Input, chunk: Chunk) -> str:
-    """Describes which rows of the input a chunk has, for messages."""
+    """Describes the rows of a chunk, for messages."""
     shard = source.shards[chunk.shard]
     name = shard.name if isinstance(shard, ListedFile) else "the input"  # a folder
     return f"rows {chunk.begin} to {chunk.end - 1} of {name}"

@@ -13,10 +13,9 @@ class Part:
 
     Attributes:
         columns: an Arrow table of key, path, caption and the columns passed through.
-        embeddings: arrays (rows, d) by column: `embedding`, and `text_embedding` too if both
-            pictures and texts are embedded.
-        pictures: (rows,) uint64, the digests of the pictures' files; None if no pictures are
-            embedded or an earlier version wrote the part.
+        embeddings: (rows, d) by column: `embedding`, and `text_embedding` if both are embedded.
+        pictures: (rows,) uint64, digests of the pictures' files; None without pictures, or if an
+            earlier version wrote the part.
     """
 
     columns: Any
@@ -49,9 +48,8 @@ class Finished:
         shard_rows: how many rows the shard has in all.
         failed: the numbers of the failed rows in the shard, from 0.
         lost: the failed rows whose reasons are lost.
-        stamp: the version of the shard's files when these rows were last known to match them; None
-            if that is lost.
-        mark: identifies this version of the part among files of the same name.
+        stamp: the version of the shard's files that the rows last matched; None if lost.
+        mark: distinguishes it from other versions of the part.
         has_digests: whether the part holds the digests of its pictures.
     """
 
@@ -65,7 +63,7 @@ class Finished:
     has_digests: bool = False
 
     def embedded(self, begin: int) -> Sequence[int]:
-        """Returns the numbers of the embedded rows, for a chunk whose first row is `begin`."""
+        """Returns the numbers of the embedded rows, given the chunk's first row."""
         everything = range(begin, begin + self.rows + self.errors)
         return [row for row in everything if row not in self.failed] if self.failed else everything
 
@@ -78,7 +76,7 @@ class Written:
         part: its rows.
         rows: the numbers of these rows in the shard, from 0.
         errors: the chunk's other rows.
-        mark: identifies this version of the part among files of the same name.
+        mark: distinguishes it from other versions of the part.
     """
 
     part: Part
@@ -88,7 +86,6 @@ class Written:
 
 
 def _error_type() -> Any:
-    """Returns the Arrow schema of a table of errors."""
     import pyarrow as pa
 
     return pa.schema(

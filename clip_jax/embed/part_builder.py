@@ -16,7 +16,7 @@ from clip_jax.loading import CpuGate, Loaded
 from clip_jax.sources import Input, Record
 from clip_jax.sources.records import as_text
 
-# Batches in one call of the encoder, which computes one while the next is being transferred.
+# Batches in one call of the encoder, which computes one while it transfers the next.
 BATCHES = 4
 # Rows whose columns are kept as Python objects, which need several times Arrow's memory.
 PLAIN = 512
@@ -86,10 +86,9 @@ class Layout:
         return base64.b64encode(schema.serialize().to_pybytes()).decode()
 
     def typed(self, noted: str) -> "Layout":
-        """Returns this layout with the column types of the job's first run, if `noted` has them.
+        """Returns this layout with the column types of the job's first run, if noted.
 
-        New parts need the types of the existing ones, even if a file that can't be read now would
-        have changed them.
+        New parts need the types of the existing ones, even if some file can't be read now.
 
         Raises:
             ValueError: `noted` is damaged.
@@ -195,7 +194,7 @@ class PartBuilder:
             if self._pending.is_retry and rows == list(there.rows) and failed[0] == failed[1]:
                 return  # nothing has changed
         stamp = None
-        # A stamp says that all rows match the input, also those merged from the existing part.
+        # A stamp vouches for all rows, also those merged from the existing part.
         if there is None or there.mark == self._pending.known:
             stamp = self._layout.source.shards[chunk.shard].stamp(rows)
         parts.write(chunk, self._pending.shard_rows, part, errors, stamp)
@@ -233,7 +232,7 @@ class PartBuilder:
             return self._encoder.texts(np.stack(self._tokens))
 
     def _merged(self, there: Written) -> tuple[Part, list[int], list[Error]]:
-        """Returns the merged part, its row numbers, and the errors of the chunk's other rows."""
+        """Returns the merged part, its row numbers, and the errors of the other rows."""
         import pyarrow as pa
 
         assert self._part is not None
@@ -281,7 +280,7 @@ def _check_fits(value: Any, type_: Any, name: str, key: str) -> None:
 
 
 def _text(value: Any) -> str | None:
-    """Returns a value of an untyped table as text, JSON unless it is a string."""
+    """Returns a value of an untyped table as text, as JSON if it is no string."""
     if value is None or isinstance(value, str):
         return value and as_text(value)
     return as_text(json.dumps(value, ensure_ascii=False, sort_keys=True))

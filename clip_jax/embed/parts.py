@@ -1,8 +1,7 @@
 """Parts: the output of each chunk, in files whose checksums show that they are complete.
 
-The content of a part depends on its rows alone (the digests of the pictures too). The sizes and
-times of the input's files are kept apart, in `stamps/`. If these are lost, the rows are compared
-instead.
+The content of a part depends on its rows and their pictures alone. The sizes and times of the
+input's files are kept apart, in `stamps/`; if these are lost, the rows are compared instead.
 """
 
 import contextlib
@@ -45,7 +44,7 @@ class Parts:
     table = "part-{}.parquet"
 
     def __init__(self, out: str, about: Mapping[str, Any]):
-        """Stores the arguments; reads no file yet.
+        """Reads no file yet.
 
         Args:
             out: the folder.
@@ -56,7 +55,7 @@ class Parts:
         self._stamps = f"{STAMPS}/{{}}.json"
 
     def names(self) -> set[str]:
-        """Returns the names of the chunks that have a table, whether it is valid or not."""
+        """Returns the names of the chunks that have a table, valid or not."""
         folder, _, pattern = f"{self._out}/{self.table}".rpartition("/")
         head, _, tail = pattern.partition("{}")
         return {
@@ -70,8 +69,8 @@ class Parts:
 
         Args:
             name: the chunk's name.
-            entirely: whether to read the whole part on object stores too. They verify their data
-                themselves, and reading all of it would cost as much as the job.
+            entirely: whether to read the whole part on object stores too, which verify their data
+                themselves, and where reading all would cost as much as the job.
 
         Raises:
             OSError: the part exists but can't be read now.
@@ -163,7 +162,7 @@ class Parts:
         for column, file in self.beside.items():
             data = npy(inside.pop(column))
             array = self.path(file, chunk.name)
-            if is_there:  # the present table needs its array until the new one replaces it
+            if is_there:  # the old table needs its array until it is replaced
                 arrays[array], array = data, _next(array)
             self._storage.write(array, data)
             about["beside"][column] = {"bytes": len(data), "crc32": zlib.crc32(data)}
@@ -243,7 +242,7 @@ class Parts:
         for file in (self.table, self._errors, self._stamps, *self.beside.values()):
             folder, _, pattern = f"{self._out}/{file}".rpartition("/")
             left = self._storage.abandoned(folder)
-            if file == self._errors:  # outdated: a later run embedded all rows, then was killed
+            if file == self._errors:  # outdated by a run that was killed before removing it
                 stale = {pattern.format(name) for name in without_errors}
                 left += [name for name in self._storage.names(folder) if name in stale]
             for name in left:
@@ -266,18 +265,18 @@ class Parts:
                     self._put_next(name, column, self.path(file, name))
 
     def _put_next(self, name: str, column: str, path: str) -> None:
-        """Moves a waiting array to its final path if its table is there; else removes it."""
+        """Moves a waiting array to its final path, or removes it if its table is missing."""
         table = self._whole(self.path(self.table, name), True)
         if table is not None and self._is_array(_next(path), table.about["beside"][column], True):
             self._storage.write(path, self._storage.read(_next(path)))
         self._storage.remove(_next(path))
 
     def path(self, file: str, name: str) -> str:
-        """Returns the path of a chunk's file, given the pattern of its name."""
+        """Returns the path of a chunk's file, given the name's pattern."""
         return f"{self._out}/{file.format(name)}"
 
     def _whole(self, path: str, entirely: bool) -> Contents | None:
-        """Reads a file of this job; returns None if it is missing, damaged or another job's."""
+        """Reads a file; returns None if it is missing, damaged or another job's."""
         try:
             data = self._storage.read(path) if entirely else self._tail(path)
         except FileNotFoundError:
@@ -293,7 +292,6 @@ class Parts:
         return found
 
     def _tail(self, path: str) -> bytes:
-        """Reads the end of a file, with its footer."""
         size = self._storage.size(path)
         tail = self._storage.read_range(path, max(size - FOOTER, 0), size)
         length = footer_length(tail)

@@ -19,7 +19,7 @@ class Pending:
         chunk: the chunk.
         shard_rows: how many rows its shard has.
         rows: the rows to embed: all of the chunk's, or only those that failed before.
-        known: the mark of the existing part, if its rows are known to match the input.
+        known: the mark of the existing part, if it is known to match the input.
     """
 
     chunk: Chunk
@@ -38,7 +38,7 @@ class Plan:
 
     Attributes:
         finished: the valid parts, by the names of their chunks.
-        known: the marks of the valid parts whose rows are known to match the input.
+        known: the marks of the valid parts that are known to match the input.
         opened: the indices of the shards that were opened.
     """
 
@@ -104,7 +104,7 @@ class Plan:
         return self._opened == len(self._source.shards) and not self._rows
 
     def clean(self) -> None:
-        """Completes or removes the unfinished files of this worker's killed processes."""
+        """Completes or removes files left unfinished by killed processes of this worker."""
         without = {name for name, finished in self.finished.items() if not finished.errors}
         self._parts.settle(self._is_mine)
         self._parts.clean(self._is_mine, without)
@@ -207,7 +207,7 @@ class Plan:
         return max((part.shard_rows for part in parts if part.rows or not is_read), default=0)
 
     def _check_keys(self, shard: int, rows: Rows) -> None:
-        """Raises an error, before more is read, if a file's keys differ from those of its parts."""
+        """Raises an error, before more is read, if a file's keys differ from its parts'."""
         for name in self._parts_of.get(shard, ()):
             chunk, finished = self.chunk(name), self.finished[name]
             if not finished.rows:

@@ -30,7 +30,7 @@ class CLIP(TextTower):
 
     Attributes:
         config: the architecture.
-        dtype: the dtype in which the towers compute; parameters stay float32. LayerNorm,
+        dtype: dtype in which the towers compute; parameters stay float32. LayerNorm,
             BatchNorm and softmax are float32 in any case.
         precision: the precision of matrix products and convolutions, a name that
             `jax.default_matmul_precision` takes. "highest" is true float32 everywhere; "default"
@@ -49,8 +49,8 @@ class CLIP(TextTower):
 
         Args:
             config: the architecture.
-            dtype: the dtype in which the towers compute: float32, bfloat16 or float16.
-            precision: the precision of matrix products, for `jax.default_matmul_precision`.
+            dtype: dtype in which the towers compute: float32, bfloat16 or float16.
+            precision: for `jax.default_matmul_precision`.
             rngs: the random numbers for the parameters. Without it the model is abstract: it holds
                 shapes, to be filled by `clip_jax.nn.set_parameters`.
         """

@@ -148,7 +148,7 @@ class AttentionPool(nnx.Module):
 
 
 class ModifiedResNet(nnx.Module):
-    """Images to embeddings by convolutions (Radford et al. 2021, section 2.4)."""
+    """Embeds images by convolutions (Radford et al. 2021, section 2.4)."""
 
     def __init__(self, config: ResNetConfig, embed_dim: int, *, rngs: Rngs):
         width = config.width
@@ -179,7 +179,7 @@ class ModifiedResNet(nnx.Module):
         return self.attnpool(x)  # from b n/32 n/32 32w
 
     def stem(self, images: Float[Array, "b n n 3"]) -> Float[Array, "b h w c"]:
-        """Applies three convolutions and a pool, in place of a ResNet's single convolution."""
+        """Applies three convolutions and a pool, in place of one convolution."""
         x = jax.nn.relu(self.bn1(self.conv1(images)))  # b n/2 n/2 w/2
         x = jax.nn.relu(self.bn2(self.conv2(x)))
         x = jax.nn.relu(self.bn3(self.conv3(x)))  # b n/2 n/2 w

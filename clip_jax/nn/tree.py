@@ -56,8 +56,8 @@ def from_parameters(
     Args:
         config: the architecture the tree belongs to.
         tree: nested dicts of NumPy or JAX arrays, in any float dtype.
-        dtype: the dtype in which the towers compute.
-        precision: the precision of matrix products, for `jax.default_matmul_precision`.
+        dtype: dtype in which the towers compute.
+        precision: for `jax.default_matmul_precision`.
 
     Raises:
         ValueError: arrays are missing, unexpected or misshapen; lists all of them.
@@ -102,7 +102,7 @@ def misfits(shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Any]) ->
 
 
 def listed(problems: Sequence[str]) -> str:
-    """Formats problems one per line: all, or the first ones and the number of the others."""
+    """Formats problems one per line; of many the first ones and the number of the others."""
     return some(problems, most=20, between="\n")
 
 

@@ -1,4 +1,4 @@
-"""One model in JAX and in PyTorch on the same pictures and captions, compared stage by stage."""
+"""Compares a model in JAX and in PyTorch on the same pictures and captions, stage by stage."""
 
 import dataclasses
 import math
@@ -64,12 +64,12 @@ def compare(
     """Runs both sides and measures every stage's difference, in the order of computation.
 
     Each side preprocesses the pictures and captions itself, so the first row that is not `ok` is
-    where the two diverge. If the model's vocabulary is smaller than the tokenizer's, there is a
-    warning, and both sides use ids that are mapped into its range.
+    where the two diverge. If the model's vocabulary is smaller than the tokenizer's, both sides
+    use ids mapped into its range, with a warning.
 
     Args:
         model: our model, in float32.
-        preprocess: the preprocessing that `clip_jax.load` returned with it.
+        preprocess: its preprocessing, from `clip_jax.load`.
         reference: the same checkpoint, from `load_reference`.
         images: pictures of any modes and sizes; by default `pictures()`.
         texts: captions of any length.

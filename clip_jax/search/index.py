@@ -102,7 +102,7 @@ class Index:
         ]
 
     def read(self, begin: int, end: int, target: np.ndarray) -> None:
-        """Reads rows into `target`, (rows, d) and contiguous; any thread may call it.
+        """Reads rows into `target`, (rows, d) and contiguous; thread-safe.
 
         Raises:
             Damaged: a part is damaged.

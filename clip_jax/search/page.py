@@ -62,8 +62,8 @@ def contact_sheet(
         query: the text that was searched for, or the name of the picture.
         query_image: the path of the picture that was searched for.
         image_column: the column of pictures in Parquet files.
-        source: the input of the job. Remote pictures (https://, s3://, ...) are fetched only if
-            they lie within it: anybody may have written other addresses into a table.
+        source: the input of the job. Remote pictures are fetched only if they lie within it:
+            anybody may have written other addresses into a table.
         fetch: whether to fetch all remote pictures.
         style: additional CSS.
         before: HTML between the heading and the pictures.

@@ -36,8 +36,8 @@ def read_address(address: str, store: Storage | None = None) -> bytes:
             no answer is an `Unreachable`, which stops the job.
 
     Raises:
-        OSError: the file can't be read. The message says if there were several tries; another try
-            later may then help.
+        OSError: the file can't be read. If the message tells of several tries, another one later
+            may help.
         ValueError: the address is malformed, or of a kind that fsspec doesn't know.
         Unreachable: nothing can be read any more, whatever the address.
     """

@@ -83,7 +83,7 @@ def opened(shard: Shard) -> Rows:
 
 
 def all_records(rows: Rows, name: str, begin: int, end: int) -> Iterator[Record]:
-    """Yields exactly `end` - `begin` records; unreadable ones have the reason as their problem.
+    """Yields exactly `end` - `begin` records; unreadable ones with the reason as their problem.
 
     Args:
         rows: the rows of a file.

@@ -116,7 +116,7 @@ class LinesShard(ListedFile):
 
 
 def parsed_rows(path: str, text: bytes, columns: Columns) -> Iterator["_Row"]:
-    """Yields each row as values by column, or as a string that describes its problem.
+    """Yields each row as values by column, or as a string that tells its problem.
 
     Args:
         path: the path of the table; its suffix gives the format.
@@ -169,7 +169,7 @@ def key_of(value: Any) -> str:
 
 
 def record(row: Mapping[str, Any] | str, number: str, table: str, columns: Columns) -> Record:
-    """As `record_of`; a problem, also one given as `row`, becomes a record with that problem."""
+    """As `record_of`; a problem, also one given as `row`, becomes a record with it."""
     number = as_key(number)
     if isinstance(row, str):
         return Record(number, problem=row)
@@ -234,7 +234,7 @@ def csv_text(text: bytes, errors: str) -> list[str]:
 
 
 def csv_rows(lines: Sequence[str]) -> Iterator[list[str] | str]:
-    """Yields the rows that are not blank; a description of the problem in place of a bad one."""
+    """Yields the rows that are not blank; in place of a bad one, its problem."""
     # A quote added at the end begins a row of its own, unless a cell was left open: it closes that.
     reader = csv.reader(itertools.chain(lines, ['"']))
     while True:

@@ -27,7 +27,7 @@ class File:
     """
 
     def __init__(self, path: str):
-        """Opens the file; a remote one is downloaded and kept on disk as long as this object.
+        """Opens the file; a remote one is downloaded and kept on disk for this object's life.
 
         Raises:
             OSError: it can't be read.

@@ -12,7 +12,7 @@ def open_pairs(path: str | os.PathLike[str]) -> Pairs:
     """Opens the pairs of WebDataset shards (a path or pattern ending in .tar), else of a table.
 
     Raises:
-        ValueError: the data is faulty; the message lists the problems.
+        ValueError: the data is faulty; lists all problems.
         FileNotFoundError: there is no such file.
     """
     if os.fspath(path).endswith(".tar"):

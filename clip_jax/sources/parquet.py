@@ -100,7 +100,7 @@ class ParquetRows:
             number = last
 
     def _batches(self, groups: range, begin: int, end: int) -> Iterator[list[Record]]:
-        """Yields the records from `begin` to before `end` in some row groups, in batches."""
+        """Yields records `begin` to `end` - 1 of some row groups in batches."""
         number = sum(self._groups[: groups.start])
         if begin >= end:
             return
@@ -264,15 +264,11 @@ def _row(batch: Any, i: int) -> dict[str, Any] | str:
 
 
 def _rows_of_groups(path: str, metadata: Any) -> list[int]:
-    """Returns the number of rows of each row group; every row has a value, if only a null.
-
-    Raises:
-        ValueError: a number is impossible.
-    """
+    """Returns each row group's number of rows; raises ValueError if one is impossible."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     rows = [group.num_rows for group in groups]
-    # Accessing a column with damaged statistics crashes the process (pyarrow 26): done only for
-    # row groups of a size that nobody writes.
+    # Every row has a value, if only a null. Accessing a column with damaged statistics crashes the
+    # process (pyarrow 26): done only for row groups of a size that nobody writes.
     for count, group in zip(rows, groups, strict=True):
         is_large = count > MOST_ROWS and group.num_columns
         if count < 0 or (is_large and count > group.column(0).num_values):
@@ -318,7 +314,7 @@ def open_parquet(path: str, extra: str = "embed") -> Any:
 
     Args:
         path: the path of the file.
-        extra: the extra of clip-jax to recommend if pyarrow is missing.
+        extra: the extra to recommend if pyarrow is missing.
 
     Raises:
         OSError: it can't be read.

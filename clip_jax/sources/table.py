@@ -30,8 +30,8 @@ class TablePairs:
             path: a .csv, .jsonl or .parquet file, or a folder with one of them named `captions`.
 
         Raises:
-            ValueError: columns or captions are missing, keys are not unique, or files don't exist;
-                the message lists the problems.
+            ValueError: columns, captions or files are missing, or keys not unique; lists all
+                problems.
             FileNotFoundError: there is no such table.
             ModuleNotFoundError: Parquet needs pyarrow.
         """

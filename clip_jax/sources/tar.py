@@ -48,8 +48,7 @@ class TarPairs:
                 `{train,more}-*.tar`.
 
         Raises:
-            ValueError: captions or images are missing, or keys are not unique; the message lists
-                the problems.
+            ValueError: captions or images are missing, or keys not unique; lists all problems.
             FileNotFoundError: no file matches the pattern.
         """
         paths = expand(os.fspath(pattern))

@@ -37,8 +37,8 @@ class Checkpoints:
             keep: how many of the latest checkpoints to keep.
 
         Raises:
-            ValueError: the folder belongs to another run (the message lists what differs); or
-                processes that train together differ.
+            ValueError: the folder belongs to another run (lists what differs); or processes that
+                train together differ.
             OSError: another process trains in the folder, or it can't be read or written.
             ModuleNotFoundError: Orbax is not installed.
         """
@@ -86,8 +86,7 @@ class Checkpoints:
     def restore(self, state: TrainState, iterator: Any) -> TrainState:
         """Restores the state and the iterator from the last intact checkpoint.
 
-        Damaged checkpoints after it are moved away, with a warning. Without checkpoints it returns
-        `state`.
+        Damaged ones after it are moved away, with a warning. Without any it returns `state`.
 
         Args:
             state: a state with the shapes and the devices of the result.
@@ -160,7 +159,7 @@ class Checkpoints:
         )
 
     def last_step(self) -> int | None:
-        """Waits for all saves, and returns the step of the last checkpoint; None without any.
+        """Waits for all saves; returns the step of the last checkpoint, None without any.
 
         Raises:
             OSError: a checkpoint can't be written.
@@ -174,9 +173,9 @@ class Checkpoints:
         claim(self._folder, identity)
 
     def _complete(self) -> None:
-        """Writes the checksums; Orbax calls it with all files written, before the final rename."""
+        """Writes the checksums; called by Orbax once all files are written, before the rename."""
         if jax.process_index() == 0:
-            # Only one, since one is saved at a time, and leftovers of killed runs were removed.
+            # There is one: one is saved at a time, and leftovers of killed runs were removed.
             (folder,) = (self._folder / CHECKPOINTS).glob(f"*{self._ocp.utils.TMP_DIR_SUFFIX}*")
             write_checksums(folder, without=_UNFINISHED)
 

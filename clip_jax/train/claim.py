@@ -16,7 +16,7 @@ def claim(folder: Path, identity: Identity) -> None:
     """Claims the folder for this run by writing `run.json`, unless it is another run's.
 
     Raises:
-        ValueError: it is another run's (the message lists what differs); or the file is damaged.
+        ValueError: it is another run's (lists what differs), or the file is damaged.
         OSError: the file can't be read or written.
     """
     path = folder / IDENTITY

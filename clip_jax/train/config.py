@@ -23,10 +23,10 @@ class DataConfig:
 
     Attributes:
         train: shards (a path or pattern ending in .tar), a table of captions, or its folder.
-        text_length: length of the token rows, at most the model's context length; 0 means that.
+        text_length: length of the token rows, at most the context length; 0 for that.
         templates: sentences with `{}`; one of them is put around each caption.
-        spread: whether to keep pairs with the same first caption apart, so that few of them are in
-            one batch; useful if several pictures share a caption.
+        spread: whether to keep pairs with the same first caption apart, so that few are in one
+            batch.
         max_skipped: the fraction of unreadable pictures above which the run stops.
         num_threads: threads that read and decode.
     """
@@ -45,9 +45,9 @@ class RunConfig:
 
     Attributes:
         batch_size: pairs of a batch, over all devices of all processes.
-        seed: the seed of the initial parameters, the order of the data and the augmentation.
-        whole_steps: how many of the last steps drop no patches, whatever `step.patch_dropout` is,
-            so that the model ends on whole pictures, as in use (Li et al. 2023, section 3).
+        seed: seed of the initial parameters, the order of the data and the augmentation.
+        whole_steps: how many of the last steps ignore `step.patch_dropout`, so that the model ends
+            on whole pictures, as in use (Li et al. 2023, section 3).
         log_every: steps between lines of `metrics.jsonl`.
         checkpoint_every: steps between checkpoints.
         keep_checkpoints: how many of the latest checkpoints to keep.
@@ -81,7 +81,7 @@ class TrainConfig:
 
     Attributes:
         out: the folder of its checkpoints, metrics, plot and model.
-        model: a name or path to start from, or the architecture of a new model.
+        model: a name or path to start from, or a new model's architecture.
         data: the training data.
         run: batch size, seed, logging and checkpoints.
         augment: the augmentation of the pictures.
@@ -107,9 +107,9 @@ class TrainConfig:
             raise ValueError("out must be a folder's path. Got ''.")
 
     def identity(self) -> dict[str, Any]:
-        """Returns the settings that must stay the same on resume, as plain JSON by dotted names.
+        """Returns the settings that must not change on resume, as plain JSON by dotted names.
 
-        The paths of the run, its data and its initial model are not among them: they may change.
+        The paths of the run, its data and its initial model are not among them.
         """
         document = dataclasses.asdict(self)
         del document["out"], document["data"]["train"]

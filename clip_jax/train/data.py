@@ -45,8 +45,8 @@ class Skipped:
         """Counts one picture, and the reason if it is skipped.
 
         Raises:
-            ValueError: too many are skipped. It is raised here, because without readable pictures
-                no batch would ever be full.
+            ValueError: too many are skipped. Raised here, as without readable pictures no batch
+                would ever be full.
         """
         with self._lock:
             self.seen += 1
@@ -79,7 +79,7 @@ def batches(
     num_threads: int = 4,
     max_skipped: float = 1.0,
 ) -> tuple[Any, Skipped]:
-    """Returns an endless iterator over this process's batches, and its count of skipped pictures.
+    """Returns an endless iterator over this process's batches, and its count of skipped pairs.
 
     Every pair is seen once per epoch, each time in another order, with one of its captions, one of
     the templates and a new augmentation. Unreadable pictures are skipped.
@@ -103,7 +103,7 @@ def batches(
     Returns:
         A Grain iterator of {"images": uint8 (b, n, n, 3), "tokens": int32 (b, l), "positions":
         int64 (b,)}, whose position `get_state` and `set_state` save and restore; and the count of
-        skipped pictures. Positions number the pictures that this process has tried, from 0.
+        skipped pairs. Positions number the pairs that this process has tried, from 0.
 
     Raises:
         ValueError: there are fewer pairs than rows in a batch of all processes, or a template has

@@ -15,7 +15,7 @@ from clip_jax.nn import CLIP, model_digest
 from clip_jax.sources import Pairs
 from clip_jax.train.config import FREE, TrainConfig
 
-# How many pictures are read for checksums; of the others only keys and sizes are compared.
+# How many pictures get checksums; of the others only keys and sizes are compared.
 SAMPLES = 256
 _FINGERPRINT, _SAMPLES = "data.fingerprint", "data.samples"
 _UNREADABLE = "-"
@@ -27,10 +27,9 @@ class Identity:
 
     Attributes:
         settings: the settings that affect the parameters.
-        defaults: the values of settings that a run of an earlier version has not recorded.
+        defaults: values of settings that a run of an earlier version has not recorded.
         contents: hashes and counts of the data and the initial model.
-        places: their paths. These may change; they are compared only with runs of versions that
-            recorded no contents.
+        places: their paths, which may change; compared only with runs that recorded no contents.
     """
 
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -75,8 +74,8 @@ def identity_of(config: TrainConfig, pairs: Pairs, model: CLIP) -> Identity:
 
     Args:
         config: the configuration of the run.
-        pairs: the pairs of `config.data.train`. All keys, captions and sizes are read, and the
-            bytes of up to `SAMPLES` pictures.
+        pairs: the pairs of `config.data.train`; all keys, captions and sizes are read, and up to
+            `SAMPLES` pictures.
         model: the model before the first step.
     """
     contents: dict[str, Any] = {"processes": jax.process_count(), **_of_data(pairs)}

@@ -21,10 +21,10 @@ class OptimizerConfig:
     """Hyperparameters; the defaults are those published for ViTs (Radford et al. 2021, appendix F).
 
     Attributes:
-        name: "adamw", as published, or "muon": the matrices in transformer blocks are updated by
-            their orthogonalised momentum (Jordan et al. 2024), scaled to the size of Adam's steps
-            so that one learning rate and weight decay serve both (Liu et al. 2025, section 2.2);
-            all other parameters by AdamW.
+        name: "adamw", as published, or "muon": matrices in transformer blocks are updated by their
+            orthogonalised momentum (Jordan et al. 2024), scaled to the size of Adam's steps so
+            that one learning rate and weight decay serve both (Liu et al. 2025, section 2.2); all
+            others by AdamW.
         learning_rate: the peak, at the end of the warm-up.
         warmup_steps: steps of a linear rise from 0.
         total_steps: steps of the warm-up and of the half cosine to `final_learning_rate`.
@@ -34,8 +34,8 @@ class OptimizerConfig:
         eps: Adam's epsilon; 1e-8 was published for ResNets.
         weight_decay: decoupled; only for arrays with two axes or more.
         max_gradient_norm: the L2 norm that all gradients together are clipped to; None for none.
-        learning_rates: factors of the learning rate by regular expression; the first one found in
-            a parameter's path counts; 0 freezes.
+        learning_rates: factors of the learning rate by regular expression; the first found in a
+            path counts; 0 freezes.
         freeze_image: "none", "all", or the number of last blocks of the image tower to train,
             together with the layers after them.
         freeze_text: the same for the text tower.
@@ -112,8 +112,8 @@ def factors(config: OptimizerConfig, model: CLIPConfig) -> dict[str, float]:
     """Returns each parameter's factor of the learning rate by path; 0 for frozen ones.
 
     Raises:
-        ValueError: an expression is found in no path, more blocks are asked for than there are, or
-            nothing is left to train.
+        ValueError: an expression is found in no path, there are fewer blocks, or nothing is left
+            to train.
     """
     paths = [path for path in parameter_shapes(model) if not _is_statistic(path)]
     patterns = {pattern: re.compile(pattern) for pattern in config.learning_rates}

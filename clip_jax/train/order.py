@@ -15,8 +15,8 @@ PASSES = 1 << 20  # practically endless; Grain's sources must be finite
 class Spread:
     """A Grain source that repeats items in passes, with each group spread evenly over a pass.
 
-    Fewer pairs with the same caption meet in a batch than after a shuffle. There a contrastive
-    loss wrongly treats them as negatives of each other.
+    Fewer pairs with the same caption meet in a batch than after a shuffle: a contrastive loss
+    wrongly treats them as negatives.
     """
 
     def __init__(self, items: Sequence[Any], groups: Int[np.ndarray, " n"], seed: int):

@@ -33,7 +33,7 @@ Arrays = dict[str, Array]  # by their paths in the public tree
 # "images": uint8 (b, n, n, 3); "tokens": int32 (b, l), or several arrays of different lengths that
 # have b rows in all.
 Batch = Mapping[str, Any]
-# A random function of a key and uint8 images that returns such images, on the device.
+# Maps a key and uint8 images to such images, on the device.
 Augment = Callable[[Array, Array], Array]
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -76,8 +76,8 @@ class StepConfig:
         patch_dropout: the fraction of an image's patches to drop, drawn anew for each image and
             step; for Vision Transformers (Li et al. 2023, section 3). The tower's work shrinks in
             proportion.
-        dtype: the dtype in which the towers compute; parameters and the loss are float32.
-        precision: the precision of matrix products, for `jax.default_matmul_precision`.
+        dtype: dtype in which the towers compute; parameters and the loss are float32.
+        precision: precision of matrix products, for `jax.default_matmul_precision`.
     """
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
@@ -108,7 +108,7 @@ class StepConfig:
 def init_state(model: CLIP, config: OptimizerConfig, loss: str = "softmax") -> TrainState:
     """Returns the state before the first step, with copies of the model's arrays.
 
-    It copies, so that a step may donate its state, which saves a third of the memory.
+    Copies let a step donate its state, which saves a third of the memory.
 
     Args:
         model: a new model, or one loaded from any checkpoint.
@@ -164,9 +164,8 @@ def make_step(
         mesh: the mesh over all of whose axes the rows of a batch are split, with parameters
             replicated; None for one device.
         augment: a function of a key and uint8 images that returns such images.
-        platform: the platform of the devices it will run on, for which layers are chosen; by
-            default that of the mesh, else of JAX's default device. On other platforms the results
-            are the same, but slower.
+        platform: the platform for which layers are chosen; by default that of the mesh, else of
+            JAX's default device. On others the results are the same, but slower.
 
     Returns:
         The step. Its metrics are float32 scalars: `loss`; `accuracy`, the fraction of images whose
@@ -249,14 +248,12 @@ def contrastive_gradients(
 
     A contrastive loss is no mean over micro-batches: every image is compared with all texts. So
     all micro-batches are embedded first, the loss is differentiated with respect to the
-    embeddings, and these gradients are propagated back through each micro-batch (Gao et al. 2021,
-    section 3).
+    embeddings, and these gradients go back through each micro-batch (Gao et al. 2021, section 3).
 
     Args:
-        embed: a function of parameters, statistics and a micro-batch; returns the embeddings of
-            images and texts, and the updated statistics.
-        measure: a function of all embeddings and the parameters; returns the loss and any other
-            values.
+        embed: maps parameters, statistics and a micro-batch to the embeddings of images and texts,
+            and the updated statistics.
+        measure: maps all embeddings and the parameters to the loss and any other values.
         parameters: the parameters to differentiate with respect to.
         statistics: BatchNorm's running statistics. Each micro-batch normalises by its own rows.
         micro_batches: a pytree of arrays (micro-batches, rows, ...).

@@ -41,8 +41,8 @@ def load(
         name_or_path: one of `available_models()`, a native folder, or a `.pt` or `.safetensors`
             file with the official layout. A native folder is memory-mapped: while a model of it is
             in use, replace it as a whole (as `clip_jax.save` does), don't write into its files.
-        dtype: the dtype in which the towers compute; parameters are float32 in any case.
-        precision: the precision of matrix products, for `jax.default_matmul_precision`. "highest"
+        dtype: dtype in which the towers compute; parameters are float32 in any case.
+        precision: precision of matrix products, for `jax.default_matmul_precision`. "highest"
             is true float32 everywhere.
         download_root: the folder for downloaded weights.
         activation: the activation of the transformers, for a `.pt` or `.safetensors` file, which

@@ -12,10 +12,10 @@ from clip_jax.backends.swap import adopt
 from clip_jax.nn.layers import Attention, Mask, RowIds, causal_mask, split_heads
 from clip_jax.nn.resnet import AttentionPool
 
-# Queries and heads computed at a time. For up to 256 queries, XLA's library has one kernel for both
-# products and the exponential, which goes head by head, so that the scores stay in the cache; for
-# 257 it took four times as long. Up to 512 queries are computed in two blocks; of more queries, so
-# few heads at a time that their scores fit.
+# Queries and heads at a time. For up to 256 queries, XLA's library has one kernel for both products
+# and the exponential, which goes head by head, so that the scores stay in the cache; 257 took four
+# times as long. Up to 512 queries are computed in two blocks; of more, so few heads at a time that
+# their scores fit.
 QUERIES_AT_ONCE, HEADS_AT_ONCE = 256, 2
 # From this many sequences on, attention of a single query is faster without keys and values.
 MANY_SEQUENCES = 4
@@ -77,8 +77,7 @@ class CachedAttention(SingleQueryAttention):
 
         Args:
             attention: the layer.
-            num_tokens: the length of the sequences, to be computed in parts; None (as over a mesh)
-                computes them whole.
+            num_tokens: the length of the sequences; None (as over a mesh) computes them whole.
         """
         super().__init__(attention)
         self.heads_at_once: int | None = None
