@@ -18,7 +18,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from clip_jax.preprocess import Preprocess  # noqa: E402
 from tests import reference  # noqa: E402
-from tests.test_preprocess import MODES, random_image  # noqa: E402
+from tests.pictures import MODES, random_image
 
 _SIZES = [(1, 1), (1, 40), (40, 1), (2, 3), (223, 225), (224, 224), (224, 301), (301, 224)]
 _SIZES += [(225, 224), (333, 500), (501, 335), (640, 480), (641, 479), (31, 199)]

@@ -6,22 +6,69 @@ Example:
     array([[49406,   320, 22697, 49407,     0,     0]], dtype=int32)
 """
 
-from importlib.metadata import version
+from clip_jax import lazy as _lazy
 
-from clip_jax import convert as convert
-from clip_jax.catalog import available_models as available_models
-from clip_jax.compilation import compile_cache as compile_cache
-from clip_jax.config import CLIPConfig as CLIPConfig
-from clip_jax.encoder import Encoder as Encoder
-from clip_jax.errors import CheckpointError as CheckpointError
-from clip_jax.errors import DownloadError as DownloadError
-from clip_jax.nn import CLIP as CLIP
-from clip_jax.nn import from_parameters as from_parameters
-from clip_jax.nn import parameters as parameters
-from clip_jax.preprocess import Preprocess as Preprocess
-from clip_jax.preprocess import open_image as open_image
-from clip_jax.tokenizer import tokenize as tokenize
-from clip_jax.weights import load as load
-from clip_jax.weights import save as save
+TYPE_CHECKING = False  # tools take it for true; what is imported here is imported when it is used
+if TYPE_CHECKING:
+    from clip_jax import backends as backends
+    from clip_jax import catalog as catalog
+    from clip_jax import compilation as compilation
+    from clip_jax import config as config
+    from clip_jax import convert as convert
+    from clip_jax import embed as embed
+    from clip_jax import encoder as encoder
+    from clip_jax import errors as errors
+    from clip_jax import evaluate as evaluate
+    from clip_jax import nn as nn
+    from clip_jax import parity as parity
+    from clip_jax import preprocess as preprocess
+    from clip_jax import search as search
+    from clip_jax import shapes as shapes
+    from clip_jax import sources as sources
+    from clip_jax import storage as storage
+    from clip_jax import tokenizer as tokenizer
+    from clip_jax import train as train
+    from clip_jax import weights as weights
+    from clip_jax.catalog import available_models as available_models
+    from clip_jax.compilation import compile_cache as compile_cache
+    from clip_jax.config import CLIPConfig as CLIPConfig
+    from clip_jax.encoder import Encoder as Encoder
+    from clip_jax.errors import CheckpointError as CheckpointError
+    from clip_jax.errors import DownloadError as DownloadError
+    from clip_jax.nn import CLIP as CLIP
+    from clip_jax.nn import from_parameters as from_parameters
+    from clip_jax.nn import parameters as parameters
+    from clip_jax.preprocess import Preprocess as Preprocess
+    from clip_jax.preprocess import open_image as open_image
+    from clip_jax.tokenizer import tokenize as tokenize
+    from clip_jax.version import __version__ as __version__
+    from clip_jax.weights import load as load
+    from clip_jax.weights import save as save
 
-__version__ = version("clip-jax-flax")
+_MODULES = (
+    *("backends", "catalog", "compilation", "config", "convert", "embed", "encoder", "errors"),
+    *("evaluate", "nn", "parity", "preprocess", "search", "shapes", "sources", "storage"),
+    *("tokenizer", "train", "weights"),
+)
+_NAMES = {
+    "available_models": "catalog",
+    "compile_cache": "compilation",
+    "CLIPConfig": "config",
+    "Encoder": "encoder",
+    "CheckpointError": "errors",
+    "DownloadError": "errors",
+    "CLIP": "nn",
+    "from_parameters": "nn",
+    "parameters": "nn",
+    "Preprocess": "preprocess",
+    "open_image": "preprocess",
+    "tokenize": "tokenizer",
+    "load": "weights",
+    "save": "weights",
+    "__version__": "version",
+}
+
+# What `from clip_jax import *` imports: the rooms that need an extra are left to be named.
+__all__ = ["convert", *(name for name in _NAMES if not name.startswith("_"))]  # pyright: ignore
+
+__getattr__, __dir__ = _lazy.attach(__name__, _NAMES, _MODULES)

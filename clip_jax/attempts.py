@@ -3,8 +3,10 @@
 import errno
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
+
+from clip_jax.errors import Refused, Unreachable, causes, exhausted
 
 # Seconds between tries: enough for a server that restarts or asks for patience.
 WAITS = (1.0, 4.0)
@@ -22,33 +24,6 @@ _NAMES = {
     errno.ELOOP,
     errno.EINVAL,
 }
-# Resources that the machine can run out of; the file isn't at fault.
-_RUN_OUT = {
-    errno.EMFILE: "too many open files: raise the limit, for example with ulimit -n 4096",
-    errno.ENFILE: "the system has too many open files: close some",
-    errno.ENOMEM: "there is not enough memory: use fewer threads or a smaller batch",
-    errno.ENOBUFS: "there is not enough memory: use fewer threads or a smaller batch",
-    errno.ENOSPC: "no space is left on the disk for what is read: TMPDIR says where that goes",
-    errno.EDQUOT: "no space is left on the disk for what is read: TMPDIR says where that goes",
-}
-
-
-class Unreachable(OSError):
-    """A store can't be reached now; no single file is at fault.
-
-    Attributes:
-        is_silent: whether there was no answer at all, perhaps because the local network is down.
-    """
-
-    is_silent = False
-
-
-class Exhausted(Unreachable):
-    """The machine has run out of memory, open files or the like; the data isn't at fault."""
-
-
-class Refused(OSError):
-    """An address is wrong, or its server has refused the request; trying again won't help."""
 
 
 def tried(address: str, act: Callable[[], Any]) -> Any:
@@ -88,32 +63,6 @@ def tried(address: str, act: Callable[[], Any]) -> Any:
             time.sleep(wait)
 
 
-def exhausted(error: BaseException) -> Exhausted | None:
-    """Returns the error to raise instead, if the machine has run out of a resource; else None."""
-    for cause in _causes(error):
-        if isinstance(cause, Exhausted):
-            return cause
-        if isinstance(cause, MemoryError):
-            return Exhausted(_RUN_OUT[errno.ENOMEM])
-        if isinstance(cause, OSError) and cause.errno in _RUN_OUT:
-            return Exhausted(_RUN_OUT[cause.errno])
-    return None
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yields an error and its causes, since drivers wrap the system's errors in their own."""
-    seen: set[int] = set()
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        cause = waiting.pop(0)
-        if not isinstance(cause, BaseException) or id(cause) in seen:
-            continue
-        seen.add(id(cause))
-        yield cause
-        # aiohttp keeps the system's error in an attribute.
-        waiting += [getattr(cause, "os_error", None), cause.__cause__, cause.__context__]
-
-
 def _lasts(error: BaseException) -> bool:
     """Whether an error is permanent: the same call would fail again."""
     # A malformed address, a bad certificate, a missing driver; then aiohttp's and ftplib's own.
@@ -121,7 +70,7 @@ def _lasts(error: BaseException) -> bool:
         return True
     if type(error).__name__ in ("TooManyRedirects", "error_perm"):
         return True
-    for cause in _causes(error):
+    for cause in causes(error):
         status = _status(cause)
         if status is not None:
             return 400 <= status < 500 and status not in _BUSY
@@ -150,5 +99,5 @@ def _status(error: BaseException) -> int | None:
 def _is_silent(error: BaseException) -> bool:
     """Whether there was no answer: neither a status nor a refused connection."""
     return not any(
-        _status(cause) is not None or isinstance(cause, ConnectionError) for cause in _causes(error)
+        _status(cause) is not None or isinstance(cause, ConnectionError) for cause in causes(error)
     )

@@ -1,9 +1,17 @@
 """The errors that callers are meant to catch, and a test for exhausted memory or descriptors."""
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+# Of what the machine runs out; none of them says anything about a file.
+_RUN_OUT = {
+    errno.EMFILE: "too many open files: raise the limit, for example with ulimit -n 4096",
+    errno.ENFILE: "the system has too many open files: close some",
+    errno.ENOMEM: "there is not enough memory: use fewer threads or a smaller batch",
+    errno.ENOBUFS: "there is not enough memory: use fewer threads or a smaller batch",
+    errno.ENOSPC: "no space is left on the disk for what is read: TMPDIR says where that goes",
+    errno.EDQUOT: "no space is left on the disk for what is read: TMPDIR says where that goes",
+}
 
 
 class CheckpointError(Exception):
@@ -26,12 +34,50 @@ class NotFiniteError(ValueError):
         self.rows = rows
 
 
-def is_exhausted(error: BaseException | None) -> bool:
-    """Whether descriptors or memory have run out, so that no file or row is at fault."""
-    while error is not None:
-        if isinstance(error, MemoryError):
-            return True
-        if isinstance(error, OSError) and error.errno in _EXHAUSTED:
-            return True
-        error = error.__cause__
-    return False
+class Unreachable(OSError):
+    """A store that can't be reached now: not the fault of one file.
+
+    Attributes:
+        is_silent: whether nothing answered, which the network at this end may explain.
+    """
+
+    is_silent = False
+
+
+class Exhausted(Unreachable):
+    """The machine has run out of memory, open files or the like: not the fault of what is read."""
+
+
+class Refused(OSError):
+    """What an address has answered, or what is wrong with it; trying again won't help."""
+
+
+def exhausted(error: BaseException) -> Exhausted | None:
+    """The error to raise instead, if this one is the machine's fault and no file's."""
+    for cause in causes(error):
+        if isinstance(cause, Exhausted):
+            return cause
+        if isinstance(cause, MemoryError):
+            return Exhausted(_RUN_OUT[errno.ENOMEM])
+        if isinstance(cause, OSError) and cause.errno in _RUN_OUT:
+            return Exhausted(_RUN_OUT[cause.errno])
+    return None
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether the machine has run out of something: no file and no row is to blame for that."""
+    return exhausted(error) is not None
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what led to it, as drivers wrap the system's errors in their own."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        cause = waiting.pop(0)
+        if not isinstance(cause, BaseException) or id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        yield cause
+        # aiohttp keeps the system's error in an attribute.
+        waiting += [getattr(cause, "os_error", None), cause.__cause__, cause.__context__]

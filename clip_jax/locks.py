@@ -1,18 +1,15 @@
-"""File locks that are released when their process ends, however it dies."""
+"""Locks of files, which end with the process that holds them, however it dies.
+
+The library filelock has them for every system. Here are added who holds a lock, and that its file
+is gone afterwards: filelock leaves it where it was.
+"""
 
 import contextlib
 import errno
 import os
 import socket
 import time
-from collections.abc import Iterator
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # Windows
-    fcntl = None
-
-# Not filelock: on file systems without locks it falls back to files that survive a kill.
+from collections.abc import Callable, Iterator
 
 # Seconds to wait for a process that is ending: SIGTERM's grace period, and some more.
 DYING = 15.0
@@ -26,22 +23,34 @@ class InUse(OSError):
     """Another process holds the lock."""
 
 
+class _Removed(Exception):
+    """The file that was locked is not the one of that name any more: its holder removed it."""
+
+
 @contextlib.contextmanager
-def locked(path: str, what: str) -> Iterator[None]:
-    """Holds a lock file during the block, and removes it afterwards. Its folder must exist.
+def locked(
+    path: str | os.PathLike[str],
+    what: str,
+    *,
+    timeout: float | None = None,
+    on_wait: Callable[[], None] | None = None,
+) -> Iterator[None]:
+    """Holds the lock that is a file, in a folder that is there; the file is gone afterwards.
 
     If the file system has no locks, or the folder isn't writable, the block runs without a lock.
 
     Args:
-        path: the path of the lock file.
-        what: what is locked, for the message.
+        path: of the file.
+        what: it is a lock of, for the message.
+        timeout: seconds to wait for another process that holds it, if not those of a dying one.
+        on_wait: is called once where there is such a process.
 
     Raises:
-        InUse: another process still holds it after `DYING` seconds; the message names it.
-        OSError: the file can't be created.
+        InUse: another process holds it and doesn't give it up in time; names that process.
+        OSError: the file can't be made.
     """
-    descriptor = None if fcntl is None else _acquire(path, what, time.monotonic() + DYING)
-    if descriptor is None:
+    held = _acquire(os.fspath(path), what, DYING if timeout is None else timeout, on_wait)
+    if held is None:
         yield
         return
     try:
@@ -50,44 +59,50 @@ def locked(path: str, what: str) -> Iterator[None]:
         # Removed while held: a waiting process sees that its descriptor is not this file any more.
         with contextlib.suppress(OSError):
             os.unlink(path)
-        os.close(descriptor)
+        held.release()
 
 
-def _acquire(path: str, what: str, deadline: float) -> int | None:
+def _acquire(path: str, what: str, timeout: float, on_wait: Callable[[], None] | None):
+    from filelock import FileLock, Timeout
+
+    def claim(descriptor: int) -> None:
+        if not _is_at(descriptor, path):
+            raise _Removed
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()} on {socket.gethostname()}".encode())
+
+    # Where there are no locks, filelock would fall back to files that outlive a kill.
+    lock = FileLock(
+        path,
+        thread_local=False,
+        poll_interval=_EVERY,
+        fallback_to_soft=False,
+        on_acquired=claim,
+    )
+    deadline, is_waiting = time.monotonic() + timeout, False
     while True:
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            lock.acquire(timeout=max(0.0, deadline - time.monotonic()) if is_waiting else 0)
+            return lock
+        except _Removed:
+            continue
+        except Timeout:
+            if is_waiting:
+                raise InUse(
+                    f"another process{_holder(path)} is at work in {what}: wait until it has "
+                    "ended, or end it; then start the same command again"
+                ) from None
+            is_waiting = True
+            if on_wait is not None:
+                on_wait()
         except OSError as error:
             if error.errno in _NOT_WRITABLE:
                 return None
-            raise
-        try:
-            assert fcntl is not None
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_at(descriptor, path):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
-                return descriptor
-            os.close(descriptor)  # its holder has just removed it
-            continue
-        except OSError as error:
-            holder = _holder(descriptor)
-            os.close(descriptor)
             if error.errno in _NO_LOCKS:
                 with contextlib.suppress(OSError):
                     os.unlink(path)
                 return None
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise OSError(error.errno, error.strerror, path) from None
-        except BaseException:
-            os.close(descriptor)
-            raise
-        if time.monotonic() > deadline:
-            raise InUse(
-                f"another process{holder} is at work in {what}: wait until it has ended, or end "
-                "it; then start the same command again"
-            )
-        time.sleep(_EVERY)
+            raise OSError(error.errno, error.strerror, path) from None
 
 
 def _is_at(descriptor: int, path: str) -> bool:
@@ -97,9 +112,10 @@ def _is_at(descriptor: int, path: str) -> bool:
         return False
 
 
-def _holder(descriptor: int) -> str:
+def _holder(path: str) -> str:
     try:
-        text = os.pread(descriptor, 300, 0).decode(errors="replace")
+        with open(path, "rb") as file:
+            text = file.read(300).decode(errors="replace")
     except OSError:
         return ""
     return f" ({text})" if text else ""

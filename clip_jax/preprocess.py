@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from clip_jax.attempts import Unreachable, exhausted
+from clip_jax.errors import Unreachable, exhausted
 from clip_jax.nn.pixels import MEAN, STD
 from clip_jax.resample import EIGHT_BITS, NEAREST, nearest_middle, resize_middle
 from clip_jax.storage import check_picture_size, check_regular

@@ -1,24 +1,36 @@
 """SIGTERM and Ctrl-C: a command stops soon, and leaves nothing half-written.
 
-A signal raises an exception in the main thread, wherever that is; a block that must not be
-interrupted defers it. A watchdog thread ends the process if it doesn't stop by itself: the main
-thread may be waiting for a device, or Python at its exit for a thread that waits for a store.
+A signal raises an exception in the main thread, wherever that is; a block that must not be left in
+the middle defers it. Two places are bad for an exception. One raised while a module is imported
+leaves half a module, or is lost in what imports it: it waits until the import is over, for half a
+second. One raised in a finalizer is dropped by Python: it is raised again.
+
+A thread watches, and ends the process where it doesn't stop by itself: the main thread may be
+waiting for a device, and Python, as it exits, for a thread that waits for a store.
 """
 
+import _thread
 import contextlib
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from types import FrameType
+from typing import Any
 
 # Seconds that a command has to stop by itself. Schedulers kill after 10 to 30.
 GRACE = 8.0
 # A second Ctrl-C ends the process at once. Within these seconds it counts as the first one, as a
 # parent process may pass on the same one.
 TWICE = 1.0
+# Seconds that an import may still take. A program's own at its beginning take longer: by then there
+# is nothing to be left in order.
+IMPORTING = 0.5
+# Seconds between two looks whether it is over.
+_EVERY = 0.02
 
 
 class Terminated(KeyboardInterrupt):
@@ -38,6 +50,11 @@ def exit_status(stop: Stop) -> int:
     return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
+def word_for(stop: Stop) -> str:
+    """What has happened to the command."""
+    return "terminated" if isinstance(stop, Terminated) else "interrupted"
+
+
 class _State:
     """State shared by the signal handlers and the watchdog."""
 
@@ -45,10 +62,17 @@ class _State:
         self.first: int | None = None  # the first signal
         self.since = 0.0  # start of the grace period
         self.grace = GRACE
-        self.is_deferred = self.is_told = False
-        # Python's handlers run only once the main thread is back in Python; this wakes at once.
+        self.is_deferred = self.is_told = self.is_over = False
+        self.is_lost = False  # whether the exception couldn't be raised, or was dropped
+        self.is_resent = False  # whether the watching thread has sent the signal once more
+        # Python's handlers wait until the main thread is back in Python; this wakes at once.
         self.reader, self.writer = socket.socketpair()
         self.writer.setblocking(False)
+
+    @property
+    def stop(self) -> Stop | None:
+        """The exception that the first signal is."""
+        return None if self.first is None else _STOPS[self.first]()
 
 
 _state: _State | None = None  # of the command that is running
@@ -80,8 +104,16 @@ def handled(say: Callable[[str], None]) -> Iterator[None]:
     )
     watchdog.start()
     try:
-        yield
+        with _dropped_ones_noticed(state):
+            yield
+    except BaseException as error:
+        # What was interrupted may have made another error of the exception, as extensions do.
+        stop = state.stop
+        if stop is None or type(error) is type(stop):
+            raise
+        raise stop from error
     finally:
+        state.is_over = True  # from here on a signal comes too late
         if state.first is None:
             _state = None
             for number, handler in handlers.items():
@@ -91,9 +123,8 @@ def handled(say: Callable[[str], None]) -> Iterator[None]:
             watchdog.join()
         # Else the process is about to exit, and is watched until then.
         state.is_told = True
-    # An exception raised in a callback of Python's garbage collector was lost: raise it now.
-    if state.first is not None:
-        raise _STOPS[state.first]
+    if stop := state.stop:  # something has caught the exception
+        raise stop
 
 
 @contextlib.contextmanager
@@ -123,34 +154,67 @@ def deferred(grace: float = GRACE) -> Iterator[Callable[[], Stop | None]]:
         yield lambda: None
         return
     state.is_deferred, state.grace = True, grace
-
-    def asked() -> Stop | None:
-        return None if state.first is None else _STOPS[state.first]()
-
     try:
-        yield asked
+        yield lambda: state.stop
     finally:
         state.is_deferred, state.grace, state.since = False, GRACE, time.monotonic()
-    if stop := asked():
+    if stop := state.stop:
         raise stop
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
     state = _state
-    if state is not None and state.first is None:
+    if state is None or state.is_over:
+        return
+    if state.first is None:
         state.first, state.since = number, time.monotonic()
-        if not state.is_deferred:
-            raise _STOPS[number]
+    elif not state.is_resent:
+        return  # its exception is on its way
+    state.is_resent = False
+    if state.is_deferred:
+        return
+    if _is_importing(frame):
+        state.is_lost = True
+        return
+    raise _STOPS[state.first]
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
+
+
+@contextlib.contextmanager
+def _dropped_ones_noticed(state: _State) -> Iterator[None]:
+    """Has an exception raised once more that Python can't pass on: out of a finalizer, say."""
+    before = sys.unraisablehook
+
+    def show(unraisable: Any) -> None:
+        if state.first is not None and isinstance(unraisable.exc_value, Stop):
+            state.is_lost = True
+        else:
+            before(unraisable)
+
+    sys.unraisablehook = show
+    try:
+        yield
+    finally:
+        if sys.unraisablehook is show:
+            sys.unraisablehook = before
 
 
 def _watch(state: _State, say: Callable[[str], None]) -> None:
     """Ends the process some seconds after its first signal, or at its second Ctrl-C."""
     first: int | None = None
     came = 0.0
+    own = 0  # signals that this thread has sent, and that have not come back yet
     with state.reader as reader:
         while True:
             if first is not None:
-                reader.settimeout(0.1)
+                reader.settimeout(_EVERY)
             try:
                 numbers = reader.recv(1)
             except TimeoutError:
@@ -160,15 +224,38 @@ def _watch(state: _State, say: Callable[[str], None]) -> None:
             number, now = numbers[0], time.monotonic()
             if number in _STOPS and first is None:
                 first, came = number, now
+            elif number in _STOPS and own:
+                own -= 1
             elif number == signal.SIGINT and now - came > TWICE:
-                _end(first or number, state, say, "ended at once")
+                _end(first or number, state, say, "ended at once; " + _KEPT)
+            if first is None:
+                continue
+            if state.is_lost and now - came > IMPORTING:
+                _end(first, state, say, word_for(_STOPS[first]()))
             begin = max(came, state.since)
-            if first is not None and now - begin > state.grace:
-                _end(first, state, say, f"ended, as it did not stop within {state.grace:.0f} s")
+            if now - begin > state.grace:
+                how = f"ended, as it did not stop within {state.grace:.0f} s; {_KEPT}"
+                _end(first, state, say, how)
+            if state.is_lost:
+                state.is_lost, state.is_resent = False, True
+                own += 1
+                _send(first)
+
+
+_KEPT = "what was finished is kept, and the same command goes on"
+
+
+def _send(number: int) -> None:
+    """Sends the main thread a signal; wakes it from what it waits for, where the system can."""
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:
+        signal.pthread_kill(main, number)
+    else:
+        _thread.interrupt_main(signal.Signals(number))
 
 
 def _end(number: int, state: _State, say: Callable[[str], None], how: str) -> None:
     with contextlib.suppress(Exception):
         if not state.is_told:
-            say(f"{how}; what was finished is kept, and the same command goes on")
+            say(how)
     os._exit(128 + number)

@@ -61,7 +61,7 @@ def written_aside(path: str, write: Callable[[BinaryIO], object]) -> Iterator[st
     Raises:
         OSError: the file can't be written; the error names the final path.
     """
-    folder, unfinished = os.path.dirname(path), aside(path)
+    folder, unfinished = os.path.dirname(path) or ".", aside(path)
     try:
         os.makedirs(folder, exist_ok=True)
         with open(unfinished, "wb") as file:

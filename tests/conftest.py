@@ -6,18 +6,32 @@ import os
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 from tests import quickly  # noqa: E402
 
 os.environ.setdefault("XLA_FLAGS", quickly.ENVIRONMENT["XLA_FLAGS"])  # read with the first device
 
-# The layers' signatures say their shapes; here they are executed. The public entry points are not
-# hooked: they have errors of their own, which are tested.
-install_import_hook(
-    [
-        *(f"clip_jax.nn.{x}" for x in ("layers", "linear", "vit", "resnet", "text", "pixels")),
-        "clip_jax.backends",
-    ],
-    "beartype.beartype",
-)
+# The signatures say their shapes; here they are executed.
+install_import_hook(["clip_jax.nn", "clip_jax.backends"], "beartype.beartype")
+
+# Modules with fixtures that several test files share.
+pytest_plugins = [
+    "tests.checkpoint_files",
+    "tests.embedding_jobs",
+    "tests.encoders",
+    "tests.model_files",
+    "tests.object_stores",
+    "tests.servers",
+    "tests.training",
+    "tests.training_runs",
+]
+
+
+@pytest.fixture(scope="session")
+def model():
+    """The model of tests that only need some model."""
+    from tests.models import SMALL_VIT, small
+
+    return small(SMALL_VIT)

@@ -1,9 +1,7 @@
 """Data and helpers of the tests of evaluations."""
 
 import contextlib
-import io
 import json
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,8 +16,8 @@ from clip_jax.encoder import Encoder
 from clip_jax.evaluate import captions, classifier
 from clip_jax.evaluate import data as data_module
 from clip_jax.nn import model_digest
-
-COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (30, 40, 210)}
+from tests.archives import write_tar
+from tests.pictures import COLOURS
 
 Run = Callable[..., tuple[int, str, list[str]]]
 
@@ -37,16 +35,6 @@ def blobs(rows: int, columns: int, classes: int, seed: int = 0) -> tuple[np.ndar
     centres = rng.normal(size=(classes, columns))
     features = centres[labels] + rng.normal(size=(rows, columns)) * 1.5
     return (features * rng.uniform(0.3, 3, columns) + rng.normal(size=columns) * 2), labels
-
-
-def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    """A shard of these members; gives its path."""
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return path
 
 
 def write_pictures(folder: Path, count: int) -> None:

@@ -7,6 +7,7 @@ reads and writes of fewer bytes than asked for, and calls that take their time.
 import builtins
 import contextlib
 import errno
+import fcntl
 import io
 import os
 import random
@@ -19,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from clip_jax import locks, storage
+from clip_jax import storage
 
 KINDS = ("EIO", "ENOSPC", "EMFILE", "ESTALE", "ENOMEM", "short", "delayed")
 # Calls by the path that is their first argument, and by a descriptor.
@@ -138,8 +139,8 @@ def injected(faults: Faults) -> Iterator[None]:
             patch.setattr(os, name, by_path(name, getattr(os, name)))
         for name in BY_DESCRIPTOR:
             patch.setattr(os, name, by_descriptor(name, getattr(os, name)))
-        lock = by_descriptor("flock", locks.fcntl.flock)
-        patch.setattr(locks.fcntl, "flock", lock)
+        lock = by_descriptor("flock", fcntl.flock)
+        patch.setattr(fcntl, "flock", lock)
         patch.setattr(storage.Disk, "arrow", arrow)
         try:
             yield

@@ -9,6 +9,7 @@ import zlib
 from PIL import Image
 
 from tests.fuzz_inputs import Case, Random, flip, picture
+from tests.pictures import png_chunk
 
 SAVED = (
     ("png", "PNG", ("L", "RGB", "RGBA", "P", "1", "I;16", "LA")),
@@ -113,6 +114,4 @@ def _shaped(rng: Random) -> bytes:
     chunks = [(b"IHDR", head), (b"PLTE", bytes(768)), (b"IDAT", data), (b"IEND", b"")]
     if color in (0, 4):
         del chunks[1]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(d)) + k + d + struct.pack(">I", zlib.crc32(k + d)) for k, d in chunks
-    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(png_chunk(*chunk) for chunk in chunks)

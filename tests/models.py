@@ -46,9 +46,9 @@ def fresh(config: CLIPConfig, seed: int = 0) -> CLIP:
     return CLIP(config, rngs=nnx.Rngs(seed))
 
 
-def small(config: CLIPConfig, **options) -> CLIP:
+def small(config: CLIPConfig, seed: int = 0, **options) -> CLIP:
     """A model with random parameters, which are quicker to come by than fresh ones."""
-    return from_parameters(config, random_parameters(config), **options)
+    return from_parameters(config, random_parameters(config, seed), **options)
 
 
 def random_parameters(config: CLIPConfig, seed: int = 0) -> dict:

@@ -117,3 +117,7 @@ def parts(arrays: dict[str, np.ndarray]) -> tuple[dict[str, Raw], dict[str, byte
         tensors[name] = tensor(kind, str(key), array.size, 0, array.shape, strides)
         storages[str(key)] = array.tobytes()
     return tensors, storages
+
+
+FIVE = {"0": np.arange(5, dtype=np.float32).tobytes()}
+W = tensor("FloatStorage", "0", 5, 0, (5,), (1,))

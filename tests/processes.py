@@ -163,6 +163,14 @@ def kill_two(out: Path, job: str, is_time: Callable[[], bool]) -> None:
             time.sleep(0.01)
 
 
+def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
+    """Waits for what another process or thread does; fails after that many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.01)
+
+
 def free_port() -> int:
     """A port on which nobody listens."""
     with socket.socket() as listener:

@@ -20,6 +20,7 @@ from benchmarks.accelerator.rows import Rows
 from benchmarks.accelerator.sections import SECTIONS, Section
 from benchmarks.accelerator.supervise import Supervisor
 from tests import reference
+from tests.processes import wait_until
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = {"platform": "cpu", "kind": "cpu", "devices": 1, "memory": None, "driver": None}
@@ -328,7 +329,7 @@ sys.exit(run([section], Path({str(tmp_path / "out")!r}), time.monotonic() + 600,
         stderr=subprocess.PIPE,
     )
     try:
-        wait_until(lambda: pid.exists() and pid.read_text())
+        wait_until(lambda: pid.exists() and pid.read_text(), seconds=300)
         yield process, int(pid.read_text())
     finally:
         process.kill()
@@ -337,18 +338,11 @@ sys.exit(run([section], Path({str(tmp_path / "out")!r}), time.monotonic() + 600,
         process.communicate()
 
 
-def wait_until(condition):
-    deadline = time.monotonic() + 300
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_workers_die_with_a_supervisor_that_is_killed(started):
     process, pid = started
     process.kill()
     process.wait()
-    wait_until(lambda: not is_running(pid))
+    wait_until(lambda: not is_running(pid), seconds=300)
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

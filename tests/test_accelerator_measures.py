@@ -21,14 +21,7 @@ from clip_jax.catalog import CATALOG
 from clip_jax.nn import from_parameters
 from clip_jax.sources import open_input
 from tests import reference
-from tests.models import (
-    SMALL_RESNET,
-    SMALL_VIT,
-    TINY_VIT,
-    random_images,
-    relative_error,
-    small,
-)
+from tests.models import SMALL_RESNET, SMALL_VIT, TINY_VIT, random_images, relative_error, small
 
 requires = pytest.mark.skipif(not reference.available(), reason="PyTorch is not installed")
 EQUAL = 1e-5  # float32 sums in another order; measured 3e-7

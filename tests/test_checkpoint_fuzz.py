@@ -19,10 +19,7 @@ from clip_jax.shapes import parameter_shapes
 from clip_jax.weights import load
 from tests import checkpoint_mutations as mutations
 from tests import fuzz_checkpoints
-from tests.pickles import encode, tensor, write, zipped
-
-FIVE = {"0": bytes(20)}
-W = tensor("FloatStorage", "0", 5, 0, (5,), (1,))
+from tests.pickles import FIVE, W, encode, write, zipped
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's, as it writes TorchScript

@@ -1,13 +1,10 @@
 """The command line: what it prints, where, and with which exit status."""
 
-import builtins
-import dataclasses
 import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,71 +13,17 @@ from PIL import Image
 
 import clip_jax
 from clip_jax.catalog import CATALOG
-from clip_jax.cli import COMMANDS, main
+from clip_jax.cli import main
 from clip_jax.cli import models as models_command
-from clip_jax.convert import from_pytorch, read_checkpoint, to_pytorch
+from clip_jax.cli.dispatch import COMMANDS
 from clip_jax.errors import DownloadError
 from clip_jax.nn import normalize
-from clip_jax.weights import read_native, save_parameters
-from tests.models import SMALL_RESNET, SMALL_VIT, fresh, random_parameters, small
-from tests.reference import available as torch_available
+from clip_jax.weights import save_parameters
+from tests.models import SMALL_VIT, random_parameters
+
+pytest_plugins = ["tests.command_line"]
 
 SCRIPT = Path(sys.executable).with_name("clip-jax")
-needs_torch = pytest.mark.skipif(not torch_available(), reason="PyTorch is not installed")
-
-Run = Callable[..., tuple[int, str, list[str]]]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A model folder and pictures, good and bad."""
-    root = tmp_path_factory.mktemp("cli")
-    clip_jax.save(fresh(SMALL_VIT), root / "model")
-    rng = np.random.default_rng(0)
-    for name, size in [("a.png", (40, 60)), ("b.jpg", (60, 40)), ("dot.png", (1, 1))]:
-        Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(root / name)
-    Image.new("RGB", (5000, 1), "red").save(root / "line.png")
-    (root / "empty.png").touch()
-    (root / "text.png").write_text("not a picture")
-    (root / "cut.png").write_bytes((root / "a.png").read_bytes()[:3000])
-    (root / "bomb.png").write_bytes(_bomb())
-    (root / "other").mkdir()
-    (root / "other" / "notes.txt").write_text("not a model")
-    return root
-
-
-def _bomb() -> bytes:
-    """A PNG that says it has 30,000 x 30,000 pixels."""
-    import struct
-    import zlib
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        )
-
-    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
-    pixels = zlib.compress(bytes(1000))
-    return (
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-    )
-
-
-@pytest.fixture
-def run(folder, monkeypatch, capsys) -> Run:
-    """Runs a command in this process, in the folder of the pictures."""
-    monkeypatch.chdir(folder)
-
-    def run(*argv: object) -> tuple[int, str, list[str]]:
-        try:
-            status = main([str(argument) for argument in argv])
-        except SystemExit as stop:
-            status = stop.code
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return status, out, err.splitlines()
-
-    return run
 
 
 def installed(*argv: object, cwd: Path, **options) -> subprocess.CompletedProcess[str]:
@@ -131,14 +74,6 @@ def test_closed_pipe_is_no_error(folder):
     assert done.stderr == ""
 
 
-def test_command_line_reads_nothing_heavy_for_help():
-    program = (
-        "import sys, clip_jax.cli; print([m for m in ('torch', 'sklearn') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert done.stdout == "[]\n"
-
-
 @pytest.mark.parametrize(
     "command",
     [command.__name__.split(".")[-1].replace("evaluate", "eval") for command in COMMANDS],
@@ -156,12 +91,12 @@ def test_bad_arguments_exit_with_2_and_one_line(run, argv):
     assert "--help" in err[0]
 
 
-def test_interrupt_is_quiet(run, monkeypatch):
+def test_interrupt_is_one_line(run, monkeypatch):
     def interrupt(args):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(models_command, "run", interrupt)
-    assert run("models") == (130, "", [])
+    assert run("models") == (130, "", ["clip-jax: interrupted"])
 
 
 def test_defects_of_ours_keep_their_traceback(monkeypatch):
@@ -362,162 +297,9 @@ def test_weights_that_are_not_finite_are_an_error(run, tmp_path):
     assert "not finite" in err[0]
 
 
-# --- convert
-
-
-def half(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Some arrays in float16, as official archives have them."""
-    return {
-        name: array.astype(np.float16)
-        if name.endswith(("in_proj_weight", "conv1.weight"))
-        else array
-        for name, array in arrays.items()
-    }
-
-
-def write_safetensors(config, path: Path) -> dict[str, np.ndarray]:
-    from safetensors.numpy import save_file
-
-    arrays = half(to_pytorch(config, random_parameters(config)))
-    save_file(arrays, path)
-    return arrays
-
-
-@pytest.mark.parametrize("config", [SMALL_VIT, SMALL_RESNET], ids=["vit", "resnet"])
-def test_state_dict_becomes_a_native_folder(run, tmp_path, config):
-    arrays = write_safetensors(config, tmp_path / "model.safetensors")
-    status, out, err = run("convert", tmp_path / "model.safetensors", tmp_path / "native")
-    assert (status, err) == (0, [])
-    assert "quick_gelu" in out and "parameters" in out
-    again = to_pytorch(*read_native(tmp_path / "native"))
-    assert_identical(again, arrays)
-
-
-@needs_torch
-@pytest.mark.parametrize("config", [SMALL_VIT, SMALL_RESNET], ids=["vit", "resnet"])
-def test_there_and_back_is_identical_to_the_bit(run, tmp_path, config):
-    write = clip_jax.convert.write_pytorch
-    write(half(to_pytorch(config, random_parameters(config))), tmp_path / "model.pt")
-    assert run("convert", tmp_path / "model.pt", tmp_path / "native")[0] == 0
-    assert run("convert", tmp_path / "native", tmp_path / "back.pt")[0] == 0
-    back = read_checkpoint(tmp_path / "back.pt")
-    assert_identical(back, read_checkpoint(tmp_path / "model.pt"))
-    assert from_pytorch(back)[0] == config
-
-
-@needs_torch
-@pytest.mark.filterwarnings("always")
-def test_what_a_pt_file_does_not_tell_is_said(run, tmp_path):
-    vision = dataclasses.replace(SMALL_VIT.vision, num_heads=2)
-    config = dataclasses.replace(SMALL_VIT, activation="gelu", vision=vision)
-    clip_jax.save(small(config), tmp_path / "native")
-    status, _, err = run("convert", tmp_path / "native", tmp_path / "back.pt")
-    assert status == 0
-    assert err == [
-        "clip-jax: warning: a .pt file can't say which GELU the model has: give --activation gelu "
-        'with it, or activation="gelu" to clip_jax.load',
-        "clip-jax: warning: a .pt file can't say how many heads there are, if they are not 64 "
-        "wide: keep the folder",
-    ]
-
-
-def assert_identical(given: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert given.keys() == expected.keys()
-    for name, array in expected.items():
-        assert (given[name].dtype, given[name].shape) == (array.dtype, array.shape), name
-        assert given[name].tobytes() == array.tobytes(), name
-
-
-def test_activation_is_stored(run, tmp_path):
-    write_safetensors(SMALL_VIT, tmp_path / "m.safetensors")
-    source, target = tmp_path / "m.safetensors", tmp_path / "native"
-    assert run("convert", source, target, "--activation", "gelu")[0] == 0
-    assert clip_jax.load(target)[0].config.activation == "gelu"
-
-
-def test_existing_target_is_kept_without_force(run, folder, tmp_path):
-    write_safetensors(SMALL_VIT, tmp_path / "m.safetensors")
-    target = tmp_path / "native"
-    target.mkdir()  # empty: nothing to lose
-    assert run("convert", tmp_path / "m.safetensors", target)[0] == 0
-    before = (target / "model.safetensors").stat().st_ino
-    status, out, err = run("convert", tmp_path / "m.safetensors", target)
-    assert (status, out, len(err)) == (1, "", 1)
-    assert "--force" in err[0]
-    assert (target / "model.safetensors").stat().st_ino == before
-    assert run("convert", tmp_path / "m.safetensors", target, "--force")[0] == 0
-    assert (target / "model.safetensors").stat().st_ino != before
-
-
-def test_force_replaces_no_folder_of_something_else(run, folder, tmp_path):
-    write_safetensors(SMALL_VIT, tmp_path / "m.safetensors")
-    status, _, err = run("convert", tmp_path / "m.safetensors", folder / "other", "--force")
-    assert (status, len(err)) == (1, 1)
-    assert (folder / "other" / "notes.txt").exists()
-
-
-def test_conversion_without_torch_says_how_to_install_it(run, tmp_path, monkeypatch):
-    real = builtins.__import__
-
-    def without_torch(name, *rest):
-        if name == "torch":
-            raise ModuleNotFoundError("No module named 'torch'", name="torch")
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without_torch)
-    status, out, err = run("convert", "model", tmp_path / "m.pt")
-    assert (status, out, len(err)) == (1, "", 1)
-    assert "pip install" in err[0]
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (("model", "native"), 2),
-        (("text.png", "copy.pt"), 2),
-        (("text.png", "copy.safetensors"), 2),
-        (("model", "copy.pt", "--activation", "gelu"), 2),
-        (("text.png", "native", "--activation", "relu"), 2),
-        (("missing", "native"), 1),
-        (("text.png", "native"), 1),
-        (("empty.png", "native"), 1),
-        (("other", "copy.pt"), 1),
-        (("model", "nowhere/copy.pt"), 1),
-    ],
-)
-def test_bad_conversions_leave_nothing_behind(run, folder, arguments, expected):
-    before = sorted(os.listdir(folder))
-    status, out, err = run("convert", *arguments)
-    assert (status, out, len(err)) == (expected, "", 1)
-    assert sorted(os.listdir(folder)) == before
-
-
-def test_problems_of_a_checkpoint_are_listed_after_the_first_line(run, tmp_path):
-    from safetensors.numpy import save_file
-
-    arrays = to_pytorch(SMALL_VIT, random_parameters(SMALL_VIT))
-    del arrays["ln_final.bias"]
-    save_file(arrays | {"extra": np.zeros(1, np.float32)}, tmp_path / "m.safetensors")
-    status, out, err = run("convert", tmp_path / "m.safetensors", tmp_path / "native")
-    assert (status, out) == (1, "")
-    assert str(tmp_path / "m.safetensors") in err[0]
-    assert {"- ln_final.bias: missing", "+ extra: unexpected"} <= set(err)
-    assert not (tmp_path / "native").exists()
-
-
 def test_parity_without_torch_says_how_to_install_it(run, monkeypatch):
     for name in ("torch", "torchvision", "clip"):
         monkeypatch.setitem(sys.modules, name, None)
     status, out, err = run("parity", "model")
     assert (status, out, len(err)) == (1, "", 1)
     assert "pip install torch==2.13.0 torchvision==0.28.0 clip-anytorch" in err[0]
-
-
-def test_public_names_are_there():
-    assert set(dir(clip_jax)) >= {
-        *("available_models", "load", "save", "tokenize", "open_image", "Preprocess"),
-        *("CLIP", "CLIPConfig", "parameters", "from_parameters", "convert", "__version__"),
-        *("CheckpointError", "DownloadError"),
-    }
-    assert clip_jax.convert.read_checkpoint is read_checkpoint

@@ -1,6 +1,5 @@
 """`--distributed` of the installed commands: two processes, named by Slurm or by variables."""
 
-import json
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ import clip_jax
 from clip_jax.cli import main
 from clip_jax.embed import read_embeddings
 from tests.processes import free_port
+from tests.training_runs import read_metrics
 
 EXAMPLES = Path(__file__).parent.parent / "examples/emoji"
 COMMAND = Path(sys.executable).parent / "clip-jax"
@@ -91,8 +91,7 @@ def test_two_processes_named_by_variables_train_one_model(tmp_path):
     outs = run_two(["train", "small.toml"], variables, tmp_path)
     # Before it gloo says there that it has connected.
     assert all(out.endswith("run/model\n") for out in outs)
-    steps = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in steps] == [1, 2, 3]
+    assert [record["step"] for record in read_metrics(tmp_path / "run")] == [1, 2, 3]
     model, _ = clip_jax.load(tmp_path / "run/model")
     assert model.config.vision.image_size == 32
 

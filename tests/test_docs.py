@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 import clip_jax
-from clip_jax.cli import _parser, main
+from clip_jax.cli import main
+from clip_jax.cli.dispatch import _parser
 from docs import walk
 from docs.hooks.help import PLACE, help_of
 from docs.hooks.results import RESULTS, page
@@ -180,12 +181,14 @@ def public_names(module: ModuleType) -> Iterator[str]:
     """What a room exports: names imported as themselves; else what it defines."""
     assert module.__file__
     body = ast.parse(Path(module.__file__).read_text()).body
+    lazily = [node for block in body if isinstance(block, ast.If) for node in block.body]
     exported = [
         alias.name
-        for node in body
+        for node in [*body, *lazily]
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
-        if alias.asname == alias.name
+        if alias.asname == alias.name and not alias.name.startswith("_")
+        if not inspect.ismodule(getattr(module, alias.name))
     ]
     defined = [node.name for node in body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
     yield from exported or (name for name in defined if not name.startswith("_"))

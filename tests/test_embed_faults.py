@@ -16,21 +16,15 @@ from clip_jax.sources import inputs
 from clip_jax.sources.parquet import ParquetShard
 from clip_jax.storage import Disk
 from tests import torture_embed
-from tests.models import SMALL_VIT, small
-from tests.test_embed import QUIET, compiled_once, contents, errors, noise
-from tests.test_sources import parquet, write_tar
+from tests.archives import parquet, write_tar
+from tests.embedding_jobs import QUIET, contents, errors
+from tests.pictures import noise
 
 pa = pytest.importorskip("pyarrow")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("compiled_once")]
 
-pytestmark = pytest.mark.long
-__all__ = ["compiled_once"]  # a fixture here, too
 
 OPTIONS = {"rows_per_part": 4, **QUIET}
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small(SMALL_VIT)
 
 
 @pytest.fixture(scope="module")

@@ -9,19 +9,12 @@ import pytest
 
 from clip_jax import storage as storage_module
 from clip_jax.embed import embed
-from tests.models import SMALL_VIT, small
-from tests.test_embed import compiled_once, contents, errors, lasting, noise, rows
-from tests.test_embed_identity import OPTIONS, bmp, some, write
-
-__all__ = ["compiled_once"]  # a fixture here, too
+from tests.embedding_jobs import TWO_A_PART, contents, errors, lasting, rows, some, write_input
+from tests.pictures import bmp, noise
 
 pytest.importorskip("pyarrow")
+pytestmark = pytest.mark.usefixtures("compiled_once")
 import pyarrow.parquet as pq  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small(SMALL_VIT)
 
 
 def damaged(source: Path, how: str) -> None:
@@ -42,30 +35,30 @@ def test_a_retry_while_a_file_can_not_be_read_keeps_what_is_embedded(model, tmp_
     for name in "ab":
         pictures = [(f"{name}{i}", noise(ord(name) + i)) for i in range(8)]
         pictures[3] = (pictures[3][0], b"bad")
-        write(tmp_path / f"{name}.{kind}", pictures)
+        write_input(tmp_path / f"{name}.{kind}", pictures)
     source, out = tmp_path / f"*.{kind}", tmp_path / "out"
-    embed(source, model, out, **OPTIONS)
+    embed(source, model, out, **TWO_A_PART)
     before, bad = lasting(out), tmp_path / f"b.{kind}"
     good = bad.read_bytes()
     damaged(bad, how)
     if how == "middle":  # a picture is another now
         with pytest.raises(ValueError, match="of other pictures: rows 4 to 5 of b"):
-            embed(source, model, out, retry_errors=True, **OPTIONS)
+            embed(source, model, out, retry_errors=True, **TWO_A_PART)
         assert lasting(out) == before
     for _ in range(2 if how != "middle" else 0):
-        summary = embed(source, model, out, retry_errors=True, **OPTIONS)
+        summary = embed(source, model, out, retry_errors=True, **TWO_A_PART)
         assert (summary.parts, summary.errors) == (0, 2)
         assert lasting(out) == before
     bad.write_bytes(good)
-    summary = embed(source, model, out, retry_errors=True, **OPTIONS)
+    summary = embed(source, model, out, retry_errors=True, **TWO_A_PART)
     assert (summary.parts, summary.rows_before, summary.errors) == (0, 14, 2)
     assert lasting(out) == before
 
 
 @pytest.mark.parametrize("format", ["parquet", "npy"])
 def test_whatever_fails_however_often_no_row_is_lost(model, tmp_path, format, monkeypatch):
-    rng, source = random.Random(0), write(tmp_path / "in", some(8))
-    read, options = storage_module.Disk.read, {**OPTIONS, "rows_per_part": 4, "format": format}
+    rng, source = random.Random(0), write_input(tmp_path / "in", some(8))
+    read, options = storage_module.Disk.read, {**TWO_A_PART, "rows_per_part": 4, "format": format}
     embed(source, model, tmp_path / "undisturbed", **options)
     out, failing, there = tmp_path / "out", set(), set()
 
@@ -101,8 +94,8 @@ def keys(out: Path, format: str) -> set[str]:
 def test_a_retry_that_is_killed_between_its_files_loses_nothing(
     model, tmp_path, format, monkeypatch
 ):
-    source, out = write(tmp_path / "in", some(6)), tmp_path / "out"
-    options = {**OPTIONS, "rows_per_part": 6, "format": format}
+    source, out = write_input(tmp_path / "in", some(6)), tmp_path / "out"
+    options = {**TWO_A_PART, "rows_per_part": 6, "format": format}
     embed(source, model, tmp_path / "undisturbed", **options)
     for name in ("01.bmp", "04.bmp"):
         (source / name).write_bytes(b"bad")
@@ -154,8 +147,8 @@ def test_a_retry_that_is_killed_between_its_files_loses_nothing(
 
 
 def test_a_part_that_can_not_be_read_for_a_moment_is_not_done_again(model, tmp_path, monkeypatch):
-    source, out = write(tmp_path / "in", some(4)), tmp_path / "out"
-    embed(source, model, out, **OPTIONS)
+    source, out = write_input(tmp_path / "in", some(4)), tmp_path / "out"
+    embed(source, model, out, **TWO_A_PART)
     before, read = contents(out), storage_module.Disk.read
 
     def refuse(self, path):
@@ -165,23 +158,23 @@ def test_a_part_that_can_not_be_read_for_a_moment_is_not_done_again(model, tmp_p
 
     monkeypatch.setattr(storage_module.Disk, "read", refuse)
     with pytest.raises(OSError, match="error: try again, or remove it .*part-000000-000001"):
-        embed(source, model, out, **OPTIONS)
+        embed(source, model, out, **TWO_A_PART)
     assert contents(out) == before
 
 
 def test_a_row_whose_error_is_lost_is_tried_again(model, tmp_path):
-    source, out = write(tmp_path / "in", [*some(3), ("03", b"bad")]), tmp_path / "out"
-    embed(source, model, out, **OPTIONS)
+    source, out = write_input(tmp_path / "in", [*some(3), ("03", b"bad")]), tmp_path / "out"
+    embed(source, model, out, **TWO_A_PART)
     before = contents(out)
     shutil.rmtree(out / "errors")
-    summary = embed(source, model, out, **OPTIONS)
+    summary = embed(source, model, out, **TWO_A_PART)
     assert (summary.rows, summary.errors, summary.rows_before) == (0, 1, 3)
     assert contents(out) == before
 
 
 def test_a_file_that_is_found_to_have_more_rows_adds_them(model, tmp_path):
-    source, out = write(tmp_path / "a.tar", some(8)), tmp_path / "out"
-    options = {**OPTIONS, "rows_per_part": 3}
+    source, out = write_input(tmp_path / "a.tar", some(8)), tmp_path / "out"
+    options = {**TWO_A_PART, "rows_per_part": 3}
     embed(source, model, tmp_path / "undisturbed", **options)
     good = source.read_bytes()
     damaged(source, "middle")
@@ -196,8 +189,8 @@ def test_a_file_that_is_found_to_have_more_rows_adds_them(model, tmp_path):
 
 
 def test_rows_that_could_not_be_compared_are_not_taken_for_the_inputs(model, tmp_path, monkeypatch):
-    source, out = write(tmp_path / "in", [*some(1), ("01", b"bad")]), tmp_path / "out"
-    embed(source, model, out, **OPTIONS)
+    source, out = write_input(tmp_path / "in", [*some(1), ("01", b"bad")]), tmp_path / "out"
+    embed(source, model, out, **TWO_A_PART)
     (source / "00.bmp").write_bytes(bmp(7))
     (source / "01.bmp").write_bytes(bmp(1))
     read = storage_module.Disk.read
@@ -208,8 +201,8 @@ def test_rows_that_could_not_be_compared_are_not_taken_for_the_inputs(model, tmp
         return read(self, path)
 
     monkeypatch.setattr(storage_module.Disk, "read", refuse)
-    assert embed(source, model, out, retry_errors=True, **OPTIONS).parts == 1
+    assert embed(source, model, out, retry_errors=True, **TWO_A_PART).parts == 1
     assert rows(out)["key"] == ["00.bmp", "01.bmp"]
     monkeypatch.setattr(storage_module.Disk, "read", read)
     with pytest.raises(ValueError, match="that of '00.bmp' is another than before"):
-        embed(source, model, out, **OPTIONS)
+        embed(source, model, out, **TWO_A_PART)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import signal
@@ -20,21 +21,17 @@ from clip_jax.locks import InUse, locked
 from clip_jax.search import search
 from clip_jax.storage import Disk
 from clip_jax.unfinished import aside, is_abandoned
-from tests.models import SMALL_VIT, small
-from tests.test_embed import QUIET, compiled_once, contents, noise, rows, start
+from tests.embedding_jobs import QUIET, contents, rows, start
+from tests.pictures import noise
 
 pytest.importorskip("pyarrow")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("compiled_once")]
 
-pytestmark = pytest.mark.long
-__all__ = ["compiled_once"]  # a fixture here, too
 
 LOCK = ".share-0-of-1.lock"
+
+
 OPTIONS = {"rows_per_part": 4, **QUIET}
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small(SMALL_VIT)
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +81,8 @@ def kill(process: subprocess.Popen) -> None:
 
 
 HOLD = "from clip_jax.locks import locked\nheld = locked(sys.argv[1], 'x')\nheld.__enter__()"
+
+
 WRITE = "from clip_jax.unfinished import aside\nopen(aside(sys.argv[1]), 'w').close()"
 
 
@@ -164,7 +163,7 @@ def test_where_there_are_no_locks_jobs_run_without(
     def flock(*_):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     assert embed(pictures, model, begun, **OPTIONS).parts == 1
     assert contents(begun) == undisturbed
 

@@ -1,6 +1,5 @@
 """The encoder: equal to the model however rows are cut, padded and placed, on few programs."""
 
-import functools
 import types
 from pathlib import Path
 
@@ -9,113 +8,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import clip_jax
-from clip_jax import Encoder, from_parameters, parameters, tokenize
+from clip_jax import Encoder, from_parameters, parameters
 from clip_jax.backends import defaults
-from clip_jax.encoder import TEXT_LENGTHS, _attention
+from clip_jax.encoder import _attention
 from clip_jax.nn import set_parameters
-from clip_jax.placement import OneDevice
-from tests import processes
+from tests.encoders import BATCH_SIZE, PLACEMENTS, TOLERANCE, callers_mesh
 from tests.models import (
     SMALL_RESNET,
     SMALL_VIT,
     TINY_VIT,
     random_images,
     random_parameters,
-    random_tokens,
     relative_error,
     small,
     to_float,
 )
 
-TOLERANCE = {
-    # The same sums in another order: other rows beside, other lengths, other fusions.
-    "same": 1e-6,
-    # 8 significand bits: one rounding is 4e-3; measured 5e-3 after all layers.
-    "bfloat16": 2e-2,
-    # 11 significand bits: one rounding is 5e-4; measured 8e-4.
-    "float16": 3e-3,
-}
-PLACEMENTS = ("jit", "pmap", "mesh")
-BATCH_SIZE = 8
 COUNTS = (1, 7, 8, 9, 33)
-END = 49407
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small(SMALL_VIT)
-
-
-@pytest.fixture(scope="module")
-def images():
-    return random_images(33, 32)
-
-
-@pytest.fixture(scope="module")
-def embedded(model, images):
-    return np.asarray(model.encode_image(images))
-
-
-@pytest.fixture(scope="module")
-def tokens():
-    """Captions that all fit the shortest program."""
-    return np.pad(random_tokens(33, 8), ((0, 0), (0, 69)))
-
-
-@pytest.fixture(scope="module")
-def embedded_tokens(model, tokens):
-    return np.asarray(model.encode_text(tokens))
-
-
-@functools.cache
-def shared_encoder(placement="jit"):
-    """Compiling is what takes the time here."""
-    return Encoder(small(SMALL_VIT), batch_size=BATCH_SIZE, parallel=placement)
-
-
-@pytest.fixture(params=PLACEMENTS)
-def encoder(request):
-    return shared_encoder(request.param)
-
-
-@pytest.fixture
-def one_device():
-    return shared_encoder()
-
-
-@pytest.fixture
-def programs(monkeypatch):
-    """What one device would compile, without the time that it takes; embeddings are zeros."""
-    programs = []
-
-    def compile(self, function, leaves, rows):
-        programs.append((rows.shape, rows.dtype.name, str(jax.make_jaxpr(function)(leaves, rows))))
-        return lambda leaves, rows: np.zeros((len(rows), 16), np.float32)
-
-    monkeypatch.setattr(OneDevice, "compile", compile)
-    return programs
-
-
-def captions(lengths, seed=0):
-    """A caption of each of these lengths, start and end counted; zeros after it."""
-    rng = np.random.default_rng(seed)
-    rows = np.zeros((len(lengths), 77), np.int32)
-    for row, length in zip(rows, lengths, strict=True):
-        row[:length] = [49406, *rng.integers(0, 49406, length - 2), END]
-    return rows
-
-
-def callers_mesh():
-    return Mesh(
-        np.array(jax.devices()).reshape(4, 2),
-        ("data", "model"),
-        axis_types=(AxisType.Explicit,) * 2,
-    )
 
 
 # --- the three placements, over eight devices
@@ -248,103 +160,6 @@ def test_a_model_may_lie_on_a_mesh(model, images, embedded):
     moved = nnx.merge(graph, jax.device_put(state, whole))
     result = Encoder(moved, batch_size=BATCH_SIZE).images(images[:8])
     assert relative_error(result, embedded[:8]) < TOLERANCE["same"]
-
-
-# --- programs
-
-
-def test_bulk_images_of_any_number_are_one_program(model, programs):
-    encoder = Encoder(model)
-    for count in (33, 65, 32, 100, 40):
-        encoder.images(np.zeros((count, 32, 32, 3), np.uint8))
-    assert encoder.num_compilations == len(programs) == 1
-    assert programs[0][:2] == ((32, 32, 32, 3), "uint8")
-
-
-def test_small_calls_of_images_are_two_programs_more(model, programs):
-    encoder = Encoder(model)
-    for count in (*range(70), *range(70)):
-        encoder.images(np.zeros((count, 32, 32, 3), np.uint8))
-    assert [shape[0] for shape, *_ in programs] == [1, 8, 32]
-    assert encoder.num_compilations == 3
-
-
-def test_bulk_texts_are_one_program_a_length(model, programs):
-    encoder = Encoder(model)
-    for seed in range(3):
-        encoder.texts(captions(np.tile(np.arange(2, 78), 40 + seed), seed))
-    assert [shape for shape, *_ in programs] == [(32, n) for n in (*TEXT_LENGTHS, 77)]
-    assert encoder.num_compilations == 7
-
-
-def test_texts_are_at_most_one_program_a_length_and_size(model, programs):
-    encoder = Encoder(model)
-    for count in (1, 2, 8, 9, 31, 32, 33):
-        for length in (2, *TEXT_LENGTHS, 77):
-            encoder.texts(captions([length] * count))
-    shapes = [shape for shape, *_ in programs]
-    assert sorted(shapes) == [(b, n) for b in (1, 8, 32) for n in (*TEXT_LENGTHS, 77)]
-    assert encoder.num_compilations == 21
-
-
-# --- texts only as long as they are
-
-
-def test_every_length_equals_the_whole_context(model, one_device):
-    rows = captions(range(2, 78))
-    expected = np.asarray(model.encode_text(rows))
-    order = np.random.default_rng(0).permutation(len(rows))
-    for given_, wanted in zip(one_device.texts(rows[order]), expected[order], strict=True):
-        assert relative_error(given_, wanted) < TOLERANCE["same"]
-
-
-@pytest.mark.parametrize("columns", [2, 23])
-def test_the_model_takes_fewer_columns(model, columns):
-    rows = captions([2, columns, (columns + 2) // 2])
-    expected = model.encode_text(rows)
-    assert relative_error(model.encode_text(rows[:, :columns]), expected) < TOLERANCE["same"]
-
-
-def test_tokens_may_have_any_columns_and_anything_after_the_end(one_device, tokens):
-    expected = one_device.texts(tokens[:9])
-    assert np.array_equal(one_device.texts(tokens[:9, :8]), expected)
-    assert np.array_equal(one_device.texts(jnp.asarray(tokens[:9])), expected)
-    assert np.array_equal(one_device.texts(tokens[:9].astype(np.uint16)), expected)
-    noisy = tokens[:9].copy()
-    for row in noisy:
-        row[row.argmax() + 1 :] = 1234
-        row[-1] = END  # the first end token counts
-    assert relative_error(one_device.texts(noisy), expected) < TOLERANCE["same"]
-
-
-def test_texts_come_as_strings_of_every_kind(model, one_device):
-    strings = ["a dog", "", "a photo of a cat.", "!"]
-    expected = model.encode_text(tokenize(strings))
-    for texts in (
-        strings,
-        tuple(strings),
-        iter(strings),
-        np.array(strings),
-        np.array(strings, object),
-        np.array(strings, np.dtypes.StringDType()),
-    ):
-        assert relative_error(one_device.texts(texts), expected) < TOLERANCE["same"]
-    for text in (strings[2], np.str_(strings[2])):
-        result = one_device.texts(text)
-        assert result.shape == (1, 16)
-        assert relative_error(result[0], expected[2]) < TOLERANCE["same"]
-
-
-@settings(max_examples=25, deadline=None, derandomize=True)
-@given(st.lists(st.integers(2, 12), min_size=2, max_size=20), st.randoms(use_true_random=False))
-def test_permuted_texts_give_permuted_embeddings_to_the_bit(lengths, random):
-    encoder, rows = shared_encoder(), captions(lengths)
-    order = random.sample(range(len(rows)), len(rows))
-    result = encoder.texts(rows)
-    assert np.array_equal(encoder.texts(rows[order]), result[order])
-    # Neither does the number of rows matter beyond the choice of a program.
-    whole = encoder.texts(np.concatenate([rows, rows]))
-    assert relative_error(result, whole[: len(rows)]) < TOLERANCE["same"]
 
 
 # --- a row is its own
@@ -524,147 +339,3 @@ def test_nothing_asks_for_the_platform_of_the_process(model, images, tokens, mon
     files = [*source.rglob("*.py"), *(source.parent / "convert").rglob("*.py")]
     assert len(files) > 50
     assert not [path for path in files if "default_backend" in path.read_text()]
-
-
-# --- several processes
-
-
-@pytest.fixture(scope="module")
-def together(tmp_path_factory):
-    """What two processes of two devices each have written."""
-    return processes.run_two(tmp_path_factory.mktemp("processes"), "encode")
-
-
-def test_each_of_several_processes_gets_its_own_images(together, model):
-    two = Mesh(np.array(jax.devices()[:2]), "x")
-    encoder = Encoder(model, parallel="mesh", mesh=two, batch_size=processes.BATCH_SIZE)
-    for index, results in enumerate(together):
-        assert results["devices"].tolist() == [2, 4]
-        for call, counts in enumerate(processes.IMAGES):
-            given_ = results[f"mesh images {call}"]
-            assert given_.shape == (counts[index], 16)
-            # To the bit: two devices of a process hold what those of one process would.
-            assert np.array_equal(given_, encoder.images(processes.images(call, index)))
-
-
-def test_each_of_several_processes_gets_its_own_texts(together, one_device):
-    for index, results in enumerate(together):
-        for call, counts in enumerate(processes.TEXTS):
-            given_ = results[f"mesh texts {call}"]
-            assert given_.shape == (counts[index], 16)
-            if counts[index]:  # in programs of other sizes
-                expected = one_device.texts(processes.texts(call, index))
-                assert relative_error(given_, expected) < TOLERANCE["same"]
-
-
-def test_several_processes_compile_the_same_programs(together):
-    assert together[0]["compilations"] == together[1]["compilations"]
-
-
-def test_meshes_of_several_processes_may_be_interleaved_or_set(together):
-    for results in together:
-        assert np.array_equal(results["interleaved"], results["mesh images 0"])
-        assert np.array_equal(results["callers mesh"], results["mesh images 0"])
-
-
-def test_one_of_several_processes_may_encode_alone(together, one_device):
-    expected = one_device.images(processes.images(0, 0))
-    for name in ("jit", "local mesh"):
-        assert name not in together[1]
-        assert relative_error(together[0][name], expected) < TOLERANCE["same"]
-
-
-def test_processes_are_refused_what_would_hang(together):
-    for results in together:
-        assert "pmap" in str(results["pmap"]) and '"mesh"' in str(results["pmap"])
-    assert "[1, 2]" in str(together[0]["uneven"]) and "process 1" in str(together[1]["uneven"])
-    assert "[0, 2]" in str(together[0]["elsewhere"]) and "[2, 0]" in str(together[1]["elsewhere"])
-
-
-def test_pmap_is_refused_under_several_processes(monkeypatch, model):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(ValueError, match='"pmap" is for one process. .* use parallel="mesh"'):
-        Encoder(model, parallel="pmap")
-
-
-# --- bad input
-
-
-@pytest.mark.parametrize(
-    ("options", "error", "message"),
-    [
-        ({"batch_size": 0}, ValueError, "at least 1. Got 0"),
-        ({"batch_size": -8}, ValueError, "at least 1. Got -8"),
-        ({"batch_size": 2.5}, TypeError, "float"),
-        ({"parallel": "pjit"}, ValueError, '"jit", "pmap" or "mesh". Got \'pjit\''),
-        ({"dtype": "int32"}, ValueError, "float32, bfloat16 or float16. Got int32"),
-        ({"dtype": "float64"}, ValueError, "float32, bfloat16 or float16. Got float64"),
-    ],
-)
-def test_wrong_options_are_refused(model, options, error, message):
-    with pytest.raises(error, match=message):
-        Encoder(model, **options)
-
-
-@pytest.mark.parametrize("placement", ["jit", "pmap"])
-def test_a_mesh_without_parallel_mesh_is_refused(model, placement):
-    with pytest.raises(ValueError, match=f"parallel=\"mesh\". Got parallel='{placement}'"):
-        Encoder(model, parallel=placement, mesh=callers_mesh())
-
-
-@pytest.mark.parametrize(
-    ("shape", "dtype", "message"),
-    [
-        ((2, 3, 32, 32), np.uint8, r"\(batch, 32, 32, 3\). Got \(2, 3, 32, 32\).*NCHW"),
-        ((2, 48, 48, 3), np.uint8, r"Got \(2, 48, 48, 3\)"),
-        ((0, 48, 48, 3), np.uint8, r"Got \(0, 48, 48, 3\)"),
-        ((32, 32, 3), np.uint8, r"Got \(32, 32, 3\).*images\[None\]"),
-        ((2, 32, 32, 3), np.int32, "uint8 pixels or normalised floats. Got int32"),
-    ],
-)
-def test_wrong_images_are_refused(one_device, shape, dtype, message):
-    with pytest.raises(ValueError, match=message):
-        one_device.images(np.zeros(shape, dtype))
-
-
-@pytest.mark.parametrize(
-    ("tokens", "message"),
-    [
-        (np.zeros((12, 77), np.int32), "end token, 49407. Rows without: 0, 1, .*, 9 and 2 more"),
-        (np.array([[49406, END], [49406, 320]]), "Rows without: 1"),
-        (np.full((2, 77), 49408), "must lie in 0..49407. Got 49408..49408"),
-        (jnp.full((2, 77), -1), "must lie in 0..49407. Got -1..-1"),
-        (np.zeros((2, 78), np.int32), r"length 1 to 77. Got \(2, 78\)"),
-        (np.zeros(77, np.int32), r"Got \(77,\)"),
-        (np.zeros((2, 77), np.float32), "must be integers. Got float32"),
-    ],
-)
-def test_wrong_tokens_are_refused(one_device, tokens, message):
-    with pytest.raises(ValueError, match=message):
-        one_device.texts(tokens)
-
-
-def test_wrong_texts_are_refused(one_device):
-    with pytest.raises(ValueError, match="102 tokens .* more than the context length of 77"):
-        one_device.texts(["a dog", "dog " * 100])
-    with pytest.raises(TypeError, match=r"texts\[1\] must be a string, got int 7"):
-        one_device.texts(["a dog", 7])
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_images_with_nan_are_named_and_disturb_no_other(encoder, images, bad):
-    pixels = np.array(to_float(images[:10]))
-    expected = encoder.images(pixels)
-    pixels[[3, 8], 5, 7, 1] = bad
-    with pytest.raises(ValueError, match="rows 3, 8 are not finite: their pixels are not finite"):
-        encoder.images(pixels)
-    good = np.delete(np.arange(10), [3, 8])
-    assert np.array_equal(encoder.images(pixels[good]), expected[good])
-
-
-def test_damaged_weights_are_named_as_the_reason(images):
-    tree = random_parameters(SMALL_VIT)
-    tree["visual"]["proj"] = np.full((64, 16), np.nan)
-    encoder = Encoder(from_parameters(SMALL_VIT, tree), batch_size=BATCH_SIZE)
-    with pytest.raises(ValueError, match="rows 0 are not finite: the weights are damaged"):
-        encoder.images(images[:1])

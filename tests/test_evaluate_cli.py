@@ -13,8 +13,10 @@ from clip_jax.embed import Columns, embed
 from clip_jax.evaluate import ZeroShotClassifier, inputs
 from clip_jax.evaluate import data as data_module
 from clip_jax.evaluate.data import without_projection
-from tests.evaluation import COLOURS, Run, runner, shared_encoders, write_data, write_tar
+from tests.archives import write_tar
+from tests.evaluation import Run, runner, shared_encoders, write_data
 from tests.models import SMALL_RESNET, SMALL_VIT, random_images, small
+from tests.pictures import COLOURS
 
 pytest.importorskip("pyarrow")
 

@@ -20,8 +20,10 @@ from clip_jax.evaluate import data as data_module
 from clip_jax.evaluate import report, scores, sweep
 from clip_jax.evaluate.classes import hold_out, name_classes
 from clip_jax.evaluate.scores import blocks, score, score_blocks
-from tests.evaluation import COLOURS, Run, runner, write_pictures, write_tar
+from tests.archives import write_tar
+from tests.evaluation import Run, runner, write_pictures
 from tests.models import SMALL_VIT, small
+from tests.pictures import COLOURS
 
 pa = pytest.importorskip("pyarrow")
 

@@ -1,11 +1,8 @@
 """The evaluations as functions of Python: `zeroshot`, `retrieval` and `probe`."""
 
 import dataclasses
-import doctest
-import importlib
 import io
 import json
-import pkgutil
 import sys
 from pathlib import Path
 
@@ -16,8 +13,9 @@ import clip_jax
 from clip_jax import evaluate
 from clip_jax.evaluate import LinearProbe, ZeroShotClassifier, inputs, recall_at_k
 from clip_jax.evaluate.results import LeftOut
-from tests.evaluation import COLOURS, Run, runner, shared_encoders, write_data
+from tests.evaluation import Run, runner, shared_encoders, write_data
 from tests.models import SMALL_VIT, small
+from tests.pictures import COLOURS
 
 pytest.importorskip("pyarrow")
 
@@ -140,13 +138,3 @@ def test_a_terminal_is_told_each_step_unless_progress_is_off(data, monkeypatch):
         said = sys.stderr.getvalue().splitlines()
         steps = ["loading the model ...", "searching for C ...", "fitting ..."]
         assert said == (steps if progress else [])
-
-
-def test_the_examples_of_the_docstrings_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    examples = 0
-    for module in pkgutil.iter_modules(evaluate.__path__, "clip_jax.evaluate."):
-        results = doctest.testmod(importlib.import_module(module.name))
-        assert not results.failed, module.name
-        examples += results.attempted
-    assert examples > 30

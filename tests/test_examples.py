@@ -16,9 +16,9 @@ from PIL import Image
 
 import clip_jax
 from tests.models import SMALL_RESNET, fresh
+from tests.pictures import COLOURS
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (30, 40, 210)}
 
 
 @pytest.fixture(scope="module")

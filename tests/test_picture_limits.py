@@ -1,13 +1,10 @@
 """What may be opened as a picture, and how much of time and memory one may take."""
 
-import io
 import os
 import socket
-import struct
 import threading
 import time
 import tracemalloc
-import zlib
 
 import numpy as np
 import pytest
@@ -21,8 +18,7 @@ from clip_jax.resample import EIGHT_BITS, NEAREST, nearest_middle, resize_middle
 from clip_jax.sources import open_input
 from clip_jax.sources.addresses import read_address
 from clip_jax.storage import MOST_OF_A_PICTURE
-from tests.test_preprocess import _BANDS, TRANSPARENT, random_image
-from tests.test_sources import picture
+from tests.pictures import BANDS, TRANSPARENT, picture, png_of_size, random_image, saved
 
 POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 50 50\n%%EndComments\nshowpage\n"
 
@@ -50,7 +46,7 @@ def test_the_middle_alone_equals_the_middle_of_the_whole(mode, short, times, siz
     if short >= size or long <= short or long * size * size / short > 4e6:
         return
     kind = mode.partition(",")[0]
-    assert kind in _BANDS or kind == "1"
+    assert kind in BANDS or kind == "1"
     sides = (long, short) if is_wide else (short, long)
     image = random_image(mode, sides, np.random.default_rng(seed))
     middle = nearest_middle if image.mode in NEAREST else resize_middle
@@ -116,7 +112,11 @@ def test_every_format_of_the_list_is_opened_whatever_the_name_says(tmp_path, kin
 
 @pytest.mark.parametrize("kind", ["EPS", "TGA", "PCX", "SGI", "DDS", "MSP", "QOI"])
 def test_other_formats_are_opened_only_if_it_is_said(tmp_path, kind):
-    data = picture(kind=kind, size=(16, 16)) if kind != "MSP" else _saved("1", kind)
+    data = (
+        picture(kind=kind, size=(16, 16))
+        if kind != "MSP"
+        else saved(Image.new("1", (16, 16)), kind)
+    )
     (tmp_path / "a.png").write_bytes(data)
     for open_it in (lambda: decode_image(data), lambda: open_image(tmp_path / "a.png")):
         with pytest.raises(ValueError, match=_unwelcome(kind)):
@@ -129,12 +129,6 @@ def _unwelcome(kind: str) -> str:
     if kind == "TGA":  # which has no signature
         return "is not an image in a format that Pillow knows|is a picture in the format"
     return f"is a picture in the format {kind}, which is opened only if it is said"
-
-
-def _saved(mode: str, kind: str) -> bytes:
-    file = io.BytesIO()
-    Image.new(mode, (16, 16)).save(file, kind)
-    return file.getvalue()
 
 
 def test_no_format_of_the_list_starts_another_program(tmp_path, monkeypatch):
@@ -157,16 +151,9 @@ def test_a_format_that_pillow_lacks_is_refused():
 # --- files
 
 
-def chunk(kind: bytes, data: bytes) -> bytes:
-    check = struct.pack(">I", zlib.crc32(kind + data))
-    return struct.pack(">I", len(data)) + kind + data + check
-
-
 def test_a_decompression_bomb_is_an_error_before_its_pixels_are_there():
-    head = struct.pack(">IIBBBBB", 1 << 15, 1 << 15, 8, 2, 0, 0, 0)
-    data = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
     with pytest.raises(ValueError, match="refused, because it is too large"):
-        decode_image(data)
+        decode_image(png_of_size(1 << 15, 1 << 15))
 
 
 def test_what_is_no_file_is_not_opened(tmp_path):

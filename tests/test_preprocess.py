@@ -4,9 +4,7 @@ import hashlib
 import io
 import json
 import os
-import struct
 import warnings
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -18,35 +16,10 @@ from PIL import Image
 from clip_jax.nn.pixels import MEAN, STD
 from clip_jax.preprocess import Preprocess, open_image
 from tests import reference
+from tests.pictures import MODES, TRANSPARENT, png_of_size, random_image, saved
 from tests.reference import requires_reference
 
 GOLDEN = Path(__file__).parent / "golden" / "preprocess.json"
-
-_BANDS = {"L": 1, "LA": 2, "La": 2, "P": 1, "PA": 2, "RGB": 3, "RGBA": 4, "RGBa": 4, "RGBX": 4}
-_BANDS |= {"CMYK": 4, "YCbCr": 3, "LAB": 3, "HSV": 3}
-TRANSPARENT = {"P, one transparent": 5, "P, transparency table": bytes(range(256))}
-MODES = ["1", *_BANDS, *TRANSPARENT, "I", "I;16", "I;16B", "I;16L", "F"]
-
-
-def random_image(mode: str, size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
-    """Random pixels in any mode of Pillow; see MODES for palettes with transparency."""
-    shape = size[::-1]
-    if mode == "1":
-        return Image.frombytes("L", size, rng.integers(0, 2, shape, np.uint8) * 255).convert("1")
-    if mode == "I":
-        return Image.frombytes(mode, size, rng.integers(-999, 70_000, shape, np.int32).tobytes())
-    if mode == "F":
-        return Image.frombytes(mode, size, rng.normal(128, 99, shape).astype("f4").tobytes())
-    if mode.startswith("I;16"):
-        return Image.frombytes(mode, size, rng.integers(0, 65_536, shape, np.uint16).tobytes())
-    kind = mode.partition(",")[0]
-    pixels = rng.integers(0, 256, (*shape, _BANDS[kind]), np.uint8)
-    image = Image.frombytes(kind, size, pixels.tobytes())
-    if kind in ("P", "PA"):
-        image.putpalette(rng.integers(0, 256, 768, np.uint8).tobytes())
-    if mode in TRANSPARENT:
-        image.info["transparency"] = TRANSPARENT[mode]
-    return image
 
 
 def theirs(n: int, image: Image.Image) -> np.ndarray:
@@ -209,9 +182,6 @@ def test_preprocess_is_a_value():
     assert len({Preprocess(224), Preprocess(224)}) == 1
 
 
-# --- files
-
-
 def test_open_image_reads_all_of_it(tmp_path):
     path = tmp_path / "a.png"
     image = random_image("RGB", (30, 20), np.random.default_rng(0))
@@ -221,20 +191,9 @@ def test_open_image_reads_all_of_it(tmp_path):
     assert opened.tobytes() == image.tobytes()
 
 
-def _png(width: int, height: int) -> bytes:
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(kind + data))
-        return struct.pack(">I", len(data)) + kind + data + check
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    data = chunk(b"IDAT", zlib.compress(b"\0" * 100))
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + data + chunk(b"IEND", b"")
-
-
 def _truncated(format: str) -> bytes:
-    file = io.BytesIO()
-    random_image("RGB", (99, 99), np.random.default_rng(0)).save(file, format)
-    return file.getvalue()[: len(file.getvalue()) // 2]
+    whole = saved(random_image("RGB", (99, 99), np.random.default_rng(0)), format)
+    return whole[: len(whole) // 2]
 
 
 @pytest.mark.parametrize(
@@ -247,9 +206,12 @@ def _truncated(format: str) -> bytes:
         (_truncated("GIF"), "the image is damaged"),
         (_truncated("TIFF"), "(the image is damaged|is not an image)"),
         (_truncated("WEBP"), "(the image is damaged|is not an image)"),
-        (_png(40, 40), "the image is damaged"),
-        (_png(30_000, 30_000), "refused, because it is too large"),
-        (_png(11_000, 11_000), "refused, because it is too large"),  # a warning, here an error
+        (png_of_size(40, 40), "the image is damaged"),
+        (png_of_size(30_000, 30_000), "refused, because it is too large"),
+        (
+            png_of_size(11_000, 11_000),
+            "refused, because it is too large",
+        ),  # a warning, here an error
     ],
     ids="empty text jpeg png gif tiff webp short-data bomb half-bomb".split(),
 )

@@ -7,8 +7,6 @@ import itertools
 import json
 import os
 import resource
-import subprocess
-import sys
 import tarfile
 import threading
 from pathlib import Path
@@ -16,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from clip_jax import attempts
-from clip_jax.attempts import Exhausted, Refused, Unreachable
+from clip_jax.errors import Exhausted, Refused, Unreachable
 from clip_jax.loading import Loader, loading
 from clip_jax.preprocess import Preprocess
 from clip_jax.sources import (
@@ -36,7 +34,9 @@ from clip_jax.sources.faults import all_records, opened
 from clip_jax.sources.records import as_key, as_name
 from clip_jax.storage import storage
 from tests import fuzz_inputs, fuzz_readers
-from tests.test_sources import parquet, picture, write_tar
+from tests.archives import parquet, write_tar
+from tests.limits import limited
+from tests.pictures import picture
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -204,19 +204,17 @@ def test_no_more_files_are_read_ahead_than_may_be_open():
 @contextlib.contextmanager
 def no_more_files():
     """No file can be opened inside the block."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     used = max(int(name) for name in os.listdir("/proc/self/fd")) + 1
     taken = []
-    resource.setrlimit(resource.RLIMIT_NOFILE, (used, hard))
-    try:
-        with contextlib.suppress(OSError):
-            while True:
-                taken.append(os.dup(0))
-        yield
-    finally:
-        for descriptor in taken:
-            os.close(descriptor)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with limited(resource.RLIMIT_NOFILE, used):
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    taken.append(os.dup(0))
+            yield
+        finally:
+            for descriptor in taken:
+                os.close(descriptor)
 
 
 def test_running_out_of_open_files_is_no_rows_fault(tmp_path):
@@ -493,29 +491,3 @@ def test_an_error_of_the_disk_is_the_rows_own(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="Input/output error") as caught:
         rows_of(tmp_path)[0].read()
     assert not isinstance(caught.value, Unreachable)
-
-
-def test_damaged_statistics_of_parquet_do_not_end_the_process(tmp_path):
-    # In a process of its own: Arrow's exception could not be caught.
-    path = tmp_path / "t.parquet"
-    pq.write_table(pa.table({"caption": ["a", "b"]}), path)
-    data = path.read_bytes()
-    length = int.from_bytes(data[-8:-4], "little")
-    body, footer = data[: -8 - length], data[-8 - length : -8]
-    # Of the two histograms of levels the first is empty, and should be; it takes the other's place.
-    damaged = footer.replace(b"\x19\x06\x19\x26", b"\x19\x26", 1)
-    assert len(damaged) == len(footer) - 2
-    path.write_bytes(body + damaged + len(damaged).to_bytes(4, "little") + b"PAR1")
-    program = """
-import sys
-from clip_jax.sources import open_input
-from clip_jax.sources.faults import all_records, opened
-(shard,) = open_input(sys.argv[1]).shards
-rows = opened(shard)
-print([record.problem for record in all_records(rows, shard.name, 0, len(rows))])
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", program, path], capture_output=True, text=True, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("can't be read") + done.stdout.count("histogram") >= 1, done.stdout

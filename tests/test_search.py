@@ -22,22 +22,19 @@ from clip_jax.embed.results import finished_job
 from clip_jax.nn import normalize
 from clip_jax.search import contact_sheet, exact, search
 from clip_jax.search.index import Index
+from tests.archives import parquet, write_tar
+from tests.embedding_jobs import QUIET, contents
 from tests.models import SMALL_VIT, small
-from tests.test_embed import QUIET, compiled_once, contents, noise
-from tests.test_sources import parquet, write_tar
+from tests.pictures import noise
 
 pytest.importorskip("pyarrow")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("compiled_once")]
 
-pytestmark = pytest.mark.long
-__all__ = ["compiled_once"]  # a fixture here, too
 
 COUNT = 30
+
+
 KEYS = [f"{i:02d}" for i in range(COUNT)]
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small(SMALL_VIT)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import resource
 import shutil
 from pathlib import Path
 
@@ -14,23 +13,23 @@ import clip_jax
 from clip_jax.cli import main
 from clip_jax.embed import Columns, Incomplete, embed, read_embeddings
 from clip_jax.search import contact_sheet, page, search
-from tests.models import SMALL_VIT, small
-from tests.test_embed import QUIET, compiled_once, contents, noise
-from tests.test_sources import parquet, write_tar
+from tests.archives import parquet, write_tar
+from tests.embedding_jobs import QUIET, contents
+from tests.limits import few_descriptors
+from tests.models import SMALL_VIT
+from tests.pictures import noise
 
 pa = pytest.importorskip("pyarrow")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("compiled_once")]
 
-pytestmark = pytest.mark.long
-__all__ = ["compiled_once"]  # a fixture here, too
 
 COUNT, DIM = 30, SMALL_VIT.embed_dim
+
+
 PART = "part-000000-000002.parquet"
+
+
 OPTIONS = {"rows_per_part": 6, **QUIET}
-
-
-@pytest.fixture(scope="module")
-def model():
-    return small(SMALL_VIT)
 
 
 @pytest.fixture(scope="module")
@@ -148,13 +147,9 @@ def test_many_parts_need_few_descriptors(root, model, tmp_path):
             format=format,
             **(OPTIONS | {"rows_per_part": 1}),
         )
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 40, hard))
-    try:
+    with few_descriptors(40):
         for format in ("parquet", "npy"):
             assert len(search(tmp_path / format, model, "x", k=1000)) == 150
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOMEM, errno.EACCES])

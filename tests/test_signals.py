@@ -13,16 +13,17 @@ import pytest
 import clip_jax
 from clip_jax.signals import Terminated, deferred, exit_status
 from tests import quickly
+from tests.embedding_jobs import contents
 from tests.models import SMALL_VIT, small
-from tests.test_embed import contents, noise
+from tests.pictures import noise
 
 pytestmark = pytest.mark.long
 
 # A command that does what `body` says, with what the command line does about signals.
 COMMAND = """
 import sys, time, threading
-import clip_jax.cli as cli
 from clip_jax import signals
+from clip_jax.cli import dispatch
 
 {set_up}
 
@@ -35,8 +36,8 @@ class Parser:
     def parse_args(self, argv):
         return Command()
 
-cli._parser = Parser
-sys.exit(cli.main([]))
+dispatch._parser = Parser
+sys.exit(dispatch.main([]))
 """
 READY = "print('ready', flush=True)"
 

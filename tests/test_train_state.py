@@ -22,16 +22,12 @@ from clip_jax.train.identity import identity_of
 from tests import quickly, training
 from tests.models import SMALL_VIT, small
 from tests.training import files_of, flip_one_bit, model_of
+from tests.training_runs import read_metrics
 
 pytest.importorskip("orbax.checkpoint")
 grain = pytest.importorskip("grain")
 
 # --- whose run it is
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return training.write(tmp_path_factory.mktemp("data"))
 
 
 def identity(tmp_path, data, *settings, model=None):
@@ -130,7 +126,7 @@ def light(monkeypatch):
 
 
 def lines_of(run) -> list[dict]:
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    records = read_metrics(run)
     for record in records:
         del record["pairs_per_second"]
     return records

@@ -1,7 +1,7 @@
 """The same training twice, and trainings that are asked to stop: real processes, real signals."""
 
 import errno
-import json
+import fcntl
 import os
 import signal
 import socket
@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from clip_jax import locks
 from clip_jax.cli import main
 from tests import quickly, training
+from tests.processes import free_port
 from tests.training import flip_one_bit, model_of
+from tests.training_runs import checkpoints_of, read_metrics
 
 pytest.importorskip("orbax.checkpoint")
 pytest.importorskip("grain")
@@ -32,13 +33,8 @@ def start(toml, log, *settings, **environment: str) -> subprocess.Popen:
 
 
 def steps_of(folder) -> list[int]:
-    path = folder / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line)["step"] for line in lines]
-
-
-def checkpoints_of(folder) -> list[int]:
-    return sorted(int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdigit())
+    there = (folder / "metrics.jsonl").exists()
+    return [record["step"] for record in read_metrics(folder)] if there else []
 
 
 def wait_for_step(step, folder, *processes):
@@ -62,11 +58,6 @@ def lines_of(log) -> list[str]:
     """What the command itself says, without the bar and the libraries' own."""
     lines = log.read_text().replace("\r", "\n").splitlines()
     return [line.partition("clip-jax: ")[2] for line in lines if "clip-jax: " in line]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return training.write(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +113,7 @@ def test_a_folder_that_can_not_be_locked_is_named(tmp_path, data, monkeypatch, c
     def refuse(descriptor, how):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     assert main(["train", str(training.write_toml(tmp_path, data))]) == 1
     said = capsys.readouterr().err.splitlines()[-1]
     assert said == f"clip-jax: {tmp_path}/run/run.lock: Input/output error"
@@ -132,10 +123,11 @@ def test_a_folder_that_can_not_be_locked_is_named(tmp_path, data, monkeypatch, c
 
 
 def start_two(toml, logs, settings=((), ()), **environment: str) -> list[subprocess.Popen]:
-    with socket.socket() as listener:
-        listener.bind(("localhost", 0))
-        port = str(listener.getsockname()[1])
-    own = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2", **environment}
+    own = {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{free_port()}",
+        "JAX_NUM_PROCESSES": "2",
+        **environment,
+    }
     own["JAX_NUM_CPU_DEVICES"] = "2"
     return [start(toml, logs[i], *settings[i], JAX_PROCESS_ID=str(i), **own) for i in range(2)]
 

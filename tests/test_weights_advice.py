@@ -16,10 +16,9 @@ from clip_jax.convert.reader import read_checkpoint
 from clip_jax.errors import CheckpointError, DownloadError
 from clip_jax.nn import parameters
 from clip_jax.weights import load, native_folder, official_file, read_native, save
-from tests.models import random_parameters
+from tests.model_files import VIT, same
+from tests.models import random_parameters, small
 from tests.pickles import entries_of, parts, program, zipped
-from tests.test_weights import VIT, same, some_model
-from tests.test_weights_faults import model_folder, tiny  # noqa: F401
 
 EXPECTED = {name: np.asarray(a) for name, a in to_pytorch(VIT, random_parameters(VIT)).items()}
 
@@ -45,7 +44,7 @@ def entries() -> list[tuple[str, bytes]]:
 # ---- without PyTorch ----------------------------------------------------------------------------
 
 
-def test_a_damaged_copy_of_a_named_model_is_removed_and_made_again(tiny):  # noqa: F811
+def test_a_damaged_copy_of_a_named_model_is_removed_and_made_again(tiny):
     load("tiny")
     folder = native_folder("tiny")
     for name in ("model.safetensors", "config.json"):
@@ -59,7 +58,7 @@ def test_a_damaged_copy_of_a_named_model_is_removed_and_made_again(tiny):  # noq
     assert len(tiny.requests) == 1  # the official file was there
 
 
-def test_a_file_put_there_by_hand_is_taken(tiny, monkeypatch):  # noqa: F811
+def test_a_file_put_there_by_hand_is_taken(tiny, monkeypatch):
     tiny.status = [404]
     with pytest.raises(DownloadError) as caught:
         load("tiny")
@@ -72,7 +71,7 @@ def test_a_file_put_there_by_hand_is_taken(tiny, monkeypatch):  # noqa: F811
     assert len(tiny.requests) == 1
 
 
-def test_another_folder_is_chosen_where_one_can_not_be_written(tiny, monkeypatch, tmp_path):  # noqa: F811
+def test_another_folder_is_chosen_where_one_can_not_be_written(tiny, monkeypatch, tmp_path):
     (tmp_path / "cache").write_text("a file in the way")
     with pytest.raises(DownloadError, match="download_root= or the environment variable"):
         official_file("tiny", progress=False)
@@ -96,7 +95,7 @@ def test_compressed_entries_are_stored_by_another_zip(tmp_path):
     assert is_whole(tmp_path / "stored.pt")
 
 
-def test_a_checkpoint_named_as_weights_of_a_folder_is_given_by_itself(model_folder, tmp_path):  # noqa: F811
+def test_a_checkpoint_named_as_weights_of_a_folder_is_given_by_itself(model_folder, tmp_path):
     weights = model_folder / "model.safetensors"
     weights.write_bytes(zipped(entries()))
     refused(
@@ -107,7 +106,7 @@ def test_a_checkpoint_named_as_weights_of_a_folder_is_given_by_itself(model_fold
     load(tmp_path / "new")
 
 
-def test_weights_out_of_their_folder_are_given_with_it(model_folder, tmp_path):  # noqa: F811
+def test_weights_out_of_their_folder_are_given_with_it(model_folder, tmp_path):
     refused(model_folder / "model.safetensors", "give the folder that holds it", "config.json")
     load(model_folder)
 
@@ -124,7 +123,7 @@ def test_the_weights_in_another_librarys_folder_are_given_instead(tmp_path):
     assert is_whole(tmp_path / "open_clip_model.safetensors")
 
 
-def test_a_place_that_is_taken_is_freed_or_replaced(model_folder, tmp_path, capsys):  # noqa: F811
+def test_a_place_that_is_taken_is_freed_or_replaced(model_folder, tmp_path, capsys):
     source, target = tmp_path / "a.pt", tmp_path / "target"
     source.write_bytes(zipped(entries()))
     shutil.copytree(model_folder, target)
@@ -140,13 +139,13 @@ def test_a_place_that_is_taken_is_freed_or_replaced(model_folder, tmp_path, caps
     assert main(command) == 0
 
 
-def test_a_model_of_a_newer_format_is_converted_again(model_folder, tmp_path):  # noqa: F811
+def test_a_model_of_a_newer_format_is_converted_again(model_folder, tmp_path):
     path = model_folder / "model.safetensors"
     data = path.read_bytes()
     assert b'"version": "1"' in data
     path.write_bytes(data.replace(b'"version": "1"', b'"version": "9"', 1))
     refused(model_folder, "is of version 9", "convert the model again")
-    save(some_model(VIT), model_folder)
+    save(small(VIT), model_folder)
     load(model_folder)
 
 
@@ -241,7 +240,7 @@ def test_safetensors_of_other_types_are_converted_in_pytorch(tmp_path):
 
 @pytest.mark.torch
 @pytest.mark.filterwarnings("always")
-def test_what_a_pt_file_can_not_say_is_said_with_it(model_folder, tmp_path, capsys):  # noqa: F811
+def test_what_a_pt_file_can_not_say_is_said_with_it(model_folder, tmp_path, capsys):
     pytest.importorskip("torch")
     text = (model_folder / "config.json").read_text()
     (model_folder / "config.json").write_text(text.replace("quick_gelu", "gelu"))

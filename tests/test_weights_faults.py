@@ -1,20 +1,15 @@
 """What weights survive: no home, bad servers, no descriptors, others at the same place."""
 
 import builtins
-import contextlib
 import errno
 import importlib
 import json
 import os
-import resource
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-import clip_jax.catalog
-from clip_jax.catalog import CATALOG, CatalogEntry
 from clip_jax.cli import main
 from clip_jax.convert import writer
 from clip_jax.convert.pytorch import to_pytorch
@@ -22,56 +17,16 @@ from clip_jax.convert.reader import read_checkpoint
 from clip_jax.errors import DownloadError
 from clip_jax.nn import parameters
 from clip_jax.weights import cache_root, cached, download, load, native_folder, official_file, save
-from tests.models import random_parameters
+from tests.limits import no_descriptors
+from tests.model_files import VIT, names_below, same
+from tests.models import random_parameters, small
 from tests.pickles import parts, write
-from tests.test_weights import VIT, Server, fetch, names_below, same, some_model
+from tests.servers import fetch
+
+pytestmark = pytest.mark.usefixtures("no_pause")
 
 # In clip_jax.weights a function has this name.
 _native = importlib.import_module("clip_jax.weights.native_format")
-
-
-@pytest.fixture
-def server():
-    server = Server(np.random.default_rng(0).bytes(300_003))
-    yield server
-    server.close()
-
-
-@pytest.fixture(autouse=True)
-def no_pause(monkeypatch):
-    monkeypatch.setattr(download, "PAUSE", 0.0)
-
-
-@pytest.fixture
-def tiny(monkeypatch, tmp_path):
-    """A model of a name, "tiny", on a server of its own."""
-    tensors, storages = parts(to_pytorch(VIT, random_parameters(VIT)))
-    server = Server(write(tmp_path / "tiny.pt", tensors, storages).read_bytes())
-    (tmp_path / "tiny.pt").unlink()
-    monkeypatch.setattr(clip_jax.catalog, "_BASE", server.base)
-    entry = CatalogEntry("tiny", VIT, "tiny.pt", server.sha256, 0, 0, 0)
-    monkeypatch.setitem(CATALOG, "tiny", entry)
-    monkeypatch.setenv("CLIP_JAX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    yield server
-    server.close()
-
-
-@pytest.fixture
-def model_folder(tmp_path) -> Path:
-    save(some_model(VIT), tmp_path / "model")
-    return tmp_path / "model"
-
-
-@contextlib.contextmanager
-def no_descriptors():
-    """No file can be opened: `ulimit -n` is reached."""
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 # ---- no home ------------------------------------------------------------------------------------
@@ -207,7 +162,7 @@ def test_a_model_is_not_saved_over_what_came_to_its_place_meanwhile(model_folder
 
     monkeypatch.setattr(_native, "write_safetensors", write_while_others_do)
     with pytest.raises(FileExistsError, match="is something else than a folder written by"):
-        save(some_model(VIT, 1), model_folder)
+        save(small(VIT, seed=1), model_folder)
     assert names_below(model_folder) == ["config.json", "model.safetensors", "notes.txt"]
     assert names_below(model_folder.parent) == [
         "model", *(f"model/{name}" for name in names_below(model_folder))

@@ -32,10 +32,11 @@ import pyarrow.parquet as pq
 import clip_jax
 from clip_jax.embed import Columns, embed, job
 from tests import quickly
+from tests.archives import parquet, write_tar
+from tests.embedding_jobs import contents
 from tests.faults import KINDS, Faults, injected
 from tests.models import SMALL_VIT, small
-from tests.test_embed import contents, noise
-from tests.test_sources import parquet, write_tar
+from tests.pictures import noise
 
 # Seconds after which a process hangs.
 LONG = 900

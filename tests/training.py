@@ -12,11 +12,13 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from clip_jax.cli import main
 from clip_jax.train import TrainState, run
-from tests.test_sources import picture, write_tar
+from tests.archives import write_tar
+from tests.pictures import picture
 
 COUNT = 24
 TOML = """
@@ -92,6 +94,12 @@ def write(folder: Path, *, swapped: tuple[int, ...] = (), unreadable: tuple[int,
         members[f"{i:02d}.txt"] = f"number {named:02d}".encode()
     folder.mkdir(parents=True, exist_ok=True)
     return write_tar(folder / "pairs.tar", members)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    """A shard of `COUNT` pairs."""
+    return write(tmp_path_factory.mktemp("data"))
 
 
 def write_toml(folder: Path, data: Path, out: str = "run") -> Path:

@@ -1,30 +1,36 @@
 """The command line: parses, calls, prints.
 
-Commands import what they need when they run. They raise what they can't do, and `main` says it.
+Nothing is imported here that takes its time: before anything else, the process has to learn what a
+signal does to it.
 """
 
-import argparse
-import contextlib
-import io
+from __future__ import annotations
+
+import atexit
 import os
+import signal
 import sys
-import warnings
-from collections.abc import Sequence
-from typing import Any, NoReturn, TextIO
 
-import clip_jax
-from clip_jax.cli import classify, convert, embed, evaluate, models, parity, search, train
-from clip_jax.cli.output import complain, printable
-from clip_jax.errors import CheckpointError, DownloadError
-from clip_jax.signals import Terminated, exit_status, handled
+TYPE_CHECKING = False  # tools take it for true
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+    from typing import NoReturn
 
-COMMANDS = (models, classify, embed, search, evaluate, convert, parity, train)
+_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
-FAILURE, BAD_ARGUMENTS, BROKEN_PIPE = 1, 2, 141
-STOPPED = (130, 143)  # by Ctrl-C, by SIGTERM
 
-# What a user can bring about and mend; anything else is a defect of ours and shows its traceback.
-EXPECTED = (CheckpointError, DownloadError, ValueError, OSError, ModuleNotFoundError)
+def program() -> NoReturn:
+    """Runs the command of this process, and ends the process."""
+    numbers = [n for n in _WORDS if signal.getsignal(n) not in (signal.SIG_IGN, None)]
+    for number in numbers:
+        signal.signal(number, _end)
+    # Registered first, it runs last: from there on Python has no handlers, and a signal would kill
+    # the process in place of its exit status.
+    atexit.register(lambda: [signal.signal(number, signal.SIG_IGN) for number in numbers])
+    from clip_jax.cli import dispatch
+
+    dispatch.program()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,133 +45,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: from argparse, after `--help` (0) and on bad arguments (2).
     """
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed; whatever is opened next would be in its place
-            setattr(sys, name, open(os.devnull, "w"))
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # file names may hold what can't be encoded
-            stream.reconfigure(errors="backslashreplace")
-    with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+    from clip_jax.cli import dispatch
+
+    return dispatch.main(argv)
+
+
+def _end(number: int, frame: FrameType | None) -> NoReturn:
+    """Ends the process at once, as long as there is nothing to be left in order.
+
+    Nothing is raised: an exception in the middle of a module's import would leave half a module,
+    or be lost in a library's.
+    """
+    if sys.stderr is not None:
         try:
-            with handled(_complain):
-                return _run(argv)
-        except argparse.ArgumentError as error:
-            _complain(f"{error}; see clip-jax --help")
-            return BAD_ARGUMENTS
-        except KeyboardInterrupt as stop:
-            # Who pressed Ctrl-C knows it; what a command adds is worth a line.
-            notes: list[str] = getattr(stop, "__notes__", [])
-            if notes or isinstance(stop, Terminated):
-                word = "terminated" if isinstance(stop, Terminated) else "interrupted"
-                _complain("; ".join([word, *notes]))
-            return exit_status(stop)
-        except BrokenPipeError:  # whoever read our output has seen enough
-            return BROKEN_PIPE
-        except EXPECTED as error:
-            _complain(_message(error))
-            return FAILURE
-        except (MemoryError, RuntimeError) as error:
-            if not (message := _shortage(error)):
-                raise
-            _complain(message)
-            return FAILURE
-
-
-def program() -> NoReturn:
-    """Runs the command of this process, and ends the process."""
-    status = main()
-    if status in STOPPED:
-        # Threads may be computing, and would crash as Python takes their world apart. What is to
-        # be left in order has been; but processes that compute together leave each other's.
-        with contextlib.suppress(Exception):
-            _leave()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(OSError, ValueError):
-                stream.flush()
-        os._exit(status)
-    sys.exit(status)
-
-
-def _leave() -> None:
-    jax = sys.modules.get("jax")
-    if jax is not None and jax.distributed.is_initialized():
-        jax.distributed.shutdown()
-
-
-def _run(argv: Sequence[str] | None) -> int:
-    try:
-        arguments = _parser().parse_args(argv)
-        return arguments.run(arguments)
-    finally:
-        try:
-            sys.stdout.flush()
+            os.write(2, f"clip-jax: {_WORDS[signal.Signals(number)]}\n".encode())
         except OSError:
-            _drop(sys.stdout)
-            raise
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        _complain(f"{message}; see {self.prog} --help")
-        sys.exit(BAD_ARGUMENTS)
-
-    def _print_message(self, message: str, file: Any = None) -> None:
-        """Unlike argparse's own, raises OSError where the help can't be written."""
-        (file or sys.stderr).write(message)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="clip-jax",
-        description="CLIP in JAX: classify, embed and search pictures, evaluate, convert, train.",
-        epilog="example: clip-jax classify photo.jpg --labels 'a dog' 'a cat'",
-    )
-    parser.add_argument("--version", action="version", version=f"clip-jax {clip_jax.__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        command.add(commands)
-    return parser
-
-
-def _complain(message: str) -> None:
-    """Says it where there is room; the exit status says it, too."""
-    try:
-        complain(message)
-    except OSError:
-        _drop(sys.stderr)
-
-
-def _drop(stream: TextIO) -> None:
-    """Lets go what can't be written: Python flushes once more as it exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _message(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror:
-        if error.filename is None:
-            return error.strerror
-        return f"{printable(os.fsdecode(error.filename)) or repr('')}: {error.strerror}"
-    return str(error) or type(error).__name__
-
-
-def _shortage(error: Exception) -> str | None:
-    """What the machine has too little of; None for any other error."""
-    if isinstance(error, MemoryError):
-        return "memory has run out: give the process more, or close others" + _detail(error)
-    if "RESOURCE_EXHAUSTED" in str(error):  # jax's own kind of error
-        return "the device's memory has run out: use smaller batches" + _detail(error)
-    if "can't start new thread" in str(error):
-        return "no further thread can be started: raise the limit of processes (ulimit -u)"
-    return None
-
-
-def _detail(error: Exception) -> str:
-    text = str(error).partition("\n")[0]
-    return f" ({text})" if text else ""
-
-
-def _show_warning(message: Warning | str, *_: Any) -> None:
-    _complain(f"warning: {message}")
+            pass
+    os._exit(128 + number)

@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,8 +70,8 @@ class CLIP(TextTower):
             self.visual = ModifiedResNet(config.vision, config.embed_dim, rngs=rngs)
         self.logit_scale = parameter(rngs, jax.nn.initializers.constant(math.log(1 / 0.07)))
 
-    def encode_image(self, images: ArrayLike | Sequence[ArrayLike]) -> Float[Array, "b d"]:
-        """Embeds images; the embeddings are not normalised.
+    def encode_image(self, images: ArrayLike | Sequence[Any]) -> Float[Array, "b d"]:
+        """Embeds images; not normalised.
 
         In training (`model.train()`) a ResNet normalises by the batch's statistics and updates
         its running ones.
@@ -91,8 +92,8 @@ class CLIP(TextTower):
             nnx.update(self, statistics)
         return features
 
-    def encode_text(self, tokens: ArrayLike) -> Float[Array, "b d"]:
-        """Embeds token ids; the embeddings are not normalised.
+    def encode_text(self, tokens: ArrayLike | Sequence[Any]) -> Float[Array, "b d"]:
+        """Embeds token ids; not normalised.
 
         Columns after the last end token of the batch have no effect: leaving them out gives the
         same embeddings in less time.
@@ -111,7 +112,7 @@ class CLIP(TextTower):
         return _encode_text(self, tokens)
 
     def __call__(
-        self, images: ArrayLike, tokens: ArrayLike
+        self, images: ArrayLike | Sequence[Any], tokens: ArrayLike | Sequence[Any]
     ) -> tuple[Float[Array, "i t"], Float[Array, "t i"]]:
         """Returns scaled cosine similarities, `(logits_per_image, logits_per_text)`.
 

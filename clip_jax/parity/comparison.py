@@ -13,6 +13,7 @@ from jaxtyping import Int
 from PIL import Image
 
 from clip_jax.nn import CLIP
+from clip_jax.nn.clip import computing
 from clip_jax.parity.inputs import CAPTIONS, pictures
 from clip_jax.parity.pytorch import Reference
 from clip_jax.preprocess import Preprocess
@@ -186,7 +187,7 @@ def _rows(tower: str, differences: Mapping[str, _Difference]) -> list[Row]:
 @jax.jit
 def _image_stages(model: CLIP, images: Array) -> dict[str, Array]:
     stages: dict[str, Array] = {}
-    with jax.default_matmul_precision(model.precision):
+    with computing(model.precision):
         stages["features"] = model.image_features(images, stages.__setitem__)
     return stages
 
@@ -194,7 +195,7 @@ def _image_stages(model: CLIP, images: Array) -> dict[str, Array]:
 @jax.jit
 def _text_stages(model: CLIP, tokens: Array) -> dict[str, Array]:
     stages: dict[str, Array] = {}
-    with jax.default_matmul_precision(model.precision):
+    with computing(model.precision):
         stages["features"] = model.text_features(tokens, model.dtype, stages.__setitem__)
     return stages
 

@@ -154,5 +154,16 @@ def _state_dict(torch: Any, path: Path) -> Mapping[str, Any]:
     if zipfile.is_zipfile(path):
         root = torch.load(path, map_location="cpu", weights_only=True)
     else:
-        root = importlib.import_module("safetensors.torch").load_file(path)
+        root = _safetensors().load_file(path)
     return state_values(root, torch.Tensor)
+
+
+def _safetensors() -> Any:
+    """PyTorch's own reader: the comparison is not to go by ours."""
+    try:
+        return importlib.import_module("safetensors.torch")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "PyTorch reads .safetensors files with safetensors: pip install 'clip-jax-flax[torch]'",
+            name=error.name,
+        ) from None

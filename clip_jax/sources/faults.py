@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 
-from clip_jax.attempts import Unreachable, exhausted
+from clip_jax.errors import Unreachable, exhausted
 from clip_jax.sources.records import Record, Rows, Shard, as_key
 
 

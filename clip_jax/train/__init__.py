@@ -1,5 +1,13 @@
 """Contrastive training: losses over a global batch, the training step, the optimiser, runs."""
 
+try:
+    import optax as _optax  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "training updates parameters with Optax: pip install 'clip-jax-flax[train]'",
+        name=error.name,
+    ) from None
+
 from clip_jax.train.config import TrainConfig as TrainConfig
 from clip_jax.train.config import read_config as read_config
 from clip_jax.train.data import group_by_length as group_by_length

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.attempts import Unreachable
-from clip_jax.errors import is_exhausted
+from clip_jax.errors import Unreachable, is_exhausted
 from clip_jax.preprocess import decode_image
 from clip_jax.sources import Pair, Pairs
 from clip_jax.tokenizer import tokenize

@@ -155,7 +155,7 @@ def _contrastive_backward(mesh: Mesh | None, residuals: Any, cotangents: Any) ->
         def meet(own: Any, text: Array, is_row: Array, column: Any) -> tuple[Any, Any]:
             per_text, d_text = column
             logits = _logits(image, text, is_row, scale)
-            d_logits = jnp.exp(logits - per_image[:, None]) + jnp.exp(logits - per_text)
+            d_logits = jnp.exp(logits - per_image[:, None]) + jnp.exp(logits - per_text[None])
             d_image, d_scale = _add_gradients(own, d_logits / 2, image, text, scale)
             return (d_image, d_scale), (per_text, d_text + scale * _product(d_logits.T / 2, image))
 

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, Int
 from clip_jax.backends import optimize_for_training
 from clip_jax.config import CLIPConfig, ViTConfig
 from clip_jax.nn import CLIP
+from clip_jax.nn.clip import computing
 from clip_jax.nn.resnet import BatchNorm
 from clip_jax.nn.tree import variables
 from clip_jax.placement import default_device
@@ -197,8 +198,8 @@ def make_step(
         micro = _cut(whole, how.micro_batches, mesh)
         embed = functools.partial(_embed, model, how, platform, frozen)
         measure = functools.partial(_measure, how.loss, mesh)
-        # Around the backward pass too, because `linear_in_training` makes its products there.
-        with jax.default_matmul_precision(how.precision):
+        # Around the gradients, because that is where `linear_in_training` makes its products.
+        with computing(how.precision):
             gradients, statistics, (loss, accuracy) = contrastive_gradients(
                 embed, measure, state.parameters, state.statistics, micro
             )

@@ -1,10 +1,28 @@
 """Loads weights by name or path: download, cache and native format."""
 
-from clip_jax.weights.cache import cache_root as cache_root
-from clip_jax.weights.cache import cached as cached
-from clip_jax.weights.cache import native_folder as native_folder
-from clip_jax.weights.cache import official_file as official_file
-from clip_jax.weights.loader import load as load
-from clip_jax.weights.native_format import read_native as read_native
-from clip_jax.weights.native_format import save as save
-from clip_jax.weights.native_format import save_parameters as save_parameters
+from clip_jax import lazy as _lazy
+
+TYPE_CHECKING = False  # tools take it for true; what is imported here is imported when it is used
+if TYPE_CHECKING:
+    from clip_jax.weights.cache import native_folder as native_folder
+    from clip_jax.weights.cache import official_file as official_file
+    from clip_jax.weights.loader import load as load
+    from clip_jax.weights.native_format import read_native as read_native
+    from clip_jax.weights.native_format import save as save
+    from clip_jax.weights.native_format import save_parameters as save_parameters
+    from clip_jax.weights.places import cache_root as cache_root
+    from clip_jax.weights.places import cached as cached
+
+_NAMES = {
+    "native_folder": "cache",
+    "official_file": "cache",
+    "load": "loader",
+    "read_native": "native_format",
+    "save": "native_format",
+    "save_parameters": "native_format",
+    "cache_root": "places",
+    "cached": "places",
+}
+__all__ = list(_NAMES)  # pyright: ignore
+
+__getattr__, __dir__ = _lazy.attach(__name__, _NAMES)

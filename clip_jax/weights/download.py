@@ -4,6 +4,7 @@ import contextlib
 import errno
 import hashlib
 import http.client
+import math
 import os
 import re
 import shutil
@@ -13,21 +14,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from tqdm import tqdm
 
 from clip_jax.errors import DownloadError, is_exhausted
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
+from clip_jax.locks import locked
 
 ATTEMPTS = 3
 PAUSE = 1.0  # seconds before the second attempt; each later pause is one second longer
 TIMEOUT = 30.0  # seconds without a byte
 _BLOCK = 1 << 18
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Failed(Exception):
@@ -58,7 +55,7 @@ def fetch(url: str, sha256: str, path: Path, progress: bool = True) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path):
+        with made_once(path):
             if not has_checksum(path, sha256):
                 _download(url, sha256, path, progress)
     except _Failed as error:
@@ -89,60 +86,19 @@ def has_checksum(path: Path, sha256: str) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Locks `path` against other processes during the block; waits for one that has the lock.
+def made_once(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Keeps other processes from making the same file or folder; waits for one that is at it.
 
     The system releases the lock when its process dies, so it is never stale.
 
     Raises:
-        OSError: the folder isn't writable, or its file system has no locks.
+        OSError: the lock's file can't be made.
     """
-    lock = path.with_name(f"{path.name}.lock")
-    while True:
-        file = open(lock, "ab")
-        try:
-            _acquire(file, path)
-            # The previous holder may have removed the file: then this lock protects nothing.
-            if _is_at(file, lock):
-                break
-        except BaseException:
-            file.close()
-            raise
-        file.close()
-    try:
-        yield
-    finally:
-        _remove(lock)  # it stays on Windows, where an open file can't be removed
-        file.close()
 
+    def say() -> None:
+        print(f"waiting for another process that is making {path} ...", file=sys.stderr, flush=True)
 
-def _is_at(file: BinaryIO, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
-    except FileNotFoundError:
-        return False
-
-
-def _acquire(file: BinaryIO, path: Path) -> None:
-    if _try_acquire(file):
-        return
-    print(f"waiting for another process that is making {path} ...", file=sys.stderr, flush=True)
-    while not _try_acquire(file):
-        time.sleep(0.1)
-
-
-def _try_acquire(file: BinaryIO) -> bool:
-    try:
-        if sys.platform == "win32":
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
-            return False
-        raise
-    return True
+    return locked(f"{path}.lock", str(path), timeout=math.inf, on_wait=say)
 
 
 def _download(url: str, sha256: str, path: Path, progress: bool) -> None:
@@ -158,8 +114,9 @@ def _download(url: str, sha256: str, path: Path, progress: bool) -> None:
                 time.sleep(PAUSE * attempt)
         os.replace(part, path)
     except OSError as error:
-        if not is_exhausted(error):  # else the part is still good
-            _remove(part)  # above all if the disk is full
+        # Where memory or open files have run out, what has come is as good as before.
+        if error.errno in _FULL or not is_exhausted(error):
+            _remove(part)  # most of all where the disk is full: don't leave it so
         raise
     except BaseException:
         if part.exists() and not part.stat().st_size:

@@ -24,9 +24,9 @@ from clip_jax.errors import CheckpointError, is_exhausted
 from clip_jax.nn import CLIP, flatten, misfits, parameters, unflatten
 from clip_jax.nn.tree import listed
 from clip_jax.shapes import check_blocks, parameter_shapes
+from clip_jax.weights.places import VERSION
 from clip_jax.weights.replace import replacing
 
-VERSION = "1"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 # The most characters of a configuration; a wrong file of that name may have any size.

@@ -1,7 +1,6 @@
-"""Training: the losses against their formulas, the step against what it stands for."""
+"""A step of training against what it stands for, however it is cut and placed."""
 
 import dataclasses
-import functools
 import math
 import re
 
@@ -10,382 +9,35 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import clip_jax
 from clip_jax.nn import CLIP
 from clip_jax.nn.tree import variables
-from clip_jax.shapes import parameter_shapes
 from clip_jax.train import (
     OptimizerConfig,
     StepConfig,
     compiler_options,
     contrastive_gradients,
-    contrastive_loss,
     contrastive_metrics,
     group_by_length,
     init_state,
-    losses,
-    make_optimizer,
     make_schedule,
     make_step,
     model_of,
-    sigmoid_loss,
     sigmoid_metrics,
 )
-from clip_jax.train.optimizer import factors, limit_norm
+from clip_jax.train.optimizer import limit_norm
 from clip_jax.train.step import _draw
-from tests import processes, quickly, reference
-from tests.models import (
-    SMALL_RESNET,
-    SMALL_VIT,
-    TINY_VIT,
-    fresh,
-    random_images,
-    random_tokens,
-    relative_error,
-    small,
-)
-from tests.reference import requires_reference
-
-# Against float64: sums of float32 numbers in other orders; measured 1e-7 to 6e-7.
-TOLERANCE = 2e-6
-SCALE, BIAS = 1.7, -2.3
-
-
-def embeddings(rows: int, width: int = 13) -> tuple[np.ndarray, np.ndarray]:
-    rng = np.random.default_rng(rows)
-    image = rng.normal(size=(rows, width))
-    # Nearer to their own than to others, but not all of them nearest.
-    text = image * 0.5 + rng.normal(size=(rows, width)) * rng.uniform(0.1, 2, (rows, 1))
-    return image, text
-
-
-def plain_logits(xp, image, text, scale, bias):
-    image = image / xp.sqrt((image * image).sum(1, keepdims=True))
-    text = text / xp.sqrt((text * text).sum(1, keepdims=True))
-    return xp.exp(scale) * image @ text.T + bias
-
-
-def plain_contrastive(image, text, scale):
-    logits = plain_logits(jnp, image, text, scale, 0.0)
-    own = jnp.diagonal(logits)
-    per_image = jax.nn.logsumexp(logits, axis=1) - own
-    per_text = jax.nn.logsumexp(logits, axis=0) - own
-    return (per_image.mean() + per_text.mean()) / 2
-
-
-def plain_sigmoid(image, text, scale, bias):
-    logits = plain_logits(jnp, image, text, scale, bias)
-    signs = 2 * jnp.eye(len(logits)) - 1
-    return -jax.nn.log_sigmoid(signs * logits).sum() / len(logits)
-
-
-LOSSES = {
-    "softmax": (contrastive_loss, plain_contrastive, (SCALE,)),
-    "sigmoid": (sigmoid_loss, plain_sigmoid, (SCALE, BIAS)),
-}
-
-
-def in_float64(function, *arguments):
-    with jax.enable_x64(True):
-        return jax.tree.map(np.asarray, function(*(jnp.float64(x) for x in arguments)))
-
-
-def mesh_of(count: int) -> Mesh:
-    return Mesh(np.array(jax.devices()[:count]), "data", axis_types=(AxisType.Auto,))
-
-
-MESHES = {
-    "one device": None,
-    "8 devices": mesh_of(8),
-    "2 x 2 devices": Mesh(
-        np.array(jax.devices()[:4]).reshape(2, 2), ("x", "y"), axis_types=(AxisType.Auto,) * 2
-    ),
-}
-
-
-# --- losses
-
-
-@pytest.mark.parametrize("columns", [1024, 3], ids=["one block", "blocks"])
-@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
-@pytest.mark.parametrize("name", LOSSES)
-def test_loss_and_gradient_equal_the_formula_in_float64(name, mesh, columns, monkeypatch):
-    monkeypatch.setattr(losses, "COLUMNS", columns)
-    ours, plain, scalars = LOSSES[name]
-    arguments = (*embeddings(40), *scalars)
-    everything = tuple(range(len(arguments)))
-    expected = in_float64(jax.value_and_grad(plain, everything), *arguments)
-    function = jax.jit(jax.value_and_grad(functools.partial(ours, mesh=mesh), everything))
-    value, gradients = function(*(jnp.float32(x) for x in arguments))
-    assert abs(value - expected[0]) < TOLERANCE * abs(expected[0])
-    for given, wanted in zip(gradients, expected[1], strict=True):
-        assert relative_error(given, wanted) < TOLERANCE
-
-
-@requires_reference
-@pytest.mark.parametrize("name", LOSSES)
-def test_loss_and_gradient_equal_pytorchs(name):
-    torch = reference.torch()
-    ours, _, scalars = LOSSES[name]
-    arguments = (*embeddings(11), *scalars)
-    tensors = [torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in arguments]
-    image, text, scale, *bias = tensors
-    functional = torch.nn.functional
-    logits = scale.exp() * functional.normalize(image) @ functional.normalize(text).T
-    if name == "softmax":
-        own = torch.arange(11)
-        loss = functional.cross_entropy(logits, own) + functional.cross_entropy(logits.T, own)
-        loss = loss / 2
-    else:
-        signs = 2 * torch.eye(11, dtype=torch.float64) - 1
-        loss = -functional.logsigmoid(signs * (logits + bias[0])).sum() / 11
-    loss.backward()
-    value, gradients = jax.value_and_grad(ours, tuple(range(len(arguments))))(
-        *(jnp.float32(x) for x in arguments)
-    )
-    assert abs(value - loss.item()) < TOLERANCE * abs(loss.item())
-    for given, tensor in zip(gradients, tensors, strict=True):
-        assert relative_error(given, tensor.grad.numpy()) < TOLERANCE
-
-
-@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES)
-@pytest.mark.parametrize("bias", [None, BIAS], ids=["softmax", "sigmoid"])
-def test_accuracy_is_the_share_whose_own_text_is_nearest(mesh, bias):
-    image, text = embeddings(16)
-    logits = plain_logits(np, image, text, SCALE, 0.0)
-    expected = (logits.argmax(1) == np.arange(16)).mean()
-    assert 0 < expected < 1
-    arguments = [jnp.float32(x) for x in (image, text, SCALE)]
-    if bias is None:
-        given = contrastive_metrics(*arguments, mesh=mesh)[1]
-    else:
-        given = sigmoid_metrics(*arguments, jnp.float32(bias), mesh=mesh)[1]
-    assert given == pytest.approx(expected)
-
-
-def test_no_device_holds_all_similarities():
-    rows, width, mesh = 4096, 8, MESHES["8 devices"]
-    spec = jax.ShapeDtypeStruct(
-        (rows, width), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("data"))
-    )
-    scale = jax.ShapeDtypeStruct((), jnp.float32)
-    function = jax.jit(jax.grad(functools.partial(contrastive_loss, mesh=mesh), (0, 1)))
-    analysis = function.lower(spec, spec, scale).compile().memory_analysis()
-    # One block of 512 x 512 is 1 MiB, of which a few are alive at a time; all would be 64 MiB.
-    assert analysis.temp_size_in_bytes < 16 * 2**20
-
-
-def test_bfloat16_embeddings_give_a_float32_loss():
-    image, text = (jnp.bfloat16(x) for x in embeddings(6))
-    value = contrastive_loss(image, text, jnp.float32(SCALE))
-    assert value.dtype == jnp.float32
-    expected = in_float64(plain_contrastive, *(np.float64(x) for x in (image, text)), SCALE)
-    assert abs(value - expected) < TOLERANCE * abs(expected)
-
-
-def test_large_scales_stay_finite():
-    image, text = (jnp.float32(x) for x in embeddings(6))
-    value, gradients = jax.value_and_grad(contrastive_loss, (0, 1))(image, text, jnp.float32(9.0))
-    assert np.isfinite(value)
-    assert all(np.isfinite(gradient).all() for gradient in gradients)
-
-
-@pytest.mark.parametrize(
-    ("shapes", "message"),
-    [
-        (((3, 4), (2, 4)), r"\(3, 4\) and \(2, 4\)"),
-        (((3, 4), (3, 5)), r"\(3, 4\) and \(3, 5\)"),
-        (((4,), (4,)), r"\(4,\) and \(4,\)"),
-        (((0, 4), (0, 4)), r"\(0, 4\)"),
-    ],
-)
-def test_embeddings_that_are_no_pairs_are_refused(shapes, message):
-    with pytest.raises(ValueError, match=message):
-        contrastive_loss(*map(jnp.zeros, shapes), jnp.float32(1))
-
-
-def test_rows_that_the_devices_do_not_divide_are_refused():
-    with pytest.raises(ValueError, match="multiple of the 8 devices of the mesh. Got 12"):
-        contrastive_loss(jnp.ones((12, 3)), jnp.ones((12, 3)), jnp.float32(1), mesh=mesh_of(8))
-
-
-# --- the optimiser
-
-
-def test_learning_rate_rises_and_falls():
-    config = OptimizerConfig(
-        learning_rate=2.0, warmup_steps=10, total_steps=110, final_learning_rate=0.5
-    )
-    rate = make_schedule(config)
-    assert [float(rate(step)) for step in (0, 5, 10)] == [0, 1, 2]
-    assert float(rate(60)) == pytest.approx(0.5 + 1.5 / 2)
-    assert float(rate(110)) == float(rate(500)) == pytest.approx(0.5)
-
-
-def test_a_warm_up_may_be_all_there_is():
-    rate = make_schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=4, total_steps=4))
-    assert [float(rate(step)) for step in range(5)] == [0, 0.25, 0.5, 0.75, 1]
-
-
-def test_updates_are_adamws_with_decay_on_matrices_only():
-    config = OptimizerConfig(learning_rate=0.1, warmup_steps=0, max_gradient_norm=None)
-    parameters = {path: jnp.ones(shape) for path, shape in parameter_shapes(SMALL_VIT).items()}
-    gradients = {path: jnp.full_like(x, 0.5) for path, x in parameters.items()}
-    transformation = make_optimizer(config, SMALL_VIT)
-    updates, _ = transformation.update(gradients, transformation.init(parameters), parameters)
-    for path, update in updates.items():
-        # The first step of Adam is the sign of the gradient, whatever its size.
-        decay = 0.2 if parameters[path].ndim >= 2 else 0.0
-        np.testing.assert_allclose(update, -0.1 * (1 + decay), rtol=1e-5)
-
-
-def test_muon_makes_the_blocks_matrices_orthogonal_and_leaves_the_rest_to_adam():
-    rng = np.random.default_rng(0)
-    parameters = {path: jnp.ones(shape) for path, shape in parameter_shapes(SMALL_VIT).items()}
-    gradients = {path: jnp.asarray(rng.normal(size=x.shape)) for path, x in parameters.items()}
-    matrices = {path for path, x in parameters.items() if "/resblocks/" in path and x.ndim == 2}
-    assert {path.partition("/")[0] for path in matrices} == {"visual", "transformer"}
-    vectors = {}
-    for path in matrices:
-        u, _, v = np.linalg.svd(np.asarray(gradients[path]), full_matrices=False)
-        vectors[path] = u, v
-        gradients[path] = jnp.asarray(u * np.linspace(5, 1, len(v)) @ v)
-    found = {}
-    for name in ("adamw", "muon"):
-        config = OptimizerConfig(
-            name=name,
-            learning_rate=0.1,
-            warmup_steps=0,
-            weight_decay=0.5,
-            max_gradient_norm=None,
-        )
-        transformation = make_optimizer(config, SMALL_VIT)
-        found[name], _ = transformation.update(
-            gradients, transformation.init(parameters), parameters
-        )
-    for path, update in found["muon"].items():
-        if path not in matrices:
-            assert np.array_equal(update, found["adamw"][path])
-            continue
-        step = np.asarray(update / -0.1 - 0.5) / (0.2 * max(update.shape) ** 0.5)
-        u, v = vectors[path]
-        turned = u.T @ step @ v.T
-        # The gradient's own singular vectors, with values that five iterations of Newton and
-        # Schulz bring to about 1, and no nearer.
-        assert (0.6 < turned.diagonal()).all() and (turned.diagonal() < 1.3).all()
-        # Sums of up to 256 float32 products, five times over
-        np.testing.assert_allclose(turned, np.diag(turned.diagonal()), atol=1e-3)
-
-
-def test_gradients_are_cut_to_a_norm():
-    parameters = {"visual/proj": jnp.zeros((64, 16)), "logit_scale": jnp.zeros(())}
-    gradients = {"visual/proj": jnp.full((64, 16), 3.0), "logit_scale": jnp.float32(4.0)}
-    config = OptimizerConfig(max_gradient_norm=1e-3, eps=1.0, warmup_steps=0, learning_rate=1.0)
-    transformation = make_optimizer(config, SMALL_VIT)
-    updates, _ = transformation.update(gradients, transformation.init(parameters), parameters)
-    # With an epsilon this large Adam's step is the gradient itself.
-    assert float(optax.tree.norm(updates)) == pytest.approx(1e-3, rel=1e-3)
-
-
-def test_rates_differ_by_path_and_the_first_that_fits_counts():
-    config = OptimizerConfig(learning_rates={"^visual/conv1": 0.0, "^visual/": 0.1, "^ln_final": 2})
-    found = factors(config, SMALL_VIT)
-    assert found["visual/conv1/kernel"] == 0
-    assert found["visual/proj"] == found["visual/transformer/resblocks/0/ln_1/scale"] == 0.1
-    assert found["ln_final/bias"] == 2
-    assert found["text_projection"] == found["logit_scale"] == 1
-    assert not any("num_batches" in path for path in factors(OptimizerConfig(), SMALL_RESNET))
-
-
-@pytest.mark.parametrize(
-    ("config", "freeze", "trained"),
-    [
-        (
-            TINY_VIT,
-            {"freeze_image": 1, "freeze_text": "all"},
-            r"visual/transformer/resblocks/3/|visual/ln_post/|visual/proj$|logit_scale$",
-        ),
-        (TINY_VIT, {"freeze_image": 0, "freeze_text": "all"}, r"visual/(ln_post/|proj$)|logit_s"),
-        (
-            SMALL_VIT,
-            {"freeze_image": "all", "freeze_text": 1},
-            r"transformer/resblocks/1/|ln_final/|text_projection$|logit_scale$",
-        ),
-        (
-            SMALL_RESNET,
-            {"freeze_image": 2, "freeze_text": "all"},
-            r"visual/(layer3|layer4|attnpool)/|logit_scale$",
-        ),
-        (SMALL_VIT, {"freeze_image": "all"}, r"(?!visual/)"),
-    ],
-)
-def test_towers_and_all_but_the_last_blocks_can_be_frozen(config, freeze, trained):
-    found = factors(OptimizerConfig(**freeze), config)
-    assert {path for path, factor in found.items() if factor} == {
-        path for path in found if re.match(trained, path)
-    }
-
-
-def test_frozen_parameters_stay_to_the_bit_and_take_no_memory():
-    config = OptimizerConfig(warmup_steps=0, freeze_image="all", freeze_text=1)
-    state = init_state(small(SMALL_VIT), config)
-    after, _ = quickly.jit(make_step(SMALL_VIT, config))(state, batch(8), jax.random.key(0))
-    moved = {
-        path
-        for path, array in state.parameters.items()
-        if not np.array_equal(array, after.parameters[path])
-    }
-    assert moved == {path for path, factor in factors(config, SMALL_VIT).items() if factor}
-    sizes = sum(x.size for x in jax.tree.leaves(state.optimizer) if x.ndim)
-    assert sizes == 2 * sum(state.parameters[path].size for path in moved if path != "logit_scale")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"name": "sgd"}, "'adamw' or 'muon'. Got 'sgd'"),
-        ({"total_steps": 0}, "total_steps=0"),
-        ({"warmup_steps": 9, "total_steps": 8}, "warmup_steps=9"),
-        ({"learning_rate": -1}, "learning_rate must be 0 or more. Got -1"),
-        ({"b2": 1.0}, "b2 must be from 0 to 1, and not 1. Got 1.0"),
-        ({"max_gradient_norm": 0}, "above 0. Got 0"),
-        ({"freeze_image": "some"}, '"none", "all", or how many.* Got \'some\''),
-        ({"freeze_text": -1}, "Got -1"),
-        ({"learning_rates": {"(": 1}}, r"'\(' is no regular expression"),
-        ({"learning_rates": {"visual": -2}}, "'visual' must be 0 or more. Got -2"),
-    ],
-)
-def test_hyperparameters_out_of_range_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        OptimizerConfig(**options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"learning_rates": {"vision/": 0.1}}, "'vision/' is found in no parameter's path"),
-        ({"freeze_image": 3}, "freeze_image must be at most 2.* Got 3"),
-        ({"learning_rates": {"": 0.0}}, "nothing is left to train"),
-    ],
-)
-def test_hyperparameters_that_do_not_fit_the_model_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        factors(OptimizerConfig(**options), SMALL_VIT)
-
+from tests import processes, quickly
+from tests.models import SMALL_RESNET, SMALL_VIT, fresh, random_images, relative_error, small
+from tests.training_steps import BIAS, SCALE, batch, mesh_of, plain_contrastive
 
 # --- the step
 
 CONFIG = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, total_steps=100)
+
+
 EXACT = StepConfig(precision="highest")
-
-
-def batch(rows: int, size: int = 32, seed: int = 0) -> dict[str, jax.Array]:
-    return {
-        "images": jnp.asarray(random_images(rows, size, seed=seed)),
-        "tokens": jnp.asarray(random_tokens(rows, 16, seed=seed)),
-    }
 
 
 def gradients_of(config, how, rows, **options):

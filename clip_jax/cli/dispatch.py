@@ -1,0 +1,168 @@
+"""What is around every command: its arguments, its signals, its errors and its exit status.
+
+Commands import what they need when they run: help, and a mistake in the arguments, are answered
+without jax. They raise what they can't do, and `main` says it.
+"""
+
+import argparse
+import contextlib
+import io
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any, NoReturn, TextIO
+
+from clip_jax.cli import classify, convert, embed, evaluate, models, parity, search, train
+from clip_jax.cli.output import complain, printable
+from clip_jax.errors import CheckpointError, DownloadError
+from clip_jax.signals import exit_status, handled, word_for
+
+COMMANDS = (models, classify, embed, search, evaluate, convert, parity, train)
+
+FAILURE, BAD_ARGUMENTS, BROKEN_PIPE = 1, 2, 141
+STOPPED = (130, 143)  # by Ctrl-C, by SIGTERM
+
+# What a user can bring about and mend; anything else is a defect of ours and shows its traceback.
+EXPECTED = (CheckpointError, DownloadError, ValueError, OSError, ModuleNotFoundError)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Does what `clip_jax.cli.main` says."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed; whatever is opened next would be in its place
+            setattr(sys, name, open(os.devnull, "w"))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # file names may hold what can't be encoded
+            stream.reconfigure(errors="backslashreplace")
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            with handled(_complain):
+                return _run(argv)
+        except argparse.ArgumentError as error:
+            _complain(f"{error}; see clip-jax --help")
+            return BAD_ARGUMENTS
+        except KeyboardInterrupt as stop:
+            # What a command adds, such as how much it has kept, stands in the same line.
+            _complain("; ".join([word_for(stop), *getattr(stop, "__notes__", [])]))
+            return exit_status(stop)
+        except BrokenPipeError:  # whoever read our output has seen enough
+            return BROKEN_PIPE
+        except EXPECTED as error:
+            _complain(_message(error))
+            return FAILURE
+        except (MemoryError, RuntimeError) as error:
+            if not (message := _shortage(error)):
+                raise
+            _complain(message)
+            return FAILURE
+
+
+def program() -> NoReturn:
+    """Does what `clip_jax.cli.program` says."""
+    status = main()
+    if status in STOPPED:
+        # Threads may be computing, and would crash as Python takes their world apart. What is to
+        # be left in order has been; but processes that compute together leave each other's.
+        with contextlib.suppress(Exception):
+            _leave()
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _leave() -> None:
+    jax = sys.modules.get("jax")
+    if jax is not None and jax.distributed.is_initialized():
+        jax.distributed.shutdown()
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        arguments = _parser().parse_args(argv)
+        return arguments.run(arguments)
+    finally:
+        try:
+            sys.stdout.flush()
+        except OSError:
+            _drop(sys.stdout)
+            raise
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        _complain(f"{message}; see {self.prog} --help")
+        sys.exit(BAD_ARGUMENTS)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Unlike argparse's own, raises OSError where the help can't be written."""
+        (file or sys.stderr).write(message)
+
+
+class _Version(argparse.Action):
+    """Prints the version, which takes some time to find."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from clip_jax.version import __version__
+
+        print(f"{parser.prog} {__version__}")
+        sys.exit(0)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="clip-jax",
+        description="CLIP in JAX: classify, embed and search pictures, evaluate, convert, train.",
+        epilog="example: clip-jax classify photo.jpg --labels 'a dog' 'a cat'",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version, and end")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add(commands)
+    return parser
+
+
+def _complain(message: str) -> None:
+    """Says it where there is room; the exit status says it, too."""
+    try:
+        complain(message)
+    except OSError:
+        _drop(sys.stderr)
+
+
+def _drop(stream: TextIO) -> None:
+    """Lets go what can't be written: Python flushes once more as it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _message(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        if error.filename is None:
+            return error.strerror
+        return f"{printable(os.fsdecode(error.filename)) or repr('')}: {error.strerror}"
+    return str(error) or type(error).__name__
+
+
+def _shortage(error: Exception) -> str | None:
+    """What the machine has too little of; None for any other error."""
+    if isinstance(error, MemoryError):
+        return "memory has run out: give the process more, or close others" + _detail(error)
+    if "RESOURCE_EXHAUSTED" in str(error):  # jax's own kind of error
+        return "the device's memory has run out: use smaller batches" + _detail(error)
+    if "can't start new thread" in str(error):
+        return "no further thread can be started: raise the limit of processes (ulimit -u)"
+    return None
+
+
+def _detail(error: Exception) -> str:
+    text = str(error).partition("\n")[0]
+    return f" ({text})" if text else ""
+
+
+def _show_warning(message: Warning | str, *_: Any) -> None:
+    _complain(f"warning: {message}")

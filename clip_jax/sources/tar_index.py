@@ -1,0 +1,222 @@
+"""What is in a tar file: its members by their names, read from the headers alone."""
+
+import dataclasses
+import errno
+import io
+import os
+import tarfile
+from collections.abc import Iterator
+from typing import Any
+
+from clip_jax.sources.faults import told
+from clip_jax.sources.members import File, Member, Read
+from clip_jax.sources.records import IMAGES, as_captions, as_text, parsed
+from clip_jax.storage import MOST_OF_A_PICTURE
+
+# How gzip's, bzip2's, xz's and zstd's files begin.
+COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+# What follows the name of a file that has to be unpacked or decrypted first.
+PACKED = ("gz", "bz2", "xz", "lzma", "zst", "lz4", "br", "z", "zip", "gpg", "pgp", "age", "enc")
+# Bytes of a caption or a header. tarfile would read as many as a damaged header asks for.
+MOST_OF_A_TEXT = 1 << 26
+
+
+@dataclasses.dataclass
+class Group:
+    """The members of one name; and what is wrong with a text among them that isn't read."""
+
+    image: Member | None = None
+    txt: bytes | None = None
+    json: bytes | None = None
+    cls: bytes | None = None
+    refused: str = ""
+
+    def captions(self) -> tuple[str, ...]:
+        """One or more captions.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if self.txt is not None:
+            return as_captions(decoded(self.txt, "caption"))
+        if self.json is None:
+            raise ValueError(self.refused or "no caption")
+        document = self.document()
+        return as_captions(document.get("captions", document.get("caption")))
+
+    def document(self) -> dict[str, Any]:
+        """The JSON document; an empty one where there is none.
+
+        Raises:
+            ValueError: it is damaged, or no object.
+        """
+        document = parsed(self.json or b"{}")
+        if not isinstance(document, dict):
+            raise ValueError("the JSON document is no object")
+        return document
+
+
+class TarIndex:
+    """What is in a tar file.
+
+    Attributes:
+        groups: members that belong together, by their common name.
+        end: what is wrong with the file's end, or an empty text.
+    """
+
+    def __init__(self, path: str):
+        """Reads headers and captions; pictures that are cut off are left out.
+
+        Raises:
+            OSError: the file can't be read.
+        """
+        self.groups: dict[str, Group] = {}
+        self.end = ""
+        self._surplus: list[str] = []
+        self._astray: list[tuple[str, str, str]] = []  # name, key and what follows the first dot
+        self._links: list[tuple[str, str]] = []
+        self._lost: list[tuple[str, str]] = []
+        file = File(path)
+        try:
+            with file.reading() as read, tarfile.open(fileobj=_Stream(read), mode="r:") as tar:
+                place = 0
+                for member in tar:
+                    if tar.offset <= place:  # by a negative size, and so on for ever
+                        raise ValueError(f"a header at byte {member.offset} leads back")
+                    place = tar.offset
+                    self._add(member, file, read)
+                # Python takes a header that is cut off or damaged for the end.
+                if read(tarfile.BLOCKSIZE, tar.offset) != bytes(tarfile.BLOCKSIZE):
+                    self.end = f"the tar file is damaged or cut off at byte {tar.offset}"
+        except Exception as error:  # whatever headers make tarfile do: recurse, overflow, ...
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # no place of a file
+                raise
+            self.end = f"the tar file is damaged or cut off: {told(error)}"
+            if file.read(6, 0).startswith(COMPRESSED):
+                self.end = "it is compressed: unpack it to a plain tar file first"
+        if self._links:
+            self._follow_links()
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """The names of pictures that are no row's picture, and why."""
+        for name in self._surplus:
+            yield name, "another picture of this name comes before it"
+        for name, key, suffix in self._astray:
+            group = self.groups.get(key)
+            if group is None or group.image is None:  # else it goes with that one, a mask perhaps
+                yield name, f"in shards a name ends at its first dot, and {suffix!r} is no picture"
+        yield from self._lost
+
+    def _add(self, member: tarfile.TarInfo, file: File, read: Read) -> None:
+        key, suffix = parted(member.name)
+        last = suffix.rpartition(".")[2]
+        kept, packed = suffix, ""
+        if last in PACKED:
+            kept, _, packed = suffix.rpartition(".")
+        is_picture = kept.rpartition(".")[2] in IMAGES
+        if not is_picture and kept not in _TEXTS or member.isdir():
+            return
+        if member.islnk():
+            self._links.append((member.name, member.linkname))
+            return
+        if member.issym():
+            folder = os.path.dirname(member.name)
+            self._links.append((member.name, f"{folder}/{member.linkname}"))
+            return
+        is_whole = member.offset_data + member.size <= file.size
+        if member.isfile() and not member.issparse() and not is_whole:
+            return  # cut off, which is told of the file's end
+        problem = _unreadable(member, packed, MOST_OF_A_PICTURE if is_picture else MOST_OF_A_TEXT)
+        if is_picture and problem:
+            self._lost.append((member.name, problem))
+        elif is_picture:
+            self._add_picture(Member(file, member.name, member.offset_data, member.size))
+        else:
+            group = self.groups.setdefault(key, Group())
+            if problem:
+                group.refused = group.refused or f"{as_text(member.name)}: {problem}"
+            elif getattr(group, kept) is None:  # the first one, as with pictures: they are a pair
+                setattr(group, kept, read(member.size, member.offset_data))
+
+    def _add_picture(self, image: Member) -> None:
+        key, suffix = parted(image.name)
+        if suffix not in IMAGES:
+            self._astray.append((image.name, key, suffix))
+            return
+        group = self.groups.setdefault(key, Group())
+        if group.image is None:
+            group.image = image
+        else:
+            self._surplus.append(image.name)
+
+    def _follow_links(self) -> None:
+        """Pictures that are links to others; to links, too, where these come before."""
+        images = [group.image for group in self.groups.values() if group.image is not None]
+        there = {os.path.normpath(image.name): image for image in images}
+        for name, target in self._links:
+            target = os.path.normpath(target.lstrip("/"))
+            if parted(name)[1].rpartition(".")[2] not in IMAGES:
+                continue
+            if (image := there.get(target)) is None:
+                problem = f"a link to {target}, which is no picture of this file"
+                self._lost.append((name, problem))
+            else:
+                there[os.path.normpath(name)] = image = dataclasses.replace(image, name=name)
+                self._add_picture(image)
+
+
+class _Stream(io.RawIOBase):
+    """A tar file as tarfile reads it: never more at one time than a header can have."""
+
+    def __init__(self, read: Read):
+        self._read, self._place, self._empty = read, 0, 0
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MOST_OF_A_TEXT:
+            raise ValueError(f"a header of {size:,} bytes")
+        data = self._read(size, self._place)
+        self._place += len(data)
+        self._empty = 0 if data else self._empty + 1
+        if self._empty > 100:  # tarfile would wait for a sparse member's map for ever
+            raise ValueError("a header that is cut off")
+        return data
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        if not 0 <= place < 1 << 62:
+            raise ValueError(f"a header that leads to byte {place:,}")
+        self._place = place
+        return place
+
+    def tell(self) -> int:
+        return self._place
+
+
+_TEXTS = ("txt", "json", "cls")
+
+
+def _unreadable(member: tarfile.TarInfo, packed: str, most: int) -> str:
+    """Why a member's bytes are not those of its file, or too many; an empty text where they are."""
+    if member.issparse():  # its bytes don't lie in one run
+        return "a sparse member: pack the shard without tar's --sparse"
+    if not member.isfile():
+        return f"no file, but a member of type {member.type.decode('latin-1')!r}"
+    if packed:
+        return f"packed or encrypted as .{packed}: unpack it before it goes into the shard"
+    if member.size > most:
+        return f"{member.size:,} bytes are more than the {most:,} that are read"
+    return ""
+
+
+def decoded(text: bytes, what: str) -> str:
+    """Returns a text without blanks around it; raises ValueError where it is not UTF-8."""
+    try:
+        return text.decode().strip()
+    except UnicodeDecodeError:
+        raise ValueError(f"the {what} is not UTF-8") from None
+
+
+def parted(name: str) -> tuple[str, str]:
+    """What a member belongs to, and what it is: its name up to its first dot, and the rest."""
+    folder, _, name = name.rpartition("/")
+    stem, _, suffix = name.partition(".")
+    return f"{folder}/{stem}" if folder else stem, suffix.lower()

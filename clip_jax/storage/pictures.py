@@ -1,0 +1,15 @@
+"""How large the file of a picture may be."""
+
+import errno
+import os
+
+# No picture's file is larger; what is was not meant for one, and would fill the memory.
+MOST_OF_A_PICTURE = 1 << 30
+
+
+def check_picture_size(address: str | os.PathLike[str], size: int) -> None:
+    """Raises OSError if a picture's file has too many bytes."""
+    if size > MOST_OF_A_PICTURE:
+        most = f"{MOST_OF_A_PICTURE:,}"
+        what = f"has {size:,} bytes, more than the {most} that a picture may have"
+        raise OSError(errno.EFBIG, what, os.fspath(address))

@@ -1,0 +1,71 @@
+"""Where the weights of a name lie on this machine, and whether they do."""
+
+import os
+from pathlib import Path
+
+from clip_jax.catalog import CatalogEntry, lookup
+from clip_jax.errors import DownloadError
+
+Root = str | os.PathLike[str] | None
+
+# Of the native format; a folder of converted weights has it in its name.
+VERSION = "1"
+
+
+def cache_root(download_root: Root = None) -> Path:
+    """Where weights are kept.
+
+    `download_root` if it is given, else `$CLIP_JAX_CACHE`, else `clip_jax` in the user's cache
+    folder (`$XDG_CACHE_HOME`, usually `~/.cache`).
+
+    Raises:
+        DownloadError: none of these is given, and the user has no home folder.
+    """
+    given = download_root if download_root is not None else os.environ.get("CLIP_JAX_CACHE")
+    folder = _expanded(given or os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    if folder is None:
+        raise DownloadError(
+            f"there is no place to keep weights: {given or 'this user'} has no home folder. Say "
+            "which folder to take, with download_root= or the environment variable CLIP_JAX_CACHE"
+        )
+    return folder if given else folder / "clip_jax"
+
+
+def _expanded(path: str | os.PathLike[str]) -> Path | None:
+    """The path with the home folder in place of `~`; None where there is no such folder.
+
+    Under systemd and in some containers HOME is not set, and no file knows the user's number.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return None
+
+
+def cached(name: str, download_root: Root = None) -> bool:
+    """Whether `load(name)` finds the weights on this machine; looks at names, not at contents.
+
+    Raises:
+        ValueError: there is no model of this name.
+    """
+    entry = lookup(name)
+    if entry.is_bundled:
+        return True
+    try:
+        root = cache_root(download_root)
+    except DownloadError:  # no place at all
+        return False
+    return converted_folder(entry, root).is_dir() or any(
+        path.is_file() for path in official_places(entry, root)
+    )
+
+
+def converted_folder(entry: CatalogEntry, root: Path) -> Path:
+    """The native folder that an official file is converted to, once."""
+    return root / f"{Path(entry.file).stem}-{entry.sha256[:12]}-v{VERSION}"
+
+
+def official_places(entry: CatalogEntry, root: Path) -> tuple[Path, ...]:
+    """Where an official file may lie: here, or where the PyTorch reference keeps the same files."""
+    theirs = _expanded("~/.cache/clip")
+    return (root / entry.file, *([theirs / entry.file] if theirs else []))
