@@ -65,7 +65,7 @@ class _State:
         self.is_deferred = self.is_told = self.is_over = False
         self.is_lost = False  # whether the exception couldn't be raised, or was dropped
         self.is_resent = False  # whether the watching thread has sent the signal once more
-        # Python's handlers wait until the main thread is back in Python; this wakes at once.
+        # Python's handlers run only once the main thread is back in Python; this wakes at once.
         self.reader, self.writer = socket.socketpair()
         self.writer.setblocking(False)
 

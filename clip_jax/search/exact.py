@@ -157,7 +157,7 @@ def best_rows(
 def _best(
     rows: Float[Array, "b d"], query: Float[Array, " d"], count: Int[Array, ""], k: int
 ) -> tuple[Float[Array, " k"], Int[Array, " k"], Bool[Array, ""]]:
-    # No matrix product: reading the rows takes the time, and this is exact on every device.
+    # No matrix product: reading the rows dominates, and this is exact on every device.
     scores = (rows.astype(jnp.float32) * query[None]).sum(axis=-1)
     is_there = jnp.arange(len(rows)) < count
     is_sound = (jnp.abs(scores) <= MOST) | ~is_there  # false for NaN

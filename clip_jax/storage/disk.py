@@ -106,10 +106,10 @@ class Disk(Storage):
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Refuses what to open is to wait for somebody, or to start something.
+    """Checks that a path is a regular file: opening a pipe or a device may block.
 
     Raises:
-        OSError: there is a pipe, a socket, a device or a folder, or nothing.
+        OSError: it is a pipe, a socket, a device or a folder, or doesn't exist.
     """
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
@@ -119,7 +119,7 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Makes a folder's names outlast a power cut, where the system can."""
+    """Flushes a folder's entries to disk, if the system can, so that they survive a power cut."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -136,7 +136,7 @@ def _walk(
         if (there.st_dev, there.st_ino) in above:
             yield prefix.rstrip("/"), "a link to a folder that it lies in"
             return
-        # Entries take several times the memory of their names, and there may be millions.
+        # Only names are kept: entries take several times the memory, and may be millions.
         files, folders = [], []
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -172,7 +172,7 @@ def _number(entry: os.DirEntry) -> int:
 
 
 def _opened(act: Callable[[], T]) -> T:
-    """Opens a file; where that is too much for the machine, the error says so."""
+    """Opens a file; raises a telling error if memory or descriptors have run out."""
     try:
         return act()
     except OSError as error:

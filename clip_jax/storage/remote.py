@@ -14,7 +14,7 @@ from clip_jax.storage.protocol import Storage
 
 
 class Store(Storage):
-    """What fsspec reaches; what may help is tried three times."""
+    """A remote file system of fsspec; temporary failures are retried, three tries in all."""
 
     def __init__(self, address: str):
         self._fs: Any = _filesystem(address)
@@ -88,7 +88,7 @@ class Store(Storage):
             return True
         except FileExistsError:
             return False
-        except Exception:  # of a kind of their own; or they can't do it on a condition
+        except Exception:  # the driver's own error for that, or no conditional writes
             if tried(path, lambda: self._fs.exists(path)):
                 return False
         self.write(path, data)
@@ -99,7 +99,7 @@ class Store(Storage):
             tried(path, lambda: self._fs.rm_file(path))
 
     def abandoned(self, folder: str) -> list[str]:
-        return []  # what isn't put there whole isn't there
+        return []  # writes are atomic
 
     def locked(self, path: str, what: str) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
@@ -144,7 +144,7 @@ def _filesystem(address: str) -> Any:
 
 
 def _patience() -> Any:
-    """How long an HTTP server may take; aiohttp's own five minutes are long for a dead one."""
+    """Returns timeouts for HTTP; aiohttp's default of five minutes is long for a dead server."""
     import aiohttp  # pyright: ignore[reportMissingImports]
 
     return aiohttp.ClientTimeout(total=120, sock_connect=10, sock_read=30)

@@ -198,7 +198,7 @@ def make_step(
         micro = _cut(whole, how.micro_batches, mesh)
         embed = functools.partial(_embed, model, how, platform, frozen)
         measure = functools.partial(_measure, how.loss, mesh)
-        # Around the gradients, because that is where `linear_in_training` makes its products.
+        # Around the backward pass too, because `linear_in_training` makes its products there.
         with computing(how.precision):
             gradients, statistics, (loss, accuracy) = contrastive_gradients(
                 embed, measure, state.parameters, state.statistics, micro

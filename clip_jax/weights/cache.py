@@ -58,7 +58,7 @@ def native_folder(name: str, download_root: Root = None, progress: bool = True) 
     try:
         root.mkdir(parents=True, exist_ok=True)
         with made_once(folder):
-            if not folder.is_dir():  # another process may have made it meanwhile
+            if not folder.is_dir():  # another process may have written it meanwhile
                 config, params = from_pytorch(read_checkpoint(source))
                 save_parameters(config, params, folder, dtype=np.float32)
     except OSError as error:

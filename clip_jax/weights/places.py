@@ -13,9 +13,9 @@ VERSION = "1"
 
 
 def cache_root(download_root: Root = None) -> Path:
-    """Where weights are kept.
+    """Returns the folder of the cache.
 
-    `download_root` if it is given, else `$CLIP_JAX_CACHE`, else `clip_jax` in the user's cache
+    It is `download_root` if given, else `$CLIP_JAX_CACHE`, else `clip_jax` in the user's cache
     folder (`$XDG_CACHE_HOME`, usually `~/.cache`).
 
     Raises:
@@ -32,9 +32,9 @@ def cache_root(download_root: Root = None) -> Path:
 
 
 def _expanded(path: str | os.PathLike[str]) -> Path | None:
-    """The path with the home folder in place of `~`; None where there is no such folder.
+    """Expands `~` in a path; returns None if the user has no home folder.
 
-    Under systemd and in some containers HOME is not set, and no file knows the user's number.
+    Under systemd and in some containers HOME is not set and the user id is unknown to the system.
     """
     try:
         return Path(path).expanduser()
@@ -43,7 +43,7 @@ def _expanded(path: str | os.PathLike[str]) -> Path | None:
 
 
 def cached(name: str, download_root: Root = None) -> bool:
-    """Whether `load(name)` finds the weights on this machine; looks at names, not at contents.
+    """Whether `load(name)` finds the weights on this machine; checks names, not contents.
 
     Raises:
         ValueError: there is no model of this name.
