@@ -1,4 +1,4 @@
-"""The errors that callers are meant to catch, and a test for exhausted memory or descriptors."""
+"""The errors that callers are meant to catch, and a test for exhausted resources."""
 
 import errno
 from collections.abc import Iterator, Sequence
@@ -65,7 +65,7 @@ def exhausted(error: BaseException) -> Exhausted | None:
 
 
 def is_exhausted(error: BaseException) -> bool:
-    """Whether the machine has run out of something: no file and no row is to blame for that."""
+    """Whether the machine has run out of a resource, so that no file or row is at fault."""
     return exhausted(error) is not None
 
 

@@ -1,12 +1,12 @@
 """SIGTERM and Ctrl-C: a command stops soon, and leaves nothing half-written.
 
-A signal raises an exception in the main thread, wherever that is; a block that must not be left in
-the middle defers it. Two places are bad for an exception. One raised while a module is imported
-leaves half a module, or is lost in what imports it: it waits until the import is over, for half a
-second. One raised in a finalizer is dropped by Python: it is raised again.
+A signal raises an exception in the main thread, wherever that is; a block that must not be
+interrupted defers it. Two cases need care. During an import, an exception would leave half a
+module or be caught by the importing code: it is raised after the import, which has half a second.
+In a finalizer, Python drops an exception: it is raised again.
 
-A thread watches, and ends the process where it doesn't stop by itself: the main thread may be
-waiting for a device, and Python, as it exits, for a thread that waits for a store.
+A watchdog thread ends the process if it doesn't stop by itself: the main thread may be waiting for
+a device, or Python at its exit for a thread that waits for a store.
 """
 
 import _thread
@@ -26,10 +26,10 @@ GRACE = 8.0
 # A second Ctrl-C ends the process at once. Within these seconds it counts as the first one, as a
 # parent process may pass on the same one.
 TWICE = 1.0
-# Seconds that an import may still take. A program's own at its beginning take longer: by then there
-# is nothing to be left in order.
+# Seconds that an import may still take. Only imports at a program's start take longer, when there
+# is nothing to clean up.
 IMPORTING = 0.5
-# Seconds between two looks whether it is over.
+# Seconds between two checks whether the import is over.
 _EVERY = 0.02
 
 
@@ -51,7 +51,7 @@ def exit_status(stop: Stop) -> int:
 
 
 def word_for(stop: Stop) -> str:
-    """What has happened to the command."""
+    """Returns "terminated" for SIGTERM and "interrupted" for Ctrl-C."""
     return "terminated" if isinstance(stop, Terminated) else "interrupted"
 
 
@@ -64,14 +64,14 @@ class _State:
         self.grace = GRACE
         self.is_deferred = self.is_told = self.is_over = False
         self.is_lost = False  # whether the exception couldn't be raised, or was dropped
-        self.is_resent = False  # whether the watching thread has sent the signal once more
+        self.is_resent = False  # whether the watchdog has sent the signal again
         # Python's handlers run only once the main thread is back in Python; this wakes at once.
         self.reader, self.writer = socket.socketpair()
         self.writer.setblocking(False)
 
     @property
     def stop(self) -> Stop | None:
-        """The exception that the first signal is."""
+        """The exception for the first signal; None without a signal."""
         return None if self.first is None else _STOPS[self.first]()
 
 
@@ -107,13 +107,13 @@ def handled(say: Callable[[str], None]) -> Iterator[None]:
         with _dropped_ones_noticed(state):
             yield
     except BaseException as error:
-        # What was interrupted may have made another error of the exception, as extensions do.
+        # Interrupted code may turn the exception into another error, as C extensions do.
         stop = state.stop
         if stop is None or type(error) is type(stop):
             raise
         raise stop from error
     finally:
-        state.is_over = True  # from here on a signal comes too late
+        state.is_over = True  # signals are ignored from here on
         if state.first is None:
             _state = None
             for number, handler in handlers.items():
@@ -123,7 +123,7 @@ def handled(say: Callable[[str], None]) -> Iterator[None]:
             watchdog.join()
         # Else the process is about to exit, and is watched until then.
         state.is_told = True
-    if stop := state.stop:  # something has caught the exception
+    if stop := state.stop:  # the exception was caught somewhere
         raise stop
 
 
@@ -169,7 +169,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if state.first is None:
         state.first, state.since = number, time.monotonic()
     elif not state.is_resent:
-        return  # its exception is on its way
+        return  # the exception was raised already
     state.is_resent = False
     if state.is_deferred:
         return
@@ -189,7 +189,7 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 @contextlib.contextmanager
 def _dropped_ones_noticed(state: _State) -> Iterator[None]:
-    """Has an exception raised once more that Python can't pass on: out of a finalizer, say."""
+    """Notices an exception that Python drops, as in a finalizer, so that it is raised again."""
     before = sys.unraisablehook
 
     def show(unraisable: Any) -> None:
@@ -210,7 +210,7 @@ def _watch(state: _State, say: Callable[[str], None]) -> None:
     """Ends the process some seconds after its first signal, or at its second Ctrl-C."""
     first: int | None = None
     came = 0.0
-    own = 0  # signals that this thread has sent, and that have not come back yet
+    own = 0  # signals sent by this thread that it has not received yet
     with state.reader as reader:
         while True:
             if first is not None:
@@ -246,7 +246,7 @@ _KEPT = "what was finished is kept, and the same command goes on"
 
 
 def _send(number: int) -> None:
-    """Sends the main thread a signal; wakes it from what it waits for, where the system can."""
+    """Sends the main thread a signal, which also interrupts a wait where the system can."""
     main = threading.main_thread().ident
     if hasattr(signal, "pthread_kill") and main is not None:
         signal.pthread_kill(main, number)

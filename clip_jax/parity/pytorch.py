@@ -159,7 +159,7 @@ def _state_dict(torch: Any, path: Path) -> Mapping[str, Any]:
 
 
 def _safetensors() -> Any:
-    """PyTorch's own reader: the comparison is not to go by ours."""
+    """Returns PyTorch's own reader, so that the comparison doesn't depend on ours."""
     try:
         return importlib.import_module("safetensors.torch")
     except ModuleNotFoundError as error:

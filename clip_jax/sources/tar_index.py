@@ -1,4 +1,4 @@
-"""What is in a tar file: its members by their names, read from the headers alone."""
+"""The index of a tar file: its members by name, read from headers alone."""
 
 import dataclasses
 import errno
@@ -208,7 +208,7 @@ def _unreadable(member: tarfile.TarInfo, packed: str, most: int) -> str:
 
 
 def decoded(text: bytes, what: str) -> str:
-    """Returns a text without blanks around it; raises ValueError where it is not UTF-8."""
+    """Decodes and strips a text; raises ValueError if it is not UTF-8."""
     try:
         return text.decode().strip()
     except UnicodeDecodeError:

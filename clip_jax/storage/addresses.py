@@ -1,4 +1,4 @@
-"""Addresses as text: paths, and those that fsspec has a driver for."""
+"""Addresses: local paths, and URLs that fsspec has a driver for."""
 
 import os
 import re

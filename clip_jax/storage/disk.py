@@ -1,4 +1,4 @@
-"""Files on this machine's disks."""
+"""Files on local disks."""
 
 import contextlib
 import errno
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Disk(Storage):
-    """This machine's disks."""
+    """Local file systems."""
 
     @property
     def filesystem(self) -> Any:
@@ -142,7 +142,7 @@ def _walk(
             for entry in entries:
                 if _is_folder(entry):
                     folders.append(entry.name)
-                elif entry.is_symlink() or entry.is_file():  # not a pipe, which is waited for
+                elif entry.is_symlink() or entry.is_file():  # a pipe would block
                     files.append((prefix + entry.name, _number(entry)))
     except OSError as error:
         if not above or is_exhausted(error):

@@ -1,4 +1,4 @@
-"""How large the file of a picture may be."""
+"""The limit on the size of a picture's file."""
 
 import errno
 import os

@@ -1,4 +1,4 @@
-"""What both kinds of storage can do."""
+"""The interface of both kinds of storage."""
 
 import contextlib
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Files on object stores and other hosts, by fsspec and its drivers."""
+"""Files on object stores and other hosts, through fsspec and its drivers."""
 
 import contextlib
 import os
@@ -40,7 +40,7 @@ class Store(Storage):
     def modified(self, path: str) -> int | None:
         try:
             return int(tried(path, lambda: self._fs.modified(path)).timestamp() * 1e9)
-        except Refused:  # not every driver can tell
+        except Refused:  # not every driver knows it
             return None
 
     def read(self, path: str) -> bytes:
@@ -82,7 +82,7 @@ class Store(Storage):
         tried(path, put)
 
     def create(self, path: str, data: bytes) -> bool:
-        self._fs.invalidate_cache()  # others write here, too
+        self._fs.invalidate_cache()  # other processes write here too
         try:
             self._fs.pipe_file(path, data, mode="create")
             return True
@@ -105,7 +105,7 @@ class Store(Storage):
         return contextlib.nullcontext()
 
     def names(self, folder: str) -> list[str]:
-        self._fs.invalidate_cache()  # others write here, too
+        self._fs.invalidate_cache()  # other processes write here too
         try:
             entries = tried(folder, lambda: self._fs.ls(folder, detail=True))
         except FileNotFoundError:
@@ -140,7 +140,7 @@ def _filesystem(address: str) -> Any:
     options = kind._get_kwargs_from_urls(address)
     if protocol in ("http", "https"):
         options["client_kwargs"] = {"timeout": _patience()}
-    return tried(address, lambda: kind(**options))  # some connect at once
+    return tried(address, lambda: kind(**options))  # some drivers connect here
 
 
 def _patience() -> Any:

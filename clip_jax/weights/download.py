@@ -87,12 +87,12 @@ def has_checksum(path: Path, sha256: str) -> bool:
 
 
 def made_once(path: Path) -> contextlib.AbstractContextManager[None]:
-    """Keeps other processes from making the same file or folder; waits for one that is at it.
+    """Locks `path` against other processes during the block; waits for one that has the lock.
 
     The system releases the lock when its process dies, so it is never stale.
 
     Raises:
-        OSError: the lock's file can't be made.
+        OSError: the lock file can't be created.
     """
 
     def say() -> None:
@@ -114,9 +114,9 @@ def _download(url: str, sha256: str, path: Path, progress: bool) -> None:
                 time.sleep(PAUSE * attempt)
         os.replace(part, path)
     except OSError as error:
-        # Where memory or open files have run out, what has come is as good as before.
+        # Without memory or descriptors the part is still good; on a full disk it must go.
         if error.errno in _FULL or not is_exhausted(error):
-            _remove(part)  # most of all where the disk is full: don't leave it so
+            _remove(part)
         raise
     except BaseException:
         if part.exists() and not part.stat().st_size:

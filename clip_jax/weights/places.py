@@ -1,4 +1,4 @@
-"""Where the weights of a name lie on this machine, and whether they do."""
+"""The places of a named model's weights on this machine."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ from clip_jax.errors import DownloadError
 
 Root = str | os.PathLike[str] | None
 
-# Of the native format; a folder of converted weights has it in its name.
+# The version of the native format, which is part of the names of converted folders.
 VERSION = "1"
 
 
@@ -61,11 +61,11 @@ def cached(name: str, download_root: Root = None) -> bool:
 
 
 def converted_folder(entry: CatalogEntry, root: Path) -> Path:
-    """The native folder that an official file is converted to, once."""
+    """Returns the native folder that an official file is converted to."""
     return root / f"{Path(entry.file).stem}-{entry.sha256[:12]}-v{VERSION}"
 
 
 def official_places(entry: CatalogEntry, root: Path) -> tuple[Path, ...]:
-    """Where an official file may lie: here, or where the PyTorch reference keeps the same files."""
+    """Returns the paths of an official file: in our cache, and in the PyTorch reference's."""
     theirs = _expanded("~/.cache/clip")
     return (root / entry.file, *([theirs / entry.file] if theirs else []))

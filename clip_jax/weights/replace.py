@@ -1,9 +1,9 @@
-"""A folder that takes the place of another: complete or not at all.
+"""Atomic replacement of a folder.
 
-Linux exchanges the names of two folders in one step, for which Python has no function. Two renames
-are no substitute, but where there is nothing else: of 1.2 million looks during 200 saves, 7,355
-found no folder between the two, and none where names were exchanged; a process that is killed there
-leaves none until the next save. Readers can't make up for that, as not all of them are ours.
+Linux can exchange the names of two folders atomically, but Python has no function for it. Two
+renames are only used where the system can't: in 1.2 million checks during 200 saves, 7,355 found no
+folder between the two renames, and none when names were exchanged. A process killed there leaves no
+folder until the next save. Readers can't compensate for that, as not all of them are ours.
 """
 
 import contextlib
