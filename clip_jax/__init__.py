@@ -8,7 +8,7 @@ Example:
 
 from clip_jax import lazy as _lazy
 
-TYPE_CHECKING = False  # tools take it for true; what is imported here is imported when it is used
+TYPE_CHECKING = False  # True for type checkers; at run time these names are imported on first use
 if TYPE_CHECKING:
     from clip_jax import backends as backends
     from clip_jax import catalog as catalog
@@ -68,7 +68,7 @@ _NAMES = {
     "__version__": "version",
 }
 
-# What `from clip_jax import *` imports: the rooms that need an extra are left to be named.
+# For `from clip_jax import *`; without the modules that need an extra.
 __all__ = ["convert", *(name for name in _NAMES if not name.startswith("_"))]  # pyright: ignore
 
 __getattr__, __dir__ = _lazy.attach(__name__, _NAMES, _MODULES)

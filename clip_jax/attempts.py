@@ -1,4 +1,4 @@
-"""What a store's or a server's refusal means: whether to try again, and whose fault it is."""
+"""Retries of remote calls: which errors may pass, and which are the machine's fault."""
 
 import errno
 import socket
@@ -11,9 +11,9 @@ from clip_jax.errors import Refused, Unreachable, causes, exhausted
 # Seconds between tries: enough for a server that restarts or asks for patience.
 WAITS = (1.0, 4.0)
 
-# Answers of the 400s after which the same question may be answered otherwise.
+# 4xx statuses that may pass.
 _BUSY = {408, 425, 429}
-# What the system says where it is the name that is wrong.
+# Errors of the operating system that concern the file's name or its permissions.
 _NAMES = {
     errno.ENOENT,
     errno.ENOTDIR,
@@ -27,16 +27,16 @@ _NAMES = {
 
 
 def tried(address: str, act: Callable[[], Any]) -> Any:
-    """What a call of a driver returns, after up to three tries.
+    """Calls a driver, up to three times, and returns its result.
 
     Drivers raise errors of any kind. Here they become `OSError`s that name the address.
 
     Raises:
         FileNotFoundError: there is nothing at the address.
-        PermissionError: it may not be read or written.
-        Refused: it was refused for another reason that lasts.
-        Exhausted: the machine has run out of something.
-        Unreachable: three tries failed in ways that may pass.
+        PermissionError: reading or writing is not permitted.
+        Refused: another permanent error.
+        Exhausted: the machine has run out of a resource.
+        Unreachable: three tries failed with temporary errors.
     """
     for wait in (*WAITS, None):
         try:
@@ -64,8 +64,8 @@ def tried(address: str, act: Callable[[], Any]) -> Any:
 
 
 def _lasts(error: BaseException) -> bool:
-    """Whether the same call would fail in the same way."""
-    # A malformed address, a certificate, a missing driver; aiohttp's and ftplib's own.
+    """Whether an error is permanent: the same call would fail again."""
+    # A malformed address, a bad certificate, a missing driver; then aiohttp's and ftplib's own.
     if isinstance(error, ValueError | TypeError | NotImplementedError | ImportError):
         return True
     if type(error).__name__ in ("TooManyRedirects", "error_perm"):
@@ -82,7 +82,7 @@ def _lasts(error: BaseException) -> bool:
 
 
 def _status(error: BaseException) -> int | None:
-    """The status of an HTTP answer, wherever a driver keeps it."""
+    """Returns the status of an HTTP response, wherever a driver keeps it."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore's
         found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -97,7 +97,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _is_silent(error: BaseException) -> bool:
-    """Whether nothing came back: no status, no refused connection."""
+    """Whether there was no answer: neither a status nor a refused connection."""
     return not any(
         _status(cause) is not None or isinstance(cause, ConnectionError) for cause in causes(error)
     )

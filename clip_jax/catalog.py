@@ -1,4 +1,4 @@
-"""The names that `load` knows: configuration, address, checksum and the published numbers."""
+"""The models that `load` knows by name: configuration, URL, checksum and published numbers."""
 
 import dataclasses
 import difflib
@@ -13,13 +13,13 @@ class CatalogEntry:
     """A model with a name.
 
     Attributes:
-        name: what `load` is called with.
-        config: the architecture, known without its file.
-        file: the name of its file, in the cache and at its address; of a bundled model, that of
-            its native folder among this package's data.
+        name: its name for `load`.
+        config: its architecture.
+        file: the name of its file, in the cache and in its URL; for a bundled model, the name of
+            its native folder in this package's data.
         sha256: the checksum of the file, or of a bundled model's weights, in hexadecimal.
-        num_parameters: trainable numbers; BatchNorm's statistics don't count.
-        num_vision_parameters: those of them in the vision tower.
+        num_parameters: the number of trainable numbers, without BatchNorm's statistics.
+        num_vision_parameters: how many of them are in the vision tower.
         gflops: multiply-adds of one image's embedding, times two, in billions.
         is_bundled: whether its weights come with this package.
     """
@@ -35,23 +35,23 @@ class CatalogEntry:
 
     @property
     def url(self) -> str:
-        """Where the file of an official model can be fetched."""
+        """The URL of an official model's file."""
         return f"{_BASE}/{self.sha256}/{self.file}"
 
 
 def available_models() -> list[str]:
-    """The names that `load` takes besides paths.
+    """Returns the names that `load` accepts besides paths.
 
-    OpenAI's nine models in their usual order, then those that come with this package.
+    OpenAI's nine models come first, in their usual order, then those bundled with this package.
     """
     return list(CATALOG)
 
 
 def lookup(name: str) -> CatalogEntry:
-    """The entry of a name.
+    """Returns the entry of a name.
 
     Raises:
-        ValueError: there is none; suggests the nearest.
+        ValueError: there is none; the message suggests the nearest name.
     """
     if name in CATALOG:
         return CATALOG[name]
@@ -59,7 +59,7 @@ def lookup(name: str) -> CatalogEntry:
 
 
 def suggestion(name: str) -> str:
-    """The end of an error message about a wrong name: the nearest names and all of them."""
+    """Returns the end of an error message about a wrong name: the nearest name, and all names."""
     folded = {known.casefold(): known for known in CATALOG}
     near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.7)
     hint = f"did you mean {folded[near[0]]!r}? " if near else ""

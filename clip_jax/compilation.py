@@ -1,4 +1,4 @@
-"""Programs that outlive the process: JAX's persistent compilation cache, for a block of code."""
+"""JAX's persistent compilation cache, for a block of code."""
 
 import contextlib
 import os
@@ -10,23 +10,23 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from clip_jax.placement import default_device
 
-# Programs compiled for one CPU may be taken for another's.
+# Platforms without a cache: a CPU could be given programs compiled for another CPU.
 UNSAFE = ("cpu",)
 
 
 @contextlib.contextmanager
 def compile_cache(folder: str | os.PathLike | None, platform: str | None = None) -> Iterator[None]:
-    """Takes what is compiled inside from `folder`, and leaves it there for the next process.
+    """Keeps the programs compiled in the block in `folder`, for later processes to load.
 
-    For GPUs and TPUs, where compiling takes a good part of the time to the first embedding. JAX's
-    settings are as they were afterwards. On a CPU it warns and does nothing: programs compiled for
-    one CPU may be taken for another's.
+    It is for GPUs and TPUs, where compiling takes a good part of the time to the first embedding.
+    JAX's settings are restored afterwards. On a CPU it warns and does nothing: a CPU could be given
+    programs compiled for another one.
 
     Args:
-        folder: made if it isn't there; any address that JAX takes, such as `gs://...`. None does
-            nothing.
-        platform: for which is compiled, as `jax.Device.platform` says it; that of JAX's default
-            device unless it is given.
+        folder: created if it doesn't exist; any address that JAX takes, such as `gs://...`. None
+            does nothing.
+        platform: the platform to compile for, as `jax.Device.platform` names it; by default that
+            of JAX's default device.
     """
     if folder is None:
         yield
@@ -55,4 +55,4 @@ def compile_cache(folder: str | os.PathLike | None, platform: str | None = None)
 def _configure(settings: dict) -> None:
     for name, value in settings.items():
         jax.config.update(name, value)
-    compilation_cache.reset_cache()  # it has read its settings once and for all
+    compilation_cache.reset_cache()  # else it would keep the settings it read first

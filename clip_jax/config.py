@@ -1,4 +1,4 @@
-"""What a CLIP model is, in numbers: frozen dataclasses, to JSON and back."""
+"""The architecture of a CLIP model: frozen dataclasses, to JSON and back."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 
-# Of any number in a configuration: above it, arithmetic with sizes fails in many ways.
+# The largest number in a configuration; above it, arithmetic with sizes fails in many ways.
 MAX_NUMBER = 2**31 - 1
 
 
@@ -27,7 +27,7 @@ class TextConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """A Vision Transformer over square images of `image_size` pixels a side."""
+    """A Vision Transformer over square images with sides of `image_size` pixels."""
 
     image_size: int
     patch_size: int
@@ -46,7 +46,7 @@ class ViTConfig:
 
     @property
     def num_patches(self) -> int:
-        """Patches of an image; the sequence has one token more, the class token."""
+        """Patches of an image; the sequence also has a class token."""
         return (self.image_size // self.patch_size) ** 2
 
 
@@ -73,21 +73,21 @@ class ResNetConfig:
 
     @property
     def num_features(self) -> int:
-        """Channels that reach the attention pool."""
+        """Channels at the input of the attention pool."""
         return 32 * self.width
 
     @property
     def num_positions(self) -> int:
-        """Positions that reach the attention pool, without the mean token."""
+        """Positions at the input of the attention pool, without the mean token."""
         return (self.image_size // 32) ** 2
 
 
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
-    """Two towers and the space of `embed_dim` dimensions in which they meet.
+    """Two towers that embed into a joint space of `embed_dim` dimensions.
 
     `activation` is the transformers' GELU: `quick_gelu` in every OpenAI model; exact `gelu` or
-    `gelu_tanh` in others. It can't be read off the weights, so it is stored with them.
+    `gelu_tanh` in others. It can't be inferred from the weights, so it is stored with them.
     """
 
     embed_dim: int
@@ -100,7 +100,7 @@ class CLIPConfig:
         check_activation(self.activation)
 
     def to_json(self) -> str:
-        """The configuration as a JSON document, the `config.json` of the native format."""
+        """Returns the configuration as JSON, the `config.json` of the native format."""
         document = dataclasses.asdict(self)
         kind = "vit" if isinstance(self.vision, ViTConfig) else "resnet"
         document["vision"] = {"type": kind, **document["vision"]}
@@ -139,10 +139,10 @@ def _fields(document: Any, name: str) -> dict[str, Any]:
 
 
 def build(cls: type, fields: dict[str, Any]) -> Any:
-    """An instance of a dataclass.
+    """Builds an instance of a dataclass.
 
     Raises:
-        ValueError: lists the fields that are missing or unknown.
+        ValueError: fields are missing or unknown; the message lists them.
     """
     known = {field.name: field for field in dataclasses.fields(cls)}
     missing = dataclasses.MISSING
@@ -159,7 +159,7 @@ def build(cls: type, fields: dict[str, Any]) -> Any:
 
 
 def check_activation(name: Any) -> None:
-    """Raises ValueError for what is no transformers' GELU."""
+    """Raises ValueError if there is no such activation."""
     if name not in get_args(Activation):
         raise ValueError(
             f"activation must be one of {', '.join(get_args(Activation))}. Got {name!r}."

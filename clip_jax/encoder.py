@@ -1,8 +1,8 @@
-"""Any number of images or texts to embeddings, by programs compiled for a few shapes.
+"""Embeds any number of images or texts with programs compiled for a few shapes.
 
-Rows are cut into batches of one size, so bulk work of any length runs one program: the last batch
-is filled up and what was filled in is dropped. Small calls have small programs. Texts are encoded
-at about their own length, which the causal mask allows, instead of at the context's.
+Rows are divided into batches of one size, so that large inputs run one program; the last batch is
+padded. Small calls have smaller programs. Texts are encoded at about their own length instead of
+the context length, which the causal mask allows.
 """
 
 import collections
@@ -33,27 +33,27 @@ from clip_jax.nn.inputs import as_images, as_tokens
 from clip_jax.placement import Device, Parallel, place
 from clip_jax.tokenizer import tokenize
 
-# Columns of the programs for texts; the context length comes last, whatever it is.
+# Lengths of the programs for texts; the context length is added as the last.
 TEXT_LENGTHS = (8, 12, 16, 24, 32, 48)
 # Rows of the programs for calls that are smaller than a batch.
 SMALL_SIZES = (1, 8)
-# Batches on their way at one time: while one is computed, the one before comes back.
+# Batches in flight: while one is computed, the result of the previous one is fetched.
 IN_FLIGHT = 2
 
 
 class Encoder:
-    """Embeds images and texts with a model's parameters as they are when it is made.
+    """Embeds images and texts with the parameters that a model has when the encoder is made.
 
-    A row's embedding depends on nothing but the row and the program it runs through: within one
-    program it is the same to the bit, wherever the row stands and whatever stands beside it.
+    A row's embedding depends only on the row and on the program: within one program it is the same
+    to the bit, whatever its position and the other rows of the batch.
 
     Attributes:
         batch_size: rows of a batch, over all devices of this process.
-        embed_dim: columns of the embeddings.
-        num_compilations: programs compiled so far: at most one for each size of batch, for images
-            of each dtype and for texts of each length.
-        device: on which rows are embedded; of several, one that stands for all.
-        attention: how the tower of images and that of texts compute it: "xla" or "cudnn".
+        embed_dim: the dimension of the embeddings.
+        num_compilations: programs compiled so far: at most one per batch size for each dtype of
+            images and each length of texts.
+        device: the device that computes; one of them if there are several.
+        attention: the implementation of each tower's attention, "xla" or "cudnn".
     """
 
     def __init__(
@@ -70,35 +70,35 @@ class Encoder:
         compile_cache: str | os.PathLike | None = None,
         whole_batches: bool = False,
     ):
-        """Takes the parameters to the devices; compiles when it is first needed.
+        """Puts the parameters on the devices; programs are compiled when first needed.
 
-        Where an array already lies on the device it is shared with the model, not copied: training
-        that goes on with the model in place must not donate its arrays. On a CPU the kernels are
-        copied, in the order in which they are multiplied fastest.
+        Arrays that are already on the device are shared with the model, not copied, so that later
+        training of the model must not donate them. On a CPU the kernels are copied into the layout
+        that multiplies fastest.
 
         Args:
             model: any CLIP model.
-            batch_size: rows of a batch; rounded up to a multiple of the devices. 32 for each
-                device on a CPU, 256 on others, where none is given.
+            batch_size: rows of a batch, rounded up to a multiple of the devices. By default 32 per
+                device on a CPU, and 256 on others.
             parallel: "jit", the device that the parameters are committed to, else JAX's default;
                 "pmap", `jax.pmap` over the devices of this process;
-                "mesh", `jax.jit` over a mesh of all devices of all processes. Under several
-                processes each gives its own rows and gets their embeddings, and all have to make
-                the same calls in the same order.
+                "mesh", `jax.jit` over a mesh of all devices of all processes. With several
+                processes each passes its own rows and gets their embeddings, and all must make the
+                same calls in the same order.
             normalize: whether to divide each embedding by its L2 norm.
-            dtype: in which the towers compute, instead of the model's.
-            precision: of matrix products, instead of the model's.
-            mesh: devices for `parallel="mesh"`, instead of all.
+            dtype: dtype in which the towers compute, instead of the model's.
+            precision: the precision of matrix products, instead of the model's.
+            mesh: the devices for `parallel="mesh"`, instead of all.
             attention: "xla"; "cudnn" for cuDNN's fused kernel on NVIDIA GPUs, in half precision;
-                "auto" for what was measured to be faster on such devices, by the table in
+                "auto" for the one that was measured to be faster on such devices, by the table in
                 `clip_jax.backends.defaults`. No GPU or TPU has been measured yet: it is "xla".
-            compile_cache: a folder that keeps the compiled programs for the next process; on GPUs
-                and TPUs only. See `clip_jax.compile_cache`.
-            whole_batches: whether calls smaller than a batch are filled up to one, too, so that a
-                row runs through one program whatever the size of the call.
+            compile_cache: a folder that keeps compiled programs for later processes, on GPUs and
+                TPUs only. See `clip_jax.compile_cache`.
+            whole_batches: whether to pad small calls to a whole batch, so that a row runs through
+                the same program whatever the size of the call.
 
         Raises:
-            ValueError: a number is out of range, or the placement can't be had here.
+            ValueError: a number is out of range, or the placement isn't possible here.
         """
         self._placement = place(parallel, mesh, model)
         self.device, devices = self._placement.device, self._placement.num_local_devices
@@ -135,16 +135,16 @@ class Encoder:
         """Embeds images.
 
         Args:
-            images: (b, n, n, 3) with n the model's image size: uint8 pixels, which are normalised
-                on the device and the quickest to get there, or normalised floats. Any b, 0 too;
-                or a list of such images.
+            images: (b, n, n, 3) with n the model's image size and any b, also 0; or a list of
+                images. Either uint8 pixels, which are fastest to transfer and normalised on the
+                device, or normalised floats.
 
         Returns:
             (b, d) embeddings in the order of the images; float32.
 
         Raises:
-            ValueError: the shape or the dtype is another, or an image gives values that are not
-                finite; names the rows.
+            ValueError: the shape or the dtype is wrong.
+            NotFiniteError: embeddings are not finite; the message names the rows.
         """
         images = np.asarray(as_images(images, self._config.vision.image_size))
         if images.dtype != np.uint8:
@@ -155,19 +155,19 @@ class Encoder:
         """Embeds texts.
 
         Args:
-            texts: strings, or (b, l) token ids as `clip_jax.tokenize` makes them, each row with an
-                end token. Any number of them, 0 too.
+            texts: strings, or (b, l) token ids as from `clip_jax.tokenize`, with an end token in
+                each row. Any number of them, also 0.
 
         Returns:
             (b, d) embeddings in the order of the texts; float32.
 
         Raises:
-            ValueError: a text is too long for the context, or the ids have another shape, lie out
-                of range, or lack the end token; names the rows.
-            TypeError: an element is no string.
+            ValueError: a text is too long for the context, or the ids have a wrong shape, are out
+                of range, or lack the end token.
+            TypeError: an element is not a string.
         """
         tokens = self._tokens(texts)
-        # Causal: what comes after the end token can't be seen from it.
+        # The tower is causal: the end token doesn't see what follows it.
         lengths = tokens.argmax(axis=1) + 1
         buckets = np.searchsorted(self._lengths, lengths)
         rows = [np.flatnonzero(buckets == i) for i in range(len(self._lengths))]
@@ -187,14 +187,14 @@ class Encoder:
                 f"every row of tokens must have the end token, {text.vocab_size - 1}. "
                 f"Rows without: {some(missing)}."
             )
-        # Copied, because the width has to reach every length that a row may be cut to.
+        # Padded to the context length, because rows may be cut to any of the lengths.
         full = np.zeros((len(tokens), text.context_length), np.int32)
         full[:, : tokens.shape[1]] = tokens
         return full
 
     def _run(self, features: Callable, parts: list[np.ndarray]) -> list[Float[np.ndarray, "b d"]]:
-        """Embeds each part, a stack of rows of one shape, all of them in one queue."""
-        # Under several processes everybody takes part in every batch, if only with filling.
+        """Embeds parts, each a stack of rows of one shape, through one queue."""
+        # With several processes each takes part in every batch, if only with padding.
         counts = self._placement.most(np.array([len(part) for part in parts]))
         results = [np.empty((len(part), self.embed_dim), np.float32) for part in parts]
         queue: collections.deque[tuple[np.ndarray, Array]] = collections.deque()
@@ -216,7 +216,7 @@ class Encoder:
         return results
 
     def _batches(self, count: int) -> Iterator[tuple[int, int]]:
-        """Where each batch begins, and the rows of its program."""
+        """Yields the first row of each batch, and the number of rows of its program."""
         if 0 < count < self.batch_size:
             yield 0, next(size for size in self._sizes if size >= count)
         else:
@@ -257,10 +257,10 @@ def _text_features(model: Any, tokens: Array) -> Array:
 def _attention(
     name: Literal["auto"] | Attention, model: CLIP, device: Device
 ) -> dict[str, Attention]:
-    """How each tower's attention is computed on a device.
+    """Chooses the implementation of each tower's attention on a device.
 
     Raises:
-        ValueError: there is no such way, or not there.
+        ValueError: there is no such implementation, or not on this device.
     """
     if name == "auto":
         vision, context = model.config.vision, model.config.text.context_length
@@ -280,7 +280,7 @@ def _attention(
 
 
 def _filled(rows: np.ndarray, size: int) -> np.ndarray:
-    """`rows`, and zeros up to `size`."""
+    """Pads `rows` with zeros to `size`."""
     if len(rows) == size:
         return rows
     filled = np.zeros((size, *rows.shape[1:]), rows.dtype)

@@ -1,9 +1,9 @@
-"""The errors that callers are meant to catch; and what no row is to blame for."""
+"""The errors that callers are meant to catch, and a test for exhausted resources."""
 
 import errno
 from collections.abc import Iterator, Sequence
 
-# Of what the machine runs out; none of them says anything about a file.
+# Resources that the machine can run out of; the file isn't at fault.
 _RUN_OUT = {
     errno.EMFILE: "too many open files: raise the limit, for example with ulimit -n 4096",
     errno.ENFILE: "the system has too many open files: close some",
@@ -15,18 +15,18 @@ _RUN_OUT = {
 
 
 class CheckpointError(Exception):
-    """Weights that can't be read, are refused, or don't fit a model; lists every problem."""
+    """Weights can't be read, are refused, or don't fit a model; the message lists all problems."""
 
 
 class DownloadError(Exception):
-    """A file that could not be fetched; says its address and where to put it by hand."""
+    """A file could not be downloaded; the message says where to get and put it by hand."""
 
 
 class NotFiniteError(ValueError):
-    """Embeddings that are not finite, because of the weights or of what was embedded.
+    """Embeddings are not finite, because of the weights or of the inputs.
 
     Attributes:
-        rows: the rows that are not finite, counted from 0.
+        rows: the numbers of the rows that are not finite, from 0.
     """
 
     def __init__(self, message: str, rows: Sequence[int]):
@@ -35,25 +35,25 @@ class NotFiniteError(ValueError):
 
 
 class Unreachable(OSError):
-    """A store that can't be reached now: not the fault of one file.
+    """A store can't be reached now; no single file is at fault.
 
     Attributes:
-        is_silent: whether nothing answered, which the network at this end may explain.
+        is_silent: whether there was no answer at all, perhaps because the local network is down.
     """
 
     is_silent = False
 
 
 class Exhausted(Unreachable):
-    """The machine has run out of memory, open files or the like: not the fault of what is read."""
+    """The machine has run out of memory, open files or the like; the data isn't at fault."""
 
 
 class Refused(OSError):
-    """What an address has answered, or what is wrong with it; trying again won't help."""
+    """An address is wrong, or its server has refused the request; trying again won't help."""
 
 
 def exhausted(error: BaseException) -> Exhausted | None:
-    """The error to raise instead, if this one is the machine's fault and no file's."""
+    """Returns the error to raise instead, if the machine has run out of a resource; else None."""
     for cause in causes(error):
         if isinstance(cause, Exhausted):
             return cause
@@ -65,12 +65,12 @@ def exhausted(error: BaseException) -> Exhausted | None:
 
 
 def is_exhausted(error: BaseException) -> bool:
-    """Whether the machine has run out of something: no file and no row is to blame for that."""
+    """Whether the machine has run out of a resource, so that no file or row is at fault."""
     return exhausted(error) is not None
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """An error and what led to it, as drivers wrap the system's errors in their own."""
+    """Yields an error and its causes, since drivers wrap the system's errors in their own."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:

@@ -1,4 +1,4 @@
-"""Files by a pattern, of which none is lost that can't be looked at just now."""
+"""Files by a pattern, as `glob`, but with an error for a folder that can't be read for a moment."""
 
 import errno
 import fnmatch
@@ -6,15 +6,15 @@ import glob
 import os
 import stat
 
-# For good, as far as it goes: other errors may be gone the next time.
+# Permanent errors; others may be gone at the next try.
 NOT_THERE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES, errno.ENAMETOOLONG}
 
 
 def matching(pattern: str) -> list[str]:
-    """What `glob.glob` gives, which takes a folder that can't be read just now for an empty one.
+    """As `glob.glob`, which treats a folder that can't be read for a moment as empty.
 
     Raises:
-        OSError: a folder can't be read, for a reason that may be gone the next time.
+        OSError: a folder can't be read, for a reason that may pass.
     """
     head, tail = os.path.split(pattern)
     folders = matching(head) if glob.has_magic(head) else [head]
@@ -36,7 +36,7 @@ def matching(pattern: str) -> list[str]:
 
 
 def is_file(path: str) -> bool:
-    """Whether there is a file, or a link to one; raises as above."""
+    """Whether a path is a file or a link to one; raises as `matching`."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except OSError as error:

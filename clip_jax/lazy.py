@@ -1,14 +1,14 @@
-"""Names that a package imports when they are first asked for (PEP 562).
+"""Names that a package imports on first use (PEP 562).
 
-`clip-jax --help` answers at once because `import clip_jax` doesn't import jax; nor does it import
-`typing`: until the command line has its handlers, Ctrl-C is Python's, with a traceback.
+`clip-jax --help` is fast because `import clip_jax` doesn't import jax. It doesn't import `typing`
+either: until the command line has installed its signal handlers, Ctrl-C prints a traceback.
 """
 
 from __future__ import annotations
 
 import importlib
 
-TYPE_CHECKING = False  # tools take it for true
+TYPE_CHECKING = False  # True for type checkers
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
     from typing import Any
@@ -20,9 +20,9 @@ def attach(
     """Returns the functions `__getattr__` and `__dir__` of a package.
 
     Args:
-        package: its name.
-        names: what it re-exports, and the module of the package that has it.
-        modules: modules of the package that are its attributes without having been imported.
+        package: the package's name.
+        names: the re-exported names, each with the module of the package that defines it.
+        modules: modules of the package to import on access as its attributes.
     """
     namespace = vars(importlib.import_module(package))
     rooms = frozenset(modules)
@@ -30,8 +30,8 @@ def attach(
     def get(name: str) -> Any:
         if name in names:
             module = importlib.import_module(f"{package}.{names[name]}")
-            # Kept, so that this function is called once for a name. A module becomes an attribute
-            # of its package by being imported.
+            # Stored, so that this function is called once per name. Modules need no such line:
+            # importing one sets the attribute.
             namespace[name] = found = getattr(module, name)
             return found
         if name in rooms:

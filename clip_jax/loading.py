@@ -1,9 +1,9 @@
-"""Pictures and captions by threads: read, decoded and cropped ahead of the device, in order.
+"""Reads, decodes and crops pictures and captions in threads, ahead of the device and in order.
 
-Not by Grain, which reads the pairs for training: its threads want data of a known length that is
-read at random, where the rows of a tar file are known when it is opened, and those of a Parquet
-file come in a stream; a data set for each file would begin each with nothing read ahead. And it
-counts what it reads ahead in elements, where this counts bytes. `benchmarks/embed.py` has both.
+Training uses Grain for this, embedding doesn't: Grain needs data of known length with random
+access, but a tar file's rows are known only once it is open, and a Parquet file is a stream. With
+one data set per file, each would start with nothing read ahead. And Grain limits prefetching by
+elements, this by bytes. `benchmarks/embed.py` has both.
 """
 
 import concurrent.futures
@@ -23,9 +23,9 @@ from clip_jax.sources import Record
 from clip_jax.sources.faults import told
 from clip_jax.tokenizer import tokenize
 
-# More records on their way than this would take memory and help nobody, however small they are.
+# The most records in flight, however small; more would only take memory.
 MOST = 2048
-# Nor more files that stay open until their records are read.
+# The most files in flight that stay open until their records are read.
 MOST_FILES = 64
 
 
@@ -34,13 +34,13 @@ class Loaded:
     """A record, ready for the device.
 
     Attributes:
-        chunk: what it belongs to, as given.
-        row: counted from its shard's first, as given.
-        record: without what it has read.
+        chunk: its chunk, as given.
+        row: its row number in the shard, as given.
+        record: the record, without `read`.
         pixels: (n, n, 3) uint8, if pictures are embedded.
-        tokens: (l,) int32, if texts are.
-        problem: why there are neither.
-        digest: of the picture's file.
+        tokens: (l,) int32, if texts are embedded.
+        problem: why there are neither pixels nor tokens.
+        digest: the digest of the picture's file.
     """
 
     chunk: Any
@@ -53,10 +53,10 @@ class Loaded:
 
 
 class CpuGate:
-    """Has decoding wait while the device computes, where that is the CPU that decodes.
+    """Pauses decoding while the device computes, if the device is the CPU that decodes.
 
-    There the two take each other's cores anyway, and each of the encoder's products waits for its
-    slowest thread: a picture that is decoded meanwhile costs more than its own time.
+    The two would compete for cores, and each matrix product waits for its slowest thread: decoding
+    a picture meanwhile costs more than its own time.
     """
 
     def __init__(self, *, is_shared: bool):
@@ -75,7 +75,7 @@ class CpuGate:
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
-        """While this lasts no further picture is decoded."""
+        """Keeps further pictures from being decoded during the block."""
         if self._is_shared:
             self._is_open.clear()
         try:
@@ -92,7 +92,7 @@ def _untimed(what: str) -> contextlib.AbstractContextManager[None]:
 
 
 def picture_digest(data: bytes) -> int:
-    """64 bits that tell a picture's file from others: its CRC-32, and its length modulo 2^32.
+    """Returns 64 bits that identify a picture's file: its length modulo 2^32, and its CRC-32.
 
     It takes a hundredth of the time of decoding.
     """
@@ -100,7 +100,7 @@ def picture_digest(data: bytes) -> int:
 
 
 class Loader:
-    """How a record becomes what the encoder takes."""
+    """Turns records into inputs of the encoder."""
 
     def __init__(
         self,
@@ -112,15 +112,15 @@ class Loader:
         gate: CpuGate | None = None,
         formats: Sequence[str] | None = None,
     ):
-        """Notes how.
+        """Stores the arguments.
 
         Args:
-            preprocess: of pictures; None where none are embedded.
-            context_length: of texts, longer ones are cut; None where none are embedded.
-            exif_transpose: whether pictures are turned as their EXIF data say.
-            timing: gives contexts that count the time of "reading" and of "decoding".
-            gate: when pictures may be decoded; at any time where there is none.
-            formats: of pictures, as `decode_image` has it.
+            preprocess: the preprocessing of pictures; None if none are embedded.
+            context_length: the length to which texts are cut; None if none are embedded.
+            exif_transpose: whether to rotate pictures by their EXIF data.
+            timing: returns contexts that count the time of "reading" and of "decoding".
+            gate: the gate that decoding waits for; None for none.
+            formats: the accepted formats of pictures, as in `decode_image`.
         """
         self._preprocess, self._context_length = preprocess, context_length
         self._exif_transpose, self._timing = exif_transpose, timing
@@ -128,16 +128,16 @@ class Loader:
         self._formats = formats
 
     def size(self, record: Record) -> int:
-        """The bytes that a record takes on its way, at most."""
+        """Returns the most bytes that a record takes in flight."""
         pixels = 3 * self._preprocess.image_size**2 if self._preprocess else 0
         return record.size + pixels + 4 * (self._context_length or 0) + 1000
 
     def __call__(self, chunk: Any, row: int, record: Record) -> Loaded:
-        """Reads and decodes; what goes wrong with the record becomes its problem.
+        """Reads and decodes a record; an error of its data becomes its problem.
 
         Raises:
-            Unreachable: nothing can be read any more, whatever the record; the machine has run out
-                of memory or open files, perhaps.
+            Unreachable: no record can be read any more, perhaps because the machine has run out of
+                memory or open files.
         """
         kept = dataclasses.replace(record, read=None)
         pixels = tokens = digest = None
@@ -150,7 +150,7 @@ class Loader:
                 if record.caption is None:
                     raise ValueError("no caption")
                 tokens = tokenize(record.caption, self._context_length, truncate=True)[0]
-        except Exception as error:  # whatever a record holds, the others can be embedded
+        except Exception as error:  # one bad record, whatever it holds, must not stop the others
             return Loaded(chunk, row, kept, problem=told(error))
         return Loaded(chunk, row, kept, pixels, tokens, digest=digest)
 
@@ -175,13 +175,16 @@ def loading(
     num_threads: int,
     read_ahead: int,
 ) -> Iterator[Iterator[Loaded]]:
-    """Records as they become ready, in order; a context that stops the threads as it ends.
+    """Loads records in threads, which stop when the context ends.
 
     Args:
-        records: chunks, row numbers and records; run through by a thread of its own.
-        loader: what is done with each.
-        num_threads: that read and decode.
-        read_ahead: how many bytes may be on their way, at most; one record always is.
+        records: chunks, row numbers and records; a separate thread iterates over them.
+        loader: loads each record.
+        num_threads: threads that read and decode.
+        read_ahead: the most bytes in flight; one record is always admitted.
+
+    Yields:
+        An iterator over the loaded records in order.
     """
     budget = _Budget(read_ahead)
     ready: queue.SimpleQueue = queue.SimpleQueue()
@@ -196,7 +199,7 @@ def loading(
                     return
                 ready.put((pool.submit(loader, chunk, row, record), size))
             ready.put(None)
-        except BaseException as error:  # shown where the records are awaited
+        except BaseException as error:  # raised again by `results`
             ready.put(error)
 
     def results() -> Iterator[Loaded]:
@@ -217,14 +220,14 @@ def loading(
 
 
 class _Budget:
-    """Bytes that may be on their way."""
+    """A limit on the bytes in flight."""
 
     def __init__(self, limit: int):
         self._limit, self._taken, self._closed = limit, 0, False
         self._changed = threading.Condition()
 
     def take(self, size: int) -> bool:
-        """Waits until there is room; False once nobody wants more."""
+        """Waits until there is room; returns False once the budget is closed."""
         with self._changed:
             self._changed.wait_for(
                 lambda: self._closed or not self._taken or self._taken + size <= self._limit

@@ -1,7 +1,7 @@
-"""Locks of files, which end with the process that holds them, however it dies.
+"""File locks that are released when their process ends, however it dies.
 
-The library filelock has them for every system. Here are added who holds a lock, and that its file
-is gone afterwards: filelock leaves it where it was.
+They are those of the library filelock, for all systems. In addition, the lock file names its
+holder and is removed after use.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 
-# Seconds that a dying process may take: those of SIGTERM, and some more.
+# Seconds to wait for a process that is ending: SIGTERM's grace period, and some more.
 DYING = 15.0
 # Seconds between two tries.
 _EVERY = 0.1
@@ -24,7 +24,7 @@ class InUse(OSError):
 
 
 class _Removed(Exception):
-    """The file that was locked is not the one of that name any more: its holder removed it."""
+    """The previous holder has removed the lock file that we have just locked."""
 
 
 @contextlib.contextmanager
@@ -35,19 +35,19 @@ def locked(
     timeout: float | None = None,
     on_wait: Callable[[], None] | None = None,
 ) -> Iterator[None]:
-    """Holds the lock that is a file, in a folder that is there; the file is gone afterwards.
+    """Holds a lock file during the block, and removes it afterwards. Its folder must exist.
 
-    Where the file system has no locks, or the folder can't be written, the block runs without.
+    If the file system has no locks, or the folder isn't writable, the block runs without a lock.
 
     Args:
-        path: of the file.
-        what: it is a lock of, for the message.
-        timeout: seconds to wait for another process that holds it, if not those of a dying one.
-        on_wait: is called once where there is such a process.
+        path: the path of the lock file.
+        what: what is locked, for the message.
+        timeout: seconds to wait for another process that holds it; by default `DYING`.
+        on_wait: called once if there is such a process.
 
     Raises:
-        InUse: another process holds it and doesn't give it up in time; names that process.
-        OSError: the file can't be made.
+        InUse: another process still holds it after the timeout; the message names that process.
+        OSError: the file can't be created.
     """
     held = _acquire(os.fspath(path), what, DYING if timeout is None else timeout, on_wait)
     if held is None:
@@ -56,7 +56,7 @@ def locked(
     try:
         yield
     finally:
-        # Removed while it is held: who waits for it sees that it is not the file any more.
+        # Removed while held: a waiting process sees that its descriptor is not this file any more.
         with contextlib.suppress(OSError):
             os.unlink(path)
         held.release()
@@ -71,7 +71,7 @@ def _acquire(path: str, what: str, timeout: float, on_wait: Callable[[], None] |
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()} on {socket.gethostname()}".encode())
 
-    # Where there are no locks, filelock would fall back to files that outlive a kill.
+    # On file systems without locks, filelock would fall back to files that survive a kill.
     lock = FileLock(
         path,
         thread_local=False,

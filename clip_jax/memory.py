@@ -1,4 +1,4 @@
-"""Memory that XLA computes on in place, on a device whose memory is the host's."""
+"""Host arrays that a CPU device can use in place, without a copy."""
 
 import math
 from collections.abc import Sequence
@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-# XLA copies what begins elsewhere. Arrays in our files begin at multiples of this, too.
+# Bytes. XLA copies arrays that are aligned to less. Arrays in our files are aligned to this too.
 ALIGNMENT = 64
 
 
 def aligned_empty(shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
-    """A new C-contiguous array, not filled, that a CPU device adopts instead of copying it."""
+    """Returns an uninitialised C-contiguous array that a CPU device adopts instead of copying."""
     dtype = np.dtype(dtype)
     size = dtype.itemsize * math.prod(shape)
     memory = np.empty(size + ALIGNMENT, np.uint8)
@@ -20,12 +20,12 @@ def aligned_empty(shape: Sequence[int], dtype: DTypeLike) -> np.ndarray:
 
 
 def round_up(size: int) -> int:
-    """The next multiple of `ALIGNMENT`."""
+    """Rounds up to a multiple of `ALIGNMENT`."""
     return -(-size // ALIGNMENT) * ALIGNMENT
 
 
 def float32_copy(array: ArrayLike) -> np.ndarray:
-    """A C-contiguous float32 copy in memory that a CPU device can adopt instead of copying it."""
+    """Returns a C-contiguous float32 copy that a CPU device adopts instead of copying again."""
     copy = aligned_empty(np.shape(array), np.float32)
     np.copyto(copy, np.asarray(array))
     return copy

@@ -1,13 +1,13 @@
-"""How counts and long lists are said in messages, the same everywhere."""
+"""Counts, lists and differences in messages, phrased the same everywhere."""
 
 from collections.abc import Iterable, Mapping
 
-# Of a longer list the first ones are named, and how many more there are.
+# How many items of a list are shown.
 MOST = 10
 
 
 def counted(count: int, what: str) -> str:
-    """A count with its noun.
+    """Formats a count with its noun.
 
     Example:
         >>> counted(1, "row"), counted(2000, "row")
@@ -17,7 +17,7 @@ def counted(count: int, what: str) -> str:
 
 
 def some(items: Iterable[object], most: int = MOST, between: str = ", ") -> str:
-    r"""A list for a message: all of it, or its first items and how many more there are.
+    r"""Formats a list for a message: all of it, or its first items and the number of the others.
 
     Example:
         >>> some([3, 5, 7, 9], most=2)
@@ -34,7 +34,7 @@ def some(items: Iterable[object], most: int = MOST, between: str = ", ") -> str:
 
 
 def differences(there: Mapping[str, object], here: Mapping[str, object]) -> list[str]:
-    """In what two sets of named values differ, a line each, by name.
+    """Describes how two sets of named values differ, one line per name.
 
     Example:
         >>> differences({"seed": 0, "epochs": 3}, {"seed": 1, "epochs": 3})

@@ -1,7 +1,7 @@
-"""Where batches are computed: on one device, on the local ones by pmap, or over a mesh of all.
+"""Placements of batches: on one device, on the local devices by pmap, or over a mesh of all.
 
-The three offer the same: rows go in as a NumPy array and come back as one, whatever lies between.
-What differs by platform goes by the devices of a placement, never by the process's default.
+All three have the same interface: rows are passed and returned as NumPy arrays. Choices that
+depend on the platform use the devices of the placement, never the process's default device.
 """
 
 import abc
@@ -18,11 +18,11 @@ Parallel = Literal["jit", "pmap", "mesh"]
 
 AXIS = "batch"
 
-Device: TypeAlias = Any  # `jax.Device`, which type checkers take for a variable
+Device: TypeAlias = Any  # `jax.Device`, which type checkers treat as a variable
 
 
 def default_device() -> Device:
-    """The device on which JAX computes what is committed to no other."""
+    """Returns the device on which JAX computes with uncommitted arrays."""
     config: Any = jax.config
     device = config.jax_default_device  # a device, a platform's name, or None
     if isinstance(device, jax.Device):
@@ -31,10 +31,10 @@ def default_device() -> Device:
 
 
 def device_of(arrays: Any) -> Device:
-    """The device on which `jax.jit` would compute with a pytree of arrays.
+    """Returns the device on which `jax.jit` would compute with a pytree of arrays.
 
-    It is the one that they are committed to, as `jax.device_put(arrays, device)` does; the default
-    device where they are committed to none, or to several.
+    It is the one that they are committed to, as by `jax.device_put(arrays, device)`; the default
+    device if they are committed to none or to several.
     """
     leaves = [leaf for leaf in jax.tree.leaves(arrays) if isinstance(leaf, Array)]
     devices = {device for leaf in leaves if leaf.committed for device in leaf.devices()}
@@ -42,17 +42,16 @@ def device_of(arrays: Any) -> Device:
 
 
 def place(parallel: Parallel, mesh: Mesh | None = None, arrays: Any = None) -> "Placement":
-    """The placement of that name.
+    """Returns a placement by name.
 
     Args:
         parallel: "jit", one device; "pmap", the local devices; "mesh", all devices of all
             processes.
         mesh: for "mesh", the devices to use instead of all; batches are split over all its axes.
-        arrays: a pytree of what is computed with. For "jit", the device that it is committed to is
-            the one.
+        arrays: a pytree of the parameters. For "jit", the device that it is committed to is used.
 
     Raises:
-        ValueError: there is no such placement, or it can't be had here.
+        ValueError: there is no such placement, or it isn't possible here.
     """
     if mesh is not None and parallel != "mesh":
         raise ValueError(f'a mesh is for parallel="mesh". Got parallel={parallel!r}.')
@@ -67,11 +66,11 @@ def place(parallel: Parallel, mesh: Mesh | None = None, arrays: Any = None) -> "
 
 
 class Placement(abc.ABC):
-    """How rows reach the devices and come back.
+    """Transfers rows to devices and back, and compiles functions for them.
 
     Attributes:
-        device: one of this process, which stands for all: they are of one kind.
-        num_local_devices: those that this process feeds; the rows it puts are a multiple of it.
+        device: one device of this process; all are of the same kind.
+        num_local_devices: how many devices this process feeds; it must divide the rows of a batch.
     """
 
     device: Device
@@ -79,26 +78,26 @@ class Placement(abc.ABC):
 
     @abc.abstractmethod
     def put_leaves(self, leaves: list[Array]) -> list[Array]:
-        """Arrays that every device gets whole."""
+        """Puts a copy of the arrays on every device."""
 
     @abc.abstractmethod
     def put_rows(self, rows: np.ndarray) -> Array:
-        """This process's rows of a batch, on its devices."""
+        """Puts this process's rows of a batch on its devices."""
 
     @abc.abstractmethod
     def get_rows(self, rows: Array) -> np.ndarray:
-        """This process's rows of a result."""
+        """Returns this process's rows of a result."""
 
     @abc.abstractmethod
     def compile(self, function: Callable, leaves: list[Array], rows: Array) -> Callable:
-        """`function(leaves, rows)`, compiled for these."""
+        """Compiles `function(leaves, rows)` for these shapes."""
 
     def most(self, counts: np.ndarray) -> np.ndarray:
-        """Elementwise maximum over the processes that compute together."""
+        """Returns the elementwise maximum over the processes that compute together."""
         return counts
 
     def mesh_context(self) -> contextlib.AbstractContextManager:
-        """What to compile and run under: a mesh that the caller has set is not ours to follow."""
+        """Returns a context to compile and run in, which hides a mesh set by the caller."""
         return jax.set_mesh(jax.sharding.Mesh(np.empty((), object), ()))
 
 
@@ -109,7 +108,7 @@ class OneDevice(Placement):
         self.device = device
 
     def put_leaves(self, leaves: list[Array]) -> list[Array]:
-        # What lies on several devices would be computed on all of them.
+        # Arrays on several devices would make JAX compute on all of them.
         several = [isinstance(leaf, Array) and len(leaf.devices()) > 1 for leaf in leaves]
         pairs = zip(leaves, several, strict=True)
         one = [np.asarray(leaf) if many else leaf for leaf, many in pairs]
@@ -161,8 +160,7 @@ class Pmap(Placement):
 class OverMesh(Placement):
     """`jax.jit` over a mesh: parameters on every device, rows split over all.
 
-    Under several processes each puts and gets its own rows, and all have to take part in every
-    batch.
+    With several processes each puts and gets its own rows, and all must take part in every batch.
     """
 
     def __init__(self, mesh: Mesh | None):
@@ -175,7 +173,7 @@ class OverMesh(Placement):
         me, processes = jax.process_index(), [d.process_index for d in mesh.devices.flat]
         counts = [processes.count(process) for process in range(jax.process_count())]
         self.num_local_devices = counts[me]
-        # Batches have as many rows in every process, and nobody waits for one that has none.
+        # Every process must have the same number of rows, unless only this one computes.
         self._is_shared = self.num_local_devices < len(processes)
         if not self.num_local_devices or (self._is_shared and len(set(counts)) > 1):
             raise ValueError(
@@ -197,7 +195,7 @@ class OverMesh(Placement):
         return jax.make_array_from_process_local_data(self._split, rows)
 
     def get_rows(self, rows: Array) -> np.ndarray:
-        # An array that spans processes can't be read whole; shards come in no certain order.
+        # An array that spans processes can't be read whole; the order of shards is arbitrary.
         shards = sorted(rows.addressable_shards, key=lambda shard: shard.index[0].start or 0)
         return np.concatenate([np.asarray(shard.data) for shard in shards])
 

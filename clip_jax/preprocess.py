@@ -16,14 +16,13 @@ from clip_jax.nn.pixels import MEAN, STD
 from clip_jax.resample import EIGHT_BITS, NEAREST, nearest_middle, resize_middle
 from clip_jax.storage import check_picture_size, check_regular
 
-# What is opened as a picture, whatever the file's name: formats that Pillow decodes by itself and
-# quickly. Others start programs (EPS: Ghostscript), hold Python's lock for as long as a file of a
-# few kilobytes says (FITS), are told by no signature, so that any bytes may be taken for one (TGA),
-# or are hardly anybody's.
+# Accepted formats, whatever the file's name: those that Pillow decodes quickly by itself. Others
+# start programs (EPS: Ghostscript), can hold the GIL for as long as a file of a few kilobytes
+# specifies (FITS), have no signature, so that any bytes can pass for one (TGA), or are rare.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF", "JPEG2000", "ICO")
-# Pictures that are more times as long as wide are resized only where they are kept.
+# Above this aspect ratio, only the part that the crop keeps is resized.
 THIN = 32
-# Pixels that are made of one of them at most, where its mode is rare.
+# The most pixels of such a resized picture, for modes that `clip_jax.resample` doesn't have.
 MOST_PIXELS = 1 << 26
 
 
@@ -31,7 +30,7 @@ MOST_PIXELS = 1 << 26
 class Preprocess:
     """Resizes, crops and normalises images for a model of one image size.
 
-    The shorter side is resized to `image_size` (bicubic, in the image's own mode), the middle is
+    The shorter side is resized to `image_size` (bicubic, in the image's own mode). The middle is
     cropped to a square and converted to RGB. EXIF orientation is not applied, as in the reference.
 
     Example:
@@ -46,7 +45,7 @@ class Preprocess:
             raise ValueError(f"image_size must be a positive integer, got {self.image_size!r}")
 
     def __call__(self, image: Image.Image) -> Float32[np.ndarray, "n n 3"]:
-        """The normalised image.
+        """Returns the normalised image.
 
         Raises:
             TypeError: not a PIL image.
@@ -54,7 +53,7 @@ class Preprocess:
             OSError: there is not enough memory.
         """
         n = self.image_size
-        # In place and in the reference's order; over axes of 3 numbers numpy would be slow
+        # In place and in the reference's order; NumPy is slow over a last axis of length 3.
         x = self.pixels(image).reshape(n, 3 * n).astype(np.float32)
         x /= np.float32(255)
         x -= np.tile(np.array(MEAN, np.float32), n)
@@ -62,7 +61,7 @@ class Preprocess:
         return x.reshape(n, n, 3)
 
     def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "n n 3"]:
-        """The cropped image before it is normalised; models accept this too. Raises the same."""
+        """Returns the cropped image before normalisation, which models accept too; raises alike."""
         if not isinstance(image, Image.Image):
             name = type(image).__name__
             way_out = {"ndarray": "use Image.fromarray"}.get(name, "use clip_jax.open_image")
@@ -73,7 +72,7 @@ class Preprocess:
             raise ValueError(f"the image has no pixels: its size is {image.size}")
         try:
             square = self._square(image)
-            square.info.pop("transparency", None)  # changes no RGB value, but Pillow may warn of it
+            square.info.pop("transparency", None)  # has no effect on RGB, but Pillow may warn
             rgb = square.convert("RGB")
         except ValueError as error:
             raise ValueError(
@@ -85,7 +84,7 @@ class Preprocess:
         return np.array(rgb)  # a copy, or it would be read-only
 
     def _square(self, image: Image.Image) -> Image.Image:
-        """The middle of the resized picture, in its own mode."""
+        """Returns the middle of the resized picture, in its own mode."""
         n, size = self.image_size, self._resized(*image.size)
         if max(image.size) > THIN * min(image.size) and min(image.size) < n:
             if image.mode in EIGHT_BITS:
@@ -107,13 +106,13 @@ class Preprocess:
 
 
 def open_image(path: str | os.PathLike[str], formats: Sequence[str] | None = None) -> Image.Image:
-    """Open an image file and read all of it, so that what is wrong with it shows here.
+    """Opens an image file and reads all of it, so that damage is found here.
 
     Pillow's guard against decompression bombs stays on.
 
     Args:
         path: the file.
-        formats: which may be opened, by Pillow's names; those of `FORMATS` unless it is said.
+        formats: the accepted formats by Pillow's names; `FORMATS` by default.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -128,15 +127,15 @@ def open_image(path: str | os.PathLike[str], formats: Sequence[str] | None = Non
         return _loaded(path, known)
     except (FileNotFoundError, Unreachable):
         raise
-    except Exception as error:  # decoders raise whatever they trip over, SyntaxError included
+    except Exception as error:  # decoders raise errors of any kind, SyntaxError included
         raise ValueError(f"{os.fspath(path)}: {_reason(path, error)}") from error
 
 
 def decode_image(data: bytes, formats: Sequence[str] | None = None) -> Image.Image:
-    """The picture in the bytes of an image file, all of it; as `open_image`.
+    """Decodes the bytes of an image file completely, as `open_image`.
 
     Raises:
-        ValueError: it is no image, or one that is damaged or unreasonably large; says the reason.
+        ValueError: it is not an image, damaged or unreasonably large; the message says why.
         OSError: the machine has run out of memory.
     """
     known = known_formats(formats)
@@ -149,13 +148,13 @@ def decode_image(data: bytes, formats: Sequence[str] | None = None) -> Image.Ima
 
 
 def known_formats(formats: Sequence[str] | None = None) -> tuple[str, ...]:
-    """Those of some formats that may be opened here.
+    """Returns the accepted formats, in upper case.
 
     Args:
-        formats: Pillow's names; `FORMATS` unless it is said, which not every Pillow has all of.
+        formats: Pillow's names; by default those of `FORMATS` that this Pillow has.
 
     Raises:
-        ValueError: Pillow has no such format; says which it has.
+        ValueError: Pillow has no such format; the message lists those it has.
     """
     return _known(None if formats is None else tuple(name.upper() for name in formats))
 

@@ -1,4 +1,4 @@
-"""How far a long job is, for whoever waits for it: a bar, or lines of JSON where nobody looks."""
+"""Progress of a long job: a bar on a terminal, elsewhere lines of JSON."""
 
 import json
 import sys
@@ -10,27 +10,28 @@ from tqdm import tqdm
 
 from clip_jax.messages import counted
 
-# Seconds between two lines where there is no terminal.
+# Seconds between lines of JSON.
 EVERY = 30.0
-# Seconds between two looks at what there is to show.
+# The least seconds between two updates of the bar.
 REFRESH = 0.1
 
 
 def announce(step: str, show: bool = True) -> None:
-    """Says on a terminal which step of a job begins.
+    """Prints on a terminal that a step of a job begins.
 
     Args:
-        step: what is being done, such as "loading the model".
-        show: whether anything is shown.
+        step: a description, such as "loading the model".
+        show: whether to print at all.
     """
     if show and sys.stderr.isatty():
         print(f"{step} ...", file=sys.stderr)
 
 
 class Progress:
-    """A display of rows done, and nothing more: what it is told it shows, and forgets.
+    """A display of the number of rows done.
 
-    On a terminal it is a bar; elsewhere standard error gets a line of JSON every 30 seconds.
+    On a terminal it is a bar; elsewhere it prints a line of JSON every 30 seconds. Both go to
+    standard error.
 
     Example:
         with Progress(show=True) as progress:
@@ -43,7 +44,7 @@ class Progress:
         """Starts the clock.
 
         Args:
-            show: whether anything is shown.
+            show: whether to show anything.
         """
         self._start = self._last = self._shown = time.monotonic()
         self._is_terminal = sys.stderr.isatty()
@@ -54,13 +55,13 @@ class Progress:
     def update(
         self, rows: int, *, errors: int = 0, total: int | None = None, waiting: float = 0.0
     ) -> None:
-        """Shows how far the job is; cheap enough to be called for each row.
+        """Updates the display; cheap enough to be called for each row.
 
         Args:
-            rows: that are done.
-            errors: rows that have failed.
-            total: how many there are, if that is known.
-            waiting: the share of the time, 0 to 1, in which the device waited for data.
+            rows: the number of rows done.
+            errors: the number of rows that have failed.
+            total: the number of rows in all, if known.
+            waiting: the fraction of the time, 0 to 1, in which the device waited for data.
         """
         self._state = rows, errors, waiting
         now = time.monotonic()
@@ -85,7 +86,7 @@ class Progress:
             print(json.dumps(line), file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Shows the last state, and ends the display."""
+        """Shows the last state and ends the display."""
         self._draw()
         self._bar.close()
 

@@ -1,9 +1,9 @@
-"""The middle of an enlarged picture that is long and thin, without the rest of it.
+"""Computes only the middle of an enlarged picture that is long and thin.
 
-Pillow makes all of it, although only the middle is kept: of 65,535 x 1 pixels for a model of 224
-that is 14,679,840 x 224. Pillow's `box=` would make less, but other pixels: it is in single
-precision. What is made here equals Pillow's to the bit: the coefficients are computed in the same
-order, and rounded as it rounds them; and lines come before columns, as they do where it enlarges.
+Pillow computes all of it, although only the middle is kept: from 65,535 x 1 pixels for a model of
+size 224, that is 14,679,840 x 224. Pillow's `box=` would compute less, but different pixels: it is
+in single precision. The results here equal Pillow's to the bit: coefficients are computed and
+rounded in the same order; and rows come before columns, as when Pillow enlarges.
 """
 
 import math
@@ -12,23 +12,23 @@ import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 
-# Modes of 8 bits a channel, as NumPy has them too. Pillow computes most of the others otherwise.
+# Modes of 8 bits per channel, which NumPy has too. Pillow resizes most others in another way.
 EIGHT_BITS = ("L", "La", "LA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV")
-# Modes without colours between colours, of which Pillow takes the nearest pixel.
+# Modes whose values can't be mixed, for which Pillow uses the nearest pixel.
 NEAREST = ("1", "P")
 # Pillow's fixed point: fractions of 2^-22.
 _PRECISION = 22
 
 
 def resize_middle(image: Image.Image, size: int, length: int) -> Image.Image:
-    """The middle of `image.resize(..., BICUBIC)`, as the square of `size` pixels a side.
+    """Returns the middle square, with sides of `size` pixels, of `image.resize(..., BICUBIC)`.
 
     Args:
-        image: of one of `EIGHT_BITS`.
-        size: what the shorter side becomes, more than it was.
-        length: what the longer side would become.
+        image: an image with a mode in `EIGHT_BITS`.
+        size: the new length of the shorter side, more than it was.
+        length: the new length of the longer side, if it were resized whole.
     """
-    if image.mode in ("LA", "RGBA"):  # as Pillow does: transparent pixels have no colour
+    if image.mode in ("LA", "RGBA"):  # as Pillow does: colours are weighted by their alpha
         premultiplied = image.convert({"LA": "La", "RGBA": "RGBa"}[image.mode])
         return resize_middle(premultiplied, size, length).convert(image.mode)
     is_wide = image.width > image.height
@@ -36,10 +36,10 @@ def resize_middle(image: Image.Image, size: int, length: int) -> Image.Image:
     weights, first = _coefficients(max(image.size), length, begin, begin + size)
     low, high = int(first[0]), int(first[-1]) + weights.shape[1]
     if is_wide:
-        # What lies beyond the picture is black, and has no weight.
+        # Pixels beyond the picture are black, and have no weight.
         window = image.crop((low, 0, high, image.height))
         middle = _weighted(np.asarray(window), weights, first - low, axis=1)
-        # Pillow's second pass; its first has nothing to do.
+        # Pillow's second pass; the first has nothing left to do.
         return _image(middle, image).resize((size, size), Image.Resampling.BICUBIC)
     window = image.crop((0, low, image.width, high))
     narrow = window.resize((size, window.height), Image.Resampling.BICUBIC)
@@ -47,7 +47,7 @@ def resize_middle(image: Image.Image, size: int, length: int) -> Image.Image:
 
 
 def nearest_middle(image: Image.Image, size: int, length: int) -> Image.Image:
-    """As `resize_middle`, for a mode of `NEAREST`: side by side, in whatever order."""
+    """As `resize_middle`, for a mode in `NEAREST`; the order of the two axes doesn't matter."""
     begin, (width, height) = round((length - size) / 2.0), image.size
     if width > height:
         whole, box = (length, height), (begin, 0, begin + size, height)
@@ -64,14 +64,14 @@ def _image(values: np.ndarray, like: Image.Image) -> Image.Image:
 def _coefficients(
     length: int, resized: int, begin: int, end: int
 ) -> tuple[Int[np.ndarray, "n k"], Int[np.ndarray, " n"]]:
-    """How much each pixel of a line has of others, for some pixels of the resized line.
+    """Computes the weights of a line's pixels for pixels `begin` to `end` - 1 of the resized one.
 
     Returns:
-        Weights, in fixed point; and the place of the first pixel that each row of them is for.
+        The weights in fixed point, one row per resized pixel; and the first pixel of each row.
     """
     scale = float(np.float32(length)) / resized  # Pillow keeps the side in single precision
     stretch = max(scale, 1.0)
-    support = 2.0 * stretch  # a bicubic filter's
+    support = 2.0 * stretch  # of a bicubic filter
     count = math.ceil(support) * 2 + 1
     centers = (np.arange(begin, end) + 0.5) * scale
     # Truncated towards 0, as C does.
@@ -81,7 +81,7 @@ def _coefficients(
     weights = _bicubic((places - centers[:, None] + 0.5) * (1.0 / stretch))
     weights[places >= last[:, None]] = 0.0
     total = np.zeros(len(centers))
-    for column in weights.T:  # summed one after another, as a loop does
+    for column in weights.T:  # summed in the order of Pillow's loop
         total += column
     weights = np.divide(weights, total[:, None], where=total[:, None] != 0, out=weights)
     fixed = weights * (1 << _PRECISION)
@@ -89,7 +89,7 @@ def _coefficients(
 
 
 def _bicubic(x: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
-    """Pillow's filter, by its own formulas."""
+    """Evaluates Pillow's filter by Pillow's own formulas."""
     a, x = -0.5, np.abs(x)
     near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * a
@@ -99,7 +99,7 @@ def _bicubic(x: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
 def _weighted(
     pixels: np.ndarray, weights: Int[np.ndarray, "n k"], first: Int[np.ndarray, " n"], axis: int
 ) -> np.ndarray:
-    """Sums of pixels along an axis, rounded and clipped to bytes."""
+    """Returns weighted sums of pixels along an axis, rounded and clipped to bytes."""
     lines = np.moveaxis(pixels, axis, 0)
     shape = (-1, *[1] * (lines.ndim - 1))
     total = np.full((len(first), *lines.shape[1:]), 1 << (_PRECISION - 1), np.int64)

@@ -1,4 +1,4 @@
-"""Which arrays a configuration asks for, by their paths in the tree; computes nothing."""
+"""The shapes of a model's arrays, given its configuration."""
 
 import dataclasses
 
@@ -8,8 +8,8 @@ from clip_jax.nn.tree import variables
 
 
 def parameter_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
-    """The shape of every array of the tree by its path; computes nothing."""
-    # From its second on, all blocks of a sequence are alike: however many there are, two are built.
+    """Returns the shape of every array of the tree by path; computes no arrays."""
+    # All blocks of a sequence from the second on have the same shapes, so only two are built.
     shapes = {path: v.shape for path, v in variables(CLIP(_with_two_blocks(config))).items()}
     for sequence, count in blocks(config).items():
         second = f"{sequence}/1/"
@@ -21,7 +21,7 @@ def parameter_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
 
 
 def blocks(config: CLIPConfig) -> dict[str, int]:
-    """How many blocks each sequence of them has, by its path."""
+    """Returns how many blocks each sequence of blocks has, by path."""
     vision = config.vision
     if isinstance(vision, ViTConfig):
         towers = {"visual/transformer/resblocks": vision.num_layers}
@@ -31,7 +31,7 @@ def blocks(config: CLIPConfig) -> dict[str, int]:
 
 
 def check_blocks(config: CLIPConfig, num_arrays: int) -> None:
-    """Refuses a number of blocks that would take long to list and that nobody can have meant.
+    """Checks that the number of blocks is plausible, as listing too many would take long.
 
     Raises:
         ValueError: the arrays can't fill half of the blocks.
@@ -42,7 +42,7 @@ def check_blocks(config: CLIPConfig, num_arrays: int) -> None:
 
 
 def _with_two_blocks(config: CLIPConfig) -> CLIPConfig:
-    """The configuration with at most two blocks in each sequence."""
+    """Returns the configuration with at most two blocks in each sequence."""
     vision, text = config.vision, config.text
     if isinstance(vision, ViTConfig):
         vision = dataclasses.replace(vision, num_layers=min(vision.num_layers, 2))
@@ -54,5 +54,5 @@ def _with_two_blocks(config: CLIPConfig) -> CLIPConfig:
 
 
 def _in_order(path: str) -> list[tuple[int, str]]:
-    # Flax's order: names by the alphabet, blocks by their number.
+    # Flax's order: names alphabetically, blocks by number.
     return [(int(key), "") if key.isdigit() else (0, key) for key in path.split("/")]

@@ -1,12 +1,12 @@
-"""What SIGTERM and Ctrl-C do to a command: it stops soon, and leaves nothing half-written.
+"""SIGTERM and Ctrl-C: a command stops soon, and leaves nothing half-written.
 
-A signal raises an exception in the main thread, wherever that is; a block that must not be left in
-the middle defers it. Two places are bad for an exception. One raised while a module is imported
-leaves half a module, or is lost in what imports it: it waits until the import is over, for half a
-second. One raised in a finalizer is dropped by Python: it is raised again.
+A signal raises an exception in the main thread, wherever that is; a block that must not be
+interrupted defers it. Two cases need care. During an import, an exception would leave half a
+module or be caught by the importing code: it is raised after the import, which has half a second.
+In a finalizer, Python drops an exception: it is raised again.
 
-A thread watches, and ends the process where it doesn't stop by itself: the main thread may be
-waiting for a device, and Python, as it exits, for a thread that waits for a store.
+A watchdog thread ends the process if it doesn't stop by itself: the main thread may be waiting for
+a device, or Python at its exit for a thread that waits for a store.
 """
 
 import _thread
@@ -21,19 +21,20 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-# Seconds in which a command stops by itself. Schedulers kill after 10 to 30.
+# Seconds that a command has to stop by itself. Schedulers kill after 10 to 30.
 GRACE = 8.0
-# A second Ctrl-C ends the process at once; but what starts us may pass on the same one twice.
+# A second Ctrl-C ends the process at once. Within these seconds it counts as the first one, as a
+# parent process may pass on the same one.
 TWICE = 1.0
-# Seconds that an import may still take. A program's own at its beginning take longer: by then there
-# is nothing to be left in order.
+# Seconds that an import may still take. Only imports at a program's start take longer, when there
+# is nothing to clean up.
 IMPORTING = 0.5
-# Seconds between two looks whether it is over.
+# Seconds between two checks whether the import is over.
 _EVERY = 0.02
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM: somebody wants the machine back. Does what Ctrl-C does."""
+    """SIGTERM was received; handled as Ctrl-C is."""
 
 
 Stop = KeyboardInterrupt  # or Terminated
@@ -45,32 +46,32 @@ _STOPS: dict[int, type[Stop]] = {
 
 
 def exit_status(stop: Stop) -> int:
-    """128 and the signal's number, as shells count: 143 after SIGTERM, 130 after Ctrl-C."""
+    """Returns the shell's exit status for a signal: 143 for SIGTERM, 130 for Ctrl-C."""
     return 128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT)
 
 
 def word_for(stop: Stop) -> str:
-    """What has happened to the command."""
+    """Returns "terminated" for SIGTERM and "interrupted" for Ctrl-C."""
     return "terminated" if isinstance(stop, Terminated) else "interrupted"
 
 
 class _State:
-    """What the handlers know of each other."""
+    """State shared by the signal handlers and the watchdog."""
 
     def __init__(self) -> None:
         self.first: int | None = None  # the first signal
-        self.since = 0.0  # when the seconds of grace begin
+        self.since = 0.0  # start of the grace period
         self.grace = GRACE
         self.is_deferred = self.is_told = self.is_over = False
         self.is_lost = False  # whether the exception couldn't be raised, or was dropped
-        self.is_resent = False  # whether the watching thread has sent the signal once more
-        # Python's handlers wait until the main thread is back in Python; this wakes at once.
+        self.is_resent = False  # whether the watchdog has sent the signal again
+        # Python's handlers run only once the main thread is back in Python; this wakes at once.
         self.reader, self.writer = socket.socketpair()
         self.writer.setblocking(False)
 
     @property
     def stop(self) -> Stop | None:
-        """The exception that the first signal is."""
+        """The exception for the first signal; None without a signal."""
         return None if self.first is None else _STOPS[self.first]()
 
 
@@ -79,9 +80,9 @@ _state: _State | None = None  # of the command that is running
 
 @contextlib.contextmanager
 def handled(say: Callable[[str], None]) -> Iterator[None]:
-    """Has SIGTERM raise `Terminated`, and Ctrl-C `KeyboardInterrupt`, in the main thread.
+    """Makes SIGTERM raise `Terminated`, and Ctrl-C `KeyboardInterrupt`, in the main thread.
 
-    A process that has not ended some seconds later, or that gets a second Ctrl-C, is ended with
+    A process that hasn't stopped some seconds later, or that gets a second Ctrl-C, is ended with
     the same exit status. Signals that the process was started to ignore stay ignored.
 
     Args:
@@ -106,13 +107,13 @@ def handled(say: Callable[[str], None]) -> Iterator[None]:
         with _dropped_ones_noticed(state):
             yield
     except BaseException as error:
-        # What was interrupted may have made another error of the exception, as extensions do.
+        # Interrupted code may turn the exception into another error, as C extensions do.
         stop = state.stop
         if stop is None or type(error) is type(stop):
             raise
         raise stop from error
     finally:
-        state.is_over = True  # from here on a signal comes too late
+        state.is_over = True  # signals are ignored from here on
         if state.first is None:
             _state = None
             for number, handler in handlers.items():
@@ -120,18 +121,18 @@ def handled(say: Callable[[str], None]) -> Iterator[None]:
             signal.set_wakeup_fd(before)
             state.writer.close()  # which ends the thread
             watchdog.join()
-        # Otherwise the process is about to exit, and is watched until it has.
+        # Else the process is about to exit, and is watched until then.
         state.is_told = True
-    if stop := state.stop:  # something has caught the exception
+    if stop := state.stop:  # the exception was caught somewhere
         raise stop
 
 
 @contextlib.contextmanager
 def deferred(grace: float = GRACE) -> Iterator[Callable[[], Stop | None]]:
-    """While this lasts, signals are noted; the block looks whether there was one, and ends.
+    """Defers signals in the block, which must check for one and end.
 
-    Where the block hasn't raised the exception itself, it is raised as the block ends. Under a
-    program of somebody else, whose signals are its own, there never is one.
+    If the block doesn't raise the exception itself, it is raised at the end of the block. Outside
+    of `handled`, in another program that uses this package, signals are left alone.
 
     Example:
         with deferred(grace=60) as stop_asked:
@@ -139,14 +140,14 @@ def deferred(grace: float = GRACE) -> Iterator[Callable[[], Stop | None]]:
                 ...
                 if stop := stop_asked():
                     save()
-                    stop.add_note("a checkpoint is written")  # the command line says it
+                    stop.add_note("a checkpoint is written")  # printed by the command line
                     raise stop
 
     Args:
-        grace: seconds from the signal in which the block must have ended.
+        grace: seconds after the signal in which the block must end.
 
     Yields:
-        What returns the exception to raise; None where no signal has come.
+        A function that returns the exception to raise, or None if there was no signal.
     """
     state = _state
     if state is None:
@@ -168,7 +169,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if state.first is None:
         state.first, state.since = number, time.monotonic()
     elif not state.is_resent:
-        return  # its exception is on its way
+        return  # the exception was raised already
     state.is_resent = False
     if state.is_deferred:
         return
@@ -188,7 +189,7 @@ def _is_importing(frame: FrameType | None) -> bool:
 
 @contextlib.contextmanager
 def _dropped_ones_noticed(state: _State) -> Iterator[None]:
-    """Has an exception raised once more that Python can't pass on: out of a finalizer, say."""
+    """Notices an exception that Python drops, as in a finalizer, so that it is raised again."""
     before = sys.unraisablehook
 
     def show(unraisable: Any) -> None:
@@ -206,10 +207,10 @@ def _dropped_ones_noticed(state: _State) -> Iterator[None]:
 
 
 def _watch(state: _State, say: Callable[[str], None]) -> None:
-    """Ends the process some seconds after its first signal, or with its second Ctrl-C."""
+    """Ends the process some seconds after its first signal, or at its second Ctrl-C."""
     first: int | None = None
     came = 0.0
-    own = 0  # signals that this thread has sent, and that have not come back yet
+    own = 0  # signals sent by this thread that it has not received yet
     with state.reader as reader:
         while True:
             if first is not None:
@@ -245,7 +246,7 @@ _KEPT = "what was finished is kept, and the same command goes on"
 
 
 def _send(number: int) -> None:
-    """Sends the main thread a signal; wakes it from what it waits for, where the system can."""
+    """Sends the main thread a signal, which also interrupts a wait where the system can."""
     main = threading.main_thread().ident
     if hasattr(signal, "pthread_kill") and main is not None:
         signal.pthread_kill(main, number)

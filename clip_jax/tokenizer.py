@@ -3,7 +3,7 @@
 The merge table `data/bpe_merges.npy` is OpenAI's (MIT, `data/LICENSE-bpe`): uint16 (48894, 2), row
 r the ids of the pair that merges at rank r into id 512 + r. It was made from lines 2 to 48,895 of
 `bpe_simple_vocab_16e6.txt.gz` (SHA-256 924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a)
-in the PyPI package clip-anytorch 2.6.0; `tests/test_tokenizer.py` makes it anew and compares.
+in the PyPI package clip-anytorch 2.6.0; `tests/test_tokenizer.py` rebuilds and compares it.
 """  # noqa: E501
 
 import bisect
@@ -23,44 +23,45 @@ from jaxtyping import Int32, UInt16
 START, END = 49406, 49407
 _LITERALS = {"<|startoftext|>": START, "<|endoftext|>": END}
 
-# Ids 0..255 stand for these bytes, in this order; ids 256..511 for the same at the end of a word.
+# Ids 0..255 are these bytes, in this order; ids 256..511 are the same bytes at the end of a word.
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _BYTES = bytes(_PRINTABLE + [b for b in range(256) if b not in _PRINTABLE])
 _BYTE_TO_ID = bytes(_BYTES.index(byte) for byte in range(256))  # for bytes.translate
 _END_OF_WORD = 256
 
-# On text free of these, all that ftfy and html.unescape do is straighten curly quotes; skipping
-# them saves four fifths of the work. "&" may begin an entity, ftfy deletes vertical tabs, and of
-# characters beyond ASCII those are listed that it never takes for mojibake, whatever stands beside,
-# except for quotes next to accented letters. A test goes through all their triples.
+# On text without a match, ftfy and html.unescape only straighten curly quotes; skipping them saves
+# four fifths of the work. "&" may begin an entity, and ftfy deletes vertical tabs. The characters
+# listed beyond ASCII are never mojibake to ftfy, whatever their neighbours, except for quotes next
+# to accented letters. A test goes through all their triples.
 _MAY_NEED_REPAIR = re.compile(
     r"[^\t\n\f\r -~à-öø-ÿ–—‘’“”]|&(?! )|[à-öø-ÿ][‘“”]|[‘“”][à-öø-ÿ]"
 ).search
 
-# Characters from which on a text, a word or a piece is read only as far as its ids are wanted.
+# A text, word or piece of this many characters is read only as far as its ids are needed.
 LONG = 4096
 
-# Characters at the end of a text that is cut, of which an entity or two that are cut may be parts.
+# Characters at the cut end of a text that may belong to entities that are cut too.
 UNSURE = 256
-# Characters of the longest literal, and one more.
+# Characters of the longest literal, plus one.
 LOOKAHEAD = 16
 
-# The literals are matched whatever their case, and after case folding: "'ſ" is a suffix as "'s" is.
+# Matching ignores case, with case folding: "'ſ" is a suffix just as "'s" is.
 _PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
 def tokenize(
     texts: str | Iterable[str], context_length: int = 77, truncate: bool = False
 ) -> Int32[np.ndarray, "b l"]:
-    """Turn texts into rows of token ids: start, the text's ids, end, then zeros.
+    """Turns texts into rows of token ids: start, the text's ids, end, then zeros.
 
     Args:
         texts: one text or any number of them (a list, tuple, 1-D array of strings, ...).
         context_length: the length of a row, at least 2.
-        truncate: cut texts that are too long, keeping the end token; otherwise they are an error.
+        truncate: whether to cut texts that are too long, keeping the end token; otherwise they are
+            an error.
 
     Returns:
-        One row a text, also for a single string; no rows for an empty list.
+        One row per text, also for a single string; no rows for an empty list.
 
     Raises:
         ValueError: a text has too many tokens, or `context_length` is below 2.
@@ -76,7 +77,7 @@ def tokenize(
             f"context_length must be at least 2, for the start and end tokens; got {context_length}"
         )
     room = context_length - 2
-    flat = array("i")  # 4 bytes an id, however many texts there are
+    flat = array("i")  # 4 bytes per id, as there may be many texts
     lengths = array("q")
     for position, text in enumerate(_as_strings(texts)):
         if not isinstance(text, str):
@@ -99,7 +100,7 @@ def tokenize(
 
 
 def encode(text: str) -> list[int]:
-    """The ids of one text of any length, without start, end and padding.
+    """Returns the ids of one text of any length, without start, end and padding.
 
     Example:
         >>> encode("a photo of a cat.")
@@ -111,10 +112,10 @@ def encode(text: str) -> list[int]:
 
 
 def decode(ids: Iterable[int]) -> str:
-    """The text that a row of ids stands for: lower-cased, a space after every piece.
+    """Returns the text of a row of ids: lower-cased, with a space after every piece.
 
-    A leading start token is left out, and so is everything from the first end token on. Ids that
-    are not whole UTF-8 characters become U+FFFD.
+    A leading start token is left out, and so is everything from the first end token on. Bytes that
+    are not complete UTF-8 characters become U+FFFD.
 
     Raises:
         ValueError: an id is not in the vocabulary.
@@ -164,7 +165,7 @@ def _ids(text: str) -> Iterable[int]:
 
 
 def _split(text: str) -> list[str]:
-    """The words of a text, repaired and in lower case."""
+    """Splits a text into words, repaired and in lower case."""
     words = _words()
     if _MAY_NEED_REPAIR(text):
         spaced = words.spaces.sub(" ", words.repair(text).strip()).strip()
@@ -175,7 +176,7 @@ def _split(text: str) -> list[str]:
 
 
 def _first_ids(text: str, count: int) -> list[int]:
-    """The first ids of a text, of which no more is looked at than that takes."""
+    """Returns the first ids of a text, reading no more of it than needed."""
     words, ids = _words(), []
     for end in _ends(text):
         ids = []
@@ -186,7 +187,7 @@ def _first_ids(text: str, count: int) -> list[int]:
                 return ids[:count]
         if end == len(text):
             ids += words.first(last, count - len(ids))
-        elif "Σ" not in text[:end]:  # in lower case that depends on all that follows it in a word
+        elif "Σ" not in text[:end]:  # its lower case depends on the rest of the word
             ids += words.first(last[:-UNSURE], count - len(ids), goes_on=True)
         if len(ids) >= count:
             break
@@ -194,9 +195,9 @@ def _first_ids(text: str, count: int) -> list[int]:
 
 
 def _ends(text: str) -> Iterator[int]:
-    """Where a text may be cut and its beginning be repaired as it is in the whole: as ftfy cuts it.
+    """Yields the places where a text may be cut without changing how ftfy repairs its beginning.
 
-    That is after a line, or after so many characters of a longer one.
+    ftfy repairs line by line, and longer lines in segments: so after a line or a segment.
     """
     place, wanted = 0, LONG
     while place < len(text):
@@ -210,18 +211,18 @@ def _ends(text: str) -> Iterator[int]:
 
 
 class _Words(dict[str, tuple[int, ...]]):
-    """The ids of every word seen lately; a word that is missing is worked out on access.
+    """A cache of the ids of recent words; a missing word is computed on access.
 
-    A word is what stands between spaces. Threads may share it: the worst that a race does is to
-    work out a word twice.
+    A word is the text between spaces. Threads may share the cache: at worst, a race computes a word
+    twice.
     """
 
     MAX_WORDS: int = 1 << 16
     MAX_LENGTH: int = 64  # characters; longer words are rare and could fill the memory
-    MAX_QUADRATIC: int = 48  # bytes; from here on a heap is faster than looking through all pairs
+    MAX_QUADRATIC: int = 48  # bytes; above it a heap is faster than scanning all pairs
 
     def __init__(self, merges: UInt16[np.ndarray, "r 2"]) -> None:
-        # Imported here, because `import clip_jax` should not pay for what not everybody uses.
+        # Imported here, so that `import clip_jax` stays fast for those who don't tokenize.
         import ftfy
         import regex
 
@@ -232,7 +233,7 @@ class _Words(dict[str, tuple[int, ...]]):
         self.spaces = regex.compile(r"\s+")
         pairs = zip(*merges.T.tolist(), strict=True)
         self._merged = dict(zip(pairs, range(512, START), strict=True))
-        # The merges in which a token is the left one, in their order.
+        # For each token the merges of which it is the left part, by rank.
         self._lefts: dict[int, list[int]] = {}
         for (left, _), merge in self._merged.items():
             self._lefts.setdefault(left, []).append(merge)
@@ -240,7 +241,7 @@ class _Words(dict[str, tuple[int, ...]]):
         self.vocabulary += [byte + b" " for byte in self.vocabulary]
         for a, b in merges.tolist():
             self.vocabulary.append(self.vocabulary[a] + self.vocabulary[b])
-        # A word that is a token merges into just that token: true of all 34,483 (a test says so).
+        # A word that is a token merges into that token: a test checks all 34,483.
         whole = enumerate(self.vocabulary[_END_OF_WORD:], _END_OF_WORD)
         self._whole = {word: (i,) for i, word in whole if word.endswith(b" ")}
         self.vocabulary += [literal.encode() for literal in _LITERALS]
@@ -260,7 +261,7 @@ class _Words(dict[str, tuple[int, ...]]):
         return ids
 
     def first(self, word: str, count: int, *, goes_on: bool = False) -> list[int]:
-        """The first ids of a word of any length; those that are certain, if it goes on."""
+        """Returns the first ids of a word; if it goes on beyond `word`, only the certain ones."""
         if len(word) < LONG:
             return [] if goes_on else list(self[word][:count])
         ids: list[int] = []
@@ -294,8 +295,8 @@ class _Words(dict[str, tuple[int, ...]]):
         ids[-1] += _END_OF_WORD
         if len(ids) > self.MAX_QUADRATIC:
             return _merge_long(ids, self._merged)
-        # The ids of merges ascend with their ranks: the lowest id is the first to be merged, and
-        # whatever pairs that makes come later.
+        # Ids of merges ascend with their ranks: the lowest id is merged first, and the pairs that
+        # this creates have higher ids.
         merged = self._merged.get
         found = [merged(pair, END) for pair in pairwise(ids)]
         while found and (best := min(found)) != END:
@@ -311,7 +312,7 @@ class _Words(dict[str, tuple[int, ...]]):
 
 def _merge_long(ids: list[int], merged: dict[tuple[int, int], int]) -> list[int]:
     # The same merges in n log n: a heap of (merge, place) over a doubly linked list. All places of
-    # one merge leave the heap together, left to right, before any pair that it makes.
+    # one merge leave the heap together, left to right, before any pair that they create.
     size = len(ids)
     after = list(range(1, size + 1))
     before = list(range(-1, size - 1))
@@ -322,7 +323,7 @@ def _merge_long(ids: list[int], merged: dict[tuple[int, int], int]) -> list[int]
         best, i = heapq.heappop(heap)
         j = after[i]
         if ids[i] == gone or j == size or merged.get((ids[i], ids[j])) != best:
-            continue  # one of the two has been merged with another in the meantime
+            continue  # one of the two has already been merged
         ids[i], ids[j] = best, gone
         after[i] = j = after[j]
         if j < size:
@@ -337,18 +338,18 @@ def _merge_long(ids: list[int], merged: dict[tuple[int, int], int]) -> list[int]
 def _merge_beginning(
     ids: list[int], merged: dict[tuple[int, int], int], lefts: dict[int, list[int]]
 ) -> list[int]:
-    """The tokens with which a piece begins, whatever follows these bytes of it.
+    """Returns the tokens at the start of a piece that don't depend on what follows these bytes.
 
-    The merges are done in their order, as in the whole piece. Whenever the last token could merge
-    with what follows it is given up, since it is not known whether it does; all before it is as it
-    is in the whole, because a merge goes from left to right.
+    Merges are done in the order of their ranks, as in the whole piece. When the last token could
+    merge with the unknown next one, it is given up. All tokens before it are the same as in the
+    whole piece, because merges go from left to right.
     """
     size = len(ids)
     after = list(range(1, size + 1))
     before = list(range(-1, size - 1))
     heap = [(merged[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in merged]
     heapq.heapify(heap)
-    gone, last, undecided = -1, size - 1, 0  # the first merge of which the end is not known
+    gone, last, undecided = -1, size - 1, 0  # the first merge not yet decided at the end
 
     def give_up(merge: int) -> None:
         nonlocal last, undecided

@@ -1,4 +1,4 @@
-"""Names of unfinished files, which say who writes them: what a dead process has left is known."""
+"""Names of unfinished files, which contain their process, so that abandoned ones can be found."""
 
 import contextlib
 import functools
@@ -13,32 +13,32 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-# What the name of an unfinished file ends in.
+# The suffix of unfinished files.
 ASIDE = ".aside"
-# Seconds after which what nobody is known to write is nobody's: other hosts' clocks may be off.
+# Seconds after which another host's file counts as abandoned; ample, as clocks may be off.
 LONG_AGO = 24 * 3600.0
 
 _counter = itertools.count()
 
 
 def aside(path: str | os.PathLike[str]) -> str:
-    """A name beside a file's own, under which this process alone writes it; hidden."""
+    """Returns a hidden path in a file's folder that only this process writes to."""
     folder, name = os.path.split(os.fspath(path))
     owner = f"{_host()}-{os.getpid()}-{_life(os.getpid())}-{next(_counter)}"
     return os.path.join(folder, f".{name}.{owner}{ASIDE}")
 
 
 def is_abandoned(path: str | os.PathLike[str]) -> bool:
-    """Whether nobody writes that unfinished file any more.
+    """Whether no process writes that unfinished file any more.
 
-    Its process, which was of this host, is gone; or it is of another host, or of an older version,
-    and has not been touched for a day.
+    Either its process was on this host and is gone; or the file comes from another host or an
+    older version, and has not been modified for a day.
     """
     path = os.fspath(path)
     found = re.search(rf"\.([0-9a-f]+)-(\d+)-([0-9a-f]+)-\d+{re.escape(ASIDE)}$", path)
     if found and found[1] == _host():
         pid = int(found[2])
-        if pid == os.getpid():  # may have been another's before, as in a container
+        if pid == os.getpid():  # ids are reused, as in containers
             return found[3] != _life(pid)
         return not _is_alive(pid)
     try:
@@ -49,17 +49,17 @@ def is_abandoned(path: str | os.PathLike[str]) -> bool:
 
 @contextlib.contextmanager
 def written_aside(path: str, write: Callable[[BinaryIO], object]) -> Iterator[str]:
-    """A whole file under another name, to be given its own; what is left of that is removed.
+    """Writes a file under a temporary name; removes that name after the block.
 
     Args:
-        path: the name that it is to have.
-        write: writes all of it.
+        path: the final path.
+        write: writes the content.
 
     Yields:
-        The name that it has for the time being.
+        The temporary path of the complete file, for the block to rename or link.
 
     Raises:
-        OSError: it can't be written; names the path that it was to have.
+        OSError: the file can't be written; the error names the final path.
     """
     folder, unfinished = os.path.dirname(path) or ".", aside(path)
     try:
@@ -69,7 +69,7 @@ def written_aside(path: str, write: Callable[[BinaryIO], object]) -> Iterator[st
             file.flush()
             os.fsync(file.fileno())
         yield unfinished
-    except OSError as error:  # a full disk's own message doesn't say which
+    except OSError as error:  # a full disk's error names no file
         raise OSError(error.errno, error.strerror, path) from None
     finally:
         with contextlib.suppress(OSError):
@@ -77,13 +77,13 @@ def written_aside(path: str, write: Callable[[BinaryIO], object]) -> Iterator[st
 
 
 def put_new(unfinished: str, path: str) -> bool:
-    """Gives a file its name, unless another has it, which a rename would replace.
+    """Publishes a complete file under its final name, unless that name is taken.
 
     Returns:
-        Whether it has the name now.
+        Whether it was published.
 
     Raises:
-        OSError: it can't have it.
+        OSError: it can't be linked or renamed.
     """
     try:
         os.link(unfinished, path)
@@ -98,7 +98,7 @@ def put_new(unfinished: str, path: str) -> bool:
 
 @functools.cache
 def _host() -> str:
-    """Where process ids are what they are here: the same machine, boot and container."""
+    """Identifies the namespace of this process's id: the machine, boot and container."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):  # Linux
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text())
@@ -108,7 +108,7 @@ def _host() -> str:
 
 @functools.lru_cache(maxsize=1)
 def _life(pid: int) -> str:
-    """Tells this process from others that have had its id."""
+    """Distinguishes this process from others that have had its id."""
     return uuid.uuid4().hex[:8]
 
 
@@ -117,6 +117,6 @@ def _is_alive(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # it is somebody else's
+    except OSError:  # another user's process
         return True
     return True

@@ -1,4 +1,4 @@
-"""Other people's checkpoints to our parameter tree and back."""
+"""Converts other libraries' checkpoints to our parameter tree and back."""
 
 from clip_jax.convert.pytorch import from_pytorch as from_pytorch
 from clip_jax.convert.pytorch import to_pytorch as to_pytorch

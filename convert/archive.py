@@ -1,8 +1,8 @@
-"""The ZIP container of a `.pt` file, mapped into memory and never unpacked.
+"""The ZIP container of a `.pt` file, memory-mapped and never unpacked.
 
-A storage is a run of bytes inside the file, so an array is a view of the map and reading a
-checkpoint costs the pages that are later touched. That only holds for entries that are stored
-rather than compressed, which is also what makes ZIP bombs impossible: nothing is ever inflated.
+A storage is a range of bytes in the file, so an array is a view of the map, and only the pages
+that are used later are read. This requires entries that are stored rather than compressed, which
+also makes ZIP bombs impossible: nothing is ever decompressed.
 """
 
 import zipfile
@@ -14,11 +14,11 @@ import numpy as np
 
 from clip_jax.errors import CheckpointError
 
-# What may be spent on describing the tensors: a pickle, or the header of a safetensors file. The
-# official files need about 100 KB. Every byte can become an object of some 60 bytes, so this keeps
-# a hostile file to about a gigabyte and well under a minute.
+# The largest description of the tensors: a pickle, or the header of a safetensors file. The
+# official files need about 100 KB. Every byte can become an object of about 60 bytes, so this
+# limits a hostile file to about a gigabyte and well under a minute.
 MAX_INDEX_BYTES = 16 << 20
-# What a ZIP archive's table of contents may take. Every entry becomes an object of some 600 bytes;
+# The largest table of contents of a ZIP archive. Every entry becomes an object of about 600 bytes;
 # 60,000 of them take a second. The official files have a table of about 100 KB.
 MAX_CONTENTS_BYTES = 4 << 20
 
@@ -27,16 +27,16 @@ _ENCRYPTED = 0x1
 
 
 def shown(text: str, limit: int = 120) -> str:
-    """Text from an untrusted file, made fit for one line of an error message."""
+    """Makes text from an untrusted file fit for one line of an error message."""
     text = text[:limit] + "..." if len(text) > limit else text
     return text if text.isprintable() else ascii(text)
 
 
 class _Contents:
-    """A file in which a table of contents is looked up, without reading one of any size.
+    """A file for `zipfile` that refuses to read a table of contents beyond the limit.
 
-    How long the table is, and where it begins, is said in several places: only `zipfile` knows
-    which of them it goes by.
+    A ZIP archive gives the size and offset of the table in several places, and only `zipfile` knows
+    which of them it uses.
     """
 
     def __init__(self, file: BinaryIO):
@@ -55,25 +55,25 @@ class _Contents:
 
 
 class Archive:
-    """The entries of one checkpoint archive, by their names below its single top folder.
+    """The entries of a checkpoint archive, by their names below its single top folder.
 
-    Everything that `zipfile` trusts and a memory map can't is checked on opening: names, flags,
-    and that each entry lies inside the file and apart from the others.
+    Opening checks all that `zipfile` trusts but a memory map can't: names, flags, and that entries
+    lie inside the file and don't overlap.
 
     Raises:
-      CheckpointError: not a whole ZIP, or not laid out as PyTorch lays out checkpoints.
+      CheckpointError: it is not a complete ZIP archive, or not laid out as PyTorch's checkpoints.
     """
 
     def __init__(self, file: BinaryIO, data: np.memmap):
         self.data = data
         self._spans: dict[str, tuple[int, int]] = {}
         try:
-            # Opening reads the central directory and no entry.
+            # This reads the central directory only.
             with zipfile.ZipFile(cast(BinaryIO, _Contents(file))) as archive:
                 infos = archive.infolist()
         except (CheckpointError, MemoryError):
             raise
-        except Exception as error:  # zipfile answers bad bytes with a dozen kinds of exception
+        except Exception as error:  # zipfile raises a dozen kinds of errors for bad bytes
             raise CheckpointError(
                 f"begins like a ZIP archive but its table of contents, which comes last, can't be "
                 f"read ({shown(str(error))}), expected a complete file: it was probably cut short "
@@ -82,7 +82,7 @@ class Archive:
         self._check_names(infos)
         top = infos[0].orig_filename.partition("/")[0] + "/"
         self._crcs = {info.orig_filename.removeprefix(top): info.CRC for info in infos}
-        # Whoever re-zipped a folder left entries for the folders too. They hold nothing.
+        # A re-zipped checkpoint has entries for its folders too, which are empty.
         for info in (info for info in infos if not info.orig_filename.endswith("/")):
             name = info.orig_filename.removeprefix(top)
             if name in ("data.pkl", "byteorder") or name.startswith("data/"):
@@ -104,11 +104,11 @@ class Archive:
         return name in self._spans
 
     def span(self, name: str) -> tuple[int, int]:
-        """Where an entry's bytes lie in the file: (start, size)."""
+        """Returns (start, size) of an entry's bytes in the file."""
         return self._spans[name]
 
     def read(self, name: str, limit: int) -> bytes:
-        """A copy of a small entry's bytes; refused, unread, where it has more than `limit`."""
+        """Returns a copy of an entry's bytes; refuses an entry of more than `limit` bytes."""
         start, size = self.span(name)
         if size > limit:
             raise CheckpointError(
@@ -116,7 +116,7 @@ class Archive:
                 f"ordinary checkpoint, and reading it could exhaust the memory"
             )
         found = self.data[start : start + size].tobytes()
-        # PyTorch can be told to leave checksums out (set_crc32_options); it then writes zeros.
+        # With set_crc32_options PyTorch can omit checksums; it then writes zeros.
         if (crc := self._crcs[name]) and zlib.crc32(found) != crc:
             raise CheckpointError(
                 f"entry {shown(name)} has checksum {zlib.crc32(found):08x}, expected {crc:08x}: "
@@ -133,8 +133,8 @@ class Archive:
                 f"({shown(', '.join(tops[:5])) or 'none'}), expected one folder around everything: "
                 f"this is not a PyTorch checkpoint, check that it is the right file"
             )
-        # Readers disagree on which of two entries with one name counts, so a check of one says
-        # nothing about the other.
+        # Readers disagree on which of two entries with the same name counts, so checking one
+        # wouldn't be enough.
         if twice := [name for name, times in Counter(names).items() if times > 1]:
             raise CheckpointError(
                 f"has duplicate entries ({shown(', '.join(twice[:5]))}), expected each name once: "
@@ -156,8 +156,8 @@ class Archive:
             )
 
     def _span(self, info: zipfile.ZipInfo) -> tuple[int, int]:
-        # The local header repeats the name and has padding of its own, so where the bytes start is
-        # only written there.
+        # The local header repeats the name and has its own padding, so only it gives the start of
+        # the bytes.
         header = info.header_offset
         fixed = self.data[header : header + _LOCAL_HEADER_BYTES].tobytes() if header >= 0 else b""
         name_size = int.from_bytes(fixed[26:28], "little")
@@ -181,7 +181,7 @@ class Archive:
     def _check_apart(self) -> None:
         end, last = 0, ""
         for name, (start, size) in sorted(self._spans.items(), key=lambda item: item[1]):
-            # Between two entries' bytes there is at least the second one's local header.
+            # Between the bytes of two entries there is at least the second one's local header.
             if last and start < end + _LOCAL_HEADER_BYTES:
                 raise CheckpointError(
                     f"entries {shown(last)} and {shown(name)} overlap, expected them apart: the "

@@ -1,4 +1,4 @@
-"""What both readers of checkpoints check, and how they say what is wrong with a file."""
+"""Checks and error messages common to the readers of checkpoints."""
 
 import os
 import stat
@@ -11,10 +11,9 @@ from clip_jax.errors import CheckpointError
 from clip_jax.messages import some
 
 MAX_NAME_LENGTH = 1_000
-# The largest official model has 1,353 arrays. To find out what a hundred times as many are takes
-# seconds.
+# The largest official model has 1,353 arrays. Checking a hundred times as many takes seconds.
 MAX_NAMES = 100_000
-MAX_TOLD = 20  # of a list of problems
+MAX_TOLD = 20  # how many problems a message lists
 DAMAGED = "the file is damaged or was tampered with, get it from its source again"
 
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before ZIP
@@ -25,18 +24,18 @@ _RESAVE = (
 
 
 class Unread(ValueError):
-    """Why something is not read although nothing is wrong with it."""
+    """Something is not read although it is not damaged."""
 
 
 def opened(path: Path) -> BinaryIO:
-    """The file, if it is one that can be mapped; CheckpointError if not."""
+    """Opens a file that can be memory-mapped; raises CheckpointError for others."""
     status = os.stat(path)
     if stat.S_ISDIR(status.st_mode):
         raise CheckpointError(
             "is a folder, expected a .pt or .safetensors file: give the file inside it, or give a "
             "folder written by clip_jax.save to clip_jax.load"
         )
-    # Opening a pipe would wait for a writer, and none can be mapped.
+    # Opening a pipe would wait for a writer, and pipes can't be mapped.
     if not stat.S_ISREG(status.st_mode):
         raise CheckpointError("is a device or a pipe, expected a file: copy it to a disk first")
     if status.st_size == 0:
@@ -47,7 +46,7 @@ def opened(path: Path) -> BinaryIO:
 
 
 def diagnosis(start: bytes) -> str:
-    """What a file that is no checkpoint is instead, and what to do about it."""
+    """Describes what a file is that is no checkpoint, and what to do about it."""
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if start.startswith(b"PK\x03\x04"):
         return (
@@ -92,14 +91,14 @@ def check_count(count: int) -> None:
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """A read-only array without elements; ValueError where the other axes overflow."""
+    """Returns a read-only array without elements; raises ValueError if its axes overflow."""
     array = np.empty(shape, dtype)
     array.flags.writeable = False
     return array
 
 
 def numbers(values: tuple[int, ...]) -> str:
-    """A shape, strides or the like from an untrusted file, in a bounded number of digits."""
+    """Formats a shape or strides from an untrusted file in a bounded number of digits."""
     # Python refuses to print integers of thousands of digits.
     shown_values = [str(v) if v.bit_length() <= 256 else f"2^{v.bit_length()}" for v in values[:8]]
     return f"({', '.join(shown_values)}{', ...' if len(values) > 8 else ''})"
@@ -109,10 +108,10 @@ def raise_all(problems: list[str], expected: str, unread: list[str], remedy: str
     """Raises CheckpointError if there are problems, or entries that can't be read here.
 
     Args:
-        problems: signs of damage.
+        problems: damaged entries.
         expected: what there should be instead.
-        unread: what is no damage.
-        remedy: what to do about that.
+        unread: entries that are not damaged, but can't be read here.
+        remedy: what to do about the latter.
     """
     every = problems + unread
     if not every:

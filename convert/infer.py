@@ -1,4 +1,4 @@
-"""The configuration of an official checkpoint, read off the shapes of its arrays."""
+"""Infers the configuration of an official checkpoint from the shapes of its arrays."""
 
 import math
 import re
@@ -10,8 +10,8 @@ from clip_jax.config import Activation, CLIPConfig, ResNetConfig, TextConfig, Vi
 from clip_jax.errors import CheckpointError
 
 Shapes = Mapping[str, tuple[int, ...]]
-# Arrays that tell a number, each by one of its axes. What most of them say is taken, so that one
-# misshapen array is found against the others instead of misleading the whole comparison.
+# Arrays that give a number, each by the length of one axis. The most frequent value is used, so
+# that one misshapen array is detected instead of spoiling the whole comparison.
 Witnesses = tuple[tuple[str, int], ...]
 
 EMBED_DIM: Witnesses = (
@@ -42,21 +42,21 @@ RESNET_WIDTH: Witnesses = (
     ("visual.bn3.weight", 0),
     ("visual.bn3.bias", 0),
 )
-# The positions of a Vision Transformer's patches and of a ResNet's last pixels.
+# Positional embeddings of a Vision Transformer's patches, and of a ResNet's last pixels.
 VIT_POSITIONS = "visual.positional_embedding"
 RESNET_POSITIONS = "visual.attnpool.positional_embedding"
 
 
 def infer_config(shapes: Shapes, activation: Activation) -> CLIPConfig:
-    """The configuration that arrays of these official names and shapes belong to.
+    """Returns the configuration of arrays with these official names and shapes.
 
     Args:
-        shapes: by official name, in PyTorch's layout.
-        activation: leaves no trace in the shapes, so it has to be said.
+        shapes: shapes by official name, in PyTorch's layout.
+        activation: the activation, which can't be inferred from shapes.
 
     Raises:
-        CheckpointError: if arrays that tell the configuration are missing or tell none; lists them
-            all.
+        CheckpointError: arrays that are needed for this are missing or inconsistent; lists all
+            problems.
     """
     is_vit = "visual.proj" in shapes or any(n.startswith("visual.transformer.") for n in shapes)
     problems: list[str] = []
@@ -127,12 +127,12 @@ def _count(prefix: str, shapes: Shapes) -> int:
     if not numbers:
         raise ValueError(f"no blocks: expected {prefix}0 and so on")
     highest = max(numbers) + 1
-    # A gap is a missing block; a number far out is a wrong name, not a million missing blocks.
+    # A gap is a missing block; a huge number is a wrong name, not a million missing blocks.
     return highest if highest <= 2 * len(numbers) else len(numbers)
 
 
 def _side(name: str, shapes: Shapes) -> int:
-    """Of the square of positions that an array holds behind the pooled one."""
+    """Returns the side of the square of positions, which follow the class or mean token."""
     num_tokens = _number("image size", ((name, 0),), shapes)
     side = math.isqrt(max(num_tokens - 1, 0))
     if side < 1 or side * side + 1 != num_tokens:

@@ -1,4 +1,4 @@
-"""Official arrays to our parameter tree and back: every array used once, or it is an error."""
+"""Converts official arrays to our parameter tree and back; each array must be used once."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from clip_jax.nn import flatten, misfits, unflatten
 from clip_jax.nn.tree import listed
 from clip_jax.shapes import check_blocks, parameter_shapes
 
-# Three scalars of the official archives, which say again what the shapes say.
+# Three scalars of the official archives, which repeat what the shapes say.
 IGNORED = ("input_resolution", "context_length", "vocab_size")
 COUNTER = ".num_batches_tracked"
 HUGGING_FACE = ("text_model.", "vision_model.")
@@ -27,22 +27,22 @@ NOT_HUGGING_FACE = (
 def from_pytorch(
     arrays: Mapping[str, np.ndarray], activation: Activation = "quick_gelu"
 ) -> tuple[CLIPConfig, dict[str, Any]]:
-    """The configuration and the parameter tree of an official checkpoint's arrays.
+    """Converts an official checkpoint's arrays to a configuration and a parameter tree.
 
     Args:
-        arrays: by official (PyTorch) name, such as `read_checkpoint` gives. The configuration is
+        arrays: arrays by official (PyTorch) name, as from `read_checkpoint`. The configuration is
             inferred from their shapes.
-        activation: `quick_gelu` is that of every OpenAI model; name another for checkpoints of
-            the same layout that were trained with it.
+        activation: the activation of the transformers: `quick_gelu` in every OpenAI model; others
+            for checkpoints of the same layout that were trained with them.
 
     Returns:
-        The configuration, and nested dicts of arrays: views of `arrays` in our layouts, their
-        dtypes untouched.
+        The configuration, and nested dicts of arrays: views of `arrays` in our layouts, with their
+        dtypes unchanged.
 
     Raises:
-        CheckpointError: lists every array that is missing (-), unexpected (+) or of a wrong shape
-            or dtype (!).
-        TypeError: they are no NumPy arrays.
+        CheckpointError: arrays are missing (-), unexpected (+) or of a wrong shape or dtype (!);
+            lists all of them.
+        TypeError: they are not NumPy arrays.
         ValueError: there is no such activation.
     """
     check_activation(activation)
@@ -85,7 +85,7 @@ def from_pytorch(
 
 
 def to_pytorch(config: CLIPConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Official names and layouts from a parameter tree; the exact inverse of `from_pytorch`.
+    """Converts a parameter tree to official names and layouts; exactly inverts `from_pytorch`.
 
     Args:
         config: the model's configuration.
@@ -95,7 +95,7 @@ def to_pytorch(config: CLIPConfig, params: Mapping[str, Any]) -> dict[str, np.nd
         C-contiguous arrays by official name.
 
     Raises:
-        CheckpointError: lists every array that is missing, unexpected or misshapen.
+        CheckpointError: arrays are missing, unexpected or misshapen; lists all of them.
     """
     targets, arrays = parameter_shapes(config), flatten(params)
     if problems := misfits(targets, arrays):
@@ -110,7 +110,7 @@ def to_pytorch(config: CLIPConfig, params: Mapping[str, Any]) -> dict[str, np.nd
 
 def _check_arrays(arrays: Mapping[str, Any]) -> None:
     for name, array in arrays.items():
-        # JAX's arrays have NumPy's dtypes, PyTorch's tensors don't.
+        # JAX's arrays have NumPy's dtypes; PyTorch's tensors don't.
         if not isinstance(getattr(array, "dtype", None), np.dtype):
             raise TypeError(
                 f"{name} must be a NumPy array. Got {type(array).__module__}."
@@ -128,13 +128,13 @@ def _rule_for(path: str) -> tuple[Rule, str]:
 def _exported(rule: Rule, name: str, array: np.ndarray) -> np.ndarray:
     if name.endswith(COUNTER):
         array = array.astype(np.int64)  # a model counts in float32
-    # Contiguous, because safetensors scrambles what isn't; np.ascontiguousarray would make
+    # Contiguous, because safetensors scrambles other arrays; np.ascontiguousarray would make
     # scalars one-dimensional.
     return np.asarray(rule.to_theirs(array), order="C")
 
 
 def _has_fitting_dtype(name: str, array: np.ndarray) -> bool:
-    # bfloat16 is ml_dtypes', which NumPy doesn't count as a float.
+    # NumPy doesn't count bfloat16 of ml_dtypes as a float.
     is_float = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
     return is_float or (name.endswith(COUNTER) and array.dtype.kind in "iu")
 

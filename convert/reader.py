@@ -1,4 +1,4 @@
-"""Checkpoint files to arrays under their PyTorch names, without PyTorch and without copies."""
+"""Reads checkpoint files to arrays by their PyTorch names, without PyTorch and without copies."""
 
 import errno
 import math
@@ -24,13 +24,12 @@ from clip_jax.convert.safetensors import read_safetensors
 from clip_jax.convert.unpickle import Record, Tensor, load
 from clip_jax.errors import CheckpointError, is_exhausted
 
-# Where training scripts keep the model's state dictionary in a checkpoint.
+# Keys under which training scripts store the model's state dictionary in a checkpoint.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
 
-# Expanded (stride 0) and shared tensors let a small file describe a huge model. A view of one costs
-# nothing but whoever copies it pays in full, so what all views come to together must stay in
-# proportion to the file. Tied weights double a file at most; the floor is for tiny files with an
-# expanded mask.
+# Expanded (stride 0) and shared tensors let a small file describe a huge model. A view is free, but
+# a copy of it is not, so the total size of all views must be in proportion to the file. Tied
+# weights at most double a file; the floor is for tiny files with an expanded mask.
 _EXPANSION = 16
 _EXPANSION_FLOOR = 64 << 20
 
@@ -38,22 +37,22 @@ _MAX_DEPTH = 64
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Reads every array of a checkpoint, whatever kind of file it is, by its PyTorch name.
+    """Reads every array of a checkpoint file by its PyTorch name.
 
-    TorchScript archives (the official `.pt` files), state dictionaries from `torch.save`, bare or
-    nested in a training checkpoint, and `.safetensors` files are told apart by their content, not
-    by their names. Nothing in a file is ever executed. Plain integers beside the arrays, such as
-    `input_resolution` in some archives, come as 0-d arrays. A `module.` prefix is dropped where
-    all names have it.
+    The kind of file is recognised by its content: TorchScript archives (the official `.pt` files),
+    state dictionaries from `torch.save`, bare or nested in a training checkpoint, and
+    `.safetensors` files. Nothing in a file is ever executed. Plain integers beside the arrays, such
+    as `input_resolution` in some archives, become 0-d arrays. A `module.` prefix is dropped if all
+    names have it.
 
-    Arrays are read-only views of the memory-mapped file: nothing is read from the disk before it
-    is used, and the file must not be changed in place while they live.
+    Arrays are read-only views of the memory-mapped file: they are read from the disk only on use,
+    and the file must not be changed in place while they exist.
 
     Raises:
       FileNotFoundError: there is no such file.
-      CheckpointError: it can't be read, or holds more than tensors; every bad tensor is listed.
+      CheckpointError: it can't be read, or holds more than tensors; lists every bad tensor.
       OSError: there are too many open files.
-      MemoryError: the memory is not enough.
+      MemoryError: there is not enough memory.
     """
     path = Path(path)
     try:
@@ -65,7 +64,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
             errno.ENOENT, "no such checkpoint, check the path or download it first", str(path)
         ) from None
     except OSError as error:
-        if is_exhausted(error):  # the file may be as good as any
+        if is_exhausted(error):  # the file isn't at fault
             raise
         raise CheckpointError(
             f"{path}: can't be read ({error.strerror or error}), expected a readable file: check "
@@ -128,10 +127,10 @@ def _read_archive(archive: Archive) -> dict[str, np.ndarray]:
 def _module_values(
     prefix: str, record: Record, count: list[int], depth: int = 0
 ) -> Iterator[tuple[str, Any]]:
-    """Tensors of a module and its children by path, and the root's plain integers.
+    """Yields the tensors of a module and its children by path, and the root's plain integers.
 
-    Deeper integers are settings of the layers, as are lists and strings anywhere: they are no part
-    of PyTorch's own state_dict().
+    Deeper integers, lists and strings are settings of layers, which PyTorch's own state_dict()
+    doesn't contain either.
     """
     if depth > _MAX_DEPTH:
         raise CheckpointError(
@@ -139,7 +138,7 @@ def _module_values(
             f"modules: the file was tampered with, get it from its source again"
         )
     for name, value in (record.state or {}).items():
-        # Modules shared by modules shared by modules: the number of paths grows exponentially.
+        # With nested shared modules the number of paths can grow exponentially.
         count[0] += 1
         check_count(count[0])
         if (
@@ -159,14 +158,14 @@ def _module_values(
 
 
 def state_values(root: dict[Any, Any], kind: type = Tensor) -> dict[str, Any]:
-    """The state dictionary in what torch.save wrote, without a prefix that all names share.
+    """Finds the state dictionary in a file of torch.save, and drops a shared `module.` prefix.
 
     Args:
-        root: what the file holds.
-        kind: of its tensors.
+        root: the content of the file.
+        kind: the type of its tensors.
 
     Raises:
-        CheckpointError: it holds several, or names that are none.
+        CheckpointError: it holds several state dictionaries, or names that are not strings.
     """
 
     def has_tensors(value: Any) -> bool:
@@ -215,7 +214,7 @@ def _tensor_view(archive: Archive, tensor: Tensor) -> np.ndarray:
     if 0 in tensor.shape:
         return empty(tensor.shape, storage.dtype)
     itemsize = storage.dtype.itemsize
-    # An axis of length 1 is never stepped along, and PyTorch leaves any stride there.
+    # The stride of an axis of length 1 is never used, and PyTorch may write any number.
     strides = [
         stride if length > 1 else 1
         for stride, length in zip(tensor.strides, tensor.shape, strict=True)
@@ -230,9 +229,9 @@ def _tensor_view(archive: Archive, tensor: Tensor) -> np.ndarray:
 
 
 def _check_window(tensor: Tensor) -> None:
-    """Raises ValueError where a tensor reaches outside its storage.
+    """Raises ValueError if a tensor reaches outside its storage.
 
-    The sums are Python's integers, so none wraps around.
+    Python's integers don't overflow in the sums.
     """
     shape, strides, offset = tensor.shape, tensor.strides, tensor.offset
     where = f"has shape {numbers(shape)}, strides {numbers(strides)}, offset {numbers((offset,))}"

@@ -1,4 +1,4 @@
-"""The official names and layouts against ours: one table, read in both directions."""
+"""A table of official names and layouts and ours, used in both directions."""
 
 import dataclasses
 import functools
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-# From PyTorch's axes to ours; each is undone by its inverse permutation.
+# Permutations from PyTorch's axes to ours.
 SAME: tuple[int, ...] = ()
 LINEAR = (1, 0)  # (out, in) -> (in, out)
 CONV = (2, 3, 1, 0)  # (out, in, h, w) -> (h, w, in, out)
@@ -22,15 +22,15 @@ class Rule:
     axes: tuple[int, ...] = SAME
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
-        """The array in our layout: a view."""
+        """Returns a view of an array in our layout."""
         return array.transpose(self.axes) if self.axes else array
 
     def to_theirs(self, array: np.ndarray) -> np.ndarray:
-        """The array in PyTorch's layout: a view."""
+        """Returns a view of an array in PyTorch's layout."""
         return array.transpose(np.argsort(self.axes)) if self.axes else array
 
     def shape_to_theirs(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """PyTorch's shape of an array that has `shape` here."""
+        """Returns PyTorch's shape, given ours."""
         return tuple(shape[axis] for axis in np.argsort(self.axes)) if self.axes else shape
 
 
@@ -93,12 +93,12 @@ RULES = tuple(_rules())
 
 
 def source_to_target(name: str) -> tuple[Rule, str] | None:
-    """The rule for an official name and our path for it; None if there is no rule."""
+    """Returns the rule for an official name, and our path; None if there is no rule."""
     return _first((rule, _rename(name, rule.source, rule.target)) for rule in RULES)
 
 
 def target_to_source(path: str) -> tuple[Rule, str] | None:
-    """The rule for one of our paths and the official name for it; None if there is no rule."""
+    """Returns the rule for one of our paths, and the official name; None if there is no rule."""
     return _first((rule, _rename(path, rule.target, rule.source)) for rule in RULES)
 
 

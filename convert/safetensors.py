@@ -1,4 +1,4 @@
-"""Safetensors files to arrays, without a copy, and back."""
+"""Reads safetensors files to arrays without a copy, and writes them."""
 
 import json
 import math
@@ -25,7 +25,7 @@ from clip_jax.convert.unpickle import MAX_DIMENSIONS
 from clip_jax.errors import CheckpointError
 from clip_jax.memory import ALIGNMENT
 
-_MAX_HEADER = 100_000_000  # the format's own limit: above it, it is another format
+_MAX_HEADER = 100_000_000  # the format's own limit; larger numbers mean another format
 _DTYPES = {
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
@@ -42,15 +42,15 @@ NAMES = {dtype.newbyteorder("="): name for name, dtype in _DTYPES.items()}
 
 
 def read_safetensors(data: np.memmap) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Views of the arrays in a mapped safetensors file, by name, and what it says about itself.
+    """Returns views of the arrays in a mapped safetensors file by name, and its metadata.
 
     Raises:
-        CheckpointError: says what is wrong with the file; its path is the caller's to add.
+        CheckpointError: the file is faulty; the caller must add its path to the message.
     """
-    # The library's numpy interface copies every tensor and knows no bfloat16.
+    # Not by the library: its NumPy interface copies every tensor and lacks bfloat16.
     start = data[:512].tobytes()
     body = 8 + int.from_bytes(start[:8], "little")
-    # There is no magic: 8 bytes of header length, then JSON.
+    # There is no magic number, only 8 bytes of header length and then JSON.
     if start[8:9] != b"{" or body > 8 + _MAX_HEADER:
         raise CheckpointError(diagnosis(start))
     if body > len(data):
@@ -95,7 +95,7 @@ def read_safetensors(data: np.memmap) -> tuple[dict[str, np.ndarray], dict[str, 
             problems.append(f"{shown(name)} {error}")
     position, total = 0, len(data) - body
     for begin, end, name in sorted(spans):
-        # No two tensors share bytes and none lie unused: nothing can hide in the file.
+        # Tensors must not overlap or leave gaps: nothing can hide in the file.
         if begin != position and not problems and not unread:
             problems.append(f"{shown(name)} begins at byte {begin:,}, where {position:,} is next")
         position = end
@@ -146,26 +146,26 @@ def write_safetensors(
     dtype: DTypeLike | None,
     metadata: Mapping[str, str],
 ) -> None:
-    """Writes arrays one after another, so that no memory is needed for all of them.
+    """Writes arrays one by one, so that no memory is needed for all of them.
 
-    Each begins at a multiple of 64 bytes, as far as their sizes allow, so that a mapped file can be
-    computed on in place.
+    Each begins at a multiple of 64 bytes, as far as their sizes allow, so that JAX can compute on a
+    mapped file in place.
 
     Args:
-        path: of the file, which appears under this name at once: write to a temporary one.
+        path: the path of the file. The write isn't atomic: use a temporary path.
         arrays: NumPy or JAX arrays by name, of the dtypes in `NAMES`.
-        dtype: what to cast all of them to; without it each keeps its own.
-        metadata: what the file says about itself.
+        dtype: the dtype to cast all of them to; by default each keeps its own.
+        metadata: the file's metadata.
 
     Raises:
         OSError: it can't be written.
     """
-    # NumPy's own writer in the safetensors library copies everything first, and scrambles arrays
-    # that are not C-contiguous.
+    # Not by the library: its NumPy interface copies everything first, and scrambles arrays that are
+    # not C-contiguous.
     dtypes = {name: np.dtype(dtype or array.dtype) for name, array in arrays.items()}
     sizes = {name: np.size(array) * dtypes[name].itemsize for name, array in arrays.items()}
-    # No gaps are allowed between arrays. Those that would put the next one out of alignment come
-    # last, wide numbers first, so that at least each number is aligned.
+    # The format allows no gaps between arrays. Those whose size would misalign the next one come
+    # last, wide dtypes first, so that at least each number is aligned.
     order = sorted(arrays, key=lambda name: (sizes[name] % ALIGNMENT > 0, -dtypes[name].itemsize))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     end = 0

@@ -1,10 +1,10 @@
-"""A reader of the few pickles that checkpoints consist of, in which nothing can run.
+"""A safe reader of the pickles in checkpoints, which executes nothing.
 
-A pickle is a program for a stack machine, and Python's own machine is hard to fence in: it imports,
-calls and sets attributes on whatever lies on its stack, hashes nested tuples until the C stack or
-the clock gives out, and allocates a memo as large as an opcode asks for. So this is a machine of
-our own for the instructions that PyTorch writes. Its stack holds plain values and the inert
-records below; a global is a pair of strings; "calling" one is a branch of `_call`.
+A pickle is a program for a stack machine, and Python's own machine is hard to restrict: it imports,
+calls and sets attributes on whatever is on its stack, hashes nested tuples until the C stack
+overflows or practically forever, and allocates a memo as large as an opcode demands. So this is a
+machine of our own for the instructions that PyTorch writes. Its stack holds plain values and the
+inert records below; a global is a pair of strings; "calling" one is a branch of `_call`.
 """
 
 import copyreg
@@ -32,15 +32,15 @@ STORAGES = {
     "BoolStorage": np.dtype("?"),
 }
 
-# Everything a checkpoint may name, besides module classes (`__torch__...`). Each one has a branch
+# All globals that a checkpoint may name, besides module classes (`__torch__...`). Each has a branch
 # in `_call`; none is ever imported.
 ADMITTED = frozenset(
     {
         ("collections", "OrderedDict"),
         ("torch._utils", "_rebuild_tensor_v2"),
         ("torch._utils", "_rebuild_parameter"),
-        # Values that modules keep beside their tensors: TorchScript types its lists and
-        # dictionaries, and any module may remember a shape or a device.
+        # Values that modules have beside their tensors: TorchScript types its lists and
+        # dictionaries, and any module may hold a shape or a device.
         ("torch.jit._pickle", "build_intlist"),
         ("torch.jit._pickle", "build_doublelist"),
         ("torch.jit._pickle", "build_boollist"),
@@ -52,12 +52,12 @@ ADMITTED = frozenset(
     }
 )
 
-# Bounds on whatever a pickle can mention once and have used a million times.
+# Bounds on values that a pickle can mention once and use a million times.
 MAX_DIMENSIONS = 64  # numpy's limit, and PyTorch's
 MAX_KEY_LENGTH = 64  # PyTorch numbers its storages
 MAX_CLASS_LENGTH = 1_000
-# A checkpoint takes some 25 instructions a tensor. A byte each, as many as a pickle has room for
-# would take longer than anybody waits.
+# A checkpoint takes about 25 instructions per tensor. An instruction can be a single byte, so a
+# pickle has room for more than anybody would wait for.
 MAX_INSTRUCTIONS = 4_000_000
 
 Key = str | int
@@ -65,7 +65,7 @@ Key = str | int
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Global:
-    """A name that the pickle mentions. It is compared, never looked up."""
+    """A name that the pickle mentions, which is compared but never looked up."""
 
     module: str
     name: str
@@ -75,13 +75,13 @@ class Global:
 
     @property
     def is_module_class(self) -> bool:
-        """Whether TorchScript made this class for a module of the saved model."""
+        """Whether TorchScript generated this class for a module of the saved model."""
         return self.module == "__torch__" or self.module.startswith("__torch__.")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Storage:
-    """A flat run of `count` elements, in the entry `data/<key>`."""
+    """A flat array of `count` elements in the entry `data/<key>`."""
 
     dtype: np.dtype
     key: str
@@ -90,7 +90,7 @@ class Storage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Tensor:
-    """A strided window on a storage, in elements. The numbers are as written: still unchecked."""
+    """A strided view of a storage, in elements. The numbers are from the file, not checked yet."""
 
     storage: Storage
     offset: int
@@ -100,24 +100,24 @@ class Tensor:
 
 @dataclass(slots=True, eq=False)
 class Record:
-    """A TorchScript module: its attributes, and none of its behaviour."""
+    """A TorchScript module's attributes, without its behaviour."""
 
     class_name: str
     state: dict[Key, Any] | None = None
 
 
 def load(data: bytes) -> Any:
-    """The value that a checkpoint's pickle describes, of plain values and the records above.
+    """Reads a checkpoint's pickle to plain values and the records above.
 
     Raises:
-      CheckpointError: malformed, or it needs more than a checkpoint does. The first global that
-        is not admitted is named.
+      CheckpointError: it is malformed, or needs more than a checkpoint does; the message names the
+        first global that is not admitted.
     """
     try:
         return _run(data)
     except (CheckpointError, MemoryError):
         raise
-    except Exception as error:  # opcodes that don't fit together fail in as many ways as there are
+    except Exception as error:  # opcodes that don't fit together raise errors of any kind
         raise CheckpointError(
             f"data.pkl is not a well-formed pickle ({type(error).__name__}: "
             f"{shown(str(error))}), expected one as PyTorch writes it: the file is damaged or was "
@@ -228,9 +228,9 @@ def _run(data: bytes) -> Any:
 
 
 def _named(opcode: str, argument: Any) -> str:
-    """The global that a refused opcode would have reached, where it carries one."""
+    """Returns the global that a refused opcode names, for the message; empty if none."""
     if opcode.startswith("EXT"):
-        # An extension code stands for a global that some library registered in this process.
+        # An extension code is a global that some library has registered in this process.
         known = getattr(copyreg, "_inverted_registry", {}).get(argument)
         return f" ({shown('.'.join(known))})" if known else f" (extension code {argument})"
     return f" ({shown(argument.replace(' ', '.'))})" if opcode == "INST" else ""
@@ -242,7 +242,7 @@ def _admit(found: Global) -> Global:
     if found.is_module_class and len(found.module) + len(found.name) <= MAX_CLASS_LENGTH:
         return found
     is_storage = found.module == "torch" and found.name.endswith("Storage")
-    # Of other types, and sparse, quantised or nested ones.
+    # Tensors of other dtypes, and sparse, quantised or nested ones.
     is_tensor = found.module == "torch._utils" and re.fullmatch(r"_rebuild_\w+", found.name)
     if is_storage or is_tensor:
         raise CheckpointError(
@@ -257,14 +257,14 @@ def _admit(found: Global) -> Global:
 
 
 def _call(function: Global, arguments: tuple[Any, ...]) -> Any:
-    # Whatever is copied here has a bounded size: a memoised argument can be passed a million times.
+    # All values copied here have a bounded size: a memoised argument can be passed a million times.
     if len(arguments) > 8:
         raise ValueError(f"{function} called with {len(arguments)} arguments")
     match function.name, arguments:
         case "OrderedDict", ():
             return {}
         case "_rebuild_tensor_v2", (storage, offset, shape, strides, _, _, *metadata):
-            # The seventh says that a tensor is a lazy negation or conjugate of its storage.
+            # The seventh marks a lazy negation or conjugate of the storage.
             if len(metadata) > 1 or any(metadata):
                 raise CheckpointError(
                     "holds a tensor that is a negative or conjugate view, expected plain ones: "

@@ -1,4 +1,4 @@
-"""Arrays to a `.pt` file, by PyTorch itself: the one place that imports it."""
+"""Writes arrays to a `.pt` file with PyTorch itself: the only place here that imports it."""
 
 import errno
 import os
@@ -19,18 +19,18 @@ def write_pytorch(
 ) -> None:
     """Writes a state dictionary that `torch.load(path, weights_only=True)` reads, bit for bit.
 
-    The file appears under its name complete or not at all.
+    The write is atomic.
 
     Args:
-        arrays: by name.
-        path: of the file.
-        replace: whether it takes the place of one that is there by then.
+        arrays: arrays by name.
+        path: the path of the file.
+        replace: whether to replace a file that exists at the end of the write.
 
     Raises:
-      FileExistsError: there is one, which was not to be replaced.
+      FileExistsError: the file exists and `replace` is False.
       ModuleNotFoundError: PyTorch is not installed.
       OSError: it can't be written; nothing is left behind.
-      ValueError: an array has a dtype that the reader of this package would refuse; lists them all.
+      ValueError: dtypes that the reader of this package would refuse; lists all of them.
     """
     try:
         import torch
@@ -52,8 +52,8 @@ def write_pytorch(
         )
 
     def tensor(array: np.ndarray) -> torch.Tensor:
-        # A fresh copy each: torch.save would store arrays that share memory as one storage, and
-        # from_numpy takes neither read-only nor foreign-endian memory.
+        # A separate copy of each: torch.save would store arrays that share memory as one storage,
+        # and from_numpy takes neither read-only nor foreign-endian memory.
         copy = np.array(array, dtype=array.dtype.newbyteorder("="), order="C")
         if copy.dtype == _BFLOAT16:  # unknown to from_numpy
             return torch.from_numpy(copy.view(np.int16)).view(torch.bfloat16)

@@ -1,8 +1,8 @@
-"""Other ways to compute layers of `clip_jax.nn` on a platform.
+"""Layers of the same interface as those of `clip_jax.nn` that are faster on a platform.
 
 Each file says what it replaces, why the platform needs it, and where it was measured, and has a
-test that it equals `nn`. `optimize` exchanges layers for a platform, `defaults` has what is chosen
-by measurement.
+test that it equals `nn`. `optimize` swaps the layers of a model for a platform. `defaults` holds
+the choices made by measurement.
 """
 
 from clip_jax.backends.apply import optimize as optimize

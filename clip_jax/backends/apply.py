@@ -1,4 +1,4 @@
-"""Which layers are exchanged on which platform, for inference and for training."""
+"""Swaps a model's layers for those that are fastest on a platform, for inference or training."""
 
 import jax.numpy as jnp
 from flax import nnx
@@ -32,17 +32,18 @@ from clip_jax.nn.vit import PatchEmbedding, VisionTransformer
 
 
 def optimize(model: CLIP, platform: str, *, in_slices: bool = True) -> None:
-    """Exchanges layers of `model` for those that a platform computes fastest, in place.
+    """Swaps layers of `model`, in place, for those that are fastest on a platform for inference.
 
-    What is computed is the same, within rounding. On every platform the last block of a transformer
-    computes the pooled rows alone; on CPUs arrays are laid out anew, so that the parameter tree is
-    no longer the public one.
+    The results are the same, within rounding. On every platform the last block of a transformer
+    computes only the pooled rows. On CPUs the layout of arrays changes, so that the parameter tree
+    is no longer the public one.
 
     Args:
-        model: in evaluation, with arrays of its own, in the dtype in which it computes.
-        platform: of the devices it will run on, as `jax.Device.platform` says it.
-        in_slices: whether parts of a batch may be computed one after another, so that they stay in
-            caches; not over a mesh, where the rows lie on several devices.
+        model: a model in evaluation mode that doesn't share its arrays, with parameters in the
+            dtype in which it computes.
+        platform: the platform it will run on, as `jax.Device.platform` names it.
+        in_slices: whether to compute a batch in slices that stay in caches; not over a mesh, where
+            rows are on several devices.
     """
     if platform != "cpu":
         swap_layers(model, pooled)
@@ -83,17 +84,17 @@ def optimize(model: CLIP, platform: str, *, in_slices: bool = True) -> None:
         return None
 
     swap_layers(model, replacement)
-    # The text tower's sequences are short, and have a mask.
+    # No block sizes for the text tower: its sequences are short and masked.
     swap_attention(model.visual, lambda layer: CachedAttention(layer, num_tokens))
     swap_attention(model.transformer, CachedAttention)
     swap_layers(model, pooled)
 
 
 def optimize_for_training(model: CLIP, platform: str) -> None:
-    """Likewise, for a model whose gradients are taken; the parameter tree stays as it is.
+    """Swaps layers of `model`, in place, for training; the parameter tree doesn't change.
 
-    On CPUs only reverse-mode differentiation works then, and the precision of products in the
-    gradient has to be set around the gradient instead of around the model.
+    On CPUs only reverse-mode differentiation works then, and the precision of matrix products in
+    the backward pass must be set around the gradient instead of around the model.
     """
     if platform != "cpu":
         swap_layers(model, pooled)
@@ -117,7 +118,7 @@ def optimize_for_training(model: CLIP, platform: str) -> None:
 
 
 def use_attention(model: CLIP, image: AttentionName, text: AttentionName) -> None:
-    """Has the attention of each tower computed that way, in place; the pooled row's stays XLA's."""
+    """Sets the implementation of each tower's attention, in place; pooled rows always use XLA's."""
     if image == "cudnn":
         swap_attention(model.visual, CudnnAttention)
     if text == "cudnn":
@@ -125,10 +126,10 @@ def use_attention(model: CLIP, image: AttentionName, text: AttentionName) -> Non
 
 
 def pooled(layer: nnx.Module) -> nnx.Module | None:
-    """What takes a transformer's place on every platform."""
+    """Returns the layer that replaces a transformer on any platform; None for other layers."""
     return PooledTransformer(layer) if isinstance(layer, Transformer) else None
 
 
 def swap_attention(module: nnx.Module, layer) -> None:
-    """Exchanges every attention layer in `module` for `layer` of it."""
+    """Replaces every attention layer `x` in `module` with `layer(x)`."""
     swap_layers(module, lambda old: layer(old) if isinstance(old, Attention) else None)

@@ -1,7 +1,7 @@
-"""Defaults by measurement: what is taken where nobody says it, each with the figure behind it.
+"""Defaults chosen by measurement, each with the figure behind it.
 
-A row is added, or its value changed, when `benchmarks/accelerator` has measured it; both results
-are kept in `benchmarks/results/`.
+A row is added or changed only after a measurement by `benchmarks/accelerator`; all results are kept
+in `benchmarks/results/`.
 """
 
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-# Of attention: XLA's own operations, or cuDNN's fused kernel, which takes half precision only.
+# XLA's own operations, or cuDNN's fused kernel, which needs half precision.
 Attention = Literal["xla", "cudnn"]
 
 
@@ -18,12 +18,12 @@ class Default:
     """A row of the table of attention.
 
     Attributes:
-        value: what is taken.
-        platform: of the devices, as `jax.Device.platform` says it; None is any.
-        card: what is part of the name that `jax.Device.device_kind` gives; None is any.
-        dtypes: in which the towers compute; empty is any.
-        min_tokens: of a sequence, from which on it is taken.
-        reason: the figure, the card and the versions; or that there is none.
+        value: the implementation.
+        platform: the platform, as `jax.Device.platform` names it; None for any.
+        card: a part of `jax.Device.device_kind`; None for any.
+        dtypes: names of the dtypes in which the towers compute; empty for any.
+        min_tokens: the least number of tokens in a sequence.
+        reason: the figure, the card and the versions; or that nothing was measured.
     """
 
     value: Attention
@@ -34,7 +34,7 @@ class Default:
     reason: str = ""
 
     def fits(self, platform: str, card: str, dtype: np.dtype, num_tokens: int) -> bool:
-        """Whether the row is for such sequences on such devices."""
+        """Whether the row applies to such sequences on such devices."""
         return (
             self.platform in (None, platform)
             and (self.card is None or self.card in card)
@@ -43,30 +43,30 @@ class Default:
         )
 
 
-# The first row that fits is taken.
+# The first row that fits is used.
 ATTENTION = (
     Default("xla", platform="cpu", reason="there is no other"),
     Default("xla", reason="not measured: no GPU or TPU has run benchmarks/accelerator yet"),
 )
 
-# Rows of a batch for each device, where none is given: on CPUs measured with ViT-B/32 to L/14
+# Default rows of a batch per device: on CPUs measured with ViT-B/32 to L/14
 # (benchmarks/results/encode.md); on others not measured.
 BATCH_SIZE = {"cpu": 32}
 BATCH_SIZE_ELSEWHERE = 256
 
 
 def default_attention(platform: str, card: str, dtype: np.dtype, num_tokens: int) -> Default:
-    """The row of the table for sequences of so many tokens.
+    """Returns the row of the table for sequences of `num_tokens` tokens.
 
     Args:
-        platform: of the devices, as `jax.Device.platform` says it.
-        card: their kind, as `jax.Device.device_kind` says it.
-        dtype: in which the towers compute.
-        num_tokens: of a sequence.
+        platform: the platform, as `jax.Device.platform` names it.
+        card: the kind of device, as `jax.Device.device_kind` names it.
+        dtype: dtype in which the towers compute.
+        num_tokens: the number of tokens in a sequence.
     """
     return next(row for row in ATTENTION if row.fits(platform, card, dtype, num_tokens))
 
 
 def default_batch_size(platform: str) -> int:
-    """Rows of a batch for each device of a platform."""
+    """Returns the default rows of a batch per device of a platform."""
     return BATCH_SIZE.get(platform, BATCH_SIZE_ELSEWHERE)

@@ -1,4 +1,4 @@
-"""A model for inference in half precision, which holds its parameters in it."""
+"""Models for inference that keep their parameters in half precision."""
 
 from jax.typing import DTypeLike
 
@@ -7,10 +7,10 @@ from clip_jax.nn.tree import variables
 
 
 def cast(model: CLIP, dtype: DTypeLike) -> CLIP:
-    """The model computing in `dtype`, with the parameters already in it that it casts on use.
+    """Returns a copy of the model that computes in `dtype` and keeps its parameters in it.
 
-    Its results are those of the same model with float32 parameters, in half the memory. For
-    inference: the norms and the temperature stay float32, but rounded matrices can't be trained.
+    Its results are those of the same model with float32 parameters, in half the memory. Norms and
+    temperature stay float32. It is for inference only: rounded matrices can't be trained.
     """
     arrays = {path: variable[...] for path, variable in variables(model).items()}
     norms = {path.rpartition("/")[0] for path in arrays if path.endswith("/scale")}

@@ -1,8 +1,8 @@
-"""The last block of a transformer for nothing but the row of each sequence that is pooled.
+"""Computes the last block of a transformer only for the pooled row of each sequence.
 
-All rows are needed up to the last block's keys and values, one row from there on: the queries, the
-output projection and the MLP of the others change nothing. It spares a tower of n blocks about
-three quarters of one, on every platform. In place of `Transformer`, its last `ResidualBlock` and
+All rows are needed up to the last block's keys and values, but only one after that: the queries,
+the output projection and the MLP of the other rows have no effect. This saves about three quarters
+of a block per tower, on every platform. It replaces `Transformer`, its last `ResidualBlock` and
 that block's `Attention`.
 """
 
@@ -27,7 +27,7 @@ from clip_jax.nn.layers import (
 
 
 def rows_of(x: Shaped[Array, "#b l *w"], rows: RowIds | None) -> Shaped[Array, "#b r *w"]:
-    """One row of each sequence, its axis kept; all rows where `rows` is None."""
+    """Returns one row of each sequence, with its axis kept; all rows if `rows` is None."""
     return x if rows is None else take_rows(x, rows)
 
 
@@ -47,7 +47,7 @@ class RowAttention(Attention):
 
 
 class PooledBlock(ResidualBlock):
-    """`ResidualBlock`; with `rows`, only those rows of its result are computed."""
+    """`ResidualBlock` that, given `rows`, computes only those rows of its result."""
 
     def __init__(self, block: ResidualBlock):
         adopt(self, block)
@@ -62,7 +62,7 @@ class PooledBlock(ResidualBlock):
 
 
 class PooledTransformer(Transformer):
-    """`Transformer` whose last block computes the pooled rows alone, unless a tap wants to see."""
+    """`Transformer` whose last block computes only the pooled rows, unless there is a tap."""
 
     def __init__(self, transformer: Transformer):
         adopt(self, transformer)

@@ -1,11 +1,11 @@
-"""Attention with one query a sequence, for which no keys and values need to be made.
+"""Attention with one query per sequence, without computing keys and values.
 
-(x K) q = x (K q) and p (x V) = (p x) V: on each right side a matrix meets one row of a sequence
-instead of all. The keys' bias adds the same to all scores of a query, which the softmax doesn't
-see; the weights sum to 1, so the values' bias is added once. So the last block of a transformer
-costs a tenth. On a CPU it made no difference to a ViT-B/32 with one image or two; with kernels
-that have to be transposed for it, it took a ResNet-50 longer with one image, and saved it time
-with eight (jaxlib 0.10, benchmarks/results/encode_profile.md). On GPUs it is not measured.
+(x K) q = x (K q) and p (x V) = (p x) V: on the right sides, a matrix multiplies one row per
+sequence instead of all. The keys' bias adds the same number to all scores of a query, which cancels
+in the softmax; the weights sum to 1, so the values' bias is added once. The last block of a
+transformer then costs a tenth. On a CPU it made no difference to a ViT-B/32 with one or two images;
+with kernels that must be transposed for it, a ResNet-50 was slower with one image and faster with
+eight (jaxlib 0.10, benchmarks/results/encode_profile.md). Not measured on GPUs.
 """
 
 import functools
@@ -30,16 +30,16 @@ def attend_from(
     *,
     dtype: DTypeLike | None = None,
 ) -> Float[Array, "b hc"]:
-    """Attention of one query a sequence to `x`, whose keys and values these kernels would make.
+    """Computes attention of one query per sequence to the rows of `x`.
 
     Args:
         q: the queries.
-        x: what they attend to.
-        key_kernel: stored transposed, as the others.
-        value_kernel: of the values.
-        value_bias: of the values.
-        mask: which rows of a sequence its query sees.
-        dtype: of what is multiplied; that of `x` unless it is given.
+        x: the rows from which keys and values would be computed.
+        key_kernel: the kernel of the keys, transposed.
+        value_kernel: the kernel of the values, transposed.
+        value_bias: the bias of the values.
+        mask: the rows of a sequence that its query sees.
+        dtype: the dtype of the products' inputs; by default that of `x`.
     """
     _, h, c = q.shape
     dtype = dtype or x.dtype
@@ -58,9 +58,9 @@ def attend_from(
 
 
 class SingleQueryAttention(RowAttention):
-    """`RowAttention` that makes no keys and values where one row of each sequence is wanted."""
+    """`RowAttention` that computes no keys and values if one row of each sequence is wanted."""
 
-    # Of the products with one query; that of the activations where it is None.
+    # The dtype of products with one query; None for that of the activations.
     query_dtype: DTypeLike | None = None
 
     def __call__(
@@ -73,7 +73,7 @@ class SingleQueryAttention(RowAttention):
     def from_rows(
         self, x: Float[Array, "b l w"], rows: RowIds, *, is_causal: bool
     ) -> Float[Array, "b 1 w"]:
-        """Attention from one row of each sequence."""
+        """Computes attention from one row of each sequence."""
         q_kernel, k_kernel, v_kernel = jnp.split(transposed_kernel(self.in_proj), 3)
         q_bias, _, v_bias = jnp.split(self.in_proj.bias[...].astype(x.dtype), 3)
         q = multiply_transposed(take_rows(x, rows), q_kernel.astype(x.dtype))

@@ -1,4 +1,4 @@
-"""Exchange of layers inside a model for others of the same interface."""
+"""Swaps layers inside a model for others with the same interface."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,12 +7,12 @@ from flax import nnx
 
 
 def swap_layers(model: nnx.Module, replacement: Callable[[nnx.Module], nnx.Module | None]) -> None:
-    """Puts other layers in the places of some of a model's, in place.
+    """Replaces layers of a model in place.
 
     Args:
-        model: is walked from the leaves to the root, so that a layer is asked about after the
-            layers inside of it have been exchanged.
-        replacement: gives the layer to put in the place of another; None leaves it.
+        model: the model, walked from the leaves to the root, so that `replacement` sees a layer
+            after its inner layers have been replaced.
+        replacement: returns the layer to put in place of the given one; None keeps it.
     """
     for holder, key, layer in _places(model):
         swap_layers(layer, replacement)
@@ -28,12 +28,12 @@ def swap_layers(model: nnx.Module, replacement: Callable[[nnx.Module], nnx.Modul
 def adopt(new: nnx.Module, layer: nnx.Module) -> None:
     """Gives `new` the attributes of `layer`: its settings, arrays and inner layers, shared."""
     for name, value in vars(layer).items():
-        if not name.startswith("_"):  # what Flax keeps of the object itself
+        if not name.startswith("_"):  # Flax's own state of the object
             setattr(new, name, value)
 
 
 def _places(module: nnx.Module) -> list[tuple[Any, Any, nnx.Module]]:
-    """Where a module holds others: the holder, the attribute or index, and the module there."""
+    """Lists a module's direct submodules, each with its holder and its attribute or index."""
     places: list[tuple[Any, Any, nnx.Module]] = []
     for name, value in vars(module).items():
         if isinstance(value, nnx.List):

@@ -1,4 +1,4 @@
-"""Batch embedding that goes on where it was stopped, and the reading of what it leaves."""
+"""Batch embedding that resumes where it was stopped, and functions that read its output."""
 
 from typing import Any
 

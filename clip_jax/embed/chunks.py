@@ -2,7 +2,7 @@
 
 import dataclasses
 
-# With fewer files than this for each process, the chunks of each file are shared instead of files.
+# With fewer files than this per process, the processes divide the chunks of each file instead.
 SHARDS_EACH = 4
 
 
@@ -12,9 +12,9 @@ class Chunk:
 
     Attributes:
         shard: the index of the shard.
-        number: of the chunk in its shard.
-        begin: its first row, counted from the shard's.
-        end: the row after its last.
+        number: the index of the chunk in its shard.
+        begin: the number of its first row in the shard.
+        end: the number after its last row.
     """
 
     shard: int
@@ -24,7 +24,7 @@ class Chunk:
 
     @property
     def name(self) -> str:
-        """Tells it from the others of a job, and sorts as they do."""
+        """The chunk's unique name in a job; names sort as the chunks do."""
         return f"{self.shard:06d}-{self.number:06d}"
 
     def __len__(self) -> int:
@@ -32,12 +32,12 @@ class Chunk:
 
 
 def shard_of(name: str) -> int:
-    """The index of the shard of a chunk of that name."""
+    """Returns the index of the shard, given the name of a chunk."""
     return int(name.partition("-")[0])
 
 
 def divide(shard: int, rows: int, rows_per_part: int) -> list[Chunk]:
-    """The chunks of a shard, which depend on nothing but these numbers."""
+    """Returns the chunks of a shard, which depend on nothing but these numbers."""
     return [
         Chunk(shard, number, begin, min(begin + rows_per_part, rows))
         for number, begin in enumerate(range(0, rows, rows_per_part))
@@ -46,13 +46,13 @@ def divide(shard: int, rows: int, rows_per_part: int) -> list[Chunk]:
 
 @dataclasses.dataclass(frozen=True)
 class Worker:
-    """One of several processes that do a job together, and which chunks it takes.
+    """One of several processes that share a job, and its choice of chunks.
 
-    A process with enough files takes whole ones, so that nobody else has to open them.
+    If there are enough files, each process takes whole ones, so that no other opens them.
 
     Attributes:
-        index: of the process.
-        count: of the processes.
+        index: the index of this process.
+        count: the number of processes.
     """
 
     index: int = 0
@@ -66,11 +66,11 @@ class Worker:
             )
 
     def shards(self, num_shards: int) -> range:
-        """The indices of the shards that this process opens."""
+        """Returns the indices of the shards that this process opens."""
         by_shard = num_shards >= SHARDS_EACH * self.count
         return range(self.index, num_shards, self.count) if by_shard else range(num_shards)
 
     def takes(self, chunk: Chunk, num_shards: int) -> bool:
-        """Whether that chunk, of one of its shards, is this process's."""
+        """Whether this process does a chunk of one of its shards."""
         by_shard = num_shards >= SHARDS_EACH * self.count
         return by_shard or (chunk.shard + chunk.number) % self.count == self.index

@@ -1,8 +1,7 @@
-"""Whether the parts that are there are of the input as it is now; else it is another input.
+"""Checks at a start that the existing parts match the input as it is now.
 
-What that costs at a start is a look at the files: a part is taken for the input's where its files
-have the sizes and times, or ETags, that they had when it was made. Where they have others, or where
-it is asked for, its rows are read again and compared one by one.
+Usually it only looks at the files: a part matches if they have the sizes and times, or ETags, that
+they had when it was written. If these differ, or on request, its rows are read and compared.
 """
 
 import bisect
@@ -29,28 +28,28 @@ from clip_jax.sources.faults import told
 from clip_jax.sources.records import as_key
 from clip_jax.storage import Unreachable, storage
 
-# Records that are held at one time, and threads that read their pictures.
+# Records held in memory at a time, and threads that read their pictures.
 RECORDS, THREADS = 64, 8
-# In place of a digest: the picture doesn't matter.
+# In place of a digest: the picture was not compared.
 _UNREAD = -1
 
 
 class Comparison:
-    """The parts of a process's share beside the rows of the input.
+    """Compares a worker's parts with the rows of the input.
 
     Attributes:
-        layout: of the parts.
-        rows: how many were compared, and are the same.
+        layout: the layout of the parts.
+        rows: how many rows were compared and found to be the same.
     """
 
     def __init__(self, plan: Plan, layout: Layout, parts: Parts, *, show: bool):
-        """Looks at nothing yet.
+        """Reads no file yet.
 
         Args:
-            plan: knows the parts that count, and reads the input.
-            layout: of the parts.
+            plan: lists the valid parts, and reads the input.
+            layout: the layout of the parts.
             parts: the output.
-            show: whether standard error shows how far a comparison is.
+            show: whether to show progress on standard error.
         """
         self._plan, self._parts, self._show = plan, parts, show
         self.layout = layout
@@ -58,17 +57,17 @@ class Comparison:
         self.rows = 0
 
     def check(self, *, verify: bool, note: bool) -> None:
-        """Refuses an input that isn't the one of which the parts are.
+        """Raises an error if the parts were made from another input.
 
-        A row that can't be read now is not taken for another: its part is left as it is.
+        A row that can't be read now doesn't count as a difference; its part stays as it is.
 
         Args:
-            verify: whether all rows are compared, whatever their files' sizes and times are, with
-                the pictures that a table names; and one that can't be read is refused.
-            note: whether files' sizes and times are noted where the rows are found to be the same.
+            verify: whether to compare all rows, also those of unchanged files, and the pictures
+                that a table points to. A row that can't be read is then an error.
+            note: whether to record the files' sizes and times where the rows are the same.
 
         Raises:
-            ValueError: it is another; says what differs.
+            ValueError: the input is another one; the message says what differs.
             OSError: a store can't be reached; the output can't be read or written.
         """
         doubtful = []
@@ -83,10 +82,10 @@ class Comparison:
         self._compare(doubtful, verify, note)
 
     def check_changed(self) -> None:
-        """Refuses files whose rows have changed since they were listed.
+        """Raises an error if rows have changed since the input was listed.
 
         Raises:
-            ValueError: some have; says what differs.
+            ValueError: some have; the message says what differs.
             OSError: a store can't be reached, or the output can't be read.
         """
 
@@ -95,7 +94,7 @@ class Comparison:
                 return self._shards[shard].has_changed()
             except Unreachable:
                 raise
-            except OSError:  # gone; what was read of it is there
+            except OSError:  # the file is gone, but its rows were read before
                 return False
 
         opened = sorted(self._plan.opened)
@@ -108,11 +107,11 @@ class Comparison:
             self._compare(names, verify=False, note=False)
 
     def _is_older_version(self, finished: Finished) -> bool:
-        """Whether an earlier version wrote it, which kept nothing of a part's pictures."""
+        """Whether an earlier version wrote the part, which stored no digests of pictures."""
         return self.layout.what != "texts" and not finished.has_digests
 
     def _are_older(self, name: str) -> bool:
-        """Whether a part's files were last changed before it, as far as clocks can tell."""
+        """Whether a part's input files were last changed before it was written, by the clocks."""
         chunk, finished = self._plan.chunk(name), self._plan.finished[name]
         path = self._parts.path(self._parts.table, name)
         written = storage(path).modified(path)
@@ -120,7 +119,7 @@ class Comparison:
         return written is not None and all(_changed(file) < written for file in files)
 
     def _take(self, name: str, finished: Finished, stamp: str | None, note: bool) -> None:
-        """Takes a part for the input's."""
+        """Accepts a part as matching the input."""
         self._plan.known[name] = finished.mark
         if note and stamp != finished.stamp:
             self._parts.note(name, finished, stamp)
@@ -178,32 +177,32 @@ class Comparison:
 
 
 class _Rows:
-    """The rows of a part, and the same rows as the input has them now.
+    """The rows of a part, and the same rows of the input as it is now.
 
     Attributes:
-        unread: why a row can't be read now, of those that can't be.
+        unread: the problems of the rows that can't be read now, by position in the part.
     """
 
     def __init__(
         self, layout: Layout, source: str, part: Part, embedded: Sequence[int], verify: bool
     ):
-        """Has read none yet.
+        """Reads no row yet.
 
         Args:
-            layout: of the part.
-            source: the path of the input's file, or of its folder.
-            part: as it was written.
-            embedded: which rows it holds.
-            verify: whether pictures are read that are neither in that file nor in that folder.
+            layout: the layout of the part.
+            source: the path of the input's file or folder.
+            part: the part as it was written.
+            embedded: the numbers of the rows that it holds.
+            verify: whether to read pictures outside that file or folder too.
         """
         self._layout, self._source, self._part, self._verify = layout, source, part, verify
         self._embedded = embedded
         self._places = {row: place for place, row in enumerate(embedded)}
-        self._now: dict[int, tuple[Record, int | None]] = {}  # by their places
+        self._now: dict[int, tuple[Record, int | None]] = {}  # by position in the part
         self.unread: dict[int, str] = {}
 
     def take(self, row: int, record: Record) -> None:
-        """Reads a row of the input; by any thread.
+        """Reads a row of the input; thread-safe.
 
         Raises:
             Unreachable: nothing can be read any more.
@@ -221,7 +220,7 @@ class _Rows:
             self.unread[place] = told(error)
 
     def difference(self) -> tuple[str, str] | None:
-        """What is another, rows or pictures, and how the first of them differs."""
+        """Returns "rows" or "pictures", whichever differ, and how the first one differs."""
         import pyarrow as pa
 
         places, path = sorted(self._now), self._layout.path
@@ -253,14 +252,14 @@ class _Rows:
         return None
 
     def _picture(self, record: Record) -> int | None:
-        """The digest of a record's picture; None where it has none, _UNREAD if it isn't needed."""
+        """Returns the digest of a record's picture; None without one, _UNREAD if not needed."""
         is_inside = (record.path or "").startswith(f"{as_key(self._source)}/")
         if self._part.pictures is None or not (is_inside or self._verify):
             return _UNREAD
         return None if record.read is None else picture_digest(record.read())
 
     def _first_other(self, there: Any, here: Any) -> int | None:
-        """The first row in which two tables of one column differ."""
+        """Returns the first row in which two tables of one column differ."""
         (name,) = there.column_names
         if name == self._layout.path:
             pairs = zip(there[name].to_pylist(), here[name].to_pylist(), strict=True)
@@ -274,22 +273,22 @@ class _Rows:
         )
 
     def _is_same_place(self, there: str | None, here: str | None) -> bool:
-        """Whether pictures are in the same place, though the input as a whole may have moved."""
+        """Whether two paths are the same, although the whole input may have been moved."""
         if there is None or here is None:
             return there == here
         if here.startswith(f"{as_key(self._source)}/"):
-            return True  # told by its key and its content
+            return True  # its key and content identify it
         inside = here.removeprefix(f"{as_key(os.path.dirname(self._source))}/")
         return there == here or (inside != here and there.endswith(f"/{inside}"))
 
 
 def _are_same(there: Any, here: Any) -> bool:
-    """Whether two tables would be the same files: as equal as what is written can tell."""
+    """Whether two tables are written as the same bytes."""
     return encoded(there.combine_chunks(), {}, {}) == encoded(here.combine_chunks(), {}, {})
 
 
 def _changed(path: str) -> float:
-    """When a file was last changed, in nanoseconds; infinite where that can't be told."""
+    """Returns the time of a file's last change in nanoseconds; infinity if it is unknown."""
     where = storage(path)
     modified = where.modified(path)
     return math.inf if modified is None else max(modified, where.stat(path).changed)

@@ -1,4 +1,4 @@
-"""What a job has done, and where its time went."""
+"""Counts of a job's rows and parts, and of the time that each stage took."""
 
 import contextlib
 import dataclasses
@@ -13,22 +13,22 @@ CLOCKS = ("waiting", "reading", "decoding", "device", "writing")
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a job has done.
+    """The result of a job.
 
     Attributes:
-        rows: rows embedded now.
-        errors: rows of this worker that could not be embedded, those of earlier runs too.
-        parts: parts written now.
-        rows_before: rows that earlier runs have embedded.
-        rows_to_do: rows left to do; none but after a dry run.
-        parts_to_do: likewise.
-        verified: rows of earlier runs that were compared with the input, and are the same.
-        seconds: how long it took, compilation included.
-        waited: seconds in which the device had nothing to do for want of data.
-        reading: seconds of reading, of all threads together.
-        decoding: likewise, of decoding, resizing and cropping.
+        rows: rows embedded by this run.
+        errors: rows of this worker that could not be embedded, in earlier runs too.
+        parts: parts written by this run.
+        rows_before: rows embedded by earlier runs.
+        rows_to_do: rows left to do, after a dry run.
+        parts_to_do: parts left to do, after a dry run.
+        verified: rows of earlier runs that were found to equal the input.
+        seconds: how long the run took, compilation included.
+        waited: seconds in which the device waited for data.
+        reading: seconds of reading, summed over all threads.
+        decoding: seconds of decoding, resizing and cropping, likewise summed.
         device: seconds of computing.
-        writing: seconds of writing parts, which runs beside the rest.
+        writing: seconds of writing parts, which runs in parallel with the rest.
     """
 
     rows: int = 0
@@ -47,7 +47,7 @@ class Summary:
 
     @property
     def bottleneck(self) -> str:
-        """What took the time: "reading", "decoding", "device" or "writing"."""
+        """The slowest stage: "reading", "decoding", "device" or "writing"."""
         rest = max(self.seconds - self.waited - self.device, 0.0)
         if self.waited >= max(self.device, rest):
             return "reading" if self.reading > self.decoding else "decoding"
@@ -90,7 +90,7 @@ class Counts:
 
     @contextlib.contextmanager
     def timing(self, what: str) -> Iterator[None]:
-        """Counts the time of a block; by any thread."""
+        """Adds the time of a block to a clock; thread-safe."""
         start = time.monotonic()
         try:
             yield
@@ -100,7 +100,7 @@ class Counts:
 
     @property
     def waiting(self) -> float:
-        """The share of the time, 0 to 1, in which the device waited for data."""
+        """The fraction of the time, 0 to 1, in which the device waited for data."""
         return self._seconds["waiting"] / max(time.monotonic() - self._start, 1e-9)
 
     def failed(self, error: str) -> None:
@@ -109,14 +109,14 @@ class Counts:
         self.last_error = error
 
     def kept(self) -> str:
-        """What there is to say where the job is stopped."""
+        """Returns the message for a job that is stopped."""
         return (
             f"{counted(self.parts, 'part')} written now and {self.parts_before:,} written before "
             "are kept; the same command goes on from there"
         )
 
     def summary(self, rows_to_do: int = 0, parts_to_do: int = 0) -> Summary:
-        """What there is to say at the end."""
+        """Returns the result so far."""
         return Summary(
             rows=self.rows,
             errors=self.errors + self.errors_before,

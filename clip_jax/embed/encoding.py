@@ -1,9 +1,9 @@
-"""A part as a Parquet file that proves to be whole.
+"""The encoding of a part as a Parquet file with a checksum.
 
-Its schema's metadata says whose it is, and of which rows. What is added to its footer says where
-its content ends, what its CRC is, and where the embeddings lie in it, which are neither compressed
-nor encoded, so that they can be mapped. After the columns, where no reader of Parquet looks, lie
-the digests of the pictures: a footer of their size would have to be read at every start.
+The schema's metadata names the job and the rows. The footer's gives the end of the content, its
+CRC, and the offsets of the embeddings, which are neither compressed nor encoded, so that they can
+be mapped. The digests of the pictures follow the columns, where Parquet readers don't look: in the
+footer they would have to be read at every start.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from clip_jax.errors import is_exhausted
 
 # Keys of the metadata.
 ABOUT, FILE = b"clip_jax", b"clip_jax.file"
-# A page of embeddings must hold a row group: pyarrow begins another after 20,000 rows.
+# Each row group must fit in one page: pyarrow begins a new page after 20,000 rows.
 ROW_GROUP = 8192
 # The columns of embeddings.
 COLUMNS = ("embedding", "text_embedding")
@@ -27,14 +27,14 @@ COLUMNS = ("embedding", "text_embedding")
 
 @dataclasses.dataclass(frozen=True)
 class Contents:
-    """What is in a whole file.
+    """The content of a valid file.
 
     Attributes:
         about: its metadata.
-        rows: how many.
-        mark: tells it from others of its name.
-        digests: where those of the rows' pictures begin; None where it has none.
-        data: the file, or its end.
+        rows: how many rows it has.
+        mark: distinguishes it from other versions of the file.
+        digests: the offset of the pictures' digests; None if it has none.
+        data: the bytes of the file, or of its end.
     """
 
     about: dict[str, Any]
@@ -45,13 +45,13 @@ class Contents:
 
     @property
     def pictures(self) -> np.ndarray | None:
-        """(rows,) uint64, the digests of the rows' pictures; of a whole file."""
+        """(rows,) uint64, the digests of the pictures; needs the whole file in `data`."""
         if self.digests is None:
             return None
         return np.frombuffer(self.data, "<u8", self.rows, self.digests)
 
     def table(self) -> tuple[Any, dict[str, np.ndarray]]:
-        """Its columns as an Arrow table without metadata, and its embeddings."""
+        """Returns the columns as an Arrow table without metadata, and the embeddings."""
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -63,11 +63,11 @@ class Contents:
 
 
 def contents(data: bytes, is_whole: bool) -> Contents | None:
-    """What is in a file; None if it is damaged.
+    """Parses a file; returns None if it is damaged.
 
     Args:
-        data: the file; or its end, from its footer on.
-        is_whole: which of the two; only the whole file shows its damages.
+        data: the bytes of the file, or of its end from the footer on.
+        is_whole: whether it is the whole file; only then the CRC is checked.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -91,7 +91,7 @@ def encoded(
     about: Mapping[str, Any],
     pictures: np.ndarray | None = None,
 ) -> bytes:
-    """A table as a Parquet file, with embeddings after its first column."""
+    """Encodes a table as a Parquet file, with the embeddings after its first column."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -134,23 +134,23 @@ def encoded(
 
 
 def matrix(column: Any) -> np.ndarray:
-    """(rows, d) from a column of fixed-size lists."""
+    """Returns a column of fixed-size lists as an array (rows, d)."""
     values = column.combine_chunks().flatten()
     return values.to_numpy().reshape(len(column), column.type.list_size)
 
 
 def footer_length(data: bytes) -> int:
-    """Bytes of the footer with which a Parquet file ends, with its length and the last word."""
+    """Returns the bytes of a Parquet file's footer, its length and magic number included."""
     return int.from_bytes(data[-8:-4], "little") + 8
 
 
 def mark_of(data: bytes) -> int:
-    """The CRC of a part's footer, which has that of everything else."""
+    """Returns the CRC of a part's footer, which holds the CRC of everything else."""
     return zlib.crc32(data[-footer_length(data) :])
 
 
 def npy(matrix: np.ndarray) -> bytes:
-    """An array as a file of NumPy's."""
+    """Encodes an array as a .npy file."""
     file = io.BytesIO()
     np.save(file, matrix)
     return file.getvalue()

@@ -1,4 +1,4 @@
-"""What a job's output lacks, as far as the parts that are there can tell."""
+"""The rows that a job's output lacks, as far as the existing parts show."""
 
 import collections
 import dataclasses
@@ -8,15 +8,15 @@ from typing import Any
 from clip_jax.embed.chunks import divide
 from clip_jax.messages import counted, some
 
-# Parts that a message names.
+# How many parts a message names.
 SHOWN = 3
 
 
 class Incomplete(UserWarning):
-    """Rows are left out, since their parts are missing or damaged.
+    """Rows are left out because their parts are missing or damaged.
 
     Attributes:
-        rows: how many for certain; 0 where a file of the input may just be empty.
+        rows: how many are certainly missing; 0 if a file of the input may just be empty.
     """
 
     def __init__(self, message: str, rows: int = 0):
@@ -26,11 +26,11 @@ class Incomplete(UserWarning):
 
 @dataclasses.dataclass(frozen=True)
 class Gaps:
-    """What is missing.
+    """The missing rows.
 
     Attributes:
         chunks: how many rows each missing chunk has, by its name.
-        shards: files of the input without any part; of which nothing is known, they may be empty.
+        shards: the indices of the input's files without any part; they may be empty.
     """
 
     chunks: Mapping[str, int]
@@ -38,11 +38,11 @@ class Gaps:
 
     @property
     def rows(self) -> int:
-        """How many rows are missing for certain."""
+        """How many rows are certainly missing."""
         return sum(self.chunks.values())
 
     def warnings(self, out: str, table: str) -> list[Incomplete]:
-        """One for each kind of gap.
+        """Returns one warning for each kind of gap.
 
         Args:
             out: the folder.
@@ -68,13 +68,13 @@ class Gaps:
 
 
 def gaps(job: Mapping[str, Any], shard_rows: Mapping[str, int]) -> Gaps:
-    """Compares what is there with what there must be.
+    """Compares the existing chunks with those that the job must have.
 
     Args:
-        job: what is noted of it.
-        shard_rows: by the names of the chunks that are there, how many rows their shards have.
+        job: the content of `job.json`.
+        shard_rows: how many rows its shard has, for each existing chunk by name.
     """
-    # A file that could not be opened was a single row; a later try may have found out more.
+    # A file that could not be opened counted as one row; a later run may have found more.
     rows: dict[int, int] = collections.defaultdict(int)
     for name, count in shard_rows.items():
         shard = int(name.partition("-")[0])
@@ -85,6 +85,6 @@ def gaps(job: Mapping[str, Any], shard_rows: Mapping[str, int]) -> Gaps:
         for chunk in divide(shard, count, job["identity"]["rows_per_part"])
         if shard_rows.get(chunk.name) != count
     }
-    # Jobs of earlier versions don't say how many files there were.
+    # Jobs of earlier versions don't record how many files the input has.
     shards = range(job.get("shards", max(rows, default=-1) + 1))
     return Gaps(chunks, [shard for shard in shards if shard not in rows])

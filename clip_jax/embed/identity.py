@@ -1,4 +1,4 @@
-"""What makes two jobs the same: model, preprocessing, options and input, as one fingerprint."""
+"""A job's identity (model, preprocessing, options and input) and its fingerprint."""
 
 import contextlib
 import hashlib
@@ -15,9 +15,9 @@ from clip_jax.sources.files import ListedFile
 from clip_jax.storage import storage
 
 JOB = "job.json"
-# Parts that are named at one time.
+# How many parts an error message names.
 SHOWN = 10
-# What is read of a job and of its identity, besides telling it from others; and what it must be.
+# The fields of `job.json` that are used, each with a check of its value.
 _NOTED = {
     "fingerprint": lambda value: isinstance(value, str),
     "identity": lambda value: isinstance(value, dict) and _fits(value, _IDENTITY),
@@ -28,7 +28,7 @@ _NOTED = {
     "shards": lambda value: _is_count(value),
     "types": lambda value: isinstance(value, str),
 }
-# Jobs of earlier versions lack these.
+# Fields that jobs of earlier versions lack, with their defaults.
 _LATER = {"shards": 1, "types": ""}
 _IDENTITY = {
     "model": lambda value: isinstance(value, str),
@@ -40,16 +40,16 @@ _EMBEDDINGS = {"embedding": lambda value: value in ("image", "text")}
 
 
 def fingerprint(identity: Mapping[str, Any]) -> str:
-    """A short name of an identity, which is plain JSON."""
+    """Returns a short hash of an identity."""
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_job(out: str) -> dict[str, Any] | None:
-    """What was noted of the job whose output is in that folder: its identity, and its model's name.
+    """Reads `job.json` in an output folder; returns None if there is none.
 
     Raises:
-        ValueError: the note is damaged.
-        OSError: it can't be read.
+        ValueError: the file is damaged.
+        OSError: the file can't be read.
     """
     path = f"{out}/{JOB}"
     try:
@@ -72,10 +72,10 @@ def _is_count(value: Any) -> bool:
 
 
 def check_model(source: str, job: dict[str, Any], model: CLIP) -> None:
-    """Refuses embeddings of another model.
+    """Checks that a job's embeddings come from this model.
 
     Raises:
-        ValueError: they are; gives both fingerprints.
+        ValueError: they come from another; the message gives both fingerprints.
     """
     theirs, ours = job["identity"]["model"], model_digest(model)
     if theirs != ours:
@@ -86,26 +86,26 @@ def check_model(source: str, job: dict[str, Any], model: CLIP) -> None:
 
 
 def claim(out: str, identity: Mapping[str, Any], about: Mapping[str, Any], dry: bool) -> bool:
-    """Makes a folder this job's, or refuses another's.
+    """Claims a folder for this job by writing `job.json`, unless it exists.
 
     Args:
         out: the folder.
-        identity: of the job.
-        about: what else to note.
-        dry: whether to leave the folder as it is.
+        identity: the job's identity.
+        about: other fields of `job.json`.
+        dry: whether to write nothing.
 
     Returns:
-        Whether it is this job's now.
+        Whether the folder is this job's now.
 
     Raises:
-        ValueError: it is another's; names both fingerprints and lists what differs.
-        OSError: it can't be written.
+        ValueError: it is another job's; gives both fingerprints and what differs.
+        OSError: the file can't be read or written.
     """
     job = read_job(out)
     if job is None and not dry:
         document = {"fingerprint": fingerprint(identity), "identity": identity, **about}
         storage(out).create(f"{out}/{JOB}", json.dumps(document, indent=1).encode() + b"\n")
-        job = read_job(out)  # another job may have been quicker
+        job = read_job(out)  # another process may have written it first
     if job is None:
         return False
     there = job["identity"]
@@ -119,12 +119,12 @@ def claim(out: str, identity: Mapping[str, Any], about: Mapping[str, Any], dry: 
 
 
 class Other(NamedTuple):
-    """A part whose rows are not those of the input.
+    """A part whose rows differ from the input's.
 
     Attributes:
         part: the path of its table.
-        what: is another: "rows", "pictures".
-        how: which rows of the input, and what differs.
+        what: what differs: "rows" or "pictures".
+        how: the rows of the input, and how they differ.
     """
 
     part: str
@@ -133,18 +133,18 @@ class Other(NamedTuple):
 
 
 def refuse_others(others: Sequence[Other]) -> None:
-    """Refuses an input whose rows are others than those embedded, if there are such parts.
+    """Raises an error that names the parts whose rows differ from the input's, if any.
 
     Raises:
-        ValueError: there are; names them.
+        ValueError: there are such parts.
     """
     if not others:
         return
     first, *more = others
     also = f"; {len(more)} more parts likewise" if more else ""
-    if len(others) >= SHOWN:  # where comparing has ended
+    if len(others) >= SHOWN:  # the comparison stopped there
         also = f"; at least {len(more)} more parts likewise"
-        # All parts of the same files: those not compared are as likely others.
+        # All parts of these files: those not compared are likely to differ too.
         parts = {re.sub(r"(\d{6,})-\d{6,}", r"\1-*", other.part) for other in others}
     else:
         parts = {other.part for other in others}
@@ -156,7 +156,7 @@ def refuse_others(others: Sequence[Other]) -> None:
 
 
 def place(source: Input, chunk: Chunk) -> str:
-    """Which rows of an input a chunk has."""
+    """Describes the rows of a chunk, for messages."""
     shard = source.shards[chunk.shard]
     name = shard.name if isinstance(shard, ListedFile) else "the input"  # a folder
     return f"rows {chunk.begin} to {chunk.end - 1} of {name}"

@@ -1,4 +1,4 @@
-"""An embedding job: from its input to parts that are complete, through any number of deaths."""
+"""An embedding job, which can be killed at any moment and resumed."""
 
 import concurrent.futures
 import contextlib
@@ -30,18 +30,18 @@ from clip_jax.weights import load
 What = Literal["images", "texts", "both"]
 Preset = Literal["parity", "fast"]
 
-# What each column of embeddings is of.
+# The tower that computes each column of embeddings.
 TOWERS = {
     "images": {"embedding": "image"},
     "texts": {"embedding": "text"},
     "both": {"embedding": "image", "text_embedding": "text"},
 }
-# How a model computes, for `clip_jax.load`.
+# Arguments of `clip_jax.load`.
 PRESETS: dict[Preset, dict[str, Any]] = {
     "parity": {},
     "fast": {"dtype": "bfloat16", "precision": "default"},
 }
-# Another version of the format is another job.
+# The version of the output format; part of a job's identity.
 VERSION = 1
 
 
@@ -68,52 +68,52 @@ def embed(
     read_ahead: int = 256 << 20,
     progress: bool = True,
 ) -> Summary:
-    """Embeds pictures or texts, or goes on where an earlier call was stopped.
+    """Embeds pictures or texts, or resumes an earlier call that was stopped.
 
-    Whatever moment that was, and however many processes share the work, the parts are the same to
-    the bit, on the same kind of devices in the same number for each process. Embeddings have the
-    L2 norm 1. A row that can't be embedded becomes a row of `errors/`. Texts that are too long for
-    the model are cut.
+    The parts are the same to the bit whenever the job was stopped and however many processes share
+    the work, given the same kind and number of devices in each process. Embeddings have L2 norm 1.
+    A row that can't be embedded becomes a row of `errors/`. Texts that are too long for the model
+    are truncated.
 
     Args:
-        source: a folder of pictures (and the folders in it); WebDataset's tar files; tables: .txt,
-            .csv, .jsonl, .parquet. Files may be given by a pattern with `*` and braces. Any address
-            that fsspec knows.
+        source: a folder of pictures, subfolders included; WebDataset's tar files; or tables: .txt,
+            .csv, .jsonl, .parquet. A pattern with `*` and braces may name several files. Any
+            address that fsspec knows.
         model: a model, or what `clip_jax.load` takes.
         out: the folder of the output; any address that fsspec knows.
-        what: to embed; pictures where there are some, else texts, unless it is said.
+        what: what to embed; by default pictures if the input has some, else texts.
         preset: how a model given by name or path computes: "parity", float32 as PyTorch, or "fast",
             bfloat16.
-        dtype: of the embeddings as they are kept.
+        dtype: the dtype of the stored embeddings.
         format: "parquet", or "npy" for the layout of clip-retrieval.
-        rows_per_part: rows of a chunk, which is what a kill can cost. No part spans files.
-        batch_size: rows of a batch over the devices of this process; as `Encoder` has it.
-        columns: of tables, which hold what, and which to take along.
-        exif_transpose: whether pictures are turned as their EXIF data say; the reference doesn't.
-        formats: what may be opened as a picture, by Pillow's names, whatever the files' names;
-            those of `clip_jax.preprocess.FORMATS` unless it is said.
-        shard: (i, n), to do the i-th of n shares, counted from 0. Under `jax.distributed` each
-            process does its own, unless it is said.
-        dry_run: whether to say only what would be done.
+        rows_per_part: rows of a chunk, the unit of work that a kill can lose. No part spans files.
+        batch_size: rows of a batch over the devices of this process, as in `Encoder`.
+        columns: the roles of a table's columns, and those to pass through.
+        exif_transpose: whether to rotate pictures by their EXIF data; the reference doesn't.
+        formats: the picture formats to accept, by Pillow's names, whatever the files' names;
+            `clip_jax.preprocess.FORMATS` by default.
+        shard: (i, n), to be worker i of n, counted from 0. By default one worker, or under
+            `jax.distributed` one per process.
+        dry_run: whether only to report what would be done.
         retry_errors: whether to try again the rows that earlier runs could not embed.
-        verify: whether to read the whole input again, as far as it is embedded, and compare every
-            row with what the part says that it was made of, before going on.
-        max_errors: how many rows of a share may fail; any number unless it is said.
-        num_threads: that read and decode; as many as there are cores.
-        read_ahead: bytes of rows on their way to the device, at most.
-        progress: whether standard error shows a bar, or a line of JSON now and then where it is no
-            terminal.
+        verify: whether to read all embedded rows of the input again, and compare each with its
+            part, before going on.
+        max_errors: how many rows of this worker may fail; by default any number.
+        num_threads: threads that read and decode; by default one per core.
+        read_ahead: the most bytes of rows to read ahead of the device.
+        progress: whether to show a progress bar on standard error, or lines of JSON if that is not
+            a terminal.
 
     Returns:
-        What was done, and where the time went.
+        What was done, and how long each stage took.
 
     Raises:
         ValueError: an option is out of range; the input is empty or lacks a column; `out` holds
             the output of another job, or of other rows; more rows fail than `max_errors`.
-        OSError: the output can't be written, or a store can't be reached; another process is doing
-            the same; descriptors have run out. What was finished counts.
-        MemoryError: memory has run out; likewise.
-        KeyboardInterrupt: Ctrl-C; a note of it says what is kept.
+        OSError: the output can't be written; a store can't be reached; another process is doing
+            the same work; file descriptors have run out. Finished parts are kept.
+        MemoryError: memory has run out. Finished parts are kept.
+        KeyboardInterrupt: Ctrl-C; its note says what is kept.
         ModuleNotFoundError: the extra `embed`, or `remote` for addresses, is not installed.
     """
     _check(what, preset, dtype, format, rows_per_part, max_errors)
@@ -230,27 +230,30 @@ def embed(
                 builder.add(loaded)
                 _check_errors(counts, max_errors)
                 if builder.is_complete:
-                    if not counts.parts:  # where the claim was no condition, the last one counts
+                    if not counts.parts:  # without conditional writes another job may have won
                         claim(out, identity, claimed, dry=True)
                     write(builder)
                     builder = None
                 show(plan.total)
         comparison.check_changed()
         _check_some(source, plan)
-        if encoder is None:  # nothing to do; but the note may be gone
+        if encoder is None:  # nothing to do, but job.json may be missing
             claim(out, identity, claimed, dry=False)
         show(plan.total)
         return counts.summary()
 
 
 def _as_noted(layout: Layout, out: str) -> Layout:
-    """The layout that the parts of the job have, whichever process began it."""
+    """Returns the layout with the column types in `job.json`, whichever process wrote it."""
     return layout.typed((read_job(out) or {}).get("types", ""))
 
 
 @contextlib.contextmanager
 def _alone(out: str, worker: Worker) -> Iterator[Callable[[], None]]:
-    """Gives what keeps others from the same work until the end; it waits for one that is dying."""
+    """Yields a function that takes this worker's lock, held until the block ends.
+
+    The function waits for a process that is about to end.
+    """
     where = storage(out)
     path = f"{out}/.share-{worker.index}-of-{worker.count}.lock"
     what = out if worker.count == 1 else f"share {worker.index}/{worker.count} of {out}"
@@ -268,7 +271,7 @@ def _alone(out: str, worker: Worker) -> Iterator[Callable[[], None]]:
 
 @contextlib.contextmanager
 def _kept(counts: Counts) -> Iterator[None]:
-    """Adds to a signal's exception what the job leaves."""
+    """Adds a note about the finished parts to a signal's exception."""
     try:
         yield
     except KeyboardInterrupt as stop:
@@ -278,7 +281,7 @@ def _kept(counts: Counts) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _writing(parts: Parts, counts: Counts) -> Iterator[Any]:
-    """Parts written by a thread of its own, one at a time, while the next is computed."""
+    """Yields a function that writes a part in a separate thread, while the next is computed."""
     last: list[concurrent.futures.Future] = []
 
     def save(builder: PartBuilder) -> None:
@@ -298,7 +301,7 @@ def _writing(parts: Parts, counts: Counts) -> Iterator[Any]:
 
 
 def _encoder(model: CLIP, batch_size: int | None) -> Encoder:
-    """All devices of this process, as one mesh; always the same program for a row."""
+    """Returns an encoder over all devices of this process; the same program runs for each row."""
     devices = jax.local_devices()
     mesh = Mesh(np.array(devices), ("batch",)) if len(devices) > 1 else None
     return Encoder(

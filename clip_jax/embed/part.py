@@ -1,4 +1,4 @@
-"""What a part holds, and what it says of itself."""
+"""A part, the output of one chunk: its rows, its errors and its metadata."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -12,11 +12,10 @@ class Part:
     """The rows of a chunk that could be embedded, in order.
 
     Attributes:
-        columns: an Arrow table of key, path, caption and what was taken along.
-        embeddings: (rows, d) by column: `embedding`, and `text_embedding` beside it if both are
-            embedded.
-        pictures: (rows,) uint64, the digests of the pictures' files; None where none are embedded,
-            or an earlier version has left them out.
+        columns: an Arrow table of key, path, caption and the columns passed through.
+        embeddings: (rows, d) by column: `embedding`, and `text_embedding` if both are embedded.
+        pictures: (rows,) uint64, digests of the pictures' files; None without pictures, or if an
+            earlier version wrote the part.
     """
 
     columns: Any
@@ -29,9 +28,9 @@ class Error:
     """A row that could not be embedded.
 
     Attributes:
-        row: counted from the shard's first.
-        key: its key.
-        reason: what is wrong with it.
+        row: its number in the shard, from 0.
+        key: the row's key.
+        reason: what is wrong with the row.
     """
 
     row: int
@@ -41,18 +40,17 @@ class Error:
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
-    """What a part that counts says of itself.
+    """The metadata of a valid part.
 
     Attributes:
-        rows: those embedded.
-        errors: those not.
-        shard_rows: all rows of its shard.
-        failed: the errors' rows, counted from the shard's first.
-        lost: those of them whose reasons are lost.
-        stamp: what told its shard from other versions of it, when these rows were last known to be
-            the shard's; None if that is lost.
-        mark: tells the part from others of its name.
-        has_digests: whether it has those of its pictures.
+        rows: how many rows are embedded.
+        errors: how many rows could not be embedded.
+        shard_rows: how many rows the shard has in all.
+        failed: the numbers of the failed rows in the shard, from 0.
+        lost: the failed rows whose reasons are lost.
+        stamp: the version of the shard's files that the rows last matched; None if lost.
+        mark: distinguishes it from other versions of the part.
+        has_digests: whether the part holds the digests of its pictures.
     """
 
     rows: int
@@ -65,20 +63,20 @@ class Finished:
     has_digests: bool = False
 
     def embedded(self, begin: int) -> Sequence[int]:
-        """The rows embedded, of a chunk that begins there."""
+        """Returns the numbers of the embedded rows, given the chunk's first row."""
         everything = range(begin, begin + self.rows + self.errors)
         return [row for row in everything if row not in self.failed] if self.failed else everything
 
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """A part that counts, as it was read.
+    """A valid part, read from the output.
 
     Attributes:
         part: its rows.
-        rows: which they are, counted from the shard's first.
+        rows: the numbers of these rows in the shard, from 0.
         errors: the chunk's other rows.
-        mark: tells it from others of its name.
+        mark: distinguishes it from other versions of the part.
     """
 
     part: Part
@@ -88,7 +86,6 @@ class Written:
 
 
 def _error_type() -> Any:
-    """The Arrow schema of a table of errors."""
     import pyarrow as pa
 
     return pa.schema(
@@ -101,7 +98,7 @@ def _error_type() -> Any:
 
 
 def error_table(errors: Sequence[Error]) -> Any:
-    """Errors as an Arrow table."""
+    """Returns errors as an Arrow table."""
     import pyarrow as pa
 
     rows = [dataclasses.asdict(error) for error in errors]

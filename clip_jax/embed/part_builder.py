@@ -1,4 +1,4 @@
-"""A chunk on its way: loaded rows go in, embeddings and errors come out as a part."""
+"""Builds the part of a chunk, with embeddings and errors, from its loaded rows."""
 
 import base64
 import dataclasses
@@ -16,22 +16,22 @@ from clip_jax.loading import CpuGate, Loaded
 from clip_jax.sources import Input, Record
 from clip_jax.sources.records import as_text
 
-# Batches that go to the encoder in one call, which computes one while the next is on its way.
+# Batches in one call of the encoder, which computes one while it transfers the next.
 BATCHES = 4
-# Rows whose columns are kept as Python has them, which takes several times Arrow's memory.
+# Rows whose columns are kept as Python objects, which need several times Arrow's memory.
 PLAIN = 512
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What the parts of a job consist of.
+    """The columns and formats of a job's parts.
 
     Attributes:
         source: the input.
-        what: is embedded.
-        others: columns that are taken along.
-        dtype: of the embeddings as they are kept.
-        format: of the parts.
+        what: "images", "texts" or "both".
+        others: the columns passed through.
+        dtype: the dtype of the stored embeddings.
+        format: "parquet" or "npy".
     """
 
     source: Input
@@ -53,7 +53,7 @@ class Layout:
         return "image_path" if self.format == "npy" else "path"
 
     def schema(self) -> Any:
-        """The Arrow schema of a part, without its embeddings."""
+        """Returns the Arrow schema of a part, without its embeddings."""
         import pyarrow as pa
 
         fields = [pa.field("key", pa.string(), nullable=False)]
@@ -65,7 +65,7 @@ class Layout:
         return pa.schema([*fields, *(pa.field(n, types[n] or pa.string()) for n in self.others)])
 
     def row(self, record: Record) -> dict[str, Any]:
-        """What a part says of a record, by column."""
+        """Returns the values of a record by column of the part."""
         columns = {"key": record.key, self.path: record.path, "caption": record.caption}
         columns = {name: text and as_text(text) for name, text in columns.items()}
         types = self.source.types
@@ -76,7 +76,7 @@ class Layout:
         return columns | others
 
     def noted_types(self) -> str:
-        """The Arrow types of the columns that are taken along, to be kept with the job."""
+        """Returns the Arrow types of the columns passed through, encoded for `job.json`."""
         types = self.source.types
         if all(types[name] is None for name in self.others):
             return ""
@@ -86,13 +86,12 @@ class Layout:
         return base64.b64encode(schema.serialize().to_pybytes()).decode()
 
     def typed(self, noted: str) -> "Layout":
-        """This layout with the types that a job began with, if they are noted.
+        """Returns this layout with the column types of the job's first run, if noted.
 
-        A file that can't be read for a moment has no say in the types of this run; the parts must
-        be as those that are there.
+        New parts need the types of the existing ones, even if some file can't be read now.
 
         Raises:
-            ValueError: what is noted is damaged.
+            ValueError: `noted` is damaged.
         """
         if not noted:
             return self
@@ -109,12 +108,12 @@ class Layout:
 
 
 class PartBuilder:
-    """The rows of one chunk, gathered in order and embedded in whole batches."""
+    """Gathers the rows of one chunk in order and embeds them in whole batches."""
 
     def __init__(
         self, pending: Pending, layout: Layout, encoder: Encoder, counts: Counts, gate: CpuGate
     ):
-        """Begins with none."""
+        """Starts with no rows."""
         self._pending, self._layout, self._encoder, self._counts = pending, layout, encoder, counts
         self._gate = gate
         self._seen = 0
@@ -135,7 +134,7 @@ class PartBuilder:
         return self._seen == len(self._pending.rows)
 
     def add(self, loaded: Loaded) -> None:
-        """Takes the next row."""
+        """Adds the next row."""
         self._seen += 1
         record = loaded.record
         key = as_text(record.key)
@@ -159,7 +158,7 @@ class PartBuilder:
             self._counts.rows += 1
 
     def finish(self) -> None:
-        """Embeds what is left."""
+        """Embeds the remaining rows and assembles the part."""
         import pyarrow as pa
 
         dtype, towers = self._layout.dtype, []
@@ -179,15 +178,15 @@ class PartBuilder:
         self._tables = []
 
     def save(self, parts: Parts) -> None:
-        """Writes the part, with the rows that are there already: none is replaced by an error.
+        """Writes the part, merged with an existing one: no embedded row becomes an error.
 
         Raises:
-            OSError: it can't be written.
+            OSError: the part can't be written.
         """
         assert self._part is not None  # finished
         chunk, part, errors = self._pending.chunk, self._part, self._errors
         rows = self._rows
-        # Where no row is left out, it has all that another one can have.
+        # A part without failed rows is complete: there is nothing to merge.
         there = parts.read(chunk.name, chunk.begin) if len(rows) < len(chunk) else None
         if there is not None:
             part, rows, errors = self._merged(there)
@@ -195,7 +194,7 @@ class PartBuilder:
             if self._pending.is_retry and rows == list(there.rows) and failed[0] == failed[1]:
                 return  # nothing has changed
         stamp = None
-        # Rows that were not found to be the input's aren't said to be.
+        # A stamp vouches for all rows, also those merged from the existing part.
         if there is None or there.mark == self._pending.known:
             stamp = self._layout.source.shards[chunk.shard].stamp(rows)
         parts.write(chunk, self._pending.shard_rows, part, errors, stamp)
@@ -233,7 +232,7 @@ class PartBuilder:
             return self._encoder.texts(np.stack(self._tokens))
 
     def _merged(self, there: Written) -> tuple[Part, list[int], list[Error]]:
-        """What is embedded now or was before, its rows, and the errors of the others."""
+        """Returns the merged part, its row numbers, and the errors of the other rows."""
         import pyarrow as pa
 
         assert self._part is not None
@@ -262,7 +261,7 @@ class PartBuilder:
 
 
 def _fitting(value: Any, type_: Any) -> Any:
-    """A value for a column of that type: what Arrow holds must be of the very type."""
+    """Casts an Arrow scalar to a column's type, which Arrow requires to match exactly."""
     import pyarrow as pa
 
     return value.cast(type_) if isinstance(value, pa.Scalar) and value.type != type_ else value
@@ -281,7 +280,7 @@ def _check_fits(value: Any, type_: Any, name: str, key: str) -> None:
 
 
 def _text(value: Any) -> str | None:
-    """A value of a table without types."""
+    """Returns a value of an untyped table as text, as JSON if it is no string."""
     if value is None or isinstance(value, str):
         return value and as_text(value)
     return as_text(json.dumps(value, ensure_ascii=False, sort_keys=True))

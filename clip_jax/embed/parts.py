@@ -1,8 +1,7 @@
-"""Parts: what a chunk leaves behind, in files that prove to be whole.
+"""Parts: the output of each chunk, in files whose checksums show that they are complete.
 
-What a part holds comes from its rows alone, as the digests of their pictures do. When the files of
-the input were last changed is noted beside it, in `stamps/`, in a file of its own: where that is
-lost, the rows are compared instead.
+The content of a part depends on its rows and their pictures alone. The sizes and times of the
+input's files are kept apart, in `stamps/`; if these are lost, the rows are compared instead.
 """
 
 import contextlib
@@ -31,32 +30,32 @@ from clip_jax.errors import is_exhausted
 from clip_jax.storage import Disk, Unreachable, storage
 
 ERRORS, STAMPS = "errors", "stamps"
-# A file that takes another's place once the table that it belongs to is there.
+# The suffix of an array that replaces the previous one once its table has been written.
 NEXT = ".next"
 # Bytes at a file's end that hold the footer of most parts.
 FOOTER = 1 << 16
 
 
 class Parts:
-    """The parts in an output folder, of one job, as Parquet."""
+    """The parts of one job in an output folder, as Parquet."""
 
-    # Beside the table: files of a chunk by the column of embeddings that they hold.
+    # Files of a chunk other than its table, by the column of embeddings that they hold.
     beside: Mapping[str, str] = {}
     table = "part-{}.parquet"
 
     def __init__(self, out: str, about: Mapping[str, Any]):
-        """Looks at nothing yet.
+        """Reads no file yet.
 
         Args:
             out: the folder.
-            about: what the metadata says in every part: `fingerprint`, and the model's identity.
+            about: metadata common to all parts: `fingerprint`, and the model's identity.
         """
         self._out, self._storage, self._about = out, storage(out), dict(about)
         self._errors = f"{ERRORS}/{self.table.rpartition('/')[2]}"
         self._stamps = f"{STAMPS}/{{}}.json"
 
     def names(self) -> set[str]:
-        """The names of the chunks that have left something, whole or not."""
+        """Returns the names of the chunks that have a table, valid or not."""
         folder, _, pattern = f"{self._out}/{self.table}".rpartition("/")
         head, _, tail = pattern.partition("{}")
         return {
@@ -66,15 +65,15 @@ class Parts:
         }
 
     def finished(self, name: str, entirely: bool = False) -> Finished | None:
-        """What the part of that chunk says, if it is whole and of this job.
+        """Returns the metadata of a chunk's part, or None if it isn't complete or of this job.
 
         Args:
-            name: of the chunk.
-            entirely: whether all of it is read on stores, too, which check by themselves what they
-                give; there reading it all would cost as much as the job.
+            name: the chunk's name.
+            entirely: whether to read the whole part on object stores too, which verify their data
+                themselves, and where reading all would cost as much as the job.
 
         Raises:
-            OSError: it is there, but can't be read now.
+            OSError: the part exists but can't be read now.
         """
         entirely = entirely or isinstance(self._storage, Disk)
         found = self._whole(self.path(self.table, name), entirely)
@@ -88,7 +87,7 @@ class Parts:
         failed = listed = frozenset()
         if about["errors"]:
             listed = frozenset(error.row for error in self.errors(name))
-            # An earlier version has the rows in the table of errors alone.
+            # An earlier version kept the row numbers in the table of errors only.
             failed = frozenset(about.get("failed", listed))
             if len(failed) != about["errors"]:
                 return None
@@ -104,11 +103,11 @@ class Parts:
         )
 
     def check_unclaimed(self) -> None:
-        """Refuses to go on where another job's parts lie, but no note says whose they are.
+        """Raises an error if the folder holds parts of another job but no `job.json`.
 
         Raises:
-            ValueError: they do; gives both fingerprints.
-            OSError: they can't be read.
+            ValueError: it does; the message gives both fingerprints.
+            OSError: the parts can't be read.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -123,7 +122,7 @@ class Parts:
             except (OSError, pa.ArrowException, ValueError, TypeError, LookupError) as error:
                 if is_exhausted(error):
                     raise
-                continue  # damaged, and so nobody's
+                continue  # damaged, so it belongs to no job
             if theirs != self._about["fingerprint"]:
                 raise ValueError(
                     f"{self._out} holds parts of another job, {theirs}, and no {JOB}; this one is "
@@ -140,12 +139,12 @@ class Parts:
         errors: Sequence[Error],
         stamp: str | None = None,
     ) -> None:
-        """Leaves a chunk's part; it counts from the moment that the table is there.
+        """Writes a chunk's part, which is valid as soon as its table has been written.
 
-        Until then one that was there before still counts, and after that this one does.
+        Until that moment a part from an earlier run stays valid.
 
         Raises:
-            OSError: it can't be written; nothing is left of the file.
+            OSError: a file can't be written; no incomplete file is left.
         """
         about = self._about | {
             "rows": len(part.columns),
@@ -163,7 +162,7 @@ class Parts:
         for column, file in self.beside.items():
             data = npy(inside.pop(column))
             array = self.path(file, chunk.name)
-            if is_there:  # what counts until the new table is there needs its array
+            if is_there:  # the old table needs its array until it is replaced
                 arrays[array], array = data, _next(array)
             self._storage.write(array, data)
             about["beside"][column] = {"bytes": len(data), "crc32": zlib.crc32(data)}
@@ -177,25 +176,25 @@ class Parts:
             self._storage.remove(path)
 
     def note(self, name: str, finished: Finished, stamp: str | None) -> None:
-        """Notes that a part has the rows of the input of that stamp.
+        """Records that a part matches the version of the input's files given by `stamp`.
 
         Raises:
-            OSError: that can't be written.
+            OSError: the stamp can't be written.
         """
         self._write_stamp(name, finished.mark, stamp)
 
     def read(self, name: str, begin: int) -> Written | None:
-        """A part that counts, if there is one.
+        """Reads the part of a chunk; returns None if there is no valid one.
 
         Args:
-            name: of the chunk.
-            begin: its first row.
+            name: the chunk's name.
+            begin: the chunk's first row.
 
         Raises:
-            OSError: it is there, but can't be read now.
+            OSError: the part exists but can't be read now.
         """
         finished, found = self.finished(name), self._whole(self.path(self.table, name), True)
-        # Another process may have put one in its place just now.
+        # Another process may have replaced it just now.
         if finished is None or found is None or finished.mark != found.mark:
             return None
         columns, embeddings = found.table()
@@ -209,10 +208,10 @@ class Parts:
         return Written(part, finished.embedded(begin), errors, found.mark)
 
     def keys(self, name: str) -> list[str]:
-        """The keys of a part that counts.
+        """Reads the keys of a valid part.
 
         Raises:
-            OSError: it can't be read.
+            OSError: they can't be read.
         """
         import pyarrow.parquet as pq
 
@@ -220,7 +219,7 @@ class Parts:
         return pq.read_table(source, columns=["key"])["key"].to_pylist()
 
     def errors(self, name: str) -> list[Error]:
-        """The rows of a chunk that could not be embedded, as far as a whole table says.
+        """Reads the rows of a chunk that could not be embedded; none if their table is damaged.
 
         Raises:
             OSError: they can't be read.
@@ -231,11 +230,11 @@ class Parts:
         return [Error(**error) for error in found.table()[0].to_pylist()]
 
     def clean(self, is_ours: Callable[[str], bool], without_errors: Collection[str]) -> None:
-        """Removes what killed processes have left.
+        """Removes unfinished files that killed processes have left.
 
         Args:
-            is_ours: tells of a chunk's name whether it is of our share.
-            without_errors: chunks that count, of which no row has failed.
+            is_ours: whether a chunk of that name belongs to this worker.
+            without_errors: names of the chunks with a valid part and no failed row.
         """
         for name in self._storage.abandoned(self._out):
             if name.startswith(f".{JOB}."):
@@ -243,7 +242,7 @@ class Parts:
         for file in (self.table, self._errors, self._stamps, *self.beside.values()):
             folder, _, pattern = f"{self._out}/{file}".rpartition("/")
             left = self._storage.abandoned(folder)
-            if file == self._errors:  # of a try before the last, removed after the part is there
+            if file == self._errors:  # outdated by a run that was killed before removing it
                 stale = {pattern.format(name) for name in without_errors}
                 left += [name for name in self._storage.names(folder) if name in stale]
             for name in left:
@@ -252,10 +251,10 @@ class Parts:
                     self._storage.remove(f"{folder}/{name}")
 
     def settle(self, is_ours: Callable[[str], bool]) -> None:
-        """Ends what processes that were killed have begun: arrays take the place of older ones.
+        """Completes the replacement of arrays that killed processes have begun.
 
         Args:
-            is_ours: tells of a chunk's name whether it is of our share.
+            is_ours: whether a chunk of that name belongs to this worker.
         """
         for column, file in self.beside.items():
             folder, _, pattern = _next(f"{self._out}/{file}").rpartition("/")
@@ -266,25 +265,25 @@ class Parts:
                     self._put_next(name, column, self.path(file, name))
 
     def _put_next(self, name: str, column: str, path: str) -> None:
-        """Gives an array its place, if the table that it belongs to is there."""
+        """Moves a waiting array to its final path, or removes it if its table is missing."""
         table = self._whole(self.path(self.table, name), True)
         if table is not None and self._is_array(_next(path), table.about["beside"][column], True):
             self._storage.write(path, self._storage.read(_next(path)))
         self._storage.remove(_next(path))
 
     def path(self, file: str, name: str) -> str:
-        """Where a chunk's file is, of that pattern."""
+        """Returns the path of a chunk's file, given the name's pattern."""
         return f"{self._out}/{file.format(name)}"
 
     def _whole(self, path: str, entirely: bool) -> Contents | None:
-        """What is in a whole file of this job; None if there is none, or a damaged one."""
+        """Reads a file; returns None if it is missing, damaged or another job's."""
         try:
             data = self._storage.read(path) if entirely else self._tail(path)
         except FileNotFoundError:
             return None
         except Unreachable:
             raise
-        except OSError as error:  # the machine's fault perhaps: no reason to do the rows again
+        except OSError as error:  # perhaps temporary: no reason to embed the rows again
             advice = "try again, or remove it to have its rows embedded again"
             raise OSError(error.errno, f"{error.strerror}: {advice}", path) from None
         found = contents(data, is_whole=entirely)
@@ -293,7 +292,6 @@ class Parts:
         return found
 
     def _tail(self, path: str) -> bytes:
-        """The end of a file, with its footer."""
         size = self._storage.size(path)
         tail = self._storage.read_range(path, max(size - FOOTER, 0), size)
         length = footer_length(tail)
@@ -302,7 +300,7 @@ class Parts:
         return tail
 
     def _array(self, path: str, expected: Mapping[str, int], entirely: bool) -> str | None:
-        """Where the array is that a table expects: in its place, or about to take it."""
+        """Finds the array that a table expects: at its final path, or waiting beside it."""
         places = (path, _next(path))
         return next((p for p in places if self._is_array(p, expected, entirely)), None)
 
@@ -336,12 +334,12 @@ class Parts:
 
 
 class NpyParts(Parts):
-    """The layout that users of clip-retrieval have: arrays, and metadata beside them."""
+    """The layout of clip-retrieval: NumPy arrays, and Parquet files with the metadata."""
 
     table = "metadata/metadata_{}.parquet"
 
     def __init__(self, out: str, about: Mapping[str, Any], towers: Mapping[str, str]):
-        """As `Parts`; `towers` says of each column whether it is of "image" or "text"."""
+        """As `Parts`; `towers` gives the tower of each column, "image" or "text"."""
         super().__init__(out, about)
         folders = {"image": "img_emb", "text": "text_emb"}
         self.beside = {
@@ -350,6 +348,6 @@ class NpyParts(Parts):
 
 
 def _next(path: str) -> str:
-    """Where an array waits until its table is there."""
+    """Returns the path where an array waits until its table has been written."""
     folder, _, name = path.rpartition("/")
     return f"{folder}/.{name}{NEXT}"

@@ -1,4 +1,4 @@
-"""What is left to do of a job, and the records of it one after another."""
+"""The chunks of a job that are left to do, and a stream of their records."""
 
 import concurrent.futures
 import dataclasses
@@ -16,10 +16,10 @@ class Pending:
     """A chunk to be embedded.
 
     Attributes:
-        chunk: which one.
-        shard_rows: the rows of its shard.
-        rows: those to embed; all of the chunk's, or those that could not be before.
-        known: the mark of the part that is there, if its rows are known to be the input's.
+        chunk: the chunk.
+        shard_rows: how many rows its shard has.
+        rows: the rows to embed: all of the chunk's, or only those that failed before.
+        known: the mark of the existing part, if it is known to match the input.
     """
 
     chunk: Chunk
@@ -29,17 +29,17 @@ class Pending:
 
     @property
     def is_retry(self) -> bool:
-        """Whether the other rows of the chunk are there already."""
+        """Whether the chunk's other rows have been embedded already."""
         return len(self.rows) < len(self.chunk)
 
 
 class Plan:
-    """What a worker has still to do of a job.
+    """The work that a worker still has to do for a job.
 
     Attributes:
-        finished: the parts that count.
-        known: the marks of those of them whose rows are known to be the input's.
-        opened: the shards that were opened.
+        finished: the valid parts, by the names of their chunks.
+        known: the marks of the valid parts that are known to match the input.
+        opened: the indices of the shards that were opened.
     """
 
     def __init__(
@@ -53,16 +53,16 @@ class Plan:
         counts: Counts,
         entirely: bool = False,
     ):
-        """Looks through the parts that are there.
+        """Reads the metadata of the existing parts.
 
         Args:
             source: the whole input.
             parts: the output.
             worker: which of the processes this is.
             rows_per_part: rows of a chunk.
-            retry_errors: whether rows that could not be embedded are tried again.
-            counts: is told what was done before.
-            entirely: whether parts are read whole on stores, too.
+            retry_errors: whether to try again the rows that could not be embedded.
+            counts: receives the counts of earlier runs.
+            entirely: whether to read whole parts on object stores too.
 
         Raises:
             OSError: the output can't be read.
@@ -75,8 +75,8 @@ class Plan:
             found = zip(mine, pool.map(lambda n: parts.finished(n, entirely), mine), strict=True)
             self.finished = {name: finished for name, finished in found if finished}
         counts.parts_before = len(self.finished)
-        # A part says how many rows its shard has, which then need not be opened for that; unless
-        # a file that could not be read, which is a single row, is tried again.
+        # Parts give their shard's number of rows, so that it need not be opened to count them;
+        # except to retry a file that could not be read, which counts as one row.
         self._parts_of: dict[int, list[str]] = {}
         sizes: dict[int, set[int | None]] = {}
         for name, finished in self.finished.items():
@@ -100,26 +100,26 @@ class Plan:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the whole input was seen, and has no rows."""
+        """Whether the whole input was seen and has no rows."""
         return self._opened == len(self._source.shards) and not self._rows
 
     def clean(self) -> None:
-        """Removes what killed processes of this worker have left, or ends it."""
+        """Completes or removes files left unfinished by killed processes of this worker."""
         without = {name for name, finished in self.finished.items() if not finished.errors}
         self._parts.settle(self._is_mine)
         self._parts.clean(self._is_mine, without)
 
     def chunk(self, name: str) -> Chunk:
-        """The chunk of a part that counts, as it was then."""
+        """Returns the chunk of a valid part, as it was when the part was written."""
         shard, _, number = name.partition("-")
         begin, finished = int(number) * self._rows_per_part, self.finished[name]
         return Chunk(int(shard), int(number), begin, begin + finished.rows + finished.errors)
 
     def pending(self) -> Iterator[tuple[Pending, Rows | None]]:
-        """The chunks to do, each with the rows of its shard; None unless they had to be opened.
+        """Yields the chunks to do, each with its shard's rows, or None if not opened yet.
 
         Raises:
-            ValueError: a file has other rows than the parts that are there.
+            ValueError: a file has other rows than the existing parts.
             OSError: a store can't be reached.
         """
         for shard in self._shards:
@@ -141,10 +141,10 @@ class Plan:
                 yield pending, opened
 
     def records(self) -> Iterator[tuple[Pending, int, Record]]:
-        """The records to embed, with their chunks and their places in their shards.
+        """Yields the records to embed, each with its chunk and its row number in the shard.
 
         Raises:
-            ValueError: a file has other rows than the parts that are there.
+            ValueError: a file has other rows than the existing parts.
             OSError: a store can't be reached.
         """
         shard, rows = -1, None
@@ -157,14 +157,14 @@ class Plan:
                     yield pending, number, record
 
     def open(self, shard: int, check: bool = True) -> Rows:
-        """The rows of a shard; of one that can't be opened, rows that say why.
+        """Opens a shard; if it can't be opened, returns rows that give the reason.
 
         Args:
-            shard: its index.
-            check: whether their keys are compared with those of the parts that are there.
+            shard: the shard's index.
+            check: whether to compare its keys with those of the existing parts.
 
         Raises:
-            ValueError: it has other rows than the parts that are there.
+            ValueError: the shard has other rows than the existing parts.
             OSError: a store can't be reached.
         """
         rows = faults.opened(self._source.shards[shard])
@@ -175,7 +175,7 @@ class Plan:
         return rows
 
     def read(self, rows: Rows, chunk: Chunk) -> Iterator[tuple[int, Record]]:
-        """All rows of a chunk, with their numbers; those that can't be read say why.
+        """Yields all rows of a chunk with their numbers; unreadable ones give the reason.
 
         Raises:
             OSError: a store can't be reached.
@@ -183,7 +183,7 @@ class Plan:
         yield from self._numbered(rows, Pending(chunk, 0, range(0)))
 
     def look_again(self, shards: Collection[int]) -> None:
-        """Looks at what parts of some shards there are now.
+        """Reads again the metadata of the parts of some shards.
 
         Raises:
             OSError: the output can't be read.
@@ -198,16 +198,16 @@ class Plan:
         return enumerate(faults.all_records(rows, name, chunk.begin, chunk.end), chunk.begin)
 
     def _rows_before(self, shard: int, opened: Rows) -> int:
-        """How many rows a shard had when some of it was embedded, which it can't have lost.
+        """Returns how many rows a shard had when parts of it were written.
 
-        One that shows fewer now is damaged, or can't be read for a moment.
+        If it shows fewer now, it is damaged or can't be read at the moment.
         """
         parts = [self.finished[name] for name in self._parts_of.get(shard, ())]
         is_read = not isinstance(opened, faults.Unread)
         return max((part.shard_rows for part in parts if part.rows or not is_read), default=0)
 
     def _check_keys(self, shard: int, rows: Rows) -> None:
-        """Refuses a file whose rows have other keys than its parts, before more of it is read."""
+        """Raises an error, before more is read, if a file's keys differ from its parts'."""
         for name in self._parts_of.get(shard, ()):
             chunk, finished = self.chunk(name), self.finished[name]
             if not finished.rows:
@@ -218,7 +218,7 @@ class Plan:
                 faults.told(error)
                 continue
             keys_there = self._parts.keys(name)
-            if len(keys_there) != finished.rows:  # another process has just replaced it
+            if len(keys_there) != finished.rows:  # another process has just replaced the part
                 continue
             for row, there in zip(finished.embedded(chunk.begin), keys_there, strict=True):
                 if (key := keys.get(row)) is not None and key != there:
@@ -227,7 +227,7 @@ class Plan:
                     refuse_others([Other(path, "rows", f"{how} and was {there!r}")])
 
     def _missing(self, chunk: Chunk, shard_rows: int) -> range | frozenset[int]:
-        """The rows of a chunk that are to be embedded."""
+        """Returns the rows of a chunk that are left to embed."""
         finished = self.finished.get(chunk.name)
         if finished is None or finished.shard_rows != shard_rows:
             return range(chunk.begin, chunk.end)

@@ -1,4 +1,4 @@
-"""What an embedding job has left, to be read: as a dataset, or as a table that knows its gaps."""
+"""Reads the output of an embedding job: as a dataset, or as a table with a count of its gaps."""
 
 import collections
 import concurrent.futures
@@ -23,7 +23,7 @@ THREADS = 8
 
 
 def read_embeddings(out: str | os.PathLike[str]) -> Any:
-    """The Parquet parts in a folder as one `pyarrow.dataset.Dataset`, read as far as it is used.
+    """Opens the Parquet parts in a folder as one `pyarrow.dataset.Dataset`, which reads lazily.
 
     Example:
         `read_embeddings("out").to_table(columns=["key"])`, or `.to_batches()` for more rows than
@@ -33,8 +33,8 @@ def read_embeddings(out: str | os.PathLike[str]) -> Any:
         out: the folder; any address that fsspec knows.
 
     Returns:
-        A dataset with the columns `key`, `embedding` (fixed-size lists), those of `text_embedding`,
-        `path` and `caption` that there are, and what was taken along; in the order of the input.
+        A dataset in the order of the input, with the columns `key`, `embedding` (fixed-size
+        lists), where they exist `text_embedding`, `path` and `caption`, and those passed through.
 
     Raises:
         ValueError: there are no Parquet parts.
@@ -57,7 +57,7 @@ def read_embeddings(out: str | os.PathLike[str]) -> Any:
 
 
 def finished_job(out: str) -> dict[str, Any]:
-    """What is noted of the job in a folder.
+    """Reads the `job.json` in a folder.
 
     Raises:
         ValueError: there is none.
@@ -70,7 +70,7 @@ def finished_job(out: str) -> dict[str, Any]:
 
 
 def parts_of(out: str, job: dict[str, Any]) -> Parts:
-    """The parts of that job."""
+    """Returns the parts of a job."""
     about = {"fingerprint": job["fingerprint"]}
     if job["identity"]["format"] == "npy":
         return NpyParts(out, about, job["embeddings"])
@@ -83,9 +83,9 @@ class Results:
 
     Attributes:
         table: an Arrow table of the columns asked for, in the order of the input.
-        problems: the job's own errors, rows that it could not embed, with the reason.
-        missing: rows that no part holds, neither embedded nor as errors.
-        unknown: files of the input that no part is of, which may be empty or not.
+        problems: the rows that the job could not embed, each with the reason.
+        missing: how many rows are in no part, neither embedded nor as errors.
+        unknown: how many files of the input have no part; they may be empty.
     """
 
     table: Any
@@ -95,16 +95,16 @@ class Results:
 
 
 def read_results(source: str, columns: Sequence[str]) -> Results:
-    """The image embeddings of a job, and some other columns, of the parts that are whole.
+    """Reads the image embeddings of a job, and some other columns, from its valid parts.
 
     Raises:
-        ValueError: there are no image embeddings, or there is no such column; says which there are.
-            No part is whole, or no row could be embedded. Or Arrow can't read what is there.
-        OSError: they can't be read.
-        MemoryError: they don't fit into memory.
+        ValueError: there are no image embeddings, or no such column (the message lists the
+            columns). No part is valid, or no row could be embedded. Or Arrow can't read a part.
+        OSError: the parts can't be read.
+        MemoryError: the columns don't fit into memory.
 
     Warns:
-        Incomplete: the job is not finished, as far as the parts that are there can tell.
+        Incomplete: the job is not finished, as far as the existing parts show.
     """
     source = source.rstrip("/")
     with _arrows_errors(source):
@@ -135,7 +135,7 @@ def _read(source: str, columns: Sequence[str]) -> Results:
     problems = [
         f"{error['key']}: {error['reason']}"
         for name, finished in whole.items()
-        if finished.errors  # else what lies there is of an earlier try
+        if finished.errors  # else the table of errors is from an earlier run
         for error in _rows(where, parts.path(f"{ERRORS}/{parts.table}", name))
     ]
     # A column may be asked for twice: keys can be labels, too.
@@ -149,14 +149,14 @@ def _read(source: str, columns: Sequence[str]) -> Results:
 
 
 def embeddings_of(table: Any, column: str) -> Float[np.ndarray, "n d"]:
-    """A column of fixed-size lists as a float32 array."""
-    # One by one: an Arrow array of all could have more numbers than its offsets can count.
+    """Returns a column of fixed-size lists as a float32 array."""
+    # Chunk by chunk: one Arrow array could have more numbers than its offsets can count.
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table[column].chunks]
     return np.concatenate(chunks, dtype=np.float32).reshape(len(table), -1)
 
 
 def _whole(source: str, parts: Parts) -> dict[str, Finished]:
-    """What the parts that count say, by their names, in order; as `clip-jax embed` takes them."""
+    """Returns the metadata of the valid parts by name, in order, as `clip-jax embed` sees them."""
     names = sorted(parts.names())
     if not names:
         raise ValueError(f"{source} holds no parts yet")
@@ -166,7 +166,7 @@ def _whole(source: str, parts: Parts) -> dict[str, Finished]:
     if not whole:
         path = parts.path(parts.table, names[0])
         raise ValueError(f"{path} is damaged: run the same clip-jax embed command again")
-    # A file that could not be opened was a single row; a later try may have found out more.
+    # A file that could not be opened counted as one row; a later run may have found more.
     rows: dict[int, int] = collections.defaultdict(int)
     for name, finished in whole.items():
         rows[shard_of(name)] = max(rows[shard_of(name)], finished.shard_rows)
@@ -185,7 +185,7 @@ def _rows(where: Storage, path: str) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _arrows_errors(source: str) -> Iterator[None]:
-    """Makes Arrow's own exceptions, of which there is a dozen kinds, ValueErrors."""
+    """Turns Arrow's own exceptions, of a dozen kinds, into ValueErrors."""
     import pyarrow as pa
 
     try:

@@ -1,4 +1,4 @@
-"""The mathematics of CLIP as Flax NNX modules; knows no file and no network."""
+"""The mathematics of CLIP as Flax NNX modules, without any input or output."""
 
 from clip_jax.nn.clip import CLIP as CLIP
 from clip_jax.nn.clip import normalize as normalize

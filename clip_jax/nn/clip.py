@@ -1,4 +1,4 @@
-"""CLIP: two towers that meet in one space (Radford et al. 2021, section 2)."""
+"""CLIP: two towers that embed into one space (Radford et al. 2021, section 2)."""
 
 import contextlib
 import math
@@ -26,16 +26,16 @@ class CLIP(TextTower):
     """A CLIP model with either vision tower.
 
     It is a pytree, so it can be an argument of `jax.jit`, `jax.grad` and `jax.vmap`. Its methods
-    are compiled: called on arrays they run as one program, called inside somebody's own `jit` or
-    `grad` they become part of that one.
+    are compiled: called on arrays they run as one program; called inside the caller's own `jit` or
+    `grad` they become part of that.
 
     Attributes:
-        config: what was built.
-        dtype: the dtype in which the towers compute; parameters stay float32. LayerNorm,
+        config: the architecture.
+        dtype: dtype in which the towers compute; parameters stay float32. LayerNorm,
             BatchNorm and softmax are float32 in any case.
-        precision: of matrix products and convolutions, a name that `jax.default_matmul_precision`
-            takes. "highest" is true float32 everywhere; "default" admits TF32 on GPUs and one
-            bfloat16 pass on TPUs.
+        precision: the precision of matrix products and convolutions, a name that
+            `jax.default_matmul_precision` takes. "highest" is true float32 everywhere; "default"
+            admits TF32 on GPUs and one bfloat16 pass on TPUs.
     """
 
     def __init__(
@@ -46,13 +46,13 @@ class CLIP(TextTower):
         precision: str = "highest",
         rngs: nnx.Rngs | None = None,
     ):
-        """Builds a model with fresh parameters, initialised as published.
+        """Builds a model with parameters initialised as published.
 
         Args:
             config: the architecture.
-            dtype: in which the towers compute: float32, bfloat16 or float16.
-            precision: of matrix products, for `jax.default_matmul_precision`.
-            rngs: where the parameters come from. Without it the model is abstract: it holds
+            dtype: dtype in which the towers compute: float32, bfloat16 or float16.
+            precision: for `jax.default_matmul_precision`.
+            rngs: the random numbers for the parameters. Without it the model is abstract: it holds
                 shapes, to be filled by `clip_jax.nn.set_parameters`.
         """
         super().__init__(config.text, config.embed_dim, config.activation, rngs=rngs)
@@ -61,7 +61,7 @@ class CLIP(TextTower):
         if self.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
             raise ValueError(f"dtype must be float32, bfloat16 or float16. Got {self.dtype}.")
         self.precision = precision
-        self.use_running_average = True  # switched, like every BatchNorm's, by train() and eval()
+        self.use_running_average = True  # set by train() and eval(), as in every BatchNorm
         if isinstance(config.vision, ViTConfig):
             self.visual = VisionTransformer(
                 config.vision, config.embed_dim, config.activation, rngs=rngs
@@ -78,13 +78,13 @@ class CLIP(TextTower):
 
         Args:
             images: (b, n, n, 3) with n the model's image size: uint8 pixels, or floats already
-                normalised by `preprocess`. Any b, 0 too.
+                normalised by `preprocess`. Any b, also 0.
 
         Returns:
             (b, d) embeddings in the model's dtype.
 
         Raises:
-            ValueError: if the shape or the dtype is another.
+            ValueError: the shape or the dtype is wrong.
         """
         images = as_images(images, self.config.vision.image_size)
         features, statistics = _encode_image(self, images)
@@ -95,18 +95,18 @@ class CLIP(TextTower):
     def encode_text(self, tokens: ArrayLike | Sequence[Any]) -> Float[Array, "b d"]:
         """Embeds token ids; not normalised.
 
-        Columns after the last end token of the batch change nothing, so fewer than the context's
-        77 give the same embeddings sooner.
+        Columns after the last end token of the batch have no effect: leaving them out gives the
+        same embeddings in less time.
 
         Args:
-            tokens: (b, l) integers, l at most the context length, as `clip_jax.tokenize` makes
-                them. A row's embedding is taken at the first occurrence of its largest id.
+            tokens: (b, l) integers, l at most the context length, as from `clip_jax.tokenize`.
+                A row's embedding is taken at the first occurrence of its largest id.
 
         Returns:
             (b, d) embeddings in the model's dtype.
 
         Raises:
-            ValueError: if the shape, the dtype or (where it can be seen) an id is out of range.
+            ValueError: the shape or dtype is wrong, or (checked on NumPy arrays) an id is invalid.
         """
         tokens = as_tokens(tokens, self.config.text)
         return _encode_text(self, tokens)
@@ -114,7 +114,7 @@ class CLIP(TextTower):
     def __call__(
         self, images: ArrayLike | Sequence[Any], tokens: ArrayLike | Sequence[Any]
     ) -> tuple[Float[Array, "i t"], Float[Array, "t i"]]:
-        """Scaled cosine similarities, `(logits_per_image, logits_per_text)`.
+        """Returns scaled cosine similarities, `(logits_per_image, logits_per_text)`.
 
         Args:
             images: (i, n, n, 3), as for `encode_image`.
@@ -133,10 +133,10 @@ class CLIP(TextTower):
     def image_features(
         self, images: Array, tap: Tap = ignore, **options: Array
     ) -> Float[Array, "b d"]:
-        """What `encode_image` compiles; `tap` sees every hidden state as it is computed.
+        """Embeds images, uncompiled; `tap` is called with every hidden state.
 
-        Of the options a Vision Transformer has `kept`, (b, p) integers: which patches of each
-        image it sees.
+        A Vision Transformer has the option `kept`, (b, p) integers: the patches of each image to
+        use.
         """
         if images.dtype == jnp.uint8:
             images = normalize_pixels(images)
@@ -144,13 +144,13 @@ class CLIP(TextTower):
 
 
 def normalize(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
-    """Each row divided by its L2 norm, in float32."""
+    """Divides each row by its L2 norm, in float32."""
     x = x.astype(jnp.float32)
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
 def _new_statistics(model: CLIP) -> nnx.State:
-    """The BatchNorm statistics of a forward pass in training; nothing in evaluation."""
+    """Returns the BatchNorm statistics after a forward pass in training; none in evaluation."""
     if model.use_running_average:
         return nnx.State({})
     return nnx.state(model, nnx.BatchStat)
@@ -158,7 +158,7 @@ def _new_statistics(model: CLIP) -> nnx.State:
 
 @contextlib.contextmanager
 def computing(precision: str) -> Iterator[None]:
-    """Within, JAX computes as the towers mean it, whatever else the caller has set."""
+    """Sets the precision and the rank promotion that the towers need, whatever the caller's are."""
     with jax.default_matmul_precision(precision), jax.numpy_rank_promotion("allow"):
         yield
 

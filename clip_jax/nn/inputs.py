@@ -1,4 +1,4 @@
-"""What a model takes, and the errors for what it doesn't."""
+"""Checks a model's inputs."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,14 +15,14 @@ from clip_jax.config import TextConfig
 def as_images(
     images: ArrayLike | Sequence[Any], image_size: int
 ) -> Shaped[np.ndarray | Array, "b n n 3"]:
-    """Images as one array, uint8 or float.
+    """Returns images as one array, uint8 or float.
 
     Args:
         images: an array, or a list of the arrays of single images.
         image_size: the n of (b, n, n, 3).
 
     Raises:
-        ValueError: if the shape or the dtype is another; knows PyTorch's order of axes.
+        ValueError: the shape or the dtype is wrong; has a hint for PyTorch's order of axes.
     """
     n = image_size
     images = _as_array(images, "images")
@@ -44,10 +44,10 @@ def as_images(
 def as_tokens(
     tokens: ArrayLike | Sequence[Any], config: TextConfig
 ) -> Integer[np.ndarray | Array, "b l"]:
-    """Token ids of the vocabulary as one array, of at most the context's length.
+    """Returns token ids as one array, of at most the context length.
 
     Raises:
-        ValueError: if the shape, the dtype or (where it can be seen) an id is out of range.
+        ValueError: the shape or dtype is wrong, or (checked on NumPy arrays) an id is out of range.
     """
     tokens = _as_array(tokens, "tokens")
     shape, dtype = tokens.shape, tokens.dtype
@@ -58,7 +58,7 @@ def as_tokens(
         )
     if not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(f"tokens must be integers. Got {dtype}.")
-    # On the host a look is cheap; on a device an id out of range would be clamped in silence.
+    # Checked only on the host, where it is cheap; JAX silently clamps ids that are out of range.
     if isinstance(tokens, np.ndarray) and tokens.size:
         low, high = tokens.min(), tokens.max()
         if low < 0 or high >= config.vocab_size:
@@ -73,11 +73,11 @@ def _as_array(values: ArrayLike | Sequence[Any], name: str) -> np.ndarray | Arra
         return values
     try:
         array = np.asarray(values)
-    except ValueError:  # NumPy's own says nothing of what it is about
+    except ValueError:  # NumPy's message doesn't name the argument
         raise ValueError(f"{name} must have one shape. Got a list of several.") from None
-    return array.astype(array.dtype.newbyteorder("="), copy=False)  # JAX takes no other
+    return array.astype(array.dtype.newbyteorder("="), copy=False)  # JAX needs native byte order
 
 
 def _is_float(dtype: np.dtype) -> bool:
-    # Not NumPy's long double, which JAX has no use for.
+    # Not NumPy's long double, which JAX doesn't support.
     return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= 8

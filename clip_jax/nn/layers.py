@@ -13,20 +13,20 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from clip_jax.config import Activation
 from clip_jax.nn.linear import Linear, Rngs, parameter
 
-# Called with a name and a hidden state as a forward pass goes along; the names are those of the
-# official checkpoint's modules.
+# A callback with the name and the value of each hidden state; the names are those of the official
+# checkpoint's modules.
 Tap = Callable[[str, Array], None]
 
-# Which key (last axis) a query (the axis before it) sees.
+# Whether a query (second-to-last axis) sees a key (last axis).
 Mask = Bool[Array, "#b #h q k"]
-# One row of each sequence: the same of all, or its index in each.
+# One row of each sequence: the same index for all, or one for each.
 RowIds = int | Int[Array, " b"]
 
 EPSILON = 1e-5  # of every LayerNorm and BatchNorm; Flax's own default is 1e-6
 
 
 def ignore(name: str, hidden: Array) -> None:
-    """The tap that keeps nothing."""
+    """A tap that does nothing."""
 
 
 class LayerNorm(nnx.Module):
@@ -45,7 +45,7 @@ class LayerNorm(nnx.Module):
 
 
 def activate(x: Float[Array, "*b w"], activation: Activation) -> Float[Array, "*b w"]:
-    """The GELU that the configuration names, in float32; they differ by enough to ruin accuracy."""
+    """Applies a GELU in float32; the variants differ by enough to ruin accuracy."""
     y = x.astype(jnp.float32)
     match activation:
         case "quick_gelu":
@@ -63,7 +63,7 @@ def dot_product_attention(
     v: Float[Array, "b k h c"],
     mask: Mask | None = None,
 ) -> Float[Array, "b q h c"]:
-    """Softmax attention over h heads of size c (Vaswani et al. 2017), the softmax in float32."""
+    """Computes attention over h heads of size c (Vaswani et al. 2017); softmax in float32."""
     q = q * q.shape[-1] ** -0.5
     scores = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=jnp.float32)
     if mask is not None:
@@ -74,25 +74,25 @@ def dot_product_attention(
 
 
 def causal_mask(length: int) -> Bool[Array, "1 l l"]:
-    """True where a position (row) sees another (column): itself and all before it."""
+    """Returns the mask that is True where a position (row) sees another (column)."""
     return jnp.tril(jnp.ones((1, length, length), bool))
 
 
 def take_rows(x: Shaped[Array, "#b l *w"], rows: RowIds) -> Shaped[Array, "#b 1 *w"]:
-    """One row of each sequence, its axis kept."""
+    """Returns one row of each sequence, with its axis kept."""
     if isinstance(rows, int):
         return x[:, rows : rows + 1]
     return jnp.take_along_axis(x, rows.reshape(-1, *[1] * (x.ndim - 1)), axis=1)
 
 
 def split_heads(x: Float[Array, "b l w"], num_heads: int) -> Float[Array, "b l h c"]:
-    """Cuts the width into heads."""
+    """Splits the width into heads."""
     return x.reshape(*x.shape[:2], num_heads, x.shape[2] // num_heads)
 
 
 @dataclasses.dataclass(frozen=True)
 class BlockInit:
-    """How the four matrices of a residual block start."""
+    """Initialisers of the four matrices of a residual block."""
 
     in_proj: Initializer
     out_proj: Initializer | None
@@ -117,7 +117,7 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Width to four times the width and back."""
+    """Two linear layers with a hidden layer of four times the width."""
 
     def __init__(self, width: int, activation: Activation, *, init: BlockInit, rngs: Rngs):
         self.activation: Activation = activation
@@ -177,7 +177,7 @@ class Transformer(nnx.Module):
 
 
 def text_block_init(width: int, num_layers: int) -> BlockInit:
-    """The text tower's published start: residual outputs shrink with the depth."""
+    """Returns the text tower's published initialisation: residual outputs shrink with depth."""
     output = width**-0.5 * (2 * num_layers) ** -0.5
     return BlockInit(
         in_proj=normal(width**-0.5),
@@ -188,7 +188,7 @@ def text_block_init(width: int, num_layers: int) -> BlockInit:
 
 
 def vision_block_init(width: int) -> BlockInit:
-    """The vision tower's published start: PyTorch's defaults, Xavier for the joint projection."""
+    """Returns the vision tower's: PyTorch's defaults, with Xavier for the joint projection."""
     bound = math.sqrt(6 / (width + 3 * width))
 
     def xavier_uniform(key, shape, dtype=jnp.float32, out_sharding=None):

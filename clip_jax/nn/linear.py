@@ -1,8 +1,8 @@
-"""The linear layer, and how the parameters of all layers come to be.
+"""The linear layer, and the creation of parameters for all layers.
 
-Parameters are stored in float32 and cast to the dtype of the activations on use, so the entry
-point alone decides in which dtype a model computes. Built without `rngs`, a layer holds shapes
-instead of arrays: the abstract model that checkpoints are poured into.
+Parameters are stored in float32 and cast to the dtype of the activations on use, so a model
+computes in the dtype to which its entry point casts the inputs. Built without `rngs`, a layer holds
+shapes instead of arrays: an abstract model, to be filled from a checkpoint.
 """
 
 import jax
@@ -15,7 +15,7 @@ Rngs = nnx.Rngs | None
 
 
 def uniform_fan_in(fan_in: int) -> Initializer:
-    """PyTorch's default for linear and convolution arrays: uniform within 1/sqrt(fan in)."""
+    """Returns PyTorch's default for linear layers and convolutions: uniform in +-1/sqrt(fan in)."""
 
     def init(key, shape, dtype=jnp.float32, out_sharding=None):
         bound = fan_in**-0.5
@@ -27,14 +27,14 @@ def uniform_fan_in(fan_in: int) -> Initializer:
 def parameter(
     rngs: Rngs, init: Initializer, *shape: int, kind: type[nnx.Variable] = nnx.Param
 ) -> nnx.Variable:
-    """A float32 array under `init`, or only its shape where there are no random numbers."""
+    """Creates a float32 parameter with `init`, or only its shape if `rngs` is None."""
     if rngs is None:
         return kind(jax.ShapeDtypeStruct(shape, jnp.float32))
     return kind(init(rngs.params(), shape, jnp.float32))
 
 
 def project(x: Float[Array, "b i"], kernel: Float[Array, "i o"]) -> Float[Array, "b o"]:
-    """`x @ kernel`, summed in float32 whatever the dtype of `x`."""
+    """Returns `x @ kernel`, summed in float32 whatever the dtype of `x`."""
     y = jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32)
     return y.astype(x.dtype)
 

@@ -10,7 +10,7 @@ from clip_jax.config import ResNetConfig
 from clip_jax.nn.layers import EPSILON, Tap, dot_product_attention, ignore, split_heads
 from clip_jax.nn.linear import Linear, Rngs, parameter, uniform_fan_in
 
-MOMENTUM = 0.1  # PyTorch's sense: the share of the new value
+MOMENTUM = 0.1  # as in PyTorch: the weight of the new value
 
 
 class Conv(nnx.Module):
@@ -37,9 +37,9 @@ class Conv(nnx.Module):
 class BatchNorm(nnx.Module):
     """Batch normalisation in float32: by stored statistics, or by the batch's own in training.
 
-    `model.train()` and `model.eval()` switch between the two; a fresh model is in evaluation. In
-    training the running variance is that of a sample (n - 1), the batch's own is not (n), as in
-    PyTorch.
+    `model.train()` and `model.eval()` switch between the two; a new model is in evaluation mode.
+    In training the batch is normalised by its biased variance (n), while the running variance is
+    unbiased (n - 1), as in PyTorch.
     """
 
     def __init__(self, channels: int, *, scale_init: Initializer = ones, rngs: Rngs):
@@ -70,20 +70,20 @@ class BatchNorm(nnx.Module):
 
 
 def average_pool(x: Float[Array, "b h w c"], size: int) -> Float[Array, "b h2 w2 c"]:
-    """Means of `size` x `size` squares that don't overlap."""
+    """Averages non-overlapping squares of `size` x `size`."""
     if size == 1:
         return x
     b, h, w, c = x.shape
     squares = x.reshape(b, h // size, size, w // size, size, c).astype(jnp.float32)
-    # A sum of slices instead of a reduction: jaxlib 0.12.0.1 on CPU fuses the reduction with a
-    # bfloat16 convolution before it into garbage.
+    # A sum of slices instead of a reduction: jaxlib 0.12.0.1 on CPU computes garbage when it fuses
+    # the reduction with a bfloat16 convolution before it.
     first, *others = [squares[:, :, i, :, j] for i in range(size) for j in range(size)]
     total = sum(others, first)
     return (total / size**2).astype(x.dtype)
 
 
 class Bottleneck(nnx.Module):
-    """The residual block of a ResNet-50 with its stride moved into an average pool."""
+    """The residual block of a ResNet-50, with its stride moved into an average pool."""
 
     expansion = 4
 
@@ -95,7 +95,7 @@ class Bottleneck(nnx.Module):
         self.conv2 = Conv(planes, planes, 3, rngs=rngs)
         self.bn2 = BatchNorm(planes, rngs=rngs)
         self.conv3 = Conv(planes, out_channels, 1, rngs=rngs)
-        # A gain of 0 makes a fresh block the identity.
+        # A scale of 0 makes a new block the identity.
         self.bn3 = BatchNorm(out_channels, scale_init=zeros, rngs=rngs)
         changes_shape = stride > 1 or in_channels != out_channels
         self.downsample = (
@@ -118,7 +118,7 @@ class Bottleneck(nnx.Module):
 
 
 class AttentionPool(nnx.Module):
-    """Pools positions by attention from their mean, which stands before them as token 0."""
+    """Pools positions by attention from their mean, which is token 0."""
 
     def __init__(
         self, num_positions: int, num_features: int, num_heads: int, embed_dim: int, *, rngs: Rngs
@@ -140,7 +140,7 @@ class AttentionPool(nnx.Module):
         return self.c_proj(dot_product_attention(q, k, v).reshape(len(x), x.shape[-1]))
 
     def tokens(self, x: Float[Array, "b h w c"]) -> Float[Array, "b l c"]:
-        """The mean, and after it every position."""
+        """Returns the mean and all positions, with positional embeddings."""
         b, h, w, c = x.shape
         x = x.reshape(b, h * w, c)  # b n c
         x = jnp.concatenate([x.mean(1, keepdims=True), x], axis=1)
@@ -148,7 +148,7 @@ class AttentionPool(nnx.Module):
 
 
 class ModifiedResNet(nnx.Module):
-    """Images to embeddings by convolutions (Radford et al. 2021, section 2.4)."""
+    """Embeds images by convolutions (Radford et al. 2021, section 2.4)."""
 
     def __init__(self, config: ResNetConfig, embed_dim: int, *, rngs: Rngs):
         width = config.width
@@ -179,14 +179,14 @@ class ModifiedResNet(nnx.Module):
         return self.attnpool(x)  # from b n/32 n/32 32w
 
     def stem(self, images: Float[Array, "b n n 3"]) -> Float[Array, "b h w c"]:
-        """Three convolutions and a pool instead of one convolution."""
+        """Applies three convolutions and a pool, in place of one convolution."""
         x = jax.nn.relu(self.bn1(self.conv1(images)))  # b n/2 n/2 w/2
         x = jax.nn.relu(self.bn2(self.conv2(x)))
         x = jax.nn.relu(self.bn3(self.conv3(x)))  # b n/2 n/2 w
         return average_pool(x, 2)
 
     def stage(self, i: int, x: Float[Array, "b h w c"], tap: Tap) -> Float[Array, "b h2 w2 c2"]:
-        """Stage `i` of 1 to 4; all but the first halve the sides."""
+        """Applies stage `i` of 1 to 4; all but the first halve the sides."""
         for j, block in enumerate(getattr(self, f"layer{i}")):
             x = block(x)
             tap(f"layer{i}.{j}", x)

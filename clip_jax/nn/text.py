@@ -11,7 +11,7 @@ from clip_jax.nn.linear import Rngs, parameter, project
 
 
 class TokenEmbedding(nnx.Module):
-    """A table with one row for each id."""
+    """A table with one row per id."""
 
     def __init__(self, vocab_size: int, width: int, *, rngs: Rngs):
         self.embedding = parameter(rngs, normal(0.02), vocab_size, width)
@@ -21,10 +21,10 @@ class TokenEmbedding(nnx.Module):
 
 
 class TextTower(nnx.Module):
-    """Token ids to embeddings.
+    """Embeds token ids.
 
-    Its arrays lie at the root of an official checkpoint, beside `visual` and `logit_scale`;
-    therefore `CLIP` is a text tower instead of having one.
+    In official checkpoints its arrays are at the root, beside `visual` and `logit_scale`; therefore
+    `CLIP` is a text tower instead of having one.
     """
 
     def __init__(self, config: TextConfig, embed_dim: int, activation: Activation, *, rngs: Rngs):
@@ -45,12 +45,12 @@ class TextTower(nnx.Module):
     def text_features(
         self, tokens: Integer[Array, "b l"], dtype: jnp.dtype, tap: Tap = ignore
     ) -> Float[Array, "b d"]:
-        """The embeddings of `tokens`, computed in `dtype`; any length up to the context's."""
+        """Embeds `tokens`, computing in `dtype`; any length up to the context length."""
         length = tokens.shape[1]
         x = self.token_embedding(tokens).astype(dtype)  # b l w
         x = x + self.positional_embedding[...][:length].astype(dtype)
-        # Causal, and no padding mask: id 0 is an ordinary token ("!"), and what stands after the
-        # end token can't be seen from it.
+        # Causal, without a padding mask: id 0 is an ordinary token ("!"), and the end token doesn't
+        # see what follows it.
         # The end-of-text token has the largest id of the vocabulary.
         x = self.transformer(x, tokens.argmax(1), is_causal=True, tap=tap)  # b w
         x = self.ln_final(x)

@@ -1,6 +1,6 @@
 """A model's parameters as the public tree: nested dicts of string keys to arrays.
 
-The keys are the official checkpoint's names, cut at the dots; the leaves have Flax's names
+The keys are the official checkpoint's names, split at the dots; the leaves have Flax's names
 (`kernel`, `bias`, `scale`, `embedding`, `mean`, `var`) and JAX's layouts.
 """
 
@@ -24,22 +24,22 @@ Tree = Mapping[str, Any]
 
 
 def variables(model: CLIP) -> dict[str, nnx.Variable]:
-    """Every parameter and statistic of `model` by its path, such as `visual/conv1/kernel`."""
+    """Returns every parameter and statistic of `model` by path, such as `visual/conv1/kernel`."""
     flat = nnx.to_flat_state(nnx.state(model))
     return {"/".join(map(str, path)): variable for path, variable in flat}
 
 
 def parameters(model: CLIP) -> dict[str, Any]:
-    """The model's arrays as the public tree; the arrays are shared, not copied."""
+    """Returns the model's arrays as the public tree; the arrays are shared, not copied."""
     return unflatten({path: variable[...] for path, variable in variables(model).items()})
 
 
 def set_parameters(model: CLIP, tree: Tree) -> None:
-    """Fills `model` with the arrays of a public tree, as they are.
+    """Fills `model` with the arrays of a public tree, without casting them.
 
     Raises:
-        ValueError: if arrays are missing, unexpected or misshapen; lists them all, and leaves the
-            model as it was.
+        ValueError: arrays are missing, unexpected or misshapen; lists all of them. The model is
+            then unchanged.
     """
     targets, arrays = variables(model), flatten(tree)
     if problems := misfits({path: v.shape for path, v in targets.items()}, arrays):
@@ -51,16 +51,16 @@ def set_parameters(model: CLIP, tree: Tree) -> None:
 def from_parameters(
     config: CLIPConfig, tree: Tree, *, dtype: DTypeLike = jnp.float32, precision: str = "highest"
 ) -> CLIP:
-    """A model with the parameters of a public tree, cast to float32.
+    """Builds a model with the parameters of a public tree, cast to float32.
 
     Args:
         config: the architecture the tree belongs to.
         tree: nested dicts of NumPy or JAX arrays, in any float dtype.
-        dtype: in which the towers compute.
-        precision: of matrix products, for `jax.default_matmul_precision`.
+        dtype: dtype in which the towers compute.
+        precision: for `jax.default_matmul_precision`.
 
     Raises:
-        ValueError: lists every array that is missing, unexpected or misshapen.
+        ValueError: arrays are missing, unexpected or misshapen; lists all of them.
     """
     model = CLIP(config, dtype=dtype, precision=precision)
     set_parameters(model, tree)
@@ -76,7 +76,7 @@ def _float32(array: ArrayLike) -> jax.Array:
 
 
 def model_digest(model: CLIP) -> str:
-    """SHA-256 of a model's configuration and parameters."""
+    """Returns the SHA-256 of a model's configuration and parameters."""
     arrays = flatten(parameters(model))
 
     def digest(path: str) -> bytes:
@@ -84,13 +84,13 @@ def model_digest(model: CLIP) -> str:
         head = f"{path} {array.dtype} {array.shape}\0".encode()
         return hashlib.sha256(head + array.tobytes()).digest()
 
-    with concurrent.futures.ThreadPoolExecutor(4) as pool:  # hashing leaves Python's lock alone
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:  # hashing releases the GIL
         digests = pool.map(digest, sorted(arrays))
         return hashlib.sha256(model.config.to_json().encode() + b"".join(digests)).hexdigest()
 
 
 def misfits(shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Any]) -> list[str]:
-    """What keeps arrays from filling these shapes: missing (-), unexpected (+), misshapen (!)."""
+    """Lists arrays that don't fit these shapes: missing (-), unexpected (+), misshapen (!)."""
     problems = [f"- {path}: missing" for path in shapes if path not in arrays]
     problems += [f"+ {path}: unexpected" for path in arrays if path not in shapes]
     problems += [
@@ -102,15 +102,15 @@ def misfits(shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Any]) ->
 
 
 def listed(problems: Sequence[str]) -> str:
-    """Problems, one a line; of many the first ones and how many more there are."""
+    """Formats problems one per line; of many the first ones and the number of the others."""
     return some(problems, most=20, between="\n")
 
 
 def flatten(tree: Tree) -> dict[str, Any]:
-    """Paths such as `visual/conv1/kernel` to arrays, from nested dicts."""
+    """Turns nested dicts into a dict from paths, such as `visual/conv1/kernel`, to arrays."""
     return traverse_util.flatten_dict(tree, sep="/")
 
 
 def unflatten(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts, from paths to arrays; the inverse of `flatten`."""
+    """Turns a dict from paths to arrays into nested dicts; the inverse of `flatten`."""
     return traverse_util.unflatten_dict(arrays, sep="/")

@@ -11,7 +11,7 @@ from clip_jax.nn.linear import Rngs, parameter, project, uniform_fan_in
 
 
 class PatchEmbedding(nnx.Module):
-    """A convolution whose kernel is its stride: every patch times one matrix, no bias."""
+    """A convolution whose stride is its size: multiplies every patch by one matrix; no bias."""
 
     def __init__(self, patch_size: int, width: int, *, rngs: Rngs):
         fan_in = 3 * patch_size**2
@@ -26,7 +26,7 @@ class PatchEmbedding(nnx.Module):
     def patches(
         self, images: Float[Array, "b n n 3"], kept: Int[Array, "b p"] | None
     ) -> Float[Array, "b p ppc"]:
-        """The pixels of each patch in one row."""
+        """Returns the pixels of each patch as one row."""
         p = self.patch_size
         b, n = images.shape[0], images.shape[1] // p
         patches = images.reshape(b, n, p, n, p, 3).transpose(0, 1, 3, 2, 4, 5)
@@ -34,13 +34,13 @@ class PatchEmbedding(nnx.Module):
         return patches if kept is None else jnp.take_along_axis(patches, kept[..., None], axis=1)
 
     def project(self, patches: Float[Array, "b p ppc"]) -> Float[Array, "b p w"]:
-        """The convolution, as a product of matrices."""
+        """Computes the convolution as a matrix product."""
         kernel = self.kernel[...].astype(patches.dtype)
         return patches @ kernel.reshape(-1, kernel.shape[-1])
 
 
 class VisionTransformer(nnx.Module):
-    """Images to embeddings; the class token's row is the image's."""
+    """Embeds images, pooled at the class token."""
 
     def __init__(self, config: ViTConfig, embed_dim: int, activation: Activation, *, rngs: Rngs):
         width = config.width
@@ -66,7 +66,7 @@ class VisionTransformer(nnx.Module):
         tap: Tap = ignore,
         kept: Int[Array, "b p"] | None = None,
     ) -> Float[Array, "b d"]:
-        """Embeds images, from all of their patches or, row by row, from those in `kept`."""
+        """Embeds images from all patches or, image by image, from those in `kept`."""
         x = self.conv1(images, kept)  # b p w
         tap("conv1", x)
         positions = self.positional_embedding[...].astype(x.dtype)

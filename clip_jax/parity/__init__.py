@@ -1,4 +1,4 @@
-"""Proof that the JAX numbers are the PyTorch numbers, stage by stage."""
+"""Comparison of a model's results in JAX with those in PyTorch, stage by stage."""
 
 from clip_jax.parity.comparison import Row as Row
 from clip_jax.parity.comparison import compare as compare

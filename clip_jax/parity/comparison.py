@@ -1,4 +1,4 @@
-"""One model in JAX and in PyTorch on the same pictures and captions, compared stage by stage."""
+"""Compares a model in JAX and in PyTorch on the same pictures and captions, stage by stage."""
 
 import dataclasses
 import math
@@ -21,9 +21,9 @@ from clip_jax.tokenizer import tokenize
 
 Measure = Literal["absolute", "relative"]
 
-# What a stage may differ by, and in which measure. Both sides compute in float32 but add in
-# different orders: 1e-5 leaves room for that over the deepest tower and for nothing else. Logits
-# are cosines times 100. What is not arithmetic must be the same.
+# Tolerances with their measures. Both sides compute in float32 but add in different orders: 1e-5
+# leaves room for that in the deepest tower, and for nothing else. Logits are cosines times 100.
+# Stages without floating-point sums must be identical.
 EXACT: tuple[float, Measure] = (0.0, "absolute")
 HIDDEN: tuple[float, Measure] = (1e-5, "relative")
 FEATURES: tuple[float, Measure] = (1e-5, "relative")
@@ -39,8 +39,8 @@ class Row:
             official checkpoints, or "logits".
         max_abs: the largest absolute difference of any element.
         rel: L2 norm of the difference over the L2 norm of PyTorch's values.
-        tolerance: what `measure` may come to.
-        measure: which of the two counts.
+        tolerance: the largest permitted value of `measure`.
+        measure: which of the two differences is tested.
     """
 
     stage: str
@@ -64,15 +64,15 @@ def compare(
 ) -> list[Row]:
     """Runs both sides and measures every stage's difference, in the order of computation.
 
-    Each side works on what it made itself of the pictures and captions, so the first row that is
-    not `ok` is where the two part. Where the vocabulary is smaller than the tokenizer's, a warning
-    says so, and both sides work on ids that are brought into its range.
+    Each side preprocesses the pictures and captions itself, so the first row that is not `ok` is
+    where the two diverge. If the model's vocabulary is smaller than the tokenizer's, both sides
+    use ids mapped into its range, with a warning.
 
     Args:
-        model: ours, in float32.
-        preprocess: what `clip_jax.load` gave with it.
-        reference: the same checkpoint, by `load_reference`.
-        images: pictures of any modes and sizes; `pictures()` where none are given.
+        model: our model, in float32.
+        preprocess: its preprocessing, from `clip_jax.load`.
+        reference: the same checkpoint, from `load_reference`.
+        images: pictures of any modes and sizes; by default `pictures()`.
         texts: captions of any length.
 
     Raises:
@@ -117,13 +117,13 @@ def compare(
 
 
 def first_difference(rows: Iterable[Row]) -> Row | None:
-    """The first stage past its tolerance."""
+    """Returns the first stage beyond its tolerance; None if there is none."""
     return next((row for row in rows if not row.ok), None)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Difference:
-    """What adds up over batches to a row."""
+    """A stage's difference on some batches; a sum covers all of them."""
 
     max_abs: float
     squares: float
@@ -159,13 +159,13 @@ def _differences(
     their_input: np.ndarray,
     their_stages: Callable[[np.ndarray, Iterable[str]], dict[str, np.ndarray]],
 ) -> dict[str, _Difference]:
-    # jit sorts the names; the other side's are in the order of computation.
+    # jit sorts the names; PyTorch's are in the order of computation.
     theirs = their_stages(their_input, ours)
     return {name: _Difference.of(name, np.asarray(ours[name]), x) for name, x in theirs.items()}
 
 
 def _within(tokens: Int[np.ndarray, "b l"], vocab_size: int) -> Int[np.ndarray, "b l"]:
-    """Ids below `vocab_size`; the largest of a row, which marks its end, stays the largest."""
+    """Maps ids below `vocab_size`; a row's largest, the end token, stays the largest."""
     is_end = tokens == tokens.max(axis=1, keepdims=True)
     return np.where(is_end, vocab_size - 1, tokens % max(vocab_size - 1, 1))
 

@@ -1,4 +1,4 @@
-"""Made-up pictures and captions on which the two sides are compared."""
+"""Synthetic pictures and captions on which the two sides are compared."""
 
 import numpy as np
 from PIL import Image
@@ -7,7 +7,7 @@ CAPTIONS = (
     "a diagram",
     "a photo of a cat.",
     "it's  a DOG's\n life &amp;amp; more",
-    "!",  # id 0, which is also what pads
+    "!",  # id 0, which is also the padding
     "wow!!! two dogs! !",
     "naïve café ½ ²",
     "寿司の写真 🍣 на столе",
@@ -17,11 +17,11 @@ CAPTIONS = (
 
 
 def pictures() -> list[Image.Image]:
-    """Made-up pictures of several modes, sizes and aspects; the same on every machine."""
+    """Returns synthetic pictures of several modes, sizes and aspects, the same on any machine."""
     rng = np.random.default_rng(0)
 
     def picture(width: int, height: int, channels: int) -> np.ndarray:
-        # Waves that change slowly, as in photographs, and noise, which tests the resizing.
+        # Slow waves, as in photographs, and noise, which tests the resizing.
         y, x = np.mgrid[0:height, 0:width, 0:1][:2] / 40
         phase = np.arange(channels)
         waves = np.sin(x * (1 + phase / 3) + phase) + np.cos(y * (1 + phase / 2) - phase)

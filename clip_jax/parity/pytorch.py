@@ -1,7 +1,6 @@
-"""The reference's model on PyTorch's side, run as a black box.
+"""The reference's model in PyTorch, run as a black box.
 
-Hooks on its modules catch the hidden states, under the names that our own forward passes give to
-`tap`.
+Hooks on its modules record hidden states under the names that our own forward passes give to `tap`.
 """
 
 import dataclasses
@@ -26,7 +25,7 @@ from clip_jax.weights import native_folder, official_file, read_native
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """The reference's model, in float32 on the CPU, and what goes with it."""
+    """The reference's model in float32 on the CPU, with its preprocessing and tokenizer."""
 
     torch: Any
     clip: Any
@@ -34,30 +33,30 @@ class Reference:
     preprocess: Any
 
     def pixels(self, images: Iterable[Image.Image]) -> Float[np.ndarray, "b n n 3"]:
-        """Preprocessed images, in our order of axes."""
+        """Preprocesses images, and returns them in our order of axes."""
         stacked = [self.preprocess(image).numpy() for image in images]
         return np.stack(stacked).transpose(0, 2, 3, 1)
 
     def tokens(self, texts: Sequence[str], context_length: int) -> Int[np.ndarray, "b l"]:
-        """Token ids; over-long texts are cut."""
+        """Returns token ids; texts that are too long are truncated."""
         return self.clip.tokenize(list(texts), context_length, truncate=True).numpy()
 
     def image_stages(
         self, images: Float[np.ndarray, "b n n 3"], names: Iterable[str]
     ) -> dict[str, np.ndarray]:
-        """The vision tower's hidden states that `names` has, in the order of computation."""
+        """Returns the vision tower's hidden states in `names`, in the order of computation."""
         return self._stages("visual.", names, self.model.encode_image, self._images(images))
 
     def text_stages(
         self, tokens: Int[np.ndarray, "b l"], names: Iterable[str]
     ) -> dict[str, np.ndarray]:
-        """The text tower's hidden states that `names` has, in the order of computation."""
+        """Returns the text tower's hidden states in `names`, in the order of computation."""
         return self._stages("", names, self.model.encode_text, self._tokens(tokens))
 
     def logits(
         self, images: Float[np.ndarray, "i n n 3"], tokens: Int[np.ndarray, "t l"]
     ) -> Float[np.ndarray, "i t"]:
-        """Logits per image."""
+        """Returns the logits per image."""
         with self.torch.no_grad():
             return self.model(self._images(images), self._tokens(tokens))[0].numpy()
 
@@ -69,7 +68,7 @@ class Reference:
 
         def keep(name: str) -> Any:
             def hook(module: Any, inputs: Any, output: Any) -> None:
-                # A copy: what follows may work in place.
+                # A copy, because later modules may modify it in place.
                 stages[name] = _in_our_layout(name, np.array(output.numpy()))
 
             return hook
@@ -96,16 +95,17 @@ class Reference:
 
 
 def load_reference(name_or_path: str | os.PathLike[str]) -> Reference:
-    """Loads what `clip_jax.load` loads in the reference, with PyTorch's own readers.
+    """Loads into the reference what `clip_jax.load` loads, with PyTorch's own readers.
 
     Args:
-        name_or_path: a name, whose official file is downloaded if need be; a TorchScript archive,
-            a state dictionary that `torch.save` wrote, a `.safetensors` file; or a native folder,
-            which is exported first, as a bundled model is. The reference has no activation but
+        name_or_path: a name, whose official file is downloaded if necessary; a TorchScript archive;
+            a state dictionary from `torch.save`; a `.safetensors` file; or a native folder, which
+            is exported first, as bundled models are. The reference has no other activation than
             `quick_gelu`.
 
     Raises:
-        ModuleNotFoundError: PyTorch or the reference is missing; says how to install them.
+        ModuleNotFoundError: PyTorch or the reference is missing; the message says how to install
+            them.
         CheckpointError: a native folder can't be read, or a file holds several sets of weights.
         DownloadError: the file of a name can't be downloaded.
     """
@@ -126,8 +126,8 @@ def load_reference(name_or_path: str | os.PathLike[str]) -> Reference:
             state = _state_dict(torch, path)
             torch.save(state, bare)
         model, preprocess = clip.load(str(bare), device="cpu", jit=False)
-        # The reference has rounded the weights to float16 on the way, which changes those of
-        # checkpoints that are stored in float32. So they are poured in a second time.
+        # The reference has rounded the weights to float16, which changes those of float32
+        # checkpoints. So they are loaded a second time.
         model = model.float().eval()
         model.load_state_dict({name: state[name] for name in model.state_dict()})
     return Reference(torch, clip, model, preprocess)
@@ -138,7 +138,7 @@ def _in_our_layout(name: str, x: np.ndarray) -> np.ndarray:
         return x.swapaxes(0, 1)  # the reference's transformers work on (l, b, w)
     if x.ndim == 4:
         x = x.transpose(0, 2, 3, 1)
-        # Our patch embedding gives a sequence already.
+        # Our patch embedding returns a sequence.
         return x.reshape(len(x), -1, x.shape[-1]) if name == "conv1" else x
     return x
 
@@ -159,7 +159,7 @@ def _state_dict(torch: Any, path: Path) -> Mapping[str, Any]:
 
 
 def _safetensors() -> Any:
-    """PyTorch's own reader: the comparison is not to go by ours."""
+    """Returns PyTorch's own reader, so that the comparison doesn't depend on ours."""
     try:
         return importlib.import_module("safetensors.torch")
     except ModuleNotFoundError as error:

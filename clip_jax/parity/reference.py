@@ -1,7 +1,7 @@
-"""The PyTorch reference package, put on its feet; `clip-jax parity` and the tests compare with it.
+"""Imports the PyTorch reference, with which `clip-jax parity` and the tests compare.
 
-It is PyPI's `clip-anytorch`, run as a black box, and it does not import as it comes on a machine
-without CUDA and with current setuptools. Nothing else in this package needs PyTorch.
+It is PyPI's `clip-anytorch`, run as a black box. Without CUDA and with current setuptools it can't
+be imported without the workarounds here. Nothing else in this package needs PyTorch.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ _kept_alive: list[Any] = []  # torch drops operators when the Library that defin
 
 
 def import_reference() -> ModuleType:
-    """The reference's `clip` module; its `torch` is in `sys.modules` from then on.
+    """Imports and returns the reference's `clip` module, and imports its `torch`.
 
     Raises:
-        ModuleNotFoundError: PyTorch, torchvision or the reference is missing; says how to install
-            them.
+        ModuleNotFoundError: PyTorch, torchvision or the reference is missing; the message says how
+            to install them.
     """
     with quiet():
         try:
@@ -49,8 +49,8 @@ def _import_torchvision() -> None:
     try:
         importlib.import_module("torchvision")
     except RuntimeError:
-        # PyPI's torchvision is built for CUDA and can't load its operators beside a CPU torch, yet
-        # it registers shapes for these two on import: they have to exist, not to work.
+        # PyPI's torchvision is built for CUDA and can't load its operators with a CPU torch, but on
+        # import it registers shapes for these two: they must exist, but needn't work.
         library = importlib.import_module("torch").library.Library("torchvision", "DEF")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
@@ -60,7 +60,7 @@ def _import_torchvision() -> None:
 
 @contextlib.contextmanager
 def _pkg_resources() -> Iterator[None]:
-    # The reference takes `packaging` from pkg_resources, which setuptools no longer has.
+    # The reference imports `packaging` from pkg_resources, which setuptools no longer has.
     stand_in = ModuleType("pkg_resources")
     importlib.import_module("packaging.version")
     stand_in.__dict__["packaging"] = importlib.import_module("packaging")

@@ -26,10 +26,10 @@ from clip_jax.storage import folder
 from clip_jax.tokenizer import tokenize
 from clip_jax.weights import load
 
-# Bytes of a block: on a CPU it stays in the cache, on others it is worth its way.
+# Bytes of a block: it fits in a CPU's cache; elsewhere it is large enough to pay for the transfer.
 BLOCK = {"cpu": 8 << 20}
 LARGE_BLOCK = 64 << 20
-# A cosine, and what rounding adds; embeddings that give more are damaged.
+# The largest cosine, with rounding; embeddings that give more are damaged.
 MOST = 1.1
 # While one block is compared, another is read.
 THREADS = 2
@@ -41,27 +41,27 @@ def search(
     query: str | Image.Image | os.PathLike[str],
     k: int = 10,
 ) -> list[dict[str, Any]]:
-    """The rows of an embedding job whose embeddings are nearest to a query's.
+    """Finds the rows of an embedding job whose embeddings are nearest to a query's.
 
     Args:
         out: the job's folder.
-        model: that of the job, or what `clip_jax.load` takes; None for the one the job had, if it
-            was named or loaded from a path.
-        query: a text; or a picture, opened or by its path, which is then no `str`.
+        model: the job's model, or what `clip_jax.load` takes; None to load the one that the job
+            had, if that was given by name or path.
+        query: a text (`str`); or a picture, as an image or as an `os.PathLike` path.
         k: how many rows.
 
     Returns:
-        Dicts of `key`, `score` (the cosine), `path` (None for texts), and `caption` where the rows
-        have one; best first, equal ones in the order of the input.
+        Dicts of `key`, `score` (the cosine), `path` (None for texts), and `caption` if the rows
+        have one; best first, ties in the order of the input.
 
     Raises:
-        ValueError: there are no embeddings; the model is another; `k` is less than 1; the picture
-            can't be read.
-        TypeError: `k` is no whole number.
+        ValueError: there are no embeddings; they are of another model; `k` is less than 1; the
+            picture can't be read.
+        TypeError: `k` is no integer.
         OSError: the output can't be read.
 
     Warns:
-        Incomplete: parts are missing or damaged, whose rows are left out; says how many.
+        Incomplete: parts are missing or damaged; the message says how many rows are left out.
     """
     if operator.index(k) < 1:
         raise ValueError(f"k must be at least 1. Got {k}.")
@@ -92,7 +92,7 @@ def search(
 def embed_query(
     model: CLIP, query: str | Image.Image | os.PathLike[str]
 ) -> Float[np.ndarray, " d"]:
-    """The normalised embedding of a text or a picture."""
+    """Returns the normalised embedding of a text or a picture."""
     if isinstance(query, str):
         tokens = tokenize(query, model.config.text.context_length, truncate=True)
         return np.asarray(normalize(model.encode_text(tokens))[0], np.float32)
@@ -104,15 +104,15 @@ def embed_query(
 def best_rows(
     index: Index, query: Float[np.ndarray, " d"], k: int
 ) -> tuple[list[float], list[int]]:
-    """The scores and the numbers of the rows nearest to a query, best first.
+    """Returns the scores and the numbers of the rows nearest to a query, best first.
 
     Args:
         index: the rows.
-        query: normalised.
-        k: how many; all where there are fewer.
+        query: a normalised embedding.
+        k: how many rows; all if there are fewer.
 
     Raises:
-        Damaged: parts can't be read, or hold what are no embeddings; names all of them.
+        Damaged: parts can't be read, or hold impossible values; names all of them.
         OSError: the output can't be read.
     """
     width = index.dim * index.dtype.itemsize
@@ -133,7 +133,7 @@ def best_rows(
             damaged.update(error.parts)
             return np.empty(0, np.float32), np.empty(0, np.int64)
         scores, rows, is_sound = _best(mine.rows, query_there, end - begin, min(k, size))
-        # Fetched before the next block is read: the device may be looking at our memory.
+        # Fetched before the next block is read: a CPU device may compute in this very buffer.
         scores, rows = np.asarray(scores), np.asarray(rows)
         if not is_sound:
             with np.errstate(all="ignore"):
@@ -157,10 +157,10 @@ def best_rows(
 def _best(
     rows: Float[Array, "b d"], query: Float[Array, " d"], count: Int[Array, ""], k: int
 ) -> tuple[Float[Array, " k"], Int[Array, " k"], Bool[Array, ""]]:
-    # No matrix product: reading the rows takes the time, and this is exact on every device.
+    # No matrix product: reading the rows dominates, and this is exact on every device.
     scores = (rows.astype(jnp.float32) * query[None]).sum(axis=-1)
     is_there = jnp.arange(len(rows)) < count
-    is_sound = (jnp.abs(scores) <= MOST) | ~is_there  # not for numbers that are none
+    is_sound = (jnp.abs(scores) <= MOST) | ~is_there  # false for NaN
     return *jax.lax.top_k(jnp.where(is_there, scores, -jnp.inf), k), is_sound.all()
 
 

@@ -20,21 +20,21 @@ from clip_jax.storage import Unreachable, storage
 THREADS = 8
 # The columns that a search shows, in both formats.
 SHOWN = ("key", "path", "image_path", "caption")
-# What comes of a document that has been damaged.
+# What parsing a damaged document may raise.
 _MALFORMED = (ValueError, TypeError, LookupError, AttributeError)
 
 
 @dataclasses.dataclass(frozen=True)
 class RowGroup:
-    """Embeddings that lie together in a file: a row group of Parquet, or an array of NumPy's.
+    """Contiguous embeddings in a file: a Parquet row group, or a NumPy array.
 
     Attributes:
         part: the name of its part.
-        path: the file.
-        group: the row group in it.
-        row: the first row, counted from the part's.
-        rows: how many.
-        offset: of the first byte; None where the file has to be decoded.
+        path: the file's path.
+        group: the index of the row group in the file.
+        row: the number of its first row in the part.
+        rows: how many rows it has.
+        offset: the offset of its first byte; None if the file has to be decoded.
     """
 
     part: str
@@ -46,7 +46,7 @@ class RowGroup:
 
 
 class Damaged(ValueError):
-    """Parts can't be read as they were written.
+    """Some parts are damaged.
 
     Attributes:
         parts: their names.
@@ -61,18 +61,17 @@ class Index:
     """The embeddings of a job, to be read block by block.
 
     Attributes:
-        dim: columns of the embeddings.
-        dtype: of the embeddings.
-        num_rows: how many there are.
-        gaps: what is missing; parts that are damaged count as missing.
+        dim: the dimension of the embeddings.
+        dtype: the dtype of the embeddings.
+        num_rows: how many embeddings there are.
+        gaps: the missing rows; damaged parts count as missing.
     """
 
     def __init__(self, out: str, job: dict[str, Any]):
-        """Reads the parts' footers; those of another job don't count.
+        """Reads the footers of the parts; ignores parts of another job.
 
         Raises:
-            ValueError: there are no parts; or all are damaged, which the same `clip-jax embed`
-                command as before does again.
+            ValueError: there are no parts, or all are damaged.
             OSError: the folder can't be read.
         """
         self.dim = job["dim"]
@@ -87,27 +86,27 @@ class Index:
         self._set([group for groups in found for group in groups])
 
     def leave_out(self, parts: Collection[str]) -> None:
-        """Goes on without these parts.
+        """Removes some parts from the index.
 
         Raises:
-            ValueError: there are no others.
+            ValueError: no others are left.
         """
         for name in parts:
             self._shard_rows.pop(name, None)
         self._set([group for group in self._groups if group.part not in parts])
 
     def blocks(self, rows: int) -> list[tuple[int, int]]:
-        """Where blocks of so many rows begin and end."""
+        """Returns the bounds (begin, end) of blocks of at most `rows` rows."""
         return [
             (begin, min(begin + rows, self.num_rows)) for begin in range(0, self.num_rows, rows)
         ]
 
     def read(self, begin: int, end: int, target: np.ndarray) -> None:
-        """Reads rows into `target`, (rows, d) and contiguous; by any thread.
+        """Reads rows into `target`, (rows, d) and contiguous; thread-safe.
 
         Raises:
-            Damaged: a part isn't as it was written.
-            OSError: they can't be read.
+            Damaged: a part is damaged.
+            OSError: the rows can't be read.
         """
         first = max(np.searchsorted(self._begins, begin, side="right") - 1, 0)
         for group, start in zip(self._groups[first:], self._begins[first:], strict=False):
@@ -120,15 +119,15 @@ class Index:
                     self._read(group, low - start, rows)
 
     def part_of(self, number: int) -> str:
-        """The name of the part that a row lies in."""
+        """Returns the name of the part that holds a row."""
         return self._groups[self._place(number)].part
 
     def rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        """Key, path (`path` or `image_path`) and caption of some rows, as far as there are any.
+        """Reads the columns `key`, `path` or `image_path`, and `caption` of some rows, if present.
 
         Raises:
-            Damaged: a part isn't as it was written.
-            OSError: they can't be read.
+            Damaged: a part is damaged.
+            OSError: the rows can't be read.
         """
         import pyarrow.parquet as pq
 
@@ -140,7 +139,7 @@ class Index:
             path = self._parts.path(self._parts.table, group.part)
             with self._guarded(group.part), self._storage.arrow(path) as source:
                 file = pq.ParquetFile(source)
-                # Others hold what Python may have no value for, such as dates far away.
+                # Other columns may hold values that Python can't represent, such as far dates.
                 names = [name for name in file.schema_arrow.names if name in SHOWN]
                 group, offset = divmod(row, ROW_GROUP)
                 (values,) = file.read_row_group(group, names).slice(offset, 1).to_pylist()
@@ -164,7 +163,7 @@ class Index:
 
     @contextlib.contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
-        """Tells a part that can't be read from a machine or a store that can't read."""
+        """Turns errors into `Damaged`, except those of the machine or the store."""
         import pyarrow as pa
 
         try:
@@ -177,7 +176,7 @@ class Index:
             raise Damaged({name}) from error
 
     def _read_part(self, name: str) -> list[RowGroup]:
-        """Its groups; none where it is damaged or of another job."""
+        """Returns the row groups of a part; none if it is damaged or another job's."""
         try:
             with self._guarded(name):
                 return list(self._read_footer(name))

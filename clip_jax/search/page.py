@@ -1,4 +1,4 @@
-"""A page of search results: one HTML file with everything in it, thumbnails too."""
+"""A page of search results: one self-contained HTML file, thumbnails included."""
 
 import base64
 import contextlib
@@ -12,7 +12,7 @@ from clip_jax.preprocess import decode_image
 from clip_jax.sources import read_picture
 from clip_jax.storage import is_remote
 
-# Pixels of a thumbnail's longer side: sharp at 200 on a fine screen.
+# Pixels of a thumbnail's longer side: sharp at a width of 200 on a high-density screen.
 SIDE = 400
 
 _PAGE = """<!doctype html>
@@ -55,17 +55,17 @@ def contact_sheet(
     style: str = "",
     before: str = "",
 ) -> str:
-    """An HTML page that shows what a search has found.
+    """Returns an HTML page that shows the results of a search.
 
     Args:
-        hits: as `search` returns them. A picture that can't be read any more is left blank.
+        hits: the results of `search`. A picture that can't be read any more is left blank.
         query: the text that was searched for, or the name of the picture.
-        query_image: the picture that was searched for.
-        image_column: of Parquet files with pictures in them.
-        source: the input of the job. Of pictures at addresses such as https:// and s3://, only
-            those within it are fetched: others are what somebody has written into a table.
-        fetch: whether all are.
-        style: more of CSS.
+        query_image: the path of the picture that was searched for.
+        image_column: the column of pictures in Parquet files.
+        source: the input of the job. Remote pictures are fetched only if they lie within it:
+            anybody may have written other addresses into a table.
+        fetch: whether to fetch all remote pictures.
+        style: additional CSS.
         before: HTML between the heading and the pictures.
     """
     title = html.escape(query)
@@ -96,7 +96,7 @@ def _item(number: int, hit: dict[str, Any], picture: Callable[[dict[str, Any], s
 
 
 def _is_within(path: str, source: str) -> bool:
-    """Whether a picture lies in a job's input, rather than where a column of it points to."""
+    """Whether a picture lies in a job's input itself, rather than at an address that it names."""
     head = re.split(r"[*?\[{]", source, maxsplit=1)[0]
     if head == source:
         return path.startswith(source.rstrip("/") + "/")
@@ -104,7 +104,7 @@ def _is_within(path: str, source: str) -> bool:
 
 
 def _thumbnail(path: str, image_column: str) -> str | None:
-    """A picture as a data address, smaller; None where it can't be read."""
+    """Returns a thumbnail of a picture as a data URL; None if it can't be read."""
     with contextlib.suppress(OSError, ValueError):
         image = decode_image(read_picture(path, image_column))
         image.thumbnail((SIDE, SIDE))

@@ -1,4 +1,4 @@
-"""Where pictures and their captions are read from; every source of pairs is read at random."""
+"""Sources of pictures and captions; pairs can be read in any order."""
 
 from clip_jax.sources.inputs import Input as Input
 from clip_jax.sources.inputs import open_input as open_input

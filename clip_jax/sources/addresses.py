@@ -1,4 +1,4 @@
-"""Pictures by their addresses, of which some are gone, and some servers too."""
+"""Reads pictures by address; servers that don't answer are skipped for a while."""
 
 import dataclasses
 import threading
@@ -16,29 +16,29 @@ from clip_jax.storage import (
     storage,
 )
 
-# After so many rows in a row that it gave no answer to, a host is asked again only now and then.
+# After this many consecutive rows without an answer, a host is paused.
 GIVEN_UP = 3
-# Seconds until then.
+# Seconds of that pause.
 PAUSE = 60.0
-# So many rows in a row without an answer from any host at all are the network's fault.
+# This many consecutive rows without an answer from any host mean that the network is down.
 NO_ANSWER = 64
 
 
 def read_address(address: str, store: Storage | None = None) -> bytes:
-    """The bytes of a picture's file.
+    """Reads a picture's file.
 
-    What has no answer is asked for three times. The hosts that never answer are remembered, so that
-    a job doesn't wait for each of their pictures.
+    A request without an answer is made three times. Hosts that don't answer are remembered, so
+    that a job doesn't wait for each of their pictures.
 
     Args:
-        address: a path, or whatever fsspec knows.
-        store: in which the address lies, and all of the input. Then the job stops where nothing of
-            it can be read from the beginning.
+        address: a path, or any address that fsspec knows.
+        store: the store of the whole input, if the address lies in it. If it has never answered,
+            no answer is an `Unreachable`, which stops the job.
 
     Raises:
-        OSError: it can't be read. Where it was tried several times the message says so, and trying
-            again another day may help.
-        ValueError: it is malformed, or of a kind that fsspec doesn't know.
+        OSError: the file can't be read. If the message tells of several tries, another one later
+            may help.
+        ValueError: the address is malformed, or of a kind that fsspec doesn't know.
         Unreachable: nothing can be read any more, whatever the address.
     """
     if not is_remote(address := plain(address)):
@@ -70,17 +70,17 @@ def read_address(address: str, store: Storage | None = None) -> bytes:
 
 
 def forget(store: str) -> None:
-    """Begins anew with a store: that it answered an earlier job says nothing for this one."""
+    """Forgets whether a store has answered, as an earlier job's answers may be out of date."""
     _HOSTS.forget(_host(store))
 
 
 @dataclasses.dataclass
 class _Host:
-    """How a host has answered lately.
+    """The recent failures of a host.
 
     Attributes:
-        failures: rows in a row for which several tries have failed.
-        pause: until when it isn't asked, in seconds of the monotonic clock.
+        failures: consecutive rows for which all tries have failed.
+        pause: the end of its pause, in seconds of the monotonic clock.
         reason: why the last one failed.
     """
 
@@ -90,19 +90,19 @@ class _Host:
 
 
 class _Hosts:
-    """All hosts that were asked by this process."""
+    """The hosts that this process has made requests to."""
 
     def __init__(self):
         self._hosts: dict[str, _Host] = {}
-        self._silent = 0  # rows in a row without an answer from any host
+        self._silent = 0  # consecutive rows without an answer from any host
         self._alive: set[str] = set()
         self._lock = threading.Lock()
 
     def check(self, host: str) -> None:
-        """Raises OSError for a host that is being left alone."""
+        """Raises OSError if the host is paused."""
         with self._lock:
             known = self._hosts.get(host)
-            # Where nobody answers it may be the network, which is given its time.
+            # If no host answers, the network may be down for a moment: keep trying.
             if known is None or self._silent or time.monotonic() >= known.pause:
                 return
             raise Refused(
@@ -110,7 +110,7 @@ class _Hosts:
             )
 
     def answered(self, host: str) -> None:
-        """Notes that a host is there, whatever it said."""
+        """Records that a host has answered, even with an error."""
         with self._lock:
             self._silent = 0
             self._hosts.pop(host, None)
@@ -118,20 +118,20 @@ class _Hosts:
                 self._alive.add(host)
 
     def forget(self, host: str) -> None:
-        """Makes a host one that was never asked."""
+        """Forgets all about a host."""
         with self._lock:
             self._alive.discard(host)
             self._hosts.pop(host, None)
 
     def has_answered(self, host: str) -> bool:
-        """Whether a host has ever answered, as far as is remembered."""
+        """Whether a host is remembered to have answered."""
         return host in self._alive
 
     def gave_up(self, host: str, reason: str, *, is_silent: bool) -> None:
-        """Notes that a row could not be read, after several tries.
+        """Records that a row could not be read after several tries.
 
         Raises:
-            Unreachable: that is the network's fault.
+            Unreachable: the network is down.
         """
         with self._lock:
             known = self._hosts.setdefault(host, _Host())
@@ -155,9 +155,9 @@ _HOSTS = _Hosts()
 
 
 def _host(address: str) -> str:
-    """What answers for an address: a web server, or a bucket."""
+    """Returns the host of an address: a web server, or a bucket."""
     try:
         parts = urllib.parse.urlsplit(address)
-    except ValueError:  # malformed, which shows as it is read
+    except ValueError:  # malformed: reading it will raise
         return address
     return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"

@@ -1,4 +1,4 @@
-"""One guard around the readers: what they raise because of what they read, and what not."""
+"""Separates errors of readers caused by bad data from those of the machine or the store."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from clip_jax.sources.records import Record, Rows, Shard, as_key
 
 
 def told(error: Exception) -> str:
-    """What is wrong with the data that a reader has raised this error for.
+    """Describes what is wrong with the data, given the error that a reader raised.
 
     Raises:
-        Unreachable: nothing is wrong with it: a store can't be reached, or the machine has run out
+        Unreachable: the data isn't at fault: a store can't be reached, or the machine has run out
             of memory or open files.
     """
     if isinstance(error, Unreachable):
@@ -23,13 +23,13 @@ def told(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "it is nested too deep"
     text = str(error) or type(error).__name__
-    # Readers' own messages read well; what Python says of a wrong type needs its name.
+    # Our readers' messages are complete; Python's (KeyError: 'x') need the error's type.
     return text if isinstance(error, ValueError) else f"{type(error).__name__}: {text}"
 
 
 @contextlib.contextmanager
 def guarded(path: str) -> Iterator[None]:
-    """Makes whatever a reader trips over in a file a ValueError that names the file.
+    """Turns any error of a reader into a ValueError that names the file.
 
     Raises:
         OSError: the file can't be read, or the machine has run out of something.
@@ -51,7 +51,7 @@ def guarded(path: str) -> Iterator[None]:
 
 
 class Unread:
-    """A file that can't be opened: its rows, of which it is one as far as can be told, say why."""
+    """A file that can't be opened. It counts as one row; its records give the reason."""
 
     def __init__(self, name: str, problem: str):
         self._name, self._problem = name, problem
@@ -69,10 +69,10 @@ class Unread:
 
 
 def opened(shard: Shard) -> Rows:
-    """The rows of a file; where it can't be read `Unread` ones.
+    """Opens a shard; returns `Unread` if its file can't be read.
 
     Raises:
-        Unreachable: it is not the file's fault.
+        Unreachable: the file isn't at fault.
     """
     try:
         return shard.open()
@@ -83,16 +83,16 @@ def opened(shard: Shard) -> Rows:
 
 
 def all_records(rows: Rows, name: str, begin: int, end: int) -> Iterator[Record]:
-    """So many records, whatever happens: those that can't be read have that problem.
+    """Yields exactly `end` - `begin` records; unreadable ones with the reason as their problem.
 
     Args:
-        rows: of a file.
-        name: of the file.
-        begin: the first one.
-        end: the one after the last.
+        rows: the rows of a file.
+        name: the name of the file.
+        begin: the first row.
+        end: the row after the last.
 
     Raises:
-        Unreachable: it is not the file's fault.
+        Unreachable: the file isn't at fault.
     """
     number = begin
     try:

@@ -1,4 +1,4 @@
-"""A file of the input as it was when the input was listed, and whether it still is."""
+"""A file of the input, with its size and times as listed, to find out whether it has changed."""
 
 import os
 from collections.abc import Sequence
@@ -7,33 +7,33 @@ from clip_jax.storage import absolute, storage
 
 
 class ListedFile:
-    """A file of rows, which nothing but a look at it tells from what it was before.
+    """A file of rows, whose version is its size and times, or its ETag.
 
     Attributes:
-        name: of the file, without its folder.
-        path: of the file.
-        stat: its size, times and the like, as it is listed.
+        name: the name of the file, without its folder.
+        path: the path of the file.
+        stat: its size and version when it was listed.
     """
 
     def __init__(self, path: str):
-        """Looks at the file, and reads nothing of it."""
+        """Gets the file's size and times; reads nothing of it."""
         self.name, self.path = os.path.basename(path), absolute(path)
         self.stat = storage(path).stat(path)
 
     def stamp(self, rows: Sequence[int]) -> str | None:
-        """What tells the file from what it was before; any rows have the same."""
+        """Returns the version of the file, the same for any rows; None if unknown."""
         return self.stat.stamp
 
     def files(self, rows: Sequence[int]) -> list[str]:
-        """The paths of what holds the rows: the file's own."""
+        """Returns the paths of the files that hold the rows: this file's."""
         return [self.path]
 
     def has_changed(self) -> bool:
         """Whether it was written since it was listed.
 
         Raises:
-            OSError: that can't be told now.
+            OSError: the file can't be examined now.
         """
-        # All times: who writes in place may set back that of modification. A mere touch shows, too,
-        # and the rows are compared then.
+        # All times: a program may reset the modification time. After a mere touch the rows are
+        # compared.
         return storage(self.path).stat(self.path, fresh=True) != self.stat

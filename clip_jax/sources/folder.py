@@ -1,4 +1,4 @@
-"""The pictures in a folder and all below it."""
+"""The pictures in a folder and its subfolders."""
 
 import array
 import collections
@@ -13,18 +13,18 @@ from clip_jax.storage import absolute, storage
 
 
 class FolderShard:
-    """All pictures of a folder, told by their names' endings; keys are paths from the folder.
+    """All pictures of a folder, recognised by suffix; keys are paths relative to the folder.
 
-    Links are followed, but not round in circles. What can't be read is a row all the same, whose
-    problem shows as it is read.
+    Links are followed, except to a folder that contains them. An unreadable picture is a row too,
+    with a problem.
     """
 
     def __init__(self, folder: str):
         """Lists the folder.
 
         Raises:
-            ValueError: there is no picture in it; says what there is.
-            OSError: it can't be listed.
+            ValueError: there is no picture in it; the message says what there is.
+            OSError: the folder can't be listed.
         """
         self.path, self._storage = absolute(folder).rstrip("/"), storage(folder)
         forget(self.path)
@@ -54,16 +54,16 @@ class FolderShard:
         return self
 
     def stamp(self, rows: Sequence[int]) -> str | None:
-        """What tells the pictures of these rows from others of their names."""
+        """Returns the version of these rows' pictures; None if unknown."""
         stamps = array.array("Q", (self._stamps[row] for row in rows))
         return None if 0 in stamps else hashlib.blake2b(stamps, digest_size=16).hexdigest()
 
     def files(self, rows: Sequence[int]) -> list[str]:
-        """The paths of what holds the rows."""
+        """Returns the paths of the rows' pictures."""
         return [f"{self.path}/{self._names[row]}" for row in rows]
 
     def has_changed(self) -> bool:
-        """No: each picture is read at once, and what changes after that shows at the next start."""
+        """Returns False: each picture is read once; the next start notices later changes."""
         return False
 
     def __len__(self) -> int:

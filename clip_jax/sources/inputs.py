@@ -1,4 +1,4 @@
-"""Rows to embed from wherever they are, told by the address; and pictures by their paths."""
+"""Opens an input of rows to embed by its address, and reads pictures by their paths."""
 
 import contextlib
 import dataclasses
@@ -23,15 +23,15 @@ TABLES = ("txt", "csv", "jsonl", "parquet")
 
 @dataclasses.dataclass(frozen=True)
 class Input:
-    """What there is to embed.
+    """The rows to embed.
 
     Attributes:
-        shards: files of rows, in the order of their names.
+        shards: files of rows, sorted by name.
         has_images: whether rows have pictures.
         has_captions: whether rows have captions.
-        fingerprint: of the files' names, and of tables' and tar files' sizes. That of a folder has
-            no sizes, so that pictures that could not be read can be mended.
-        types: the Arrow types of the columns to take along; text where they have none.
+        fingerprint: a hash of the files' names and of the fingerprints of tables and tar files. A
+            folder's excludes sizes, so that unreadable pictures can be repaired.
+        types: the Arrow types of the columns passed through; None, for text, if untyped.
     """
 
     shards: Sequence[Shard]
@@ -45,24 +45,24 @@ def open_input(source: str | os.PathLike[str], columns: Columns | None = None) -
     """Lists the files of an input.
 
     Args:
-        source: a folder of pictures; tar files; or tables: .txt, .csv, .jsonl, .parquet. Files may
-            be given by a pattern with `*`, `?`, `[...]` and braces. Any address that fsspec knows.
-        columns: of tables, which hold what.
+        source: a folder of pictures; tar files; or tables: .txt, .csv, .jsonl, .parquet. A pattern
+            with `*`, `?`, `[...]` and braces may name several files. Any address that fsspec knows.
+        columns: the names of a table's columns.
 
     Raises:
-        ValueError: there is nothing in it, or a table lacks the columns; says which it has.
-        OSError: it is not there or can't be read.
+        ValueError: the input is empty, or a table lacks columns; the message lists those it has.
+        OSError: the input doesn't exist or can't be read.
     """
     source = plain(source)
     columns = columns or Columns()
     suffix = source.rpartition(".")[2].lower()
     known = suffix in ("tar", *TABLES)
-    # What is named like a file may be a folder, as Spark writes tables.
+    # A folder may be named like a file: Spark writes tables as folders.
     if not (known and _is_pattern(source)) and storage(source).is_folder(source):
         return _folder(source, columns)
     if not known:
         if not _is_pattern(source):
-            storage(source).size(source)  # says so, where there is nothing
+            storage(source).size(source)  # raises if there is nothing
         raise ValueError(
             f"{source}: expected a folder of pictures, or files that end in "
             f"{', '.join('.' + s for s in ('tar', *TABLES))}. Got {suffix!r}."
@@ -92,13 +92,13 @@ def open_input(source: str | os.PathLike[str], columns: Columns | None = None) -
 
 
 def read_picture(path: str, image_column: str = Columns.image) -> bytes:
-    """The bytes of a picture's file, by a record's path.
+    """Reads a picture's file, given a record's path.
 
     Raises:
         OSError: it can't be read.
         ValueError: there is no picture there.
     """
-    # The path as a reader has written it, or as an older version has.
+    # Unescaped, or as written by earlier versions, which didn't escape.
     for name in dict.fromkeys((as_name(path), path)):
         with contextlib.suppress(FileNotFoundError):
             return _read_picture(name, image_column)
@@ -114,7 +114,7 @@ def _read_picture(path: str, image_column: str) -> bytes:
             if inside.isdecimal():
                 return read_row(file, int(inside), image_column)
         except OSError:
-            # A folder may be called so; to ask a web server for one is to fetch all there is.
+            # It may be a folder of that name. A web server can't be asked without a download.
             if not (is_remote(file) or storage(file).is_folder(file)):
                 raise
     return read_address(path)
@@ -132,7 +132,7 @@ def _is_pattern(source: str) -> bool:
 
 
 def _first(shards: Sequence[Any], look: Callable[[Any], Any]) -> Any:
-    """What the first shard shows that can be read: one that can't is no reason to do nothing."""
+    """Returns the result of `look` for the first shard that can be read."""
     problem: Exception | None = None
     for shard in shards:
         try:

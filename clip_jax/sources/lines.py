@@ -1,4 +1,4 @@
-"""Rows of text files: a text a line, or tables as CSV and JSON lines, with or without pictures."""
+"""Rows of text files: one text per line, or tables as CSV or JSON lines."""
 
 import collections
 import contextlib
@@ -19,25 +19,25 @@ from clip_jax.sources.files import ListedFile
 from clip_jax.sources.records import ListRows, Record, as_captions, as_key, as_text, parsed
 from clip_jax.storage import Unreachable, absolute, is_remote, storage
 
-# Bytes of a file by which its columns are told, and whether it has changed.
+# Bytes at the start of a file from which its columns and its fingerprint are taken.
 BEGINNING = 1 << 20
-# What some programs write in front of UTF-8.
+# The byte order mark that some programs write in front of UTF-8.
 BOM = b"\xef\xbb\xbf"
-# Bytes of a cell. Python's own limit, 131,072, belongs to the whole process; and a reader that has
-# met it takes what follows in the cell for rows.
+# Bytes of a cell. Python's own limit, 131,072, is global to the process; a reader that exceeds it
+# goes on in the middle of the cell as if rows followed.
 MOST_OF_A_CELL = 1 << 26
 _CSV_LIMIT = threading.Lock()
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Which columns of a table hold what.
+    """The names of a table's columns.
 
     Attributes:
-        image: the picture: its path from the table's folder, or the bytes of its file.
-        caption: the text, or a list of which the first is taken.
-        key: says which row it is; without such a column the path or the row's number does.
-        others: to be taken along as they are.
+        image: the picture: its path relative to the table's folder, or the bytes of its file.
+        caption: the text, or a list of texts, of which the first is used.
+        key: the row's key; without such a column it is the path or the row's number.
+        others: columns to pass through unchanged.
 
     Raises:
         ValueError: one of the others is named twice.
@@ -56,23 +56,23 @@ class Columns:
 class LinesShard(ListedFile):
     """The rows of a .txt, .csv or .jsonl file, which is read whole.
 
-    A row that can't be read is a row with a problem.
+    An unreadable row is a record with a problem.
     """
 
     def __init__(self, path: str, columns: Columns):
-        """Looks at the file's size, and reads nothing yet."""
+        """Gets the file's size; reads nothing yet."""
         super().__init__(path)
         self._size = self.stat.size
         self._path, self._columns = path, columns
 
     @property
     def fingerprint(self) -> str:
-        """Its size and a checksum of its beginning: tables of one size are easily made."""
+        """Its size and a checksum of its beginning, as different tables often have one size."""
         try:
             return f"{self._size} {zlib.crc32(self._beginning())}"
         except Unreachable:
             raise
-        except OSError:  # one file that can't be read, among others
+        except OSError:  # one unreadable file must not stop the others
             return str(self._size)
 
     def open(self) -> ListRows:
@@ -87,11 +87,11 @@ class LinesShard(ListedFile):
                 )
 
     def names(self) -> list[str]:
-        """The columns that there are, as far as the file's beginning tells.
+        """Returns the columns found in the file's beginning.
 
         Raises:
-            OSError: it can't be read.
-            ValueError: no row of its beginning can be read.
+            OSError: the file can't be read.
+            ValueError: no row in its beginning can be parsed.
         """
         text, ending = self._beginning(), self._path.rpartition(".")[2].lower()
         if ending == "txt":
@@ -116,31 +116,28 @@ class LinesShard(ListedFile):
 
 
 def parsed_rows(path: str, text: bytes, columns: Columns) -> Iterator["_Row"]:
-    """The values of each row by column, or what is wrong with it in its place.
+    """Yields each row as values by column, or as a string that tells its problem.
 
     Args:
-        path: of the table; its ending says how it is read.
-        text: what is in it.
-        columns: the names for what has none.
+        path: the path of the table; its suffix gives the format.
+        text: the content of the file.
+        columns: the column names, for formats without any.
     """
     lines = text.removeprefix(BOM).splitlines(True)
     return _PARSERS[path.rpartition(".")[2].lower()](lines, columns)
 
 
 def record_of(row: Mapping[str, Any], number: str, table: str, columns: Columns) -> Record:
-    """A table's row as a record.
+    """Returns a table's row as a record; with a problem if it has neither picture nor caption.
 
     Args:
         row: values by column.
-        number: the key of a row that has none.
-        table: the table's path, from whose folder the paths of pictures go.
-        columns: which are which.
-
-    Raises:
-        ValueError: there is neither picture nor caption.
+        number: the key if the row has none.
+        table: the table's path; paths of pictures are relative to its folder.
+        columns: the names of the columns.
     """
     image, caption, problem = row.get(columns.image), row.get(columns.caption), None
-    if isinstance(image, Mapping):  # as Hugging Face's data sets have it
+    if isinstance(image, Mapping):  # the form of Hugging Face data sets
         image = image.get("bytes") or image.get("path")
     read = path = None
     size = 0
@@ -165,20 +162,20 @@ def record_of(row: Mapping[str, Any], number: str, table: str, columns: Columns)
 
 
 def key_of(value: Any) -> str:
-    """A value of the column of keys as a key."""
+    """Returns a value of the key column as a key."""
     if isinstance(value, bytes):
         return as_key(value.decode("utf-8", "surrogateescape"))
     return as_text(str(value))
 
 
 def record(row: Mapping[str, Any] | str, number: str, table: str, columns: Columns) -> Record:
-    """A table's row as a record, or what is wrong with it as one; as `record_of`."""
+    """As `record_of`; a problem, also one given as `row`, becomes a record with it."""
     number = as_key(number)
     if isinstance(row, str):
         return Record(number, problem=row)
     try:
         return record_of(row, number, table, columns)
-    except Exception as error:  # whatever the row holds, it is one of many
+    except Exception as error:  # one bad row, whatever it holds, must not stop the others
         return Record(number, problem=told(error))
 
 
@@ -188,7 +185,7 @@ def _beside(table: str, path: str) -> str:
     return f"{os.path.dirname(absolute(table))}/{path}"
 
 
-# Parsers give a row's values by column, or what is wrong with the row.
+# A row's values by column, or a description of its problem.
 _Row = dict[str, Any] | str
 
 
@@ -230,15 +227,15 @@ def _parse_csv(lines: Sequence[bytes], columns: Columns) -> Iterator[_Row]:
 
 
 def csv_text(text: bytes, errors: str) -> list[str]:
-    """The lines of a CSV file."""
-    # A blank line in front would be taken for a header without names.
+    """Returns the lines of a CSV file."""
+    # A blank line in front would be read as an empty header.
     text = text.removeprefix(BOM).lstrip(b"\r\n")
     return io.StringIO(text.decode("utf-8", errors), newline="").readlines()
 
 
 def csv_rows(lines: Sequence[str]) -> Iterator[list[str] | str]:
-    """The rows that are not blank; what is wrong with one in its place."""
-    # Added at the end, a quote begins a row of its own; or it ends the cell that was left open.
+    """Yields the rows that are not blank; in place of a bad one, its problem."""
+    # A quote added at the end begins a row of its own, unless a cell was left open: it closes that.
     reader = csv.reader(itertools.chain(lines, ['"']))
     while True:
         begin = reader.line_num
@@ -246,7 +243,7 @@ def csv_rows(lines: Sequence[str]) -> Iterator[list[str] | str]:
             row = next(reader, None)
         except csv.Error as error:
             yield f"the row is no CSV: {error}"
-            if "field limit" in str(error):  # what follows in the cell would be taken for rows
+            if "field limit" in str(error):  # the rest of the cell would be read as rows
                 return
             continue
         if row is None or begin == len(lines):
@@ -259,7 +256,7 @@ def csv_rows(lines: Sequence[str]) -> Iterator[list[str] | str]:
 
 @contextlib.contextmanager
 def large_cells() -> Iterator[None]:
-    """Raises the limit of the csv module, for a while: it belongs to the whole process."""
+    """Raises the csv module's limit in the block only, as it is global to the process."""
     with _CSV_LIMIT:
         limit = csv.field_size_limit(MOST_OF_A_CELL)
         try:

@@ -1,4 +1,4 @@
-"""Members of tar files, read where they lie by any number of threads, with few files open."""
+"""Members of tar files, read in place by any number of threads, with few files open."""
 
 import collections
 import contextlib
@@ -11,23 +11,23 @@ from collections.abc import Callable, Iterator
 from clip_jax.sources.records import as_text
 from clip_jax.storage import is_remote, storage
 
-# Files of this machine that stay open after they were read. Opening one again for each picture is
-# slow where it lies on another machine; and of more a system may not have as many at one time.
+# How many local files stay open after a read. Opening one for each picture would be slow on a
+# network file system, and systems limit the number of open files.
 MOST_OPEN = 64
 
-# So many bytes at an offset.
+# Reads bytes: (size, offset) -> bytes.
 Read = Callable[[int, int], bytes]
 
 
 class File:
-    """A tar file that threads read, each at a place of its own.
+    """A tar file that threads can read at different offsets at the same time.
 
     Attributes:
-        size: its bytes.
+        size: its size in bytes.
     """
 
     def __init__(self, path: str):
-        """Opens it; one in a store is fetched, and lies on the disk as long as this lives.
+        """Opens the file; a remote one is downloaded and kept on disk for this object's life.
 
         Raises:
             OSError: it can't be read.
@@ -43,31 +43,31 @@ class File:
             self.size = os.fstat(descriptor).st_size
 
     def read(self, size: int, offset: int) -> bytes:
-        """So many bytes, fewer where the file ends before.
+        """Reads bytes at an offset; fewer if the file ends before.
 
         Raises:
-            OSError: they can't be read, or the file is another by now.
+            OSError: they can't be read, or the file has changed.
         """
         with self.reading() as read:
             return read(size, offset)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Read]:
-        """What `read` does, for many times: the file stays open inside the block."""
+        """Yields a function like `read` for many reads; the file stays open in the block."""
         if self._own >= 0:
             yield functools.partial(_read, self._own)
             return
         with _OPEN.descriptor(self._path, self._sign) as descriptor:
             yield functools.partial(_read, descriptor)
 
-    def __del__(self, close=os.close):  # bound here: as the process ends `os` is emptied
+    def __del__(self, close=os.close):  # bound here: `os` is gone at interpreter exit
         if self._own >= 0:
             close(self._own)
 
 
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """Where a picture lies in a tar file."""
+    """The location of a picture in a tar file."""
 
     file: File
     name: str
@@ -75,7 +75,7 @@ class Member:
     size: int
 
     def read(self) -> bytes:
-        """Its bytes.
+        """Reads its bytes.
 
         Raises:
             OSError: they can't be read.
@@ -93,7 +93,7 @@ class _Descriptor:
 
 
 class _Open:
-    """The descriptors of files that were read lately."""
+    """The open descriptors of recently read files."""
 
     def __init__(self):
         self._files: collections.OrderedDict[tuple, _Descriptor] = collections.OrderedDict()
@@ -101,11 +101,11 @@ class _Open:
 
     @contextlib.contextmanager
     def descriptor(self, path: str, sign: tuple[int, int]) -> Iterator[int]:
-        """A file's descriptor, which stays open inside the block.
+        """Yields a file's descriptor, which stays open in the block.
 
         Args:
             path: the file.
-            sign: what it must still be.
+            sign: its size and modification time, which must not have changed.
         """
         key = path, *sign
         with self._lock:
@@ -138,9 +138,9 @@ def _sign(stat: os.stat_result) -> tuple[int, int]:
 
 
 def _read(descriptor: int, size: int, offset: int) -> bytes:
-    # At an offset, so that threads don't move each other's place.
+    # pread, because threads share the descriptor's position.
     data = os.pread(descriptor, size, offset)
-    while 0 < len(data) < size:  # Linux reads 2 GiB at one time
+    while 0 < len(data) < size:  # Linux reads at most 2 GiB at a time
         more = os.pread(descriptor, size - len(data), offset + len(data))
         if not more:
             break

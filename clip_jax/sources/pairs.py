@@ -1,4 +1,4 @@
-"""Pairs from wherever they are, told by the path."""
+"""Opens pairs by their path."""
 
 import os
 
@@ -9,11 +9,11 @@ from clip_jax.sources.tar import TarPairs
 
 
 def open_pairs(path: str | os.PathLike[str]) -> Pairs:
-    """The pairs of WebDataset shards (a path or pattern that ends in .tar), else of a table.
+    """Opens the pairs of WebDataset shards (a path or pattern ending in .tar), else of a table.
 
     Raises:
-        ValueError: lists all that is wrong with them.
-        FileNotFoundError: there is nothing there.
+        ValueError: the data is faulty; lists all problems.
+        FileNotFoundError: there is no such file.
     """
     if os.fspath(path).endswith(".tar"):
         return TarPairs(path)

@@ -1,4 +1,4 @@
-"""Rows of a Parquet file, read in a stream: no more of it is in memory than a few rows."""
+"""Rows of a Parquet file, streamed: only a few rows are in memory at a time."""
 
 import bisect
 import concurrent.futures
@@ -14,11 +14,11 @@ from clip_jax.sources.lines import Columns, key_of, record
 from clip_jax.sources.records import Record
 from clip_jax.storage import Unreachable, storage
 
-# Rows that are read at one time: pictures are large.
+# Rows read at a time; few, because pictures are large.
 ROWS = 32
-# Bytes that Arrow may ask for at one time. More is what a damaged file says of itself.
+# A failed allocation of more bytes is blamed on a damaged file.
 MOST_AT_ONCE = 1 << 28
-# Rows of a row group that are believed: a hundred times what is usual.
+# A row group of more rows, a hundred times the usual number, is checked.
 MOST_ROWS = 100 << 20
 
 
@@ -26,7 +26,7 @@ class ParquetShard(ListedFile):
     """The rows of a Parquet file with pictures (bytes or paths), captions, or both."""
 
     def __init__(self, path: str, columns: Columns):
-        """Looks at the file's size, and reads nothing yet."""
+        """Gets the file's size; reads nothing yet."""
         super().__init__(path)
         self.fingerprint = str(self.stat.size)
         self._path, self._columns = path, columns
@@ -36,12 +36,12 @@ class ParquetShard(ListedFile):
             return ParquetRows(self._path, self._columns)
 
     def names(self) -> list[str]:
-        """The columns that there are.
+        """Returns the names of the columns.
 
         Raises:
             OSError: the file can't be read.
-            ValueError: it is no Parquet file; or the key column holds times that no text is made
-                of.
+            ValueError: it is no Parquet file; or the key column holds times that can't be written
+                as text.
         """
         with guarded(self._path):
             file = open_parquet(self._path)
@@ -50,13 +50,13 @@ class ParquetShard(ListedFile):
             return file.schema_arrow.names
 
     def schema(self) -> Any:
-        """The Arrow schema. Raises OSError or ValueError, as `open`."""
+        """Returns the Arrow schema; raises OSError or ValueError, as `open`."""
         with guarded(self._path):
             return open_parquet(self._path).schema_arrow
 
 
 class ParquetRows:
-    """A Parquet file that is open."""
+    """The rows of an open Parquet file."""
 
     def __init__(self, path: str, columns: Columns):
         """Reads the footer.
@@ -85,8 +85,8 @@ class ParquetRows:
                 number += len(records)
             return
         except Exception as error:  # Arrow raises errors of any kind
-            _told(error)  # unless it is the machine's
-        # Row groups stand by themselves: what can't be read of one is the rest of that one.
+            _told(error)  # raises if the machine is at fault
+        # Row groups are independent: after an error, only the rest of that group is lost.
         for group in range(bisect.bisect_right(ends, number), wanted.stop):
             last, problem = min(ends[group], end), "the file has fewer rows than it said"
             try:
@@ -100,7 +100,7 @@ class ParquetRows:
             number = last
 
     def _batches(self, groups: range, begin: int, end: int) -> Iterator[list[Record]]:
-        """The rows of some row groups, as far as they are wanted."""
+        """Yields records `begin` to `end` - 1 of some row groups in batches."""
         number = sum(self._groups[: groups.start])
         if begin >= end:
             return
@@ -113,8 +113,8 @@ class ParquetRows:
                 return
 
     def _rows(self, batch: Any, number: int) -> list[Record]:
-        """The rows of a batch of which the first has that number."""
-        # Python's times are coarser than Arrow's: what holds some is taken along as Arrow's.
+        """Returns the records of a batch whose first row is `number`."""
+        # Python's times are coarser than Arrow's: columns with times stay Arrow scalars.
         times = {name: batch.column(name) for name in self._times}
         kept = batch.drop_columns(self._times) if times else batch
         rows = rows_of(kept)
@@ -131,7 +131,7 @@ class ParquetRows:
         return f"{os.path.basename(self._path)}:{row}"
 
     def keys(self, begin: int, end: int) -> list[str | None]:
-        # By a column of keys or of paths; what has neither is told by its number alone.
+        # From the key column, else from paths; else only the row numbers identify rows.
         schema, keys = self._file.schema_arrow, []
         column = self._columns.key
         if column not in self._names:
@@ -149,14 +149,14 @@ class ParquetRows:
         return keys
 
     def _groups_with(self, begin: int, end: int) -> tuple[range, list[int]]:
-        """The row groups that hold those rows, and where each of all of them ends."""
+        """Returns the row groups that hold those rows, and the end of every row group."""
         ends = list(itertools.accumulate(self._groups))
         stop = min(bisect.bisect_left(ends, end) + 1, len(ends))
         return range(bisect.bisect_right(ends, begin), stop), ends
 
 
 def read_row(path: str, number: int, column: str) -> bytes:
-    """The picture in a row of a Parquet file.
+    """Reads the picture in a row of a Parquet file.
 
     Raises:
         OSError: it can't be read.
@@ -171,12 +171,12 @@ def read_row(path: str, number: int, column: str) -> bytes:
 
 
 def column_types(shards: Sequence[ParquetShard], names: Sequence[str]) -> dict[str, Any]:
-    """The Arrow types that hold what these columns hold in all files.
+    """Returns the common Arrow types of these columns in all files.
 
-    A file that can't be read has no say; it shows as it is embedded.
+    Files that can't be read are skipped here; embedding reports them.
 
     Raises:
-        ValueError: two files have types of which none holds the other, or one can't be taken along.
+        ValueError: two files have types without a common one, or a type can't be passed through.
         OSError: a store can't be reached.
     """
     import pyarrow as pa
@@ -222,7 +222,7 @@ def _common(name: str, one: tuple[Any, str], other: tuple[Any, str]) -> Any:
 
 
 def is_text(type_: Any) -> bool:
-    """Whether a column of that Arrow type holds text."""
+    """Whether a column of this Arrow type holds text."""
     from pyarrow import types
 
     if types.is_dictionary(type_):
@@ -239,17 +239,17 @@ def _has_times(type_: Any) -> bool:
 
 
 def rows_of(batch: Any) -> list[dict[str, Any] | str]:
-    """The rows of a batch by column, or what is wrong with one in its place."""
+    """Returns the rows of a batch, each as a dict or as a description of its problem."""
     try:
         return batch.to_pylist()
     except MemoryError:
         raise
-    except Exception:  # one of them; text that isn't UTF-8, or a date that Python lacks
+    except Exception:  # a bad row: text that isn't UTF-8, or a date that Python can't represent
         return [_row(batch, i) for i in range(len(batch))]
 
 
 def _row(batch: Any, i: int) -> dict[str, Any] | str:
-    """A row of a batch, or what is wrong with it."""
+    """Returns a row of a batch, or a description of its problem."""
     row = {}
     for name in batch.schema.names:
         try:
@@ -264,11 +264,11 @@ def _row(batch: Any, i: int) -> dict[str, Any] | str:
 
 
 def _rows_of_groups(path: str, metadata: Any) -> list[int]:
-    """The rows of each row group, none of which is without a value, if only a null."""
+    """Returns each row group's number of rows; raises ValueError if one is impossible."""
     groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
     rows = [group.num_rows for group in groups]
-    # A look at a column ends the process where its statistics are damaged (pyarrow 26): only for
-    # row groups of a size that nobody writes.
+    # Every row has a value, if only a null. Accessing a column with damaged statistics crashes the
+    # process (pyarrow 26): done only for row groups of a size that nobody writes.
     for count, group in zip(rows, groups, strict=True):
         is_large = count > MOST_ROWS and group.num_columns
         if count < 0 or (is_large and count > group.column(0).num_values):
@@ -282,7 +282,7 @@ def _rows_of_groups(path: str, metadata: Any) -> list[int]:
 
 
 def _told(error: Exception) -> str:
-    """As `told`; but what Arrow asks for by the file's own figures is the file's fault."""
+    """As `told`; but a huge allocation that fails is the file's fault, not the machine's."""
     asked = re.search(r"(?:malloc|realloc) of size (\d+) failed", str(error))
     if asked and int(asked[1]) > MOST_AT_ONCE:
         return f"the file is damaged, or asks for {int(asked[1]):,} bytes at one time"
@@ -290,7 +290,7 @@ def _told(error: Exception) -> str:
 
 
 def _check_key(file: Any, name: str) -> None:
-    """Refuses times as keys that Python can't write, before the first of them is met."""
+    """Raises ValueError, before rows are read, if the keys are times that Python can't write."""
     import pyarrow.types
     from pyarrow import compute
 
@@ -310,11 +310,11 @@ def _check_key(file: Any, name: str) -> None:
 
 
 def open_parquet(path: str, extra: str = "embed") -> Any:
-    """A Parquet file, its footer read.
+    """Opens a Parquet file and reads its footer.
 
     Args:
-        path: of the file.
-        extra: which has pyarrow for what it is opened for.
+        path: the path of the file.
+        extra: the extra to recommend if pyarrow is missing.
 
     Raises:
         OSError: it can't be read.
@@ -329,14 +329,14 @@ def open_parquet(path: str, extra: str = "embed") -> Any:
             f"Parquet files need pyarrow: pip install 'clip-jax-flax[{extra}]'"
         ) from None
     try:
-        # In small pieces: the only row group may be the whole file.
+        # Small reads, because a single row group may be the whole file.
         return pyarrow.parquet.ParquetFile(
             storage(path).arrow(path), pre_buffer=False, buffer_size=1 << 22
         )
     except OSError as error:
         if error.errno is not None or isinstance(error, Unreachable):
             raise
-        raise _no_parquet(path, error) from None  # a file that ends too early, by its footer
+        raise _no_parquet(path, error) from None  # a truncated file
     except Exception as error:
         raise _no_parquet(path, error) from None
 

@@ -1,4 +1,4 @@
-"""Paths with `*`, `?`, `[...]` and braces, to files."""
+"""Expands paths with `*`, `?`, `[...]` and braces to files."""
 
 import errno
 import glob
@@ -11,15 +11,15 @@ from clip_jax.storage import is_remote, storage
 
 
 def expand(pattern: str) -> list[str]:
-    """The files that a pattern stands for, each once, in the order of their names.
+    """Returns the files that match a pattern, without duplicates, sorted by name.
 
     Raises:
-        FileNotFoundError: a part of the pattern fits no file.
+        FileNotFoundError: an alternative of the pattern matches no file.
     """
     found: list[str] = []
     for part in _braces(pattern):
         if not glob.has_magic(part) or os.path.isfile(part):
-            is_there = is_remote(part) or os.path.isfile(part)  # a remote one shows as it is read
+            is_there = is_remote(part) or os.path.isfile(part)  # remote: checked when read
             files = [part] if is_there else []
         else:
             files = sorted(storage(part).glob(part))
@@ -30,7 +30,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def _braces(pattern: str) -> Iterator[str]:
-    """`a{1..3}`, `a{b,c}`, several of them too; the shell's rules, with numbers only."""
+    """Expands braces by the shell's rules: `a{b,c}`, `a{1..3}` (numbers only), nested too."""
     match = re.search(r"\{([^{}]*)\}", pattern)
     if match is None:
         yield pattern

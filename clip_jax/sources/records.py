@@ -1,4 +1,4 @@
-"""What sources give: pairs to train on, records to embed; and how their problems are told."""
+"""Pairs to train on and records to embed, the protocols of their sources, and their problems."""
 
 import dataclasses
 import json
@@ -8,16 +8,16 @@ from typing import Any, Protocol
 
 from clip_jax.messages import counted, some
 
-# What the names of pictures' files end in.
+# Suffixes of picture files.
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "ppm", "tif", "tiff")
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A picture and what it may be called.
+    """A picture and its captions.
 
     Attributes:
-        key: says which one it is; no other of its source has the same.
+        key: identifies the pair; unique in its source.
         image: the bytes of an image file.
         captions: one or more, none of them blank.
     """
@@ -28,51 +28,51 @@ class Pair:
 
 
 class Pairs(Protocol):
-    """Pairs to be read at random, by several threads at a time."""
+    """Pairs to be read in any order, by several threads at a time."""
 
     def __len__(self) -> int:
-        """How many pairs."""
+        """Returns how many pairs there are."""
         ...
 
     def captions(self, index: int) -> tuple[str, ...]:
-        """What one is called, without reading its picture."""
+        """Returns the captions of a pair, without reading its picture."""
         ...
 
     def key(self, index: int) -> str:
-        """Which one it is, likewise."""
+        """Returns the key of a pair, without reading its picture."""
         ...
 
     def size(self, index: int) -> int:
-        """The bytes of its picture's file, likewise.
+        """Returns the size of a picture's file in bytes, without reading it.
 
         Raises:
-            OSError: they can't be told.
+            OSError: the size can't be found out.
         """
         ...
 
     def __getitem__(self, index: int) -> Pair:
-        """Reads one.
+        """Reads a pair.
 
         Raises:
-            OSError: it can't be read.
+            OSError: the picture can't be read.
         """
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A row of an input: what is to be embedded, and what goes along with it.
+    """A row of an input: a picture, a text or both, and other columns.
 
     Attributes:
-        key: says which one it is; text that UTF-8 can hold.
-        read: gives the bytes of the picture's file; raises OSError or ValueError, `Unreachable`
-            where that is not the picture's fault. None where there is no picture.
-        path: where the picture is, for `read_picture`.
-        caption: what is said of it, if anything is.
-        columns: what else is known of it, by name.
+        key: identifies the row; can be encoded as UTF-8.
+        read: returns the bytes of the picture's file; raises OSError or ValueError, or
+            `Unreachable` if the picture isn't at fault. None if there is no picture.
+        path: the path of the picture, for `read_picture`.
+        caption: the text, if there is one.
+        columns: the columns passed through, by name.
         size: the bytes that the record keeps in memory until it is read.
-        opens: whether it is the first of a file that stays open until its records are read.
-        problem: what is wrong with it, if that is known already.
+        opens: whether it is the first record of a file that stays open until all are read.
+        problem: what is wrong with the row, if that is known already.
     """
 
     key: str
@@ -102,23 +102,23 @@ class ListRows:
 
 
 class Rows(Protocol):
-    """The rows of a shard, opened."""
+    """The rows of an open shard."""
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Returns how many rows there are."""
         ...
 
     def records(self, begin: int, end: int) -> Iterator[Record]:
-        """Those from `begin` to before `end`, in order; read by one thread at a time.
+        """Yields rows `begin` to `end` - 1 in order; one thread may read at a time.
 
         Raises:
-            OSError: they can't be read; `Unreachable`, if that is not the file's fault.
+            OSError: they can't be read; `Unreachable` if the file isn't at fault.
             ValueError: the file is damaged.
         """
         ...
 
     def keys(self, begin: int, end: int) -> list[str | None]:
-        """The keys of those rows, as far as they can be told without reading what the rows hold.
+        """Returns the keys of those rows, None where a key would need the row's content.
 
         Raises:
             OSError: they can't be read.
@@ -130,31 +130,27 @@ class Shard(Protocol):
     """A file of rows, or a folder of them.
 
     Attributes:
-        name: of the file, without its folder.
-        path: of the file or folder.
-        fingerprint: what tells it from another of its name on whatever machine, as the number of
-            its bytes does.
+        name: the name of the file, without its folder.
+        path: the path of the file or folder.
+        fingerprint: distinguishes it from others of its name, on any machine; such as its size.
     """
 
     name: str
     path: str
 
     def stamp(self, rows: Sequence[int]) -> str | None:
-        """What tells the files of these rows from what they were before, as they are listed here.
-
-        None where that can't be told.
-        """
+        """Returns the version of these rows' files when they were listed; None if unknown."""
         ...
 
     def files(self, rows: Sequence[int]) -> list[str]:
-        """The paths of what holds these rows."""
+        """Returns the paths of the files that hold these rows."""
         ...
 
     def has_changed(self) -> bool:
         """Whether it was written since it was listed.
 
         Raises:
-            OSError: that can't be told now.
+            OSError: the files can't be examined now.
         """
         ...
 
@@ -162,36 +158,36 @@ class Shard(Protocol):
     def fingerprint(self) -> str: ...
 
     def open(self) -> Rows:
-        """Its rows.
+        """Opens it and returns its rows.
 
         Raises:
-            OSError: it can't be read; `Unreachable`, if that is not the file's fault.
+            OSError: it can't be read; `Unreachable` if the file isn't at fault.
             ValueError: it is damaged, or holds something else than expected.
         """
         ...
 
 
 def as_text(text: str) -> str:
-    r"""Text that UTF-8 can hold: bytes of a name that are not UTF-8 are written as `\xe9`."""
-    if text.isascii():  # nearly all are, and there are very many
+    r"""Returns text that can be encoded as UTF-8; other bytes of a name are written as `\xe9`."""
+    if text.isascii():  # the common case, made fast
         return text
     return re.sub("[\ud800-\udfff]", lambda found: _escaped(ord(found[0])), text)
 
 
 def as_key(text: str) -> str:
-    r"""As `as_text`, but two names stay two: where one has `\xe9` itself, that is `\x5cxe9`."""
+    r"""As `as_text`, but injective: a literal `\xe9` in a name is written as `\x5cxe9`."""
     if "\\" not in text:
         return as_text(text)
     return as_text(re.sub(r"\\(?=x5c|x[89a-f][0-9a-f]|ud[89a-f][0-9a-f]{2})", r"\\x5c", text))
 
 
 def as_name(text: str) -> str:
-    """The name that `as_key` has written."""
+    """Inverts `as_key`."""
     return re.sub(r"\\(?:x(5c|[89a-f][0-9a-f])|u(d[89a-f][0-9a-f]{2}))", _unescaped, text)
 
 
 def _escaped(surrogate: int) -> str:
-    byte = surrogate - 0xDC00  # where Python keeps them
+    byte = surrogate - 0xDC00  # Python's surrogateescape
     return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else f"\\u{surrogate:04x}"
 
 
@@ -203,10 +199,10 @@ def _unescaped(found: re.Match[str]) -> str:
 
 
 def parsed(text: str | bytes) -> Any:
-    """A JSON document.
+    """Parses a JSON document.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not valid JSON.
     """
     try:
         return json.loads(text)
@@ -215,7 +211,7 @@ def parsed(text: str | bytes) -> Any:
 
 
 def refuse(source: str, problems: Sequence[str]) -> None:
-    """Raises ValueError that lists the first of some problems, if there are any."""
+    """Raises a ValueError that lists the first of some problems, if there are any."""
     if not problems:
         return
     shown = some(problems, between="\n")
@@ -223,10 +219,10 @@ def refuse(source: str, problems: Sequence[str]) -> None:
 
 
 def as_captions(value: object) -> tuple[str, ...]:
-    """The captions of a record that holds one or a list of them.
+    """Returns the captions, given one or a list of them.
 
     Raises:
-        ValueError: there is none, or one is blank or no string.
+        ValueError: there is none, or one is blank or not a string.
     """
     captions = [value] if isinstance(value, str) else value
     if not isinstance(captions, list | tuple) or not captions:

@@ -12,15 +12,15 @@ from clip_jax.sources.parquet import is_text, open_parquet, rows_of
 from clip_jax.sources.records import Pair, as_captions, refuse
 from clip_jax.storage import check_regular
 
-TABLE = "captions"  # the name of the table in a folder, before its suffix
+TABLE = "captions"  # the name of the table in a folder, without its suffix
 
 
 class TablePairs:
     """The rows of a table, each with the path of a picture and its captions.
 
-    The columns are `image`, a path from the table's folder; `caption`, a text, or `captions`, a
-    list of them (in a CSV file one text); and `key`, which is the path where there is no such
-    column. Others are left alone.
+    The columns are `image`, a path relative to the table's folder; `caption`, a text, or
+    `captions`, a list of texts (in a CSV file one text); and `key`, by default the path. Other
+    columns are ignored.
     """
 
     def __init__(self, path: str | os.PathLike[str]):
@@ -30,8 +30,8 @@ class TablePairs:
             path: a .csv, .jsonl or .parquet file, or a folder with one of them named `captions`.
 
         Raises:
-            ValueError: lists all that is wrong: columns or captions missing, keys twice, files
-                that don't exist.
+            ValueError: columns, captions or files are missing, or keys not unique; lists all
+                problems.
             FileNotFoundError: there is no such table.
             ModuleNotFoundError: Parquet needs pyarrow.
         """
@@ -123,7 +123,7 @@ def _read_parquet(path: Path) -> Iterator[dict[str, Any] | str]:
     file = open_parquet(str(path), extra="train")
     columns = {column.name: column.type for column in file.schema_arrow}
     if "image" in columns and not is_text(columns["image"]):
-        # Parquet gives no row without the thousands around it, and pairs are read at random.
+        # Pairs are read at random, but reading one Parquet row reads thousands around it.
         raise ValueError(
             f"{path}: the column 'image' must hold paths of files. Got {columns['image']}. "
             "Write pictures that are in the table into files, or with their captions into .tar "

@@ -1,4 +1,4 @@
-"""WebDataset shards: tar files whose members of one name belong together."""
+"""WebDataset shards: tar files in which members with the same stem form a row."""
 
 import errno
 import functools
@@ -16,10 +16,10 @@ from clip_jax.storage import absolute, is_remote, storage
 
 
 class TarPairs:
-    """The pairs of some shards, by an index of their members; nothing is unpacked.
+    """The pairs of some shards, read through an index of their members without unpacking.
 
-    A pair is an image (`.jpg`, `.png`, ...) and, under the same name, a text (`.txt`, one caption)
-    or a JSON document (`.json`, `caption` or `captions`). The key is that name.
+    A pair is an image (`.jpg`, `.png`, ...) and, with the same stem, a text (`.txt`, one caption)
+    or a JSON document (`.json`, `caption` or `captions`). The key is that stem.
     """
 
     def __init__(self, pattern: str | os.PathLike[str]):
@@ -30,8 +30,8 @@ class TarPairs:
                 `{train,more}-*.tar`.
 
         Raises:
-            ValueError: lists all that is wrong: captions or images missing, keys twice.
-            FileNotFoundError: nothing fits the pattern.
+            ValueError: captions or images are missing, or keys not unique; lists all problems.
+            FileNotFoundError: no file matches the pattern.
         """
         paths = expand(os.fspath(pattern))
         self._pairs: list[tuple[str, Member, tuple[str, ...]]] = []
@@ -48,7 +48,7 @@ class TarPairs:
                     captions = group.captions()
                     if key in seen:
                         raise ValueError(f"the key {key!r} has been there before")
-                except ValueError as error:  # UnicodeDecodeError and JSONDecodeError are such
+                except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
                     problems.append(f"{path}: {key}: {error}")
                     continue
                 seen.add(key)
@@ -75,19 +75,19 @@ class TarPairs:
 
 
 class TarShard(ListedFile):
-    """The rows of one shard: a picture, a caption, or both, under one name, which is the key.
+    """The rows of one shard: a picture, a caption, or both, with one stem, which is the key.
 
-    What is wrong with some is their own problem: a second picture of a name is a row with that
-    problem, and so is the rest of a file that was cut off.
+    Faulty members don't stop the others: a second picture with the same stem becomes a row with a
+    problem, and so does the rest of a truncated file.
     """
 
     def __init__(self, path: str, columns: Sequence[str] = ()):
-        """Looks at the file's size, and reads nothing yet.
+        """Gets the file's size; reads nothing yet.
 
         Args:
             path: the tar file.
-            columns: what to take along from the JSON documents; `cls` is the label in the member
-                of that ending, where there is one.
+            columns: the fields of the JSON documents to pass through; `cls` is the label in the
+                `.cls` member, if there is one.
         """
         super().__init__(path)
         self._size = self.stat.size
@@ -99,11 +99,11 @@ class TarShard(ListedFile):
             return TarRows(self._path, self._columns)
 
     def check(self) -> None:
-        """Looks at the file's first bytes.
+        """Checks by its first bytes that the file is a tar file.
 
         Raises:
             OSError: it can't be read.
-            ValueError: it is no tar file; says what it is.
+            ValueError: it is not; the message says what it is.
         """
         if not self._size:
             raise ValueError(f"{self._path} is empty: there is no row to embed")
@@ -111,7 +111,7 @@ class TarShard(ListedFile):
         if head.startswith(COMPRESSED):
             raise ValueError(f"{self._path} is compressed: unpack it to a plain tar file first")
         if head == bytes(tarfile.BLOCKSIZE):
-            return  # a whole one, without members
+            return  # complete, but without members
         try:
             tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
         except (tarfile.HeaderError, ValueError, OverflowError) as error:
@@ -119,7 +119,7 @@ class TarShard(ListedFile):
 
 
 class TarRows:
-    """The index of a shard."""
+    """The rows of an open shard."""
 
     def __init__(self, path: str, columns: Sequence[str]):
         """Reads headers and captions.
@@ -159,7 +159,7 @@ class TarRows:
                     document = document | {"cls": decoded(group.cls, "label")}
                 columns = {name: document.get(name) for name in self._columns}
         except ValueError as error:
-            # Where there is a picture it can be embedded all the same.
+            # If there is a picture, it can be embedded nevertheless.
             problem = str(error) if group.image is None else None
         read = path = None
         if group.image is not None:
@@ -168,10 +168,10 @@ class TarRows:
 
 
 def read_member(path: str, name: str) -> bytes:
-    """The picture of that name in a tar file; the name as it is there.
+    """Reads a picture from a tar file, by the member's exact name.
 
     Raises:
-        OSError: there is none, or it can't be read.
+        OSError: there is no such picture, or it can't be read.
         ValueError: the file is damaged.
     """
     with guarded(path):

@@ -1,4 +1,4 @@
-"""What is in a tar file: its members by their names, read from the headers alone."""
+"""The index of a tar file: its members by name, read from headers alone."""
 
 import dataclasses
 import errno
@@ -13,17 +13,17 @@ from clip_jax.sources.members import File, Member, Read
 from clip_jax.sources.records import IMAGES, as_captions, as_text, parsed
 from clip_jax.storage import MOST_OF_A_PICTURE
 
-# How gzip's, bzip2's, xz's and zstd's files begin.
+# Magic numbers of gzip, bzip2, xz and zstd.
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-# What follows the name of a file that has to be unpacked or decrypted first.
+# Suffixes of files that must be unpacked or decrypted first.
 PACKED = ("gz", "bz2", "xz", "lzma", "zst", "lz4", "br", "z", "zip", "gpg", "pgp", "age", "enc")
-# Bytes of a caption or a header. tarfile would read as many as a damaged header asks for.
+# The most bytes of a caption or a header; tarfile would read any number a damaged header asks for.
 MOST_OF_A_TEXT = 1 << 26
 
 
 @dataclasses.dataclass
 class Group:
-    """The members of one name; and what is wrong with a text among them that isn't read."""
+    """The members with one stem; `refused` says why a text among them was not read."""
 
     image: Member | None = None
     txt: bytes | None = None
@@ -32,7 +32,7 @@ class Group:
     refused: str = ""
 
     def captions(self) -> tuple[str, ...]:
-        """One or more captions.
+        """Returns one or more captions.
 
         Raises:
             ValueError: there is none.
@@ -45,10 +45,10 @@ class Group:
         return as_captions(document.get("captions", document.get("caption")))
 
     def document(self) -> dict[str, Any]:
-        """The JSON document; an empty one where there is none.
+        """Returns the JSON document; an empty one if there is none.
 
         Raises:
-            ValueError: it is damaged, or no object.
+            ValueError: it is damaged or not an object.
         """
         document = parsed(self.json or b"{}")
         if not isinstance(document, dict):
@@ -57,15 +57,15 @@ class Group:
 
 
 class TarIndex:
-    """What is in a tar file.
+    """The members of a tar file.
 
     Attributes:
-        groups: members that belong together, by their common name.
-        end: what is wrong with the file's end, or an empty text.
+        groups: members that belong together, by their stem.
+        end: what is wrong with the end of the file, or an empty string.
     """
 
     def __init__(self, path: str):
-        """Reads headers and captions; pictures that are cut off are left out.
+        """Reads headers and captions; leaves out truncated pictures.
 
         Raises:
             OSError: the file can't be read.
@@ -73,7 +73,7 @@ class TarIndex:
         self.groups: dict[str, Group] = {}
         self.end = ""
         self._surplus: list[str] = []
-        self._astray: list[tuple[str, str, str]] = []  # name, key and what follows the first dot
+        self._astray: list[tuple[str, str, str]] = []  # name, stem and suffix
         self._links: list[tuple[str, str]] = []
         self._lost: list[tuple[str, str]] = []
         file = File(path)
@@ -81,15 +81,15 @@ class TarIndex:
             with file.reading() as read, tarfile.open(fileobj=_Stream(read), mode="r:") as tar:
                 place = 0
                 for member in tar:
-                    if tar.offset <= place:  # by a negative size, and so on for ever
+                    if tar.offset <= place:  # a negative size would make an endless loop
                         raise ValueError(f"a header at byte {member.offset} leads back")
                     place = tar.offset
                     self._add(member, file, read)
-                # Python takes a header that is cut off or damaged for the end.
+                # tarfile treats a truncated or damaged header as the end.
                 if read(tarfile.BLOCKSIZE, tar.offset) != bytes(tarfile.BLOCKSIZE):
                     self.end = f"the tar file is damaged or cut off at byte {tar.offset}"
-        except Exception as error:  # whatever headers make tarfile do: recurse, overflow, ...
-            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # no place of a file
+        except Exception as error:  # damaged headers make tarfile recurse, overflow, ...
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a bad offset
                 raise
             self.end = f"the tar file is damaged or cut off: {told(error)}"
             if file.read(6, 0).startswith(COMPRESSED):
@@ -98,12 +98,12 @@ class TarIndex:
             self._follow_links()
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """The names of pictures that are no row's picture, and why."""
+        """Yields the names of pictures that belong to no row, each with the reason."""
         for name in self._surplus:
             yield name, "another picture of this name comes before it"
         for name, key, suffix in self._astray:
             group = self.groups.get(key)
-            if group is None or group.image is None:  # else it goes with that one, a mask perhaps
+            if group is None or group.image is None:  # else it accompanies that, as a mask does
                 yield name, f"in shards a name ends at its first dot, and {suffix!r} is no picture"
         yield from self._lost
 
@@ -125,7 +125,7 @@ class TarIndex:
             return
         is_whole = member.offset_data + member.size <= file.size
         if member.isfile() and not member.issparse() and not is_whole:
-            return  # cut off, which is told of the file's end
+            return  # truncated: `end` reports it
         problem = _unreadable(member, packed, MOST_OF_A_PICTURE if is_picture else MOST_OF_A_TEXT)
         if is_picture and problem:
             self._lost.append((member.name, problem))
@@ -135,7 +135,7 @@ class TarIndex:
             group = self.groups.setdefault(key, Group())
             if problem:
                 group.refused = group.refused or f"{as_text(member.name)}: {problem}"
-            elif getattr(group, kept) is None:  # the first one, as with pictures: they are a pair
+            elif getattr(group, kept) is None:  # the first one counts, as with pictures
                 setattr(group, kept, read(member.size, member.offset_data))
 
     def _add_picture(self, image: Member) -> None:
@@ -150,7 +150,7 @@ class TarIndex:
             self._surplus.append(image.name)
 
     def _follow_links(self) -> None:
-        """Pictures that are links to others; to links, too, where these come before."""
+        """Adds pictures that are links to other pictures or to earlier links."""
         images = [group.image for group in self.groups.values() if group.image is not None]
         there = {os.path.normpath(image.name): image for image in images}
         for name, target in self._links:
@@ -166,7 +166,7 @@ class TarIndex:
 
 
 class _Stream(io.RawIOBase):
-    """A tar file as tarfile reads it: never more at one time than a header can have."""
+    """A tar file for tarfile, which refuses reads that are larger than any valid header."""
 
     def __init__(self, read: Read):
         self._read, self._place, self._empty = read, 0, 0
@@ -177,7 +177,7 @@ class _Stream(io.RawIOBase):
         data = self._read(size, self._place)
         self._place += len(data)
         self._empty = 0 if data else self._empty + 1
-        if self._empty > 100:  # tarfile would wait for a sparse member's map for ever
+        if self._empty > 100:  # tarfile would wait forever for a sparse map
             raise ValueError("a header that is cut off")
         return data
 
@@ -195,8 +195,8 @@ _TEXTS = ("txt", "json", "cls")
 
 
 def _unreadable(member: tarfile.TarInfo, packed: str, most: int) -> str:
-    """Why a member's bytes are not those of its file, or too many; an empty text where they are."""
-    if member.issparse():  # its bytes don't lie in one run
+    """Returns why a member can't be read from the tar file; an empty string if it can."""
+    if member.issparse():  # its bytes are not contiguous
         return "a sparse member: pack the shard without tar's --sparse"
     if not member.isfile():
         return f"no file, but a member of type {member.type.decode('latin-1')!r}"
@@ -208,7 +208,7 @@ def _unreadable(member: tarfile.TarInfo, packed: str, most: int) -> str:
 
 
 def decoded(text: bytes, what: str) -> str:
-    """Returns a text without blanks around it; raises ValueError where it is not UTF-8."""
+    """Decodes and strips a text; raises ValueError if it is not UTF-8."""
     try:
         return text.decode().strip()
     except UnicodeDecodeError:
@@ -216,7 +216,7 @@ def decoded(text: bytes, what: str) -> str:
 
 
 def parted(name: str) -> tuple[str, str]:
-    """What a member belongs to, and what it is: its name up to its first dot, and the rest."""
+    """Splits a member's name at its first dot into stem and suffix."""
     folder, _, name = name.rpartition("/")
     stem, _, suffix = name.partition(".")
     return f"{folder}/{stem}" if folder else stem, suffix.lower()

@@ -1,7 +1,7 @@
-"""Files by their address: on this machine's disks, or wherever fsspec goes (`s3://`, `gs://`, ...).
+"""Files by their address: on local disks, or anywhere fsspec reaches (`s3://`, `gs://`, ...).
 
-The one room that knows of both. What is written is there complete or not at all: on a disk it is
-written aside, flushed and renamed; on an object store it is one PUT.
+Writes are atomic: on a disk a temporary file is written, flushed and renamed; on an object store a
+write is one PUT.
 """
 
 import os
@@ -23,7 +23,7 @@ from clip_jax.storage.remote import Store as Store
 
 
 def storage(address: str | os.PathLike[str]) -> Storage:
-    """Where that address lies.
+    """Returns the storage that an address belongs to.
 
     Raises:
         ModuleNotFoundError: fsspec, or its driver for such addresses, is not installed.

@@ -1,30 +1,30 @@
-"""Addresses as text: paths, and those that fsspec has a driver for."""
+"""Addresses: local paths, and URLs that fsspec has a driver for."""
 
 import os
 import re
 
 
 def is_remote(address: str | os.PathLike[str]) -> bool:
-    """Whether fsspec is needed to get there."""
+    """Whether an address needs fsspec."""
     return "://" in os.fspath(address)
 
 
 def plain(address: str | os.PathLike[str]) -> str:
-    """The address as text; a `file://` one as the path that it is."""
+    """Returns the address as a string, a `file://` one as a plain path."""
     text = os.fspath(address)
     return re.sub("^(file|local)://(?=/)", "", text) if is_remote(text) else text
 
 
 def absolute(address: str | os.PathLike[str]) -> str:
-    """The address as it reads from any folder."""
+    """Returns the address, a local path made absolute."""
     return os.fspath(address) if is_remote(address) else os.path.abspath(address)
 
 
 def folder(address: str | os.PathLike[str]) -> str:
-    """The address of a folder, without a slash at its end.
+    """Returns the address of a folder without a trailing slash.
 
     Raises:
-        ValueError: it is blank, as a variable that isn't set is; or names the root of everything.
+        ValueError: it is blank (an unset variable, perhaps), or the root of a file system.
     """
     path = plain(address)
     if not path.strip():

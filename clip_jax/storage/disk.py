@@ -1,4 +1,4 @@
-"""Files on this machine's disks."""
+"""Files on local disks."""
 
 import contextlib
 import errno
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Disk(Storage):
-    """This machine's disks."""
+    """Local file systems."""
 
     @property
     def filesystem(self) -> Any:
@@ -106,10 +106,10 @@ class Disk(Storage):
 
 
 def check_regular(path: str | os.PathLike[str]) -> None:
-    """Refuses what to open is to wait for somebody, or to start something.
+    """Checks that a path is a regular file: opening a pipe or a device may block.
 
     Raises:
-        OSError: there is a pipe, a socket, a device or a folder, or nothing.
+        OSError: it is a pipe, a socket, a device or a folder, or doesn't exist.
     """
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
@@ -119,7 +119,7 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Makes a folder's names outlast a power cut, where the system can."""
+    """Flushes a folder's entries to disk, if the system can, so that they survive a power cut."""
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
@@ -136,13 +136,13 @@ def _walk(
         if (there.st_dev, there.st_ino) in above:
             yield prefix.rstrip("/"), "a link to a folder that it lies in"
             return
-        # Entries take several times the memory of their names, and there may be millions.
+        # Only names are kept: entries take several times the memory, and may be millions.
         files, folders = [], []
         with os.scandir(folder) as entries:
             for entry in entries:
                 if _is_folder(entry):
                     folders.append(entry.name)
-                elif entry.is_symlink() or entry.is_file():  # not a pipe, which is waited for
+                elif entry.is_symlink() or entry.is_file():  # a pipe would block
                     files.append((prefix + entry.name, _number(entry)))
     except OSError as error:
         if not above or is_exhausted(error):
@@ -172,7 +172,7 @@ def _number(entry: os.DirEntry) -> int:
 
 
 def _opened(act: Callable[[], T]) -> T:
-    """Opens a file; where that is too much for the machine, the error says so."""
+    """Opens a file; raises a telling error if memory or descriptors have run out."""
     try:
         return act()
     except OSError as error:

@@ -1,14 +1,14 @@
-"""How large the file of a picture may be."""
+"""The limit on the size of a picture's file."""
 
 import errno
 import os
 
-# No picture's file is larger; what is was not meant for one, and would fill the memory.
+# No picture is larger; other files named in a table would fill the memory.
 MOST_OF_A_PICTURE = 1 << 30
 
 
 def check_picture_size(address: str | os.PathLike[str], size: int) -> None:
-    """Raises OSError if a picture's file has too many bytes."""
+    """Raises OSError if a picture's file is too large."""
     if size > MOST_OF_A_PICTURE:
         most = f"{MOST_OF_A_PICTURE:,}"
         what = f"has {size:,} bytes, more than the {most} that a picture may have"

@@ -1,4 +1,4 @@
-"""What both kinds of storage can do."""
+"""The interface of both kinds of storage."""
 
 import contextlib
 from collections.abc import Iterator
@@ -8,66 +8,66 @@ from clip_jax.file_stat import Stat
 
 
 class Storage(Protocol):
-    """Files of one kind; everything may be called by several threads, and raises OSError."""
+    """Files of one kind. All methods are thread-safe, and raise OSError on failure."""
 
     @property
     def filesystem(self) -> Any:
-        """What pyarrow takes for its filesystem."""
+        """The `filesystem` argument for pyarrow."""
         ...
 
     def within(self, path: str) -> str:
-        """What the path is called in `filesystem`."""
+        """Returns the path as it is called in `filesystem`."""
         ...
 
     def is_folder(self, path: str) -> bool:
-        """Whether there is a folder; object stores have those that hold something."""
+        """Whether there is such a folder; on object stores, whether anything is in it."""
         ...
 
     def size(self, path: str) -> int:
-        """Bytes of a file."""
+        """Returns the size of a file in bytes."""
         ...
 
     def stat(self, path: str, fresh: bool = False) -> Stat:
-        """What tells a file from what it was before; `fresh` asks again what was asked before."""
+        """Returns the size and version of a file; `fresh` bypasses caches."""
         ...
 
     def modified(self, path: str) -> int | None:
-        """When a file was written, in nanoseconds since 1970; None where that can't be told."""
+        """Returns a file's modification time, in nanoseconds since 1970; None if unknown."""
         ...
 
     def read(self, path: str) -> bytes:
-        """All of a file."""
+        """Reads a whole file."""
         ...
 
     def read_range(self, path: str, begin: int, end: int) -> bytes:
-        """Some bytes of a file; fewer where it ends before."""
+        """Reads some bytes of a file; fewer if it ends before."""
         ...
 
     def read_into(self, path: str, begin: int, target: memoryview) -> int:
-        """Reads bytes into memory from some place on; says how many, fewer where it ends before."""
+        """Reads bytes from an offset into memory; returns how many, fewer if the file ends."""
         ...
 
     def open(self, path: str) -> BinaryIO:
-        """A file to read, at any place of it."""
+        """Opens a seekable file for reading."""
         ...
 
     def arrow(self, path: str) -> Any:
-        """A file for pyarrow, which closes by itself."""
+        """Opens a file for pyarrow, which closes itself."""
         ...
 
     def descriptor(self, path: str) -> int:
-        """A descriptor of the file, for `os.pread`; a remote file is fetched whole for that."""
+        """Returns a descriptor of the file, for `os.pread`; downloads a remote file whole."""
         ...
 
     def write(self, path: str, data: bytes) -> None:
-        """Puts a file there, complete or not at all, in place of one of that name."""
+        """Writes a file atomically, replacing one of that name."""
         ...
 
     def create(self, path: str, data: bytes) -> bool:
-        """Puts a file there as `write` does, unless there is one; says whether it did.
+        """Writes a file as `write` does, unless it exists; returns whether it did.
 
-        Of several processes that do so at once, one does; on object stores without conditional
-        writes there may be more than one, of which the last has its file there.
+        If several processes call it at once, one succeeds. On object stores without conditional
+        writes several may, and the last one's file remains.
         """
         ...
 
@@ -76,27 +76,26 @@ class Storage(Protocol):
         ...
 
     def abandoned(self, folder: str) -> list[str]:
-        """The names of the unfinished files in a folder whose processes are dead."""
+        """Returns the names of unfinished files in a folder whose processes are dead."""
         ...
 
     def locked(self, path: str, what: str) -> contextlib.AbstractContextManager[None]:
-        """Holds a file as a lock, as `clip_jax.locks` has it; object stores have none."""
+        """Holds a file as a lock, as in `clip_jax.locks`; does nothing on object stores."""
         ...
 
     def names(self, folder: str) -> list[str]:
-        """The names of the files right in a folder; none where there is no folder."""
+        """Returns the names of the files directly in a folder; none if it doesn't exist."""
         ...
 
     def walk(self, folder: str) -> Iterator[tuple[str, int | str]]:
-        """The files in a folder and all below, in no certain order.
+        """Yields the files in a folder and its subfolders, in any order.
 
         Yields:
-            The path from the folder, with slashes; and a number that changes with the file's size
-            and times or version, 0 where these can't be told; or what is wrong where a folder can't
-            be entered.
+            The path relative to the folder, with slashes; and a hash of the file's size and times
+            or version, 0 if these are unknown. For a folder that can't be entered, the problem.
         """
         ...
 
     def glob(self, pattern: str) -> list[str]:
-        """The addresses of the files that fit a pattern."""
+        """Returns the addresses of the files that match a pattern."""
         ...

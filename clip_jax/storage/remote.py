@@ -1,4 +1,4 @@
-"""Files on object stores and other hosts, by fsspec and its drivers."""
+"""Files on object stores and other hosts, through fsspec and its drivers."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from clip_jax.storage.protocol import Storage
 
 
 class Store(Storage):
-    """What fsspec reaches; what may help is tried three times."""
+    """A remote file system of fsspec; temporary failures are retried, three tries in all."""
 
     def __init__(self, address: str):
         self._fs: Any = _filesystem(address)
@@ -40,7 +40,7 @@ class Store(Storage):
     def modified(self, path: str) -> int | None:
         try:
             return int(tried(path, lambda: self._fs.modified(path)).timestamp() * 1e9)
-        except Refused:  # not every driver can tell
+        except Refused:  # not every driver knows it
             return None
 
     def read(self, path: str) -> bytes:
@@ -82,13 +82,13 @@ class Store(Storage):
         tried(path, put)
 
     def create(self, path: str, data: bytes) -> bool:
-        self._fs.invalidate_cache()  # others write here, too
+        self._fs.invalidate_cache()  # other processes write here too
         try:
             self._fs.pipe_file(path, data, mode="create")
             return True
         except FileExistsError:
             return False
-        except Exception:  # of a kind of their own; or they can't do it on a condition
+        except Exception:  # the driver's own error for that, or no conditional writes
             if tried(path, lambda: self._fs.exists(path)):
                 return False
         self.write(path, data)
@@ -99,13 +99,13 @@ class Store(Storage):
             tried(path, lambda: self._fs.rm_file(path))
 
     def abandoned(self, folder: str) -> list[str]:
-        return []  # what isn't put there whole isn't there
+        return []  # writes are atomic
 
     def locked(self, path: str, what: str) -> contextlib.AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     def names(self, folder: str) -> list[str]:
-        self._fs.invalidate_cache()  # others write here, too
+        self._fs.invalidate_cache()  # other processes write here too
         try:
             entries = tried(folder, lambda: self._fs.ls(folder, detail=True))
         except FileNotFoundError:
@@ -140,11 +140,11 @@ def _filesystem(address: str) -> Any:
     options = kind._get_kwargs_from_urls(address)
     if protocol in ("http", "https"):
         options["client_kwargs"] = {"timeout": _patience()}
-    return tried(address, lambda: kind(**options))  # some connect at once
+    return tried(address, lambda: kind(**options))  # some drivers connect here
 
 
 def _patience() -> Any:
-    """How long an HTTP server may take; aiohttp's own five minutes are long for a dead one."""
+    """Returns timeouts for HTTP; aiohttp's default of five minutes is long for a dead server."""
     import aiohttp  # pyright: ignore[reportMissingImports]
 
     return aiohttp.ClientTimeout(total=120, sock_connect=10, sock_read=30)

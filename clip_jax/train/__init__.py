@@ -1,4 +1,4 @@
-"""Contrastive training: losses over a global batch, the step, and which parameters it moves."""
+"""Contrastive training: losses over a global batch, the training step, the optimiser, runs."""
 
 try:
     import optax as _optax  # noqa: F401

@@ -1,4 +1,4 @@
-"""A picture to the pixels of an example: the published random crop, and more on demand."""
+"""Augmentation of pictures: the published random crop, and more if configured."""
 
 import dataclasses
 import math
@@ -10,30 +10,30 @@ from PIL import Image
 WHITE = (255, 255, 255)
 LUMA = np.tile([0.299, 0.587, 0.114], (3, 1))  # ITU-R BT.601, as Pillow's "L"
 THIRDS = np.moveaxis(np.mgrid[:4, :4], 0, -1) / 3  # (4, 4, 2): x, y
-MAX_WARP = 0.15  # corners a third of a side apart must not pass each other
+MAX_WARP = 0.15  # corners are a third of a side apart, and must not pass each other
 
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """What is done to a picture; by default what CLIP was trained with, a random square crop.
+    """The augmentation of pictures; by default CLIP's own, a random square crop.
 
     Attributes:
         crop: "random", a square anywhere in the picture, or "center".
-        scale: the least and the largest size of the picture's shorter side, by the size of the
-            square; drawn evenly between. Below 1 it is put somewhere on the background.
-        stretch: how far width and height may differ: up to 1 + this times as wide as it was, by
-            its height, or as high.
-        warp: how far the corners of nine parts of the picture are pulled away at most, as a share
-            of its sides: as another hand draws it.
-        rotation: the largest angle, in degrees, either way.
-        flip: whether one of two pictures is mirrored, left to right.
-        color: how far brightness, contrast and saturation are changed at most, as a share of 1.
-        hue: how far hues are turned at most, in degrees, either way.
-        gray: the share of pictures that lose their colours.
-        outline: the share of pictures whose edges become black lines, about two pixels of the
-            picture wide: as drawn with a pen.
-        background: what shows through transparency and beside the picture: "white", or "random",
-            for one of two pictures any colour, another each time.
+        scale: the range of the picture's shorter side relative to the square's, drawn uniformly.
+            A picture below 1 is placed somewhere on the background.
+        stretch: the largest change of the aspect ratio: its factor is between 1 / (1 + stretch)
+            and 1 + stretch.
+        warp: the largest displacement of the corners of a 3 x 3 grid over the picture, as a
+            fraction of its sides: as if another hand had drawn it.
+        rotation: the largest angle in degrees, either way.
+        flip: whether to mirror half of the pictures left to right.
+        color: the largest change of brightness, contrast and saturation, as a fraction of 1.
+        hue: the largest rotation of hues in degrees, either way.
+        gray: the fraction of pictures converted to gray.
+        outline: the fraction of pictures whose edges become black lines about two pixels wide, as
+            if drawn with a pen.
+        background: the colour behind transparency and around the picture: "white", or "random",
+            which is a random colour for half of the pictures.
     """
 
     crop: str = "random"
@@ -49,7 +49,7 @@ class AugmentConfig:
     background: str = "white"
 
     def __post_init__(self):
-        """Refuses what can't be meant.
+        """Checks the fields.
 
         Raises:
             ValueError: a name is not known, or a number is out of range.
@@ -82,7 +82,7 @@ class AugmentConfig:
 def augment(
     image: Image.Image, size: int, config: AugmentConfig, rng: np.random.Generator
 ) -> UInt8[np.ndarray, "n n 3"]:
-    """A square of `size` pixels a side from a picture of any size and mode.
+    """Returns an augmented square of side `size` from a picture of any size and mode.
 
     Raises:
         ValueError: the picture has no pixels, or a mode that Pillow can't convert.
@@ -121,8 +121,8 @@ def augment(
 
 
 def _outlined(image: Image.Image) -> Image.Image:
-    """Black where the next pixel's colour or transparency is another, by how much it is."""
-    # The colour under a transparent pixel is nobody's: only what is seen on white counts.
+    """Draws edges in black, by how much a pixel's colour or transparency differs from the next."""
+    # The colour of a transparent pixel is arbitrary: compared as seen on white.
     seen = Image.new("RGBA", image.size, WHITE)
     seen.alpha_composite(image.convert("RGBA"))
     alpha = image.getchannel("A") if image.mode == "RGBA" else Image.new("L", image.size, 255)
@@ -137,7 +137,7 @@ def _outlined(image: Image.Image) -> Image.Image:
         (change[:-1], down),
     ):
         np.maximum(part, step, out=part)
-    # Shades within a surface are no edge.
+    # Small changes are shading, not edges.
     strength = np.clip((change - 24) * 6, 0, 255).astype(np.uint8)
     lines = image.copy()
     lines.paste((0, 0, 0, 255)[: len(image.getbands())], mask=Image.fromarray(strength))
@@ -147,7 +147,7 @@ def _outlined(image: Image.Image) -> Image.Image:
 def _bent(
     image: Image.Image, config: AugmentConfig, fill: tuple[int, ...], rng: np.random.Generator
 ) -> Image.Image:
-    """The picture turned, its nine parts each from a quadrilateral that shares its corners."""
+    """Rotates and warps the picture: each cell of a 3 x 3 grid comes from a quadrilateral."""
     angle = rng.uniform(-config.rotation, config.rotation)
     if not config.warp:
         return image.rotate(angle, Image.Resampling.BICUBIC, fillcolor=fill)
@@ -172,7 +172,7 @@ def _bent(
 
 
 def _recolored(image: Image.Image, config: AugmentConfig, rng: np.random.Generator) -> Image.Image:
-    """All changes of colour as one matrix."""
+    """Applies all changes of colour as one matrix."""
     matrix, offset = np.eye(3), 0.0
     if config.color:
         brightness, contrast, saturation = 1 + rng.uniform(-config.color, config.color, 3)
@@ -187,14 +187,14 @@ def _recolored(image: Image.Image, config: AugmentConfig, rng: np.random.Generat
 
 
 def _turn(degrees: float) -> Float[np.ndarray, "3 3"]:
-    """A rotation of colours about the grays, from red to green to blue."""
+    """Returns the rotation of RGB about the gray axis, from red to green to blue."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     across = np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / math.sqrt(3)
     return cos * np.eye(3) + (1 - cos) / 3 + sin * across
 
 
 def _place(room: int, crop: str, rng: np.random.Generator) -> int:
-    """Where a side begins that is shorter than the square by `room`, or longer by -`room`."""
+    """Returns the offset of a side that is shorter than the square by `room`; longer if < 0."""
     if crop == "center":
         return round(room / 2)
     return int(rng.integers(min(room, 0), max(room, 0) + 1))

@@ -1,4 +1,4 @@
-"""Checkpoints of a run by Orbax: written beside the training, the last few kept, damage noticed."""
+"""Checkpoints of a run with Orbax: saved asynchronously, with checksums, the latest few kept."""
 
 import contextlib
 import functools
@@ -21,24 +21,24 @@ from clip_jax.train.together import all_true, by_first, is_same
 
 CHECKPOINTS, DAMAGED, LOCK = "checkpoints", "damaged", "run.lock"
 
-# Orbax writes the time at which it was done into this one when the checksums are there already.
+# Orbax writes its finishing time into this file after the checksums are written.
 _UNFINISHED = frozenset({"_CHECKPOINT_METADATA"})
 
 
 class Checkpoints:
-    """The checkpoints in a run's folder; a context that waits for the last one as it ends."""
+    """The checkpoints in a run's folder; a context manager that waits for the last save on exit."""
 
     def __init__(self, folder: Path, identity: Identity, *, keep: int):
-        """Opens the folder, or begins a new one; until the context ends no other process can.
+        """Opens or creates the folder, and locks it until the context ends.
 
         Args:
-            folder: of the run.
-            identity: what the runs in it have in common.
-            keep: how many of the last checkpoints are kept.
+            folder: the folder of the run.
+            identity: the settings, data and model of the run.
+            keep: how many of the latest checkpoints to keep.
 
         Raises:
-            ValueError: the folder belongs to another run, and then lists what differs; or
-                processes that train together differ.
+            ValueError: the folder belongs to another run (lists what differs); or processes that
+                train together differ.
             OSError: another process trains in the folder, or it can't be read or written.
             ModuleNotFoundError: Orbax is not installed.
         """
@@ -78,23 +78,23 @@ class Checkpoints:
                 self.wait()
                 self._manager.close()
             else:
-                with contextlib.suppress(Exception):  # nothing that would hide the error
+                with contextlib.suppress(Exception):  # must not hide the first error
                     self._manager.close()
         finally:
             self._held.close()
 
     def restore(self, state: TrainState, iterator: Any) -> TrainState:
-        """The state of the last whole checkpoint, and the iterator put where it was; else as given.
+        """Restores the state and the iterator from the last intact checkpoint.
 
-        Those after it, which are damaged, are warned of and put aside.
+        Damaged ones after it are moved away, with a warning. Without any it returns `state`.
 
         Args:
-            state: what one looks like, on the devices where it shall be.
-            iterator: Grain's.
+            state: a state with the shapes and the devices of the result.
+            iterator: Grain's iterator; its position is restored in place.
 
         Raises:
-            ValueError: there are checkpoints, but none is whole.
-            OSError: a whole one can't be read.
+            ValueError: there are checkpoints, but none is intact.
+            OSError: an intact one can't be read.
         """
         problems: dict[int, str] = {}
         for step in sorted(by_first(lambda: list(self._manager.all_steps())), reverse=True):
@@ -115,11 +115,11 @@ class Checkpoints:
         return state
 
     def save(self, step: int, state: TrainState, iterator: Any) -> None:
-        """Begins to write a checkpoint; the state may be written over when this returns.
+        """Starts to save a checkpoint; the state may be overwritten once this returns.
 
         Raises:
-            ValueError: a number of the state isn't finite; names the last good checkpoint.
-            OSError: this one or the one before can't be written.
+            ValueError: the state isn't finite; the message names the last good checkpoint.
+            OSError: this checkpoint or the one before can't be written.
         """
         import grain
 
@@ -128,7 +128,7 @@ class Checkpoints:
                 f"the parameters or the optimizer's state after step {step} hold inf or nan"
             )
         if any(device.platform == "cpu" for device in state.step.devices()):
-            # There Orbax writes from the arrays themselves, which the next step is about to reuse.
+            # On CPUs Orbax saves from the arrays themselves, which the next step overwrites.
             state = jax.tree.map(jnp.copy, state)
         with self._writing():
             self._manager.save(
@@ -140,16 +140,16 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Waits until all that was saved is written.
+        """Waits until all saves are finished.
 
         Raises:
-            OSError: it can't be.
+            OSError: a checkpoint can't be written.
         """
         with self._writing():
             self._manager.wait_until_finished()
 
     def diverged(self, what: str) -> ValueError:
-        """The error that says so, names the last checkpoint, and what to do."""
+        """Returns the error for diverged training; its message names the last checkpoint."""
         step, last = self.last_step(), "There is no checkpoint yet."
         if step is not None:
             last = f"The last good checkpoint is of step {step}, in {self._folder / CHECKPOINTS}."
@@ -159,10 +159,10 @@ class Checkpoints:
         )
 
     def last_step(self) -> int | None:
-        """Of which step the last checkpoint is, when all that was saved is written.
+        """Waits for all saves; returns the step of the last checkpoint, None without any.
 
         Raises:
-            OSError: it can't be.
+            OSError: a checkpoint can't be written.
         """
         self.wait()
         return self._manager.latest_step()
@@ -173,14 +173,14 @@ class Checkpoints:
         claim(self._folder, identity)
 
     def _complete(self) -> None:
-        """Called by Orbax when all files of a checkpoint are there, before it is given its name."""
+        """Writes the checksums; called by Orbax once all files are written, before the rename."""
         if jax.process_index() == 0:
-            # One is written at a time, and what a killed run has left was removed.
+            # There is one: one is saved at a time, and leftovers of killed runs were removed.
             (folder,) = (self._folder / CHECKPOINTS).glob(f"*{self._ocp.utils.TMP_DIR_SUFFIX}*")
             write_checksums(folder, without=_UNFINISHED)
 
     def _restored(self, step: int, state: TrainState, iterator: Any) -> TrainState | str:
-        """The state of that checkpoint, or what is wrong with it."""
+        """Returns the state of a checkpoint, or a description of its damage."""
         import grain
 
         folder = self._folder / CHECKPOINTS / str(step)
@@ -198,7 +198,7 @@ class Checkpoints:
                 ),
             )
             problem = None
-        except Exception as error:  # Orbax and what it reads with have errors of many kinds
+        except Exception as error:  # Orbax and its libraries raise errors of many kinds
             restored, problem = None, " ".join(str(error).split()) or type(error).__name__
             is_damage = not is_known and not is_exhausted(error)
         if not all_true(problem is None):
@@ -235,8 +235,8 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # Orbax and what it writes with have errors of many kinds
-            with contextlib.suppress(Exception):  # the one before may still be on its way
+        except Exception as error:  # Orbax and its libraries raise errors of many kinds
+            with contextlib.suppress(Exception):  # the previous save may still be running
                 self._manager.wait_until_finished()
             self._manager.reload()
             steps = self._manager.all_steps()
@@ -261,6 +261,6 @@ def _is_finite(state: TrainState) -> bool:
     return all(jax.device_get([_all_finite(x) for x in arrays]))
 
 
-@jax.jit  # of one array, because there are few shapes, and all of them in one take long to compile
+@jax.jit  # of one array: there are few shapes, and one program for all takes long to compile
 def _all_finite(array: jax.Array) -> jax.Array:
     return jnp.isfinite(array).all()

@@ -1,4 +1,4 @@
-"""Checksums of a folder's files, by which damage is told from what was written."""
+"""Checksums of a folder's files, to detect damage."""
 
 import hashlib
 import json
@@ -9,14 +9,14 @@ FILE = "checksums.json"
 
 
 def write_checksums(folder: Path, *, without: frozenset[str] = frozenset()) -> None:
-    """Makes the files of a folder outlast a power cut, and puts their checksums beside them.
+    """Flushes the files of a folder to disk, and writes their checksums into the folder.
 
     Args:
-        folder: whose files are complete, with those of the folders in it.
-        without: names of files right in the folder that may still change.
+        folder: the folder; its files, also those in subfolders, must be complete.
+        without: names of files directly in the folder to leave out, as they may still change.
 
     Raises:
-        OSError: they can't be read, or the checksums can't be written.
+        OSError: a file can't be read, or the checksums can't be written.
     """
     digests = {
         name: _digest(folder / name, sync=True) for name in _names(folder) if name not in without
@@ -28,15 +28,15 @@ def write_checksums(folder: Path, *, without: frozenset[str] = frozenset()) -> N
 
 
 def has_checksums(folder: Path) -> bool:
-    """Whether there are checksums to compare with."""
+    """Whether the folder has checksums."""
     return (folder / FILE).exists()
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with the first file that isn't what its checksum says; None if all are.
+    """Describes the first file that differs from its checksum; returns None if all match.
 
     Raises:
-        OSError: a file that is there can't be read, which is no damage to it.
+        OSError: an existing file can't be read, which doesn't mean that it is damaged.
     """
     try:
         digests = json.loads((folder / FILE).read_text(encoding="utf-8"))

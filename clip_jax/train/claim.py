@@ -1,4 +1,4 @@
-"""Whose a run's folder is."""
+"""Claims a folder for one training run."""
 
 import json
 import warnings
@@ -13,11 +13,11 @@ IDENTITY = "run.json"
 
 
 def claim(folder: Path, identity: Identity) -> None:
-    """Makes the folder this run's, or refuses another's.
+    """Claims the folder for this run by writing `run.json`, unless it is another run's.
 
     Raises:
-        ValueError: it is another's, and lists what differs; or what is noted of it is damaged.
-        OSError: it can't be read or written.
+        ValueError: it is another run's (lists what differs), or the file is damaged.
+        OSError: the file can't be read or written.
     """
     path = folder / IDENTITY
     noted = _read(path)

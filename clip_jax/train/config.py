@@ -1,4 +1,4 @@
-"""A training run as a TOML file: read, overridden, checked, and told apart from another."""
+"""The configuration of a training run: read from TOML, overridden and checked."""
 
 import dataclasses
 import json
@@ -13,22 +13,22 @@ from clip_jax.train.augment import AugmentConfig
 from clip_jax.train.optimizer import OptimizerConfig
 from clip_jax.train.step import StepConfig
 
-# What may change between a run and its continuation, because no number depends on it.
+# Fields that may change when a run is resumed, because they don't affect the parameters.
 FREE = ("checkpoint_every", "keep_checkpoints", "log_every", "max_skipped", "num_threads")
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Where the pairs are.
+    """The training data.
 
     Attributes:
-        train: shards (a path or pattern that ends in .tar), a table of captions, or its folder.
-        text_length: columns of tokens, at most the model's context; 0 is the context's.
-        templates: sentences with `{}`, one of which is put around each caption.
-        spread: whether the pairs of one first caption are kept apart, so that few of them meet in a
-            batch: where several pictures have one.
-        max_skipped: the share of pictures that may be unreadable before the run stops.
-        num_threads: that read and decode.
+        train: shards (a path or pattern ending in .tar), a table of captions, or its folder.
+        text_length: length of the token rows, at most the context length; 0 for that.
+        templates: sentences with `{}`; one of them is put around each caption.
+        spread: whether to keep pairs with the same first caption apart, so that few are in one
+            batch.
+        max_skipped: the fraction of unreadable pictures above which the run stops.
+        num_threads: threads that read and decode.
     """
 
     train: str
@@ -41,16 +41,16 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """How long and how often.
+    """Batch size, seed, and how often to log and save.
 
     Attributes:
         batch_size: pairs of a batch, over all devices of all processes.
-        seed: of the parameters, the order, the augmentation.
-        whole_steps: how many of the last steps leave out no patches, whatever `step.patch_dropout`
-            says, so that the model sees pictures as it will be used (Li et al. 2023, section 3).
+        seed: seed of the initial parameters, the order of the data and the augmentation.
+        whole_steps: how many of the last steps ignore `step.patch_dropout`, so that the model ends
+            on whole pictures, as in use (Li et al. 2023, section 3).
         log_every: steps between lines of `metrics.jsonl`.
         checkpoint_every: steps between checkpoints.
-        keep_checkpoints: the last ones.
+        keep_checkpoints: how many of the latest checkpoints to keep.
     """
 
     batch_size: int
@@ -61,7 +61,7 @@ class RunConfig:
     keep_checkpoints: int = 3
 
     def __post_init__(self):
-        """Refuses what can't be meant.
+        """Checks the fields.
 
         Raises:
             ValueError: a number is out of range.
@@ -71,7 +71,7 @@ class RunConfig:
                 raise ValueError(f"{name} must be at least 1. Got {getattr(self, name)}.")
         if self.whole_steps < 0:
             raise ValueError(f"whole_steps must be 0 or more. Got {self.whole_steps}.")
-        if not 0 <= self.seed < 1 << 63:  # as much as JAX takes
+        if not 0 <= self.seed < 1 << 63:  # JAX's limit
             raise ValueError(f"seed must be from 0 to 2**63 - 1. Got {self.seed}.")
 
 
@@ -81,12 +81,12 @@ class TrainConfig:
 
     Attributes:
         out: the folder of its checkpoints, metrics, plot and model.
-        model: a name or path to start from, or the architecture of a fresh model.
-        data: where the pairs are.
-        run: how long and how often.
-        augment: of the pictures.
-        optimizer: how far parameters are moved.
-        step: how a step computes.
+        model: a name or path to start from, or a new model's architecture.
+        data: the training data.
+        run: batch size, seed, logging and checkpoints.
+        augment: the augmentation of the pictures.
+        optimizer: the optimiser and its schedule.
+        step: the loss and how a step computes.
     """
 
     out: str
@@ -98,18 +98,18 @@ class TrainConfig:
     step: StepConfig = StepConfig()
 
     def __post_init__(self):
-        """Refuses what can't be meant.
+        """Checks the fields.
 
         Raises:
-            ValueError: there is no folder to write into.
+            ValueError: `out` is empty.
         """
         if not self.out:
             raise ValueError("out must be a folder's path. Got ''.")
 
     def identity(self) -> dict[str, Any]:
-        """The settings a continuation must agree with, as plain JSON by dotted names.
+        """Returns the settings that must not change on resume, as plain JSON by dotted names.
 
-        Not among them is where the run, its data and the model it starts from lie: they may move.
+        The paths of the run, its data and its initial model are not among them.
         """
         document = dataclasses.asdict(self)
         del document["out"], document["data"]["train"]
@@ -118,21 +118,23 @@ class TrainConfig:
         return _settings(document)
 
     def defaults(self) -> dict[str, Any]:
-        """Of those settings that have a default, what it is."""
+        """Returns the defaults of those settings that have one."""
         return _settings(_defaults(self))
 
 
 def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """A run from a TOML file.
+    """Reads the configuration of a run from a TOML file.
 
     Args:
-        path: the file. `[model]` has `from`, a name or path, or what `config.json` of a model
-            holds; `[data]`, `[augment]`, `[optimizer]`, `[step]` and `[run]` are the fields of the
-            classes of these names; `out` stands before them. Paths are from the current folder.
+        path: the file. `[model]` has either `from`, a name or path, or the fields of a model's
+            `config.json`; `[data]`, `[augment]`, `[optimizer]`, `[step]` and `[run]` have the
+            fields of the classes of these names; `out` stands before the tables. Paths are
+            relative to the current folder.
         overrides: `key=value` with dotted keys and TOML values (a bare word is a string).
 
     Raises:
-        ValueError: it is no TOML, or a field is missing, unknown, of a wrong type or out of range.
+        ValueError: the file is not TOML, or a field is missing, unknown, of a wrong type or out of
+            range.
         FileNotFoundError: there is no such file.
     """
     try:
@@ -145,7 +147,7 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
 
 def parse_config(document: Mapping[str, Any]) -> TrainConfig:
-    """A run from nested dictionaries.
+    """Builds the configuration of a run from nested dictionaries.
 
     Raises:
         ValueError: a field is missing, unknown, of a wrong type or out of range.
@@ -182,7 +184,7 @@ _SECTIONS = {
 }
 
 
-# What TOML's types are called; of None it has none.
+# Names of TOML's types, for messages.
 _WORDS: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -194,7 +196,7 @@ _WORDS: dict[Any, str] = {
 
 def _model(fields: Mapping[str, Any]) -> str | CLIPConfig:
     if "from" not in fields:
-        # Dates are no JSON: as strings they are refused by the name of their field.
+        # JSON has no dates: as strings they are refused with the name of their field.
         return CLIPConfig.from_json(json.dumps(fields, default=str))
     if len(fields) > 1:
         raise ValueError("there is `from`, so there must be nothing else.")
@@ -209,7 +211,7 @@ def _check_types(fields: Mapping[str, Any], annotations: Mapping[str, Any]) -> N
 
 
 def _fits(value: Any, annotation: Any) -> bool:
-    """Whether a value is of a type; a list counts as the tuple that TOML doesn't have."""
+    """Whether a value has a type; a list counts as a tuple, which TOML doesn't have."""
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return value in inner
@@ -224,7 +226,7 @@ def _fits(value: Any, annotation: Any) -> bool:
             return False
         each = inner[:1] * len(value) if inner[-1] is ... else inner
         return len(value) == len(each) and all(map(_fits, value, each))
-    if isinstance(value, bool):  # which Python takes for a number
+    if isinstance(value, bool):  # a subclass of int in Python
         return annotation is bool
     return isinstance(value, int | float if annotation is float else annotation)
 
@@ -246,7 +248,7 @@ def _override(document: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ValueError(f"expected key=value, such as run.batch_size=64. Got {override!r}")
-    if "\n" in text:  # what follows would be keys of their own, and dropped
+    if "\n" in text:  # further lines would be other keys, and be dropped
         raise ValueError(f"{key}: the value must be in one line. Got {text!r}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
@@ -267,7 +269,7 @@ def _settings(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _defaults(config: Any) -> dict[str, Any]:
-    """The defaults of a dataclass's fields, and of those in it."""
+    """Returns the defaults of a dataclass's fields, nested ones included."""
     found = {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)

@@ -1,4 +1,4 @@
-"""Batches of pairs by Grain: shuffled, augmented, the same from the same seed on any machine."""
+"""Batches of pairs with Grain: shuffled and augmented, deterministic in the seed."""
 
 import math
 import threading
@@ -16,22 +16,22 @@ from clip_jax.train.order import Spread, groups_of
 
 Batches = Iterator[dict[str, np.ndarray]]
 
-# Columns that texts are trimmed to; fewer than the encoder's, because each set of them is a step to
-# compile, which takes longer.
+# Lengths that texts are trimmed to; fewer than the encoder's, because each combination of them
+# compiles another training step, which takes longer.
 TEXT_LENGTHS = (16, 24, 32, 48)
-# Pixels of a whole picture, resized so that a square of it fits; more has what is long and thin.
+# The most pixels of a resized picture before it is cropped; only long, thin pictures have more.
 MOST_PIXELS = 1 << 26
 
 
 class Skipped:
-    """Pictures that could not be read, counted by the threads that read.
+    """A count of unreadable pictures, made by the threads that read.
 
-    They read ahead: what is known of a step is told by the positions in its batch.
+    As these read ahead, the positions in a step's batch tell how many that step has skipped.
 
     Attributes:
         count: how many were skipped so far.
         seen: how many were tried so far.
-        last: the key of the last one and what was wrong with it.
+        last: the key of the last skipped one, and its problem.
     """
 
     def __init__(self, max_share: float = 1.0, num_pairs: int = 1 << 62):
@@ -41,11 +41,11 @@ class Skipped:
         self._lock = threading.Lock()
 
     def add(self, reason: str | None) -> None:
-        """Notes one picture, and the reason if it is skipped.
+        """Counts one picture, and the reason if it is skipped.
 
         Raises:
-            ValueError: too many are skipped. Raised here, because where none can be read no batch
-                will ever be full.
+            ValueError: too many are skipped. Raised here, as without readable pictures no batch
+                would ever be full.
         """
         with self._lock:
             self.seen += 1
@@ -55,7 +55,7 @@ class Skipped:
             self.last = reason
             if self.count == self.seen >= self._num_pairs:
                 raise ValueError(f"none of the pictures can be read; the last one: {reason}")
-            # A few at the start are no share yet.
+            # A few at the start are no meaningful fraction yet.
             if self.count > max(self._max_share * self.seen, 10 if self._max_share else 0):
                 raise ValueError(
                     f"{self.count} of {self.seen} pictures can't be read, more than the share of "
@@ -78,31 +78,31 @@ def batches(
     num_threads: int = 4,
     max_skipped: float = 1.0,
 ) -> tuple[Any, Skipped]:
-    """An endless iterator over this process's share of batches, and what it has skipped.
+    """Returns an endless iterator over this process's batches, and its count of skipped pairs.
 
-    Every pair is seen once an epoch, in another order each time, with one of its captions, one of
-    the templates and a new augmentation. Pictures that can't be read are skipped.
+    Every pair is seen once per epoch, each time in another order, with one of its captions, one of
+    the templates and a new augmentation. Unreadable pictures are skipped.
 
     Args:
-        pairs: of all processes.
-        batch_size: rows of a batch, of this process.
-        image_size: pixels a side.
-        text_length: columns of tokens; longer captions are cut.
-        augmentation: of the pictures; a random square crop where none is given.
+        pairs: the pairs of all processes.
+        batch_size: rows of a batch of this process.
+        image_size: side of the pictures in pixels.
+        text_length: length of the token rows; longer captions are truncated.
+        augmentation: the augmentation of the pictures; by default a random square crop.
         templates: sentences with `{}`, where the caption goes.
-        spread: whether the pairs of one first caption are kept apart.
-        seed: decides everything.
-        process: the index of this one.
-        num_processes: how many share the pairs.
-        num_threads: that read and decode.
-        max_skipped: the share of pictures that may be unreadable; the iterator raises ValueError
-            when there are more, and when none can be read. It raises OSError where the machine has
-            no more memory or descriptors, which is no picture's fault.
+        spread: whether to keep pairs with the same first caption apart.
+        seed: determines all random choices.
+        process: the index of this process.
+        num_processes: how many processes share the pairs.
+        num_threads: threads that read and decode.
+        max_skipped: the fraction of pictures that may be unreadable; the iterator raises
+            ValueError if there are more, or if none can be read. It raises OSError if the machine
+            has run out of memory or descriptors.
 
     Returns:
         A Grain iterator of {"images": uint8 (b, n, n, 3), "tokens": int32 (b, l), "positions":
-        int64 (b,)}, whose place `get_state` and `set_state` save and restore; and the count of what
-        was skipped. Positions count all that this process has tried, from 0 on.
+        int64 (b,)}, whose position `get_state` and `set_state` save and restore; and the count of
+        skipped pairs. Positions number the pairs that this process has tried, from 0.
 
     Raises:
         ValueError: there are fewer pairs than rows in a batch of all processes, or a template has
@@ -133,7 +133,7 @@ def batches(
             image = decode_image(pair.image)
             _check_shape(image.size, image_size * config.scale[1])
             pixels = augment(image, image_size, config, rng)
-        except Exception as error:  # decoders raise whatever they trip over
+        except Exception as error:  # decoders raise errors of any kind
             _raise_if_exhausted(error, pair.key)
             skipped.add(f"{pair.key}: {str(error) or type(error).__name__}")
             return None
@@ -147,33 +147,33 @@ def batches(
         dataset = grain.MapDataset.source(readable).seed(seed).shuffle()
     dataset = dataset[process::num_processes].repeat().random_map(example)
     dataset = dataset.map_with_index(_placed)
-    # Few pairs wait at a time, because Grain asks at each of them which are ready; whole batches
-    # wait instead, in a thread that reads by itself where it is the only one.
+    # A small buffer of pairs, because Grain polls all of them for each one; whole batches are
+    # prefetched instead, by a thread that also reads if it is the only one.
     options = grain.ReadOptions(
         num_threads=num_threads if num_threads > 1 else 0, prefetch_buffer_size=8 * num_threads
     )
-    # What is None is left out here, so that every batch is full.
+    # Grain drops None here, so that every batch is full.
     full = dataset.to_iter_dataset(options).batch(batch_size, drop_remainder=True)
     ahead = grain.experimental.ThreadPrefetchIterDataset(full, prefetch_buffer_size=2)
     return iter(ahead), skipped
 
 
 def group_by_length(batch: Mapping[str, np.ndarray], *, multiple: int = 1) -> dict[str, Any]:
-    """A batch in the order of its texts' lengths, by quarters only as long as they must be.
+    """Sorts a batch by text length and trims each quarter of the texts to its longest.
 
-    What comes after the end token is seen by no token before it, and a contrastive loss by no order
-    of its pairs: a step's loss and gradients are the same, and the text tower computes less.
+    The text tower is causal, and a contrastive loss doesn't depend on the order of its pairs: the
+    loss and the gradients are the same, and the text tower computes less.
 
     Args:
-        batch: arrays with as many rows, among them "tokens" as `clip_jax.tokenize` makes them,
-            zeros after the end token.
-        multiple: what the rows of each group must be a multiple of, micro-batches times devices.
-            Where a quarter's are not, there are two groups or one.
+        batch: arrays with the same number of rows, among them "tokens" as from
+            `clip_jax.tokenize`, with zeros after the end token.
+        multiple: the number that must divide the rows of each group, micro-batches times devices.
+            If it doesn't divide a quarter, there are two groups or one.
 
     Returns:
-        The arrays, sorted, and as "tokens" a tuple of groups (b_i, l_i) of rising lengths: the
-        first 16, 24, 32 or 48 columns, the fewest that hold all texts, else all. Groups of one
-        length are one, and where there is but one its rows keep their order.
+        The arrays, sorted, with "tokens" as a tuple of groups (b_i, l_i) of rising lengths: the
+        least of 16, 24, 32 and 48 columns that holds the group's texts, else all. Groups of the
+        same length are merged; a single group keeps the order of its rows.
     """
     tokens = batch["tokens"]
     groups = next(n for n in (4, 2, 1) if n == 1 or len(tokens) % (n * multiple) == 0)
@@ -202,7 +202,7 @@ def _check_shape(size: tuple[int, int], side: float) -> None:
 
 
 class _Readable:
-    """Pairs whose files may have gone: None for those."""
+    """Pairs to read, with None for unreadable ones."""
 
     def __init__(self, pairs: Pairs, skipped: Skipped):
         self._pairs, self._skipped = pairs, skipped
@@ -213,9 +213,9 @@ class _Readable:
     def __getitem__(self, index: int) -> Pair | None:
         try:
             return self._pairs[index]
-        except Exception as error:  # readers raise whatever they trip over
+        except Exception as error:  # readers raise errors of any kind
             _raise_if_exhausted(error, getattr(error, "filename", None) or f"pair {index}")
-            if isinstance(error, Unreachable):  # no other pair could be read, either
+            if isinstance(error, Unreachable):  # no other pair could be read either
                 raise
             self._skipped.add(str(error))
             return None

@@ -1,4 +1,4 @@
-"""What makes two runs the same: settings, data, and the model that they start from."""
+"""A run's identity: its settings, its data, and the model that it starts from."""
 
 import dataclasses
 import hashlib
@@ -15,7 +15,7 @@ from clip_jax.nn import CLIP, model_digest
 from clip_jax.sources import Pairs
 from clip_jax.train.config import FREE, TrainConfig
 
-# Of how many pictures the bytes are looked at; of all others the name and the size.
+# How many pictures get checksums; of the others only keys and sizes are compared.
 SAMPLES = 256
 _FINGERPRINT, _SAMPLES = "data.fingerprint", "data.samples"
 _UNREADABLE = "-"
@@ -23,14 +23,13 @@ _UNREADABLE = "-"
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """What a run and its continuation have in common; all by dotted names, as plain JSON.
+    """What must stay the same when a run is resumed; plain JSON by dotted names.
 
     Attributes:
-        settings: those that numbers depend on.
-        defaults: what settings were before there were such.
-        contents: of what lies outside of the configuration: the data, the model.
-        places: where that lies. It may move: only runs of versions that noted no contents are told
-            apart by it.
+        settings: the settings that affect the parameters.
+        defaults: values of settings that a run of an earlier version has not recorded.
+        contents: hashes and counts of the data and the initial model.
+        places: their paths, which may change; compared only with runs that recorded no contents.
     """
 
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -39,19 +38,19 @@ class Identity:
     places: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def document(self) -> dict[str, Any]:
-        """What is noted of the run."""
+        """Returns the content of `run.json`."""
         return {**self.settings, **self.contents}
 
     def digest(self) -> str:
-        """The same in all processes that train together, if they were given the same."""
+        """Returns a hash that is the same in all processes that train the same run."""
         shared = {name: v for name, v in self.document().items() if name != _SAMPLES}
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
 
     def differences(self, noted: Mapping[str, Any]) -> list[str]:
-        """In what another run differs, a line each.
+        """Describes how another run differs, one line per difference.
 
         Args:
-            noted: of the other one, by this version or an earlier one.
+            noted: the document of the other run, written by this version or an earlier one.
         """
         here = self.document()
         there = {n: v for n, v in noted.items() if n != "out" and n.rpartition(".")[2] not in FREE}
@@ -66,18 +65,18 @@ class Identity:
 
 
 def is_incomplete(noted: Mapping[str, Any]) -> bool:
-    """Whether a version noted that run which looked at no contents."""
+    """Whether a version wrote that document which didn't record contents."""
     return _FINGERPRINT not in noted
 
 
 def identity_of(config: TrainConfig, pairs: Pairs, model: CLIP) -> Identity:
-    """What a continuation must agree with.
+    """Returns the identity of a run.
 
     Args:
-        config: of the run.
-        pairs: what `config.data.train` holds; their keys, captions and sizes are looked at, and the
-            bytes of up to `SAMPLES` pictures.
-        model: what is trained, before the first step.
+        config: the configuration of the run.
+        pairs: the pairs of `config.data.train`; all keys, captions and sizes are read, and up to
+            `SAMPLES` pictures.
+        model: the model before the first step.
     """
     contents: dict[str, Any] = {"processes": jax.process_count(), **_of_data(pairs)}
     places: dict[str, Any] = {"data.train": config.data.train}
@@ -103,7 +102,7 @@ def _of_data(pairs: Pairs) -> dict[str, Any]:
 def _checksum(pairs: Pairs, index: int) -> str:
     try:
         return f"{zlib.crc32(pairs[index].image):08x}"
-    except OSError:  # for this moment, perhaps
+    except OSError:  # perhaps only now
         return _UNREADABLE
 
 

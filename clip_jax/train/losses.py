@@ -1,9 +1,9 @@
-"""Losses over every pair of a global batch, of which no device holds the matrix of similarities.
+"""Contrastive losses over a global batch, without its matrix of similarities on any device.
 
-Each device keeps its images; the texts go round from device to device, a ring of all of them, and
-carry along what they have gathered. What meets is cut into blocks of columns, so that memory is
-linear in a device's rows. The gradients go the same way once more and compute each block again, as
-fused attention does.
+Each device keeps its images. The texts go from device to device around a ring, together with their
+partial sums. Similarities are computed in blocks of columns, so that memory is linear in a device's
+rows. The backward pass goes around the ring again and recomputes each block, as fused attention
+does.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from clip_jax.nn import normalize
 
-# Columns of similarities that a device holds at one time.
+# Columns of similarities that a device holds at a time.
 COLUMNS = 1024
 
 Scalar = Float[Array, ""]
@@ -30,19 +30,18 @@ def contrastive_loss(
     *,
     mesh: Mesh | None = None,
 ) -> Scalar:
-    """The symmetric cross entropy of CLIP (Radford et al. 2021, figure 3).
+    """Computes the symmetric cross entropy of CLIP (Radford et al. 2021, figure 3).
 
-    Row i of the images belongs to row i of the texts and to no other.
+    Row i of the images belongs to row i of the texts; all other texts are its negatives.
 
     Args:
         image_embeddings: not normalised; any float dtype, the loss is computed in float32 at least.
         text_embeddings: not normalised.
-        logit_scale: the logarithm of the factor of the cosines, as models hold it.
-        mesh: over all of whose axes the rows are split. Without it they are on one device.
+        logit_scale: the logarithm of the factor of the cosines, as in models.
+        mesh: the mesh over all of whose axes the rows are split; None for one device.
 
     Returns:
-        The mean over the batch of the cross entropies of images to texts and of texts to images,
-        halved; in nats.
+        The mean of the two cross entropies, images to texts and texts to images, in nats.
 
     Raises:
         ValueError: the shapes differ, or the devices don't divide the rows.
@@ -58,17 +57,17 @@ def sigmoid_loss(
     *,
     mesh: Mesh | None = None,
 ) -> Scalar:
-    """The pairwise sigmoid loss of SigLIP (Zhai et al. 2023, section 3.2).
+    """Computes the pairwise sigmoid loss of SigLIP (Zhai et al. 2023, section 3.2).
 
     Args:
         image_embeddings: not normalised; any float dtype, the loss is computed in float32 at least.
         text_embeddings: not normalised.
-        logit_scale: the logarithm of the factor of the cosines; ln 10 is the published start.
-        logit_bias: added to all logits; -10 is the published start.
-        mesh: over all of whose axes the rows are split. Without it they are on one device.
+        logit_scale: the logarithm of the factor of the cosines; its published start is ln 10.
+        logit_bias: added to all logits; its published start is -10.
+        mesh: the mesh over all of whose axes the rows are split; None for one device.
 
     Returns:
-        The sum over all pairs of -log sigmoid(+-logit) by the number of rows; in nats.
+        The sum over all pairs of -log sigmoid(+-logit), divided by the number of rows; in nats.
 
     Raises:
         ValueError: the shapes differ, or the devices don't divide the rows.
@@ -83,7 +82,7 @@ def contrastive_metrics(
     *,
     mesh: Mesh | None = None,
 ) -> tuple[Scalar, Scalar]:
-    """`contrastive_loss`, and the share of images whose own text is the nearest of the batch."""
+    """Returns `contrastive_loss`, and the fraction of images whose own text is the nearest."""
     image, text = _checked(image_embeddings, text_embeddings, mesh)
     return _contrastive(mesh, image, text, jnp.exp(logit_scale.astype(image.dtype)))
 
@@ -96,7 +95,7 @@ def sigmoid_metrics(
     *,
     mesh: Mesh | None = None,
 ) -> tuple[Scalar, Scalar]:
-    """`sigmoid_loss`, and the share of images whose own text is the nearest of the batch."""
+    """Returns `sigmoid_loss`, and the fraction of images whose own text is the nearest."""
     image, text = _checked(image_embeddings, text_embeddings, mesh)
     scale, bias = (x.astype(image.dtype) for x in (jnp.exp(logit_scale), logit_bias))
     return _sigmoid(mesh, image, text, scale, bias)
@@ -138,7 +137,7 @@ def _contrastive_forward(mesh: Mesh | None, image: Array, text: Array, scale: Ar
         own = scale * (image * text).sum(1)
         per_image, per_text = _log_sum_exp(row), _log_sum_exp(column)
         loss = _mean((per_image + per_text) / 2 - own, mesh)
-        # The largest logit of a row was computed by a product of matrices, its own by a sum.
+        # Tolerance: the largest logit comes from a matrix product, the row's own from a sum.
         accuracy = _mean(own >= row[0] - 1e-5 * scale, mesh)
         return (loss, accuracy), (per_image, per_text)
 
@@ -197,7 +196,7 @@ def _sigmoid_forward(
         start = jnp.zeros(len(image), image.dtype), jnp.full(len(image), -jnp.inf, image.dtype)
         (total, largest), _ = _ring(meet, start, text, (), mesh)
         own = scale * (image * text).sum(1) + bias
-        # -log sigmoid(x) = softplus(x) - x: one term for all pairs, and what sets its own apart.
+        # -log sigmoid(x) = softplus(x) - x: softplus for all pairs, -x only for the row's own.
         return _mean(total - own, mesh), _mean(own >= largest - 1e-5 * scale, mesh)
 
     rows, whole = _specs(mesh)
@@ -233,31 +232,30 @@ _sigmoid.defvjp(_sigmoid_forward, _sigmoid_backward)
 
 
 def _specs(mesh: Mesh | None) -> tuple[PartitionSpec, PartitionSpec]:
-    """What is split over all devices, and what is on each."""
+    """Returns the specs of arrays split over all devices, and of replicated ones."""
     return PartitionSpec(mesh.axis_names if mesh else None), PartitionSpec()
 
 
 def _over(mesh: Mesh | None, function: Callable, in_specs: Any, out_specs: Any) -> Callable:
-    """`function` of each device's rows."""
+    """Maps `function` over the rows of each device."""
     if mesh is None:
         return function
-    # What goes round is the same on no two devices and what is summed is the same on all; that
-    # this is so, `custom_vjp` leaves to us.
+    # JAX can't check through `custom_vjp` that outputs with the replicated spec are replicated.
     return jax.shard_map(
         function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
 
 
 def _ring(meet: Callable, own: Any, text: Array, column: Any, mesh: Mesh | None) -> tuple[Any, Any]:
-    """Has every device's texts, with what they carry, meet every device, and come home again.
+    """Sends each device's texts around the ring of devices, and returns both accumulators.
 
     Args:
-        meet: takes what a device keeps, a block of texts, which of its rows are texts rather than
-            filling, and what these carry; gives the first and the last anew.
-        own: what this device keeps.
+        meet: a function of the device's accumulator, a block of texts, the mask of its rows that
+            are no padding, and the block's accumulator; returns both accumulators updated.
+        own: the accumulator that stays on this device.
         text: this device's texts.
-        column: what they carry, arrays with a row for each.
-        mesh: the devices; None is this one alone.
+        column: the accumulator that travels with them, arrays with a row for each text.
+        mesh: the devices; None for one.
     """
     count = len(text)
     blocks = -(-count // COLUMNS)
@@ -301,10 +299,10 @@ def _logits(image: Array, text: Array, is_row: Array, scale: Array) -> Float[Arr
 
 
 def _add_exp(so_far: Any, logits: Array, axis: int) -> Any:
-    """The largest so far, and the sum of exponentials relative to it."""
+    """Updates a running maximum, and the sum of exponentials relative to it."""
     largest, total = so_far
     new = jnp.maximum(largest, logits.max(axis))
-    base = jnp.maximum(new, jnp.finfo(new.dtype).min)  # a column of filling has no largest
+    base = jnp.maximum(new, jnp.finfo(new.dtype).min)  # padding has a maximum of -inf
     terms = jnp.exp(logits - jnp.expand_dims(base, axis)).sum(axis)
     return new, total * jnp.exp(largest - base) + terms
 
@@ -330,7 +328,7 @@ def _less_own(
     d_text: Array,
     d_scale: Array,
 ) -> tuple[Array, Array, Array]:
-    """Gradients of the mean, from those of the sum over all pairs: less every row's own pair."""
+    """Returns the gradients of the mean loss: subtracts each row's own pair, and scales."""
     devices = 1 if mesh is None else mesh.size
     each = g / (len(image) * devices)
     d_scale = d_scale - (image * text).sum()

@@ -1,4 +1,4 @@
-"""What a run has measured: a line of JSON at a time, and a picture at the end."""
+"""The metrics of a run: a file of JSON lines, and a plot at the end."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ FILE, PLOT = "metrics.jsonl", "training.png"
 
 
 class Metrics:
-    """The file of a run's metrics, which a continuation goes on with.
+    """The file of a run's metrics, which a resumed run appends to.
 
     Only the first of several processes writes.
     """
@@ -21,9 +21,9 @@ class Metrics:
         """Opens the file.
 
         Args:
-            folder: of the run.
-            step: where it goes on; what was noted of later steps, by a run that was killed before
-                its next checkpoint, is dropped.
+            folder: the folder of the run.
+            step: the step that the run resumes from. Records of later steps, from a run that was
+                killed before its next checkpoint, are dropped.
         """
         self._path = folder / FILE
         self.records: list[dict[str, Any]] = []
@@ -36,7 +36,7 @@ class Metrics:
         storage(self._path).write(str(self._path), text.encode())
 
     def add(self, record: dict[str, Any]) -> None:
-        """Adds a line, which is in the file when this returns."""
+        """Appends a line to the file at once."""
         if jax.process_index() != 0:
             return
         self.records.append(record)
@@ -44,7 +44,7 @@ class Metrics:
             file.write(json.dumps(record) + "\n")
 
     def plot(self) -> None:
-        """Draws loss, accuracy and learning rate over the steps, where matplotlib is installed."""
+        """Plots loss, accuracy and learning rate over the steps, if matplotlib is installed."""
         try:
             from matplotlib.figure import Figure
         except ModuleNotFoundError:
@@ -70,7 +70,7 @@ class Metrics:
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
         record = json.loads(line)
-    except ValueError:  # half a line, of a run that was killed as it wrote
+    except ValueError:  # a partial line of a run killed while writing
         return None
     is_one = isinstance(record, dict) and isinstance(record.get("step"), int)
     return record if is_one else None

@@ -1,4 +1,4 @@
-"""AdamW as CLIP was trained with it, or Muon, and which parameters it moves how far."""
+"""The optimiser: AdamW as published for CLIP, or Muon; learning rates and frozen parameters."""
 
 import dataclasses
 import re
@@ -21,24 +21,24 @@ class OptimizerConfig:
     """Hyperparameters; the defaults are those published for ViTs (Radford et al. 2021, appendix F).
 
     Attributes:
-        name: "adamw", as published, or "muon": the matrices in the blocks of transformers move by
-            their momentum made orthogonal (Jordan et al. 2024), to the size of Adam's steps so that
-            one learning rate and weight decay serve both (Liu et al. 2025, section 2.2); all other
-            parameters by AdamW.
+        name: "adamw", as published, or "muon": matrices in transformer blocks are updated by their
+            orthogonalised momentum (Jordan et al. 2024), scaled to the size of Adam's steps so
+            that one learning rate and weight decay serve both (Liu et al. 2025, section 2.2); all
+            others by AdamW.
         learning_rate: the peak, at the end of the warm-up.
-        warmup_steps: of a linear rise from 0.
-        total_steps: the warm-up and the half cosine to `final_learning_rate`.
-        final_learning_rate: at the last step and from there on.
-        b1: of Adam's mean of gradients.
-        b2: of Adam's mean of squares; 0.999 was published for ResNets.
-        eps: of Adam; 1e-8 was published for ResNets.
-        weight_decay: decoupled, of arrays with two axes or more only.
-        max_gradient_norm: what the L2 norm of all gradients is cut to; None cuts nothing.
-        learning_rates: factors of the learning rate, by regular expressions of which the first
-            that is found in a path counts; 0 freezes.
-        freeze_image: "none", "all", or how many of the last blocks of the image tower are trained,
-            with what comes after them.
-        freeze_text: likewise of the text tower.
+        warmup_steps: steps of a linear rise from 0.
+        total_steps: steps of the warm-up and of the half cosine to `final_learning_rate`.
+        final_learning_rate: the rate at the last step and after it.
+        b1: decay of Adam's mean of gradients.
+        b2: decay of Adam's mean of squares; 0.999 was published for ResNets.
+        eps: Adam's epsilon; 1e-8 was published for ResNets.
+        weight_decay: decoupled; only for arrays with two axes or more.
+        max_gradient_norm: the L2 norm that all gradients together are clipped to; None for none.
+        learning_rates: factors of the learning rate by regular expression; the first found in a
+            path counts; 0 freezes.
+        freeze_image: "none", "all", or the number of last blocks of the image tower to train,
+            together with the layers after them.
+        freeze_text: the same for the text tower.
     """
 
     name: str = "adamw"
@@ -56,10 +56,10 @@ class OptimizerConfig:
     freeze_text: str | int = "none"
 
     def __post_init__(self):
-        """Refuses what can't be meant.
+        """Checks the fields.
 
         Raises:
-            ValueError: a number is out of range, or a name or an expression is none.
+            ValueError: a number is out of range, or a name or a regular expression is invalid.
         """
         if self.name not in ("adamw", "muon"):
             raise ValueError(f"name must be 'adamw' or 'muon'. Got {self.name!r}.")
@@ -97,23 +97,23 @@ class OptimizerConfig:
 
 
 def make_schedule(config: OptimizerConfig) -> optax.Schedule:
-    """The learning rate by step: a linear rise from 0, then half a cosine."""
+    """Returns the learning rate by step: a linear rise from 0, then half a cosine."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.learning_rate,
         warmup_steps=config.warmup_steps,
-        # A cosine of no step has no slope; one step more, which is never reached, gives it one.
+        # Optax needs at least one decay step; with a warm-up only, it is never reached.
         decay_steps=max(config.total_steps, config.warmup_steps + 1),
         end_value=config.final_learning_rate,
     )
 
 
 def factors(config: OptimizerConfig, model: CLIPConfig) -> dict[str, float]:
-    """The factor of the learning rate of every parameter, by its path; 0 where it is frozen.
+    """Returns each parameter's factor of the learning rate by path; 0 for frozen ones.
 
     Raises:
-        ValueError: an expression is found in no path, blocks are more than there are, or nothing
-            is left to train.
+        ValueError: an expression is found in no path, there are fewer blocks, or nothing is left
+            to train.
     """
     paths = [path for path in parameter_shapes(model) if not _is_statistic(path)]
     patterns = {pattern: re.compile(pattern) for pattern in config.learning_rates}
@@ -139,7 +139,7 @@ def factors(config: OptimizerConfig, model: CLIPConfig) -> dict[str, float]:
 
 
 def make_optimizer(config: OptimizerConfig, model: CLIPConfig) -> optax.GradientTransformation:
-    """The optimiser of a dictionary of parameters by path, `logit_bias` too where there is one.
+    """Returns an optimiser for a dictionary of parameters by path, which may have `logit_bias`.
 
     Frozen parameters take no memory in its state, and their gradients don't count in the norm.
     """
@@ -173,10 +173,10 @@ def make_optimizer(config: OptimizerConfig, model: CLIPConfig) -> optax.Gradient
 
 
 def limit_norm(max_norm: float) -> optax.GradientTransformation:
-    """All gradients by one factor, so that their L2 norm is `max_norm` at most.
+    """Scales all gradients by one factor, so that their L2 norm is at most `max_norm`.
 
-    As `optax.clip_by_global_norm`, but without a division for every number: XLA's CPU backend takes
-    one as too dear to be done where the result is used, and writes all gradients once more.
+    As `optax.clip_by_global_norm`, but without a division per number: XLA's CPU backend considers
+    divisions too expensive to fuse with the use of their result, and writes all gradients again.
     """
 
     def limit(gradients: Any, parameters: Any = None) -> Any:
@@ -187,20 +187,20 @@ def limit_norm(max_norm: float) -> optax.GradientTransformation:
 
 
 def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Gradients to steps of about the size 1 in each number."""
+    """Returns the transformation of gradients to steps of unit scale."""
     adam = optax.scale_by_adam(config.b1, config.b2, config.eps)
     if config.name == "adamw":
         return adam
 
     def labels(parameters: Parameters) -> dict[str, str]:
-        # Tables and projections into the joint space are no maps from one layer to the next.
+        # Muon isn't meant for embedding tables and projections into the joint space.
         return {
             path: "muon" if "/resblocks/" in path and jnp.ndim(value) == 2 else "adam"
             for path, value in parameters.items()
         }
 
     def to_adam_size(updates: Any, parameters: Any = None) -> Any:
-        # An orthogonal (m, n) has numbers of the size 1 / sqrt(max(m, n)), Adam's are about 0.2.
+        # The RMS of an orthogonal (m, n) is 1 / sqrt(max(m, n)); that of Adam's steps is about 0.2.
         return jax.tree.map(lambda x: 0.2 * max(x.shape) ** 0.5 * x, updates)
 
     def as_matrices(parameters: Any) -> Any:
@@ -241,7 +241,7 @@ def _frozen_text(freeze: str | int, model: CLIPConfig, paths: list[str]) -> set[
 def _frozen(
     name: str, freeze: str | int, tower: list[str], blocks: list[str], after: tuple[str, ...]
 ) -> set[str]:
-    """The paths of a tower that are not trained."""
+    """Returns the paths of a tower that are not trained."""
     if isinstance(freeze, str):
         return set(tower) if freeze == "all" else set()
     if freeze > len(blocks):

@@ -1,4 +1,4 @@
-"""Pairs in an order that keeps those of one caption apart."""
+"""A random order of pairs that keeps those with the same caption apart."""
 
 import functools
 from collections.abc import Sequence
@@ -9,26 +9,26 @@ from jaxtyping import Int
 
 from clip_jax.sources import Pairs
 
-PASSES = 1 << 20  # that stand for without end, which Grain's sources can't be
+PASSES = 1 << 20  # practically endless; Grain's sources must be finite
 
 
 class Spread:
-    """Items pass after pass, those of one group about evenly spread over each; a Grain source.
+    """A Grain source that repeats items in passes, with each group spread evenly over a pass.
 
-    Of what is alike less meets in one batch than in a shuffled order, in which a contrastive loss
-    takes one of them for wrong beside the other's text.
+    Fewer pairs with the same caption meet in a batch than after a shuffle: a contrastive loss
+    wrongly treats them as negatives.
     """
 
     def __init__(self, items: Sequence[Any], groups: Int[np.ndarray, " n"], seed: int):
-        """Keeps what is given.
+        """Stores the arguments.
 
         Args:
-            items: read as they are asked for.
-            groups: of each item the number of its group, from 0.
-            seed: decides the order, another one in each pass.
+            items: the items, read on access.
+            groups: the number of each item's group, from 0.
+            seed: determines the order, which is different in each pass.
         """
         self._items, self._groups, self._seed = items, groups, seed
-        # Grain's threads are in one pass, or at the end of one and the start of the next.
+        # Two orders are enough: Grain's threads are in the same pass or in adjacent ones.
         self._order = functools.lru_cache(2)(self._order_of)
 
     def __len__(self) -> int:
@@ -43,16 +43,16 @@ class Spread:
 
 
 def groups_of(pairs: Pairs) -> Int[np.ndarray, " n"]:
-    """The number of each pair's first caption among all that there are."""
+    """Numbers the distinct first captions, and returns the number of each pair's."""
     captions = [pairs.captions(i)[0] for i in range(len(pairs))]
     return np.unique(captions, return_inverse=True)[1]
 
 
 def spread(groups: Int[np.ndarray, " n"], rng: np.random.Generator) -> Int[np.ndarray, " n"]:
-    """A random order in which the c members of a group are each in a part of its own.
+    """Returns a random order that spreads the c members of each group over n places.
 
-    Between two of them lies half of an even distance, n / c, or more; no more is even, since then
-    groups of one size would meet again and again.
+    Consecutive members are at least about half of the even distance n / c apart. The rest is
+    random, because at even distances the same groups would meet in every batch.
     """
     order = rng.permutation(len(groups))
     group = groups[order]

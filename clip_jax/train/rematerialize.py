@@ -1,4 +1,4 @@
-"""Memory for time: hidden states computed once more for the gradient instead of kept."""
+"""Rematerialisation: hidden states are recomputed for the gradient instead of kept in memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +14,10 @@ from clip_jax.nn.resnet import Bottleneck
 
 
 def rematerialize(model: CLIP) -> None:
-    """Has the gradient compute what lies inside of each residual block of `model` once more.
+    """Replaces the residual blocks of `model` by ones that recompute their hidden states.
 
-    Between its ends a training step then keeps one hidden state for each block instead of all of
-    them, for about a third more operations (Chen et al. 2016). The numbers are the same.
+    A training step then keeps one hidden state per block instead of all of them, for about a third
+    more operations (Chen et al. 2016). The results are the same.
     """
 
     def replacement(layer: nnx.Module) -> nnx.Module | None:
@@ -32,7 +32,7 @@ def rematerialize(model: CLIP) -> None:
 
 
 class RematerializedBlock(ResidualBlock):
-    """A residual block of any kind, whose hidden states the gradient computes once more."""
+    """A residual block of any kind whose hidden states are recomputed for the gradient."""
 
     def __init__(self, block: ResidualBlock):
         adopt(self, block)
@@ -43,7 +43,7 @@ class RematerializedBlock(ResidualBlock):
 
 
 class RematerializedBottleneck(Bottleneck):
-    """`Bottleneck`, whose hidden states the gradient computes once more."""
+    """A `Bottleneck` whose hidden states are recomputed for the gradient."""
 
     def __init__(self, block: Bottleneck):
         adopt(self, block)
@@ -55,7 +55,7 @@ class RematerializedBottleneck(Bottleneck):
 def _without_keeping(call: Callable, block: nnx.Module, x: Array, **options: Any) -> Array:
     def forward(block: nnx.Module, x: Array) -> Any:
         y = call(block, x, **options)
-        # What a block notes of the batch is noted in the copy that went in here.
+        # The batch statistics are updated in the traced copy, and must be returned.
         return y, nnx.state(block, nnx.BatchStat)
 
     y, statistics = jax.checkpoint(forward)(block, x)

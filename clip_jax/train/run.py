@@ -1,4 +1,4 @@
-"""A training run from its first step to the finished model, through any number of deaths."""
+"""A training run, which can be killed at any moment and resumed."""
 
 import contextlib
 import dataclasses
@@ -31,14 +31,14 @@ AXIS = "data"
 
 
 def train(config: TrainConfig, *, progress: bool = True) -> Path:
-    """Trains a model, or goes on with it where an earlier call was stopped.
+    """Trains a model, or resumes an earlier call that was stopped.
 
-    Whatever moment that was, the run ends with the same parameters to the bit, on the same devices.
-    Under several processes all call this with the same configuration.
+    Whenever it was stopped, the final parameters are the same to the bit on the same devices. With
+    several processes, all must call this with the same configuration.
 
     Args:
-        config: the whole run.
-        progress: whether a bar on standard error shows the step, the loss and pairs a second.
+        config: the configuration of the run.
+        progress: whether to show a bar on standard error with step, loss and pairs per second.
 
     Returns:
         The folder of the finished model, `model` in `config.out`, which `clip_jax.load` takes.
@@ -46,10 +46,10 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
 
     Raises:
         ValueError: the configuration, the data or the folder doesn't fit; the loss or a parameter
-            isn't finite; no checkpoint is whole, or too many pictures can't be read.
-        OSError: another process trains in the folder; a checkpoint can't be written, and then names
-            the last good one; or the machine has no more memory or descriptors.
-        KeyboardInterrupt: of Ctrl-C or, on the command line, SIGTERM; the step it came in is saved.
+            isn't finite; no checkpoint is intact, or too many pictures can't be read.
+        OSError: another process trains in the folder; a checkpoint can't be written (the message
+            names the last good one); or the machine has run out of memory or descriptors.
+        KeyboardInterrupt: Ctrl-C or, on the command line, SIGTERM; the current step is saved first.
         ModuleNotFoundError: training needs the extra `train`.
     """
     out = Path(config.out)
@@ -80,7 +80,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
     identity = identity_of(config, pairs, model)
     state = init_state(model, config.optimizer, config.step.loss)
     whole = NamedSharding(mesh, PartitionSpec())
-    if jax.process_count() > 1:  # what lies on one process's device can't be put on all
+    if jax.process_count() > 1:  # arrays on one process's device can't be put on all
         state = jax.tree.map(np.asarray, state)
     state = jax.device_put(state, whole)
     architecture = model.config
@@ -88,7 +88,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
     step_at = _make_steps(config, architecture, mesh)
 
     with (
-        contextlib.closing(iterator),  # its thread reads on until then, also past Python's end
+        contextlib.closing(iterator),  # else its thread would read on, even at Python's exit
         Checkpoints(out, identity, keep=config.run.keep_checkpoints) as checkpoints,
     ):
         try:
@@ -123,7 +123,7 @@ def _share(batch_size: int, mesh: Mesh) -> int:
 
 
 def _make_steps(config: TrainConfig, model: CLIPConfig, mesh: Mesh) -> Callable[[int], Callable]:
-    """By the number of a step what to call: the last ones look at whole pictures."""
+    """Returns a function from a step's number to its program; the last ones drop no patches."""
     whole = dataclasses.replace(config.step, patch_dropout=0.0)
     early, late = (
         jax.jit(
@@ -157,7 +157,7 @@ def _loop(
         for i in range(begin + 1, end + 1):
             arrays = next(iterator)
             tried = int(arrays.pop("positions")[-1]) + 1
-            # Of several processes none knows how long the others' texts are.
+            # With several processes, none knows the lengths of the others' texts.
             if jax.process_count() == 1:
                 arrays = group_by_length(arrays, multiple=mesh.size * config.step.micro_batches)
             batch = jax.tree.map(
@@ -191,7 +191,7 @@ def _loop(
 def _record(
     fetched: list[tuple[int, dict]], batch_size: int, seconds: float, skipped: int
 ) -> dict[str, Any]:
-    """The means over the steps since the last record, as they go into a line of metrics."""
+    """Returns a line of metrics: the means over the steps since the last one."""
     names = fetched[0][1]
     means = {name: float(np.mean([values[name] for _, values in fetched])) for name in names}
     return {

@@ -31,10 +31,10 @@ from clip_jax.train.optimizer import (
 from clip_jax.train.rematerialize import rematerialize
 
 Arrays = dict[str, Array]  # by their paths in the public tree
-# uint8 images (b, n, n, 3) as "images", int32 ids (b, l) as "tokens"; or several arrays of ids,
-# each of its own length, which have b rows together.
+# "images": uint8 (b, n, n, 3); "tokens": int32 (b, l), or several arrays of different lengths that
+# have b rows in all.
 Batch = Mapping[str, Any]
-# Changes uint8 images on the device, at random.
+# Maps a key and uint8 images to such images, on the device.
 Augment = Callable[[Array, Array], Array]
 
 MAX_LOGIT_SCALE = math.log(100)
@@ -49,13 +49,13 @@ SIGMOID_START = {"logit_scale": math.log(10), "logit_bias": -10.0}
 )
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """All that a step changes; a pytree.
+    """The state of training, a pytree.
 
     Attributes:
-        step: how many steps were taken, an int32 scalar.
-        parameters: float32, by their paths in the public tree; `logit_bias` besides, under the
-            sigmoid loss.
-        statistics: BatchNorm's running ones, by their paths; empty for ViTs.
+        step: the number of steps taken, an int32 scalar.
+        parameters: float32 arrays by their paths in the public tree; with the sigmoid loss also
+            `logit_bias`.
+        statistics: BatchNorm's running statistics by path; empty for ViTs.
         optimizer: Optax's state.
     """
 
@@ -67,18 +67,18 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
-    """How a step computes.
+    """The loss, and how a step computes it.
 
     Attributes:
         loss: "softmax", CLIP's, or "sigmoid", SigLIP's.
-        micro_batches: into how many parts a batch is cut, of which one at a time is in memory. The
-            gradient is that of the whole batch, not of its parts.
-        rematerialize: whether hidden states are computed once more instead of kept.
-        patch_dropout: the share of an image's patches that a step doesn't look at, others of each
-            image each time; for Vision Transformers (Li et al. 2023, section 3). The tower computes
-            less by as much.
-        dtype: in which the towers compute; parameters and the loss are float32.
-        precision: of the towers' matrix products, for `jax.default_matmul_precision`.
+        micro_batches: the number of parts of a batch, of which one at a time is in memory. The
+            gradient is that of the loss over the whole batch.
+        rematerialize: whether to recompute hidden states for the gradient instead of keeping them.
+        patch_dropout: the fraction of an image's patches to drop, drawn anew for each image and
+            step; for Vision Transformers (Li et al. 2023, section 3). The tower's work shrinks in
+            proportion.
+        dtype: dtype in which the towers compute; parameters and the loss are float32.
+        precision: precision of matrix products, for `jax.default_matmul_precision`.
     """
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
@@ -89,7 +89,7 @@ class StepConfig:
     precision: str = "default"
 
     def __post_init__(self):
-        """Refuses what can't be meant.
+        """Checks the fields.
 
         Raises:
             ValueError: a name is not known, or a number is out of range.
@@ -107,13 +107,13 @@ class StepConfig:
 
 
 def init_state(model: CLIP, config: OptimizerConfig, loss: str = "softmax") -> TrainState:
-    """The state before the first step, with copies of the model's arrays.
+    """Returns the state before the first step, with copies of the model's arrays.
 
-    Copies, because a compiled step that may write over its state takes a third less memory.
+    Copies let a step donate its state, which saves a third of the memory.
 
     Args:
-        model: fresh, or loaded from any checkpoint.
-        config: of the optimiser.
+        model: a new model, or one loaded from any checkpoint.
+        config: the optimiser.
         loss: "softmax", or "sigmoid", which starts from its own published scale and bias.
     """
     arrays = variables(model)
@@ -133,11 +133,11 @@ def init_state(model: CLIP, config: OptimizerConfig, loss: str = "softmax") -> T
 
 
 def model_of(state: TrainState, config: CLIPConfig, **options: Any) -> CLIP:
-    """The model with the parameters of a state, in evaluation.
+    """Returns a model in evaluation mode with the parameters of a state.
 
     Args:
-        state: of the training of such a model.
-        config: what was trained.
+        state: the training state.
+        config: the architecture that was trained.
         **options: `dtype` and `precision` of the model.
     """
     model = CLIP(config, **options)
@@ -156,27 +156,26 @@ def make_step(
     augment: Augment | None = None,
     platform: str | None = None,
 ) -> Callable[[TrainState, Batch, Array], tuple[TrainState, dict[str, Array]]]:
-    """A pure function (state, batch, key) -> (state, metrics), to be compiled by `jax.jit`.
+    """Returns a pure function (state, batch, key) -> (state, metrics), to be compiled by `jax.jit`.
 
     Args:
         model: the architecture.
-        config: of the optimiser.
-        step: how to compute.
-        mesh: over all of whose axes the rows of a batch are split, parameters being on every
-            device. Without it everything is on one.
-        augment: called with a key and uint8 images, gives such images.
-        platform: of the devices it will run on, for which its layers are chosen. Those of the mesh,
-            else JAX's default device, unless it is given. It computes the same on all others, but
-            not as fast.
+        config: the optimiser.
+        step: the loss and how to compute it.
+        mesh: the mesh over all of whose axes the rows of a batch are split, with parameters
+            replicated; None for one device.
+        augment: a function of a key and uint8 images that returns such images.
+        platform: the platform for which layers are chosen; by default that of the mesh, else of
+            JAX's default device. On others the results are the same, but slower.
 
     Returns:
-        The step. Its metrics are float32 scalars: `loss`; `accuracy`, the share of images whose
-        own text is the nearest of the batch; `gradient_norm`, before it is cut; `learning_rate`;
-        `logit_scale`, the factor itself. It raises ValueError where micro-batches and devices
-        don't divide the rows.
+        The step. Its metrics are float32 scalars: `loss`; `accuracy`, the fraction of images whose
+        own text is the nearest of the batch; `gradient_norm`, before clipping; `learning_rate`;
+        `logit_scale`, the factor itself. It raises ValueError if micro-batches times devices don't
+        divide the rows.
 
     Raises:
-        ValueError: patches are to be left out of what has none, a ResNet.
+        ValueError: `patch_dropout` is set for a ResNet, which has no patches.
     """
     how = step or StepConfig()
     platform = platform or _platform(mesh)
@@ -199,7 +198,7 @@ def make_step(
         micro = _cut(whole, how.micro_batches, mesh)
         embed = functools.partial(_embed, model, how, platform, frozen)
         measure = functools.partial(_measure, how.loss, mesh)
-        # Around the gradients, because that is where `linear_in_training` makes its products.
+        # Around the backward pass too, because `linear_in_training` makes its products there.
         with computing(how.precision):
             gradients, statistics, (loss, accuracy) = contrastive_gradients(
                 embed, measure, state.parameters, state.statistics, micro
@@ -222,13 +221,13 @@ def make_step(
 
 
 def compiler_options(platform: str | None = None) -> dict[str, str]:
-    """What `jax.jit` of a step takes as `compiler_options` on a platform.
+    """Returns the `compiler_options` of `jax.jit` for a step on a platform.
 
-    On CPUs, operations in the order that needs the least memory. XLA's usual order takes a quarter
-    more or so, and there `rematerialize` saves nothing.
+    On CPUs they order operations for the least memory. XLA's default order takes about a quarter
+    more, and with it `rematerialize` saves nothing.
 
     Args:
-        platform: as `make_step` has it; that of JAX's default device unless it is given.
+        platform: as in `make_step`; by default that of JAX's default device.
     """
     if (platform or default_device().platform) != "cpu":
         return {}
@@ -246,25 +245,25 @@ def contrastive_gradients(
     statistics: Arrays,
     micro_batches: Any,
 ) -> tuple[Arrays, Arrays, tuple[Array, Any]]:
-    """The exact gradient of a loss over all pairs, with one micro-batch at a time in memory.
+    """Computes the exact gradient of a loss over all pairs, one micro-batch in memory at a time.
 
-    A contrastive loss is no mean over micro-batches: every image meets the texts of all of them.
-    So all are embedded first, the loss is differentiated by the embeddings, and these gradients
-    are carried back through each micro-batch (Gao et al. 2021, section 3).
+    A contrastive loss is no mean over micro-batches: every image is compared with all texts. So
+    all micro-batches are embedded first, the loss is differentiated with respect to the
+    embeddings, and these gradients go back through each micro-batch (Gao et al. 2021, section 3).
 
     Args:
-        embed: parameters, statistics and a micro-batch to the embeddings of images and texts and
-            the statistics after it.
-        measure: all embeddings and the parameters to the loss and whatever else is wanted.
-        parameters: what is differentiated by.
-        statistics: BatchNorm's running ones. Under micro-batches each normalises by its own rows.
+        embed: maps parameters, statistics and a micro-batch to the embeddings of images and texts,
+            and the updated statistics.
+        measure: maps all embeddings and the parameters to the loss and any other values.
+        parameters: the parameters to differentiate with respect to.
+        statistics: BatchNorm's running statistics. Each micro-batch normalises by its own rows.
         micro_batches: a pytree of arrays (micro-batches, rows, ...).
 
     Returns:
-        Gradients, the statistics after all micro-batches, and what `measure` gave.
+        The gradients, the statistics after all micro-batches, and the result of `measure`.
     """
     (count,) = {len(leaf) for leaf in jax.tree.leaves(micro_batches)}
-    if count == 1:  # nothing to be saved: one pass forward instead of two
+    if count == 1:  # one forward pass instead of two
         whole = jax.tree.map(lambda x: x[0], micro_batches)
 
         def loss(parameters: Arrays) -> tuple[Array, Any]:
@@ -313,7 +312,7 @@ def _embed(
         variable.set_value(of[path])
     model.train()
     for path, module in nnx.iter_modules(model):
-        # The statistics of what is frozen, too, stay what they are.
+        # The statistics of frozen layers don't change either.
         if isinstance(module, BatchNorm) and "/".join(map(str, (*path, "scale"))) in frozen:
             module.eval()
     optimize_for_training(model, platform)
@@ -336,7 +335,7 @@ def _measure(
 
 
 def _cut(batch: Batch, count: int, mesh: Mesh | None) -> dict[str, Any]:
-    """A batch as (micro-batches, rows, ...), each device's rows cut for themselves."""
+    """Splits a batch into (micro-batches, rows, ...), separately on each device."""
     images, tokens = batch["images"], jax.tree.leaves(batch["tokens"])
     sizes = [len(x) for x in tokens]
     if sum(sizes) != len(images):
@@ -352,13 +351,13 @@ def _cut(batch: Batch, count: int, mesh: Mesh | None) -> dict[str, Any]:
     def cut(x: Array) -> Array:
         if mesh is None:
             return x.reshape(count, -1, *x.shape[1:])
-        # Device by device, so that no row has to leave its own.
+        # Per device, so that no row moves to another.
         x = x.reshape(devices, count, -1, *x.shape[1:]).swapaxes(0, 1)
         x = x.reshape(count, -1, *x.shape[3:])
         split = NamedSharding(mesh, PartitionSpec(None, mesh.axis_names))
         return jax.lax.with_sharding_constraint(x, split)
 
-    # Of several micro-batches each has a part of every array of tokens, and the images that belong.
+    # Each micro-batch has a part of every array of tokens, and the images that belong to it.
     starts = np.cumsum(sizes)[:-1].tolist() if count > 1 else []
     arrays: dict[str, Any] = {"tokens": [cut(x) for x in tokens]}
     for name, array in batch.items():
@@ -369,6 +368,6 @@ def _cut(batch: Batch, count: int, mesh: Mesh | None) -> dict[str, Any]:
 
 
 def _draw(key: Array, rows: int, patches: int, dropped: float) -> Int[Array, "b p"]:
-    """For each row which of the patches are kept, at least one, in their order."""
+    """Draws the patches to keep of each row, at least one, in ascending order."""
     order = jnp.argsort(jax.random.uniform(key, (rows, patches)))
     return jnp.sort(order[:, : max(1, round(patches * (1 - dropped)))])

@@ -1,4 +1,4 @@
-"""A run that is asked to stop ends between two steps, alike in all of its processes."""
+"""Stops a run on a signal between two steps, after the same step in all processes."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -13,14 +13,14 @@ GRACE = 600.0
 
 @contextlib.contextmanager
 def stopping() -> Iterator[Callable[[int], Stop | None]]:
-    """Has SIGTERM and Ctrl-C wait for the end of a step, from the end of the first one on.
+    """Defers SIGTERM and Ctrl-C to the end of a step, once the first step has ended.
 
-    Before that there is nothing to be saved, and compiling takes long. Of several processes Ctrl-C
+    Before that there is nothing to save, and compiling takes long. With several processes Ctrl-C
     ends each at once, since they can't agree on a step.
 
     Yields:
-        What every process calls after each of its steps, with the step's number: gives the
-        exception to raise once this step is saved, None where there is no reason to stop.
+        A function that every process must call after each step, with the step's number. It
+        returns the exception to raise once this step is saved, or None to go on.
     """
     with contextlib.ExitStack() as stack:
         asked: Callable[[], Stop | None] | None = None
@@ -37,10 +37,10 @@ def stopping() -> Iterator[Callable[[int], Stop | None]]:
 
 
 def _stop_of_all(step: int) -> Stop | None:
-    """Once one of the processes gets SIGTERM, JAX finds a step that none of them has passed."""
+    """Stops all processes after the same step: when one gets SIGTERM, JAX has them agree on it."""
     from jax.experimental import multihost_utils
 
     try:
         return Terminated() if multihost_utils.reached_preemption_sync_point(step) else None
-    except RuntimeError:  # its service for that is turned off
+    except RuntimeError:  # JAX's preemption service is turned off
         return None

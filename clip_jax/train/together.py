@@ -1,4 +1,4 @@
-"""One thing done by the first of several processes, for all of them."""
+"""Coordination of processes that train together. All of them must make each call."""
 
 import json
 from collections.abc import Callable
@@ -9,14 +9,14 @@ import numpy as np
 
 
 def by_first(do: Callable[[], Any]) -> Any:
-    """What that returns in the first process, in all; only there it is called.
+    """Calls a function in the first process only, and returns its result in all.
 
     Args:
-        do: gives plain JSON.
+        do: the function, which returns plain JSON.
 
     Raises:
-        OSError: it raised that in the first process; in the others a ValueError tells why.
-        ValueError: it raised that in the first process; so do all.
+        OSError: the function raised it; only in the first process, the others raise ValueError.
+        ValueError: the function raised it; in all processes.
     """
     if jax.process_count() == 1:
         return do()
@@ -35,12 +35,12 @@ def by_first(do: Callable[[], Any]) -> Any:
 
 
 def is_same(text: str) -> bool:
-    """Whether all processes, each of which has to ask, have that text."""
+    """Whether all processes pass the same text."""
     return all_true(by_first(lambda: text) == text)
 
 
 def all_true(value: bool) -> bool:
-    """Whether that is true in all processes, each of which has to ask."""
+    """Whether the value is true in all processes."""
     if jax.process_count() == 1:
         return value
     from jax.experimental import multihost_utils
@@ -49,7 +49,7 @@ def all_true(value: bool) -> bool:
 
 
 def total(value: int) -> int:
-    """The sum over all processes, each of which has to ask."""
+    """Returns the sum of the value over all processes."""
     if jax.process_count() == 1:
         return value
     from jax.experimental import multihost_utils

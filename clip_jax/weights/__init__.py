@@ -1,8 +1,8 @@
-"""Names to files to parameter trees: download and cache, and the native format."""
+"""Loads weights by name or path: download, cache and native format."""
 
 from clip_jax import lazy as _lazy
 
-TYPE_CHECKING = False  # tools take it for true; what is imported here is imported when it is used
+TYPE_CHECKING = False  # True for type checkers; at run time these names are imported on first use
 if TYPE_CHECKING:
     from clip_jax.weights.cache import native_folder as native_folder
     from clip_jax.weights.cache import official_file as official_file

@@ -1,4 +1,4 @@
-"""From a model's name to weights on this machine: downloaded once, converted once."""
+"""The cache of named models' weights, which are downloaded once and converted once."""
 
 import importlib.resources
 import warnings
@@ -15,10 +15,10 @@ from clip_jax.weights.places import Root, cache_root, converted_folder, official
 
 
 def official_file(name: str, download_root: Root = None, progress: bool = True) -> Path:
-    """The official file of a model, downloaded if this machine has none with its checksum.
+    """Returns the official file of a model; downloads it unless it is here with its checksum.
 
     Raises:
-        ValueError: there is no model of this name, or it is no official one.
+        ValueError: there is no model of this name, or it is not an official one.
         DownloadError: it can't be downloaded.
     """
     entry = lookup(name)
@@ -34,12 +34,13 @@ def official_file(name: str, download_root: Root = None, progress: bool = True) 
 
 
 def native_folder(name: str, download_root: Root = None, progress: bool = True) -> Path:
-    """The native folder of a model: bundled, or converted from its official file, once, to float32.
+    """Returns the native folder of a model: bundled, or converted once from its official file.
 
-    The official file's checksum is verified before it is converted, not again later.
+    The converted arrays are float32. The official file's checksum is verified only before the
+    conversion.
 
     Returns:
-        The folder; or, where none can be written, the official file.
+        The folder; or, if it can't be written, the official file.
 
     Raises:
         ValueError: there is no model of this name.
@@ -57,7 +58,7 @@ def native_folder(name: str, download_root: Root = None, progress: bool = True) 
     try:
         root.mkdir(parents=True, exist_ok=True)
         with made_once(folder):
-            if not folder.is_dir():  # another process may have made it meanwhile
+            if not folder.is_dir():  # another process may have written it meanwhile
                 config, params = from_pytorch(read_checkpoint(source))
                 save_parameters(config, params, folder, dtype=np.float32)
     except OSError as error:

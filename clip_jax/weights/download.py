@@ -1,4 +1,4 @@
-"""A file from its address to its place: resumed where it was cut, checked, and by one process."""
+"""Downloads a file: resumed after an interruption, verified, and by one process at a time."""
 
 import contextlib
 import errno
@@ -21,37 +21,37 @@ from clip_jax.errors import DownloadError, is_exhausted
 from clip_jax.locks import locked
 
 ATTEMPTS = 3
-PAUSE = 1.0  # seconds before the second attempt, one more before each after it
+PAUSE = 1.0  # seconds before the second attempt; each later pause is one second longer
 TIMEOUT = 30.0  # seconds without a byte
 _BLOCK = 1 << 18
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Failed(Exception):
-    """Why a download can't succeed."""
+    """A download can't succeed."""
 
 
 class _Cut(_Failed):
-    """Why a download stopped early, where trying again may help."""
+    """A download stopped early; trying again may help."""
 
 
 def fetch(url: str, sha256: str, path: Path, progress: bool = True) -> None:
-    """Makes sure that `path` is the file at `url`.
+    """Downloads the file at `url` to `path`, unless it is there already.
 
-    What arrives is kept in `<path>.part`, from which a later call goes on, and takes the name
-    `path` only when it is complete and its checksum is right. Of several processes one downloads;
-    the others wait for it.
+    The data is written to `<path>.part`, which a later call resumes, and renamed only when it is
+    complete and its checksum is right. If several processes call it, one downloads and the others
+    wait.
 
     Args:
         url: the address.
         sha256: the file's checksum, in hexadecimal.
-        path: where it goes. A file that is there and has the checksum is left alone; one with
-            another checksum is replaced.
-        progress: whether to draw a bar on standard error.
+        path: the destination. An existing file with the checksum is kept; one with another
+            checksum is replaced.
+        progress: whether to show a progress bar on standard error.
 
     Raises:
-        DownloadError: no connection, no such page, wrong contents, no space or no permission;
-            says how to put the file there by hand.
+        DownloadError: no connection, no such page, wrong contents, no space or no permission; the
+            message says how to put the file there by hand.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,10 +74,10 @@ def fetch(url: str, sha256: str, path: Path, progress: bool = True) -> None:
 
 
 def has_checksum(path: Path, sha256: str) -> bool:
-    """Whether `path` is a file with this SHA-256, which may be read.
+    """Whether `path` is a readable file with this SHA-256.
 
     Raises:
-        OSError: it is there, and can't be read for now: nobody should replace it for that.
+        OSError: it exists but can't be read for a moment, which is no reason to replace it.
     """
     try:
         with open(path, "rb") as file:
@@ -87,12 +87,12 @@ def has_checksum(path: Path, sha256: str) -> bool:
 
 
 def made_once(path: Path) -> contextlib.AbstractContextManager[None]:
-    """Keeps other processes from making the same file or folder; waits for one that is at it.
+    """Locks `path` against other processes during the block; waits for one that has the lock.
 
-    The system lets go of the lock when a process dies, so none is ever stale.
+    The system releases the lock when its process dies, so it is never stale.
 
     Raises:
-        OSError: the lock's file can't be made.
+        OSError: the lock file can't be created.
     """
 
     def say() -> None:
@@ -114,9 +114,9 @@ def _download(url: str, sha256: str, path: Path, progress: bool) -> None:
                 time.sleep(PAUSE * attempt)
         os.replace(part, path)
     except OSError as error:
-        # Where memory or open files have run out, what has come is as good as before.
+        # Without memory or descriptors the part is still good; on a full disk it must go.
         if error.errno in _FULL or not is_exhausted(error):
-            _remove(part)  # most of all where the disk is full: don't leave it so
+            _remove(part)
         raise
     except BaseException:
         if part.exists() and not part.stat().st_size:
@@ -130,12 +130,12 @@ def _remove(path: Path) -> None:
 
 
 def _complete(url: str, sha256: str, part: Path, label: str | None) -> None:
-    """Downloads what `part` lacks; returns when it is whole and right."""
+    """Downloads the rest of `part`; returns when it is complete and its checksum is right."""
     with open(part, "a+b") as file:
         file.seek(0)
         digest = hashlib.file_digest(file, "sha256")
         start = file.tell()
-        if digest.hexdigest() == sha256:  # killed just before it was renamed
+        if digest.hexdigest() == sha256:  # an earlier process was killed just before the rename
             return
         with _open(url, start) as response:
             if start and not _continues(response, start):
@@ -164,7 +164,7 @@ def _complete(url: str, sha256: str, part: Path, label: str | None) -> None:
         raise _Cut(f"the connection was cut after {received:,} of {total:,} bytes")
     if digest.hexdigest() != sha256:
         part.unlink()
-        # The beginning may be of another file, left by another time: then a fresh start helps.
+        # The beginning may come from another version of the file: then a fresh start helps.
         kind = _Cut if start else _Failed
         raise kind(
             f"its SHA-256 should be {sha256}. Got {digest.hexdigest()} from the server's "
@@ -173,7 +173,7 @@ def _complete(url: str, sha256: str, part: Path, label: str | None) -> None:
 
 
 def _open(url: str, start: int) -> http.client.HTTPResponse:
-    """The server's answer to a request for all bytes from `start` on."""
+    """Requests all bytes from `start` on, and returns the server's response."""
     headers = {"User-Agent": "clip-jax"}
     if start:
         headers["Range"] = f"bytes={start}-"
@@ -184,11 +184,11 @@ def _open(url: str, start: int) -> http.client.HTTPResponse:
     except urllib.error.HTTPError as error:
         error.close()
         if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and start:
-            return _open(url, 0)  # there is no more: what we have is something else
+            return _open(url, 0)  # `start` is beyond the end: our part is of another file
         busy = error.code >= 500 or error.code == http.HTTPStatus.TOO_MANY_REQUESTS
         kind = _Cut if busy else _Failed
         raise kind(f"the server answered {error.code} {error.reason}") from None
-    # urllib takes an address apart with bare ValueErrors: a proxy's, or where a server sends us on.
+    # urllib raises bare ValueErrors for malformed addresses: a proxy's, or of a redirect.
     except (OSError, ValueError, http.client.HTTPException) as error:
         if is_exhausted(error):
             raise
@@ -201,13 +201,13 @@ def _open(url: str, start: int) -> http.client.HTTPResponse:
 
 
 def _length(response: http.client.HTTPResponse) -> int | None:
-    """How many bytes are to come, where the server says so in digits."""
+    """Returns the number of bytes to come, if the server gives a valid one."""
     text = response.headers.get("Content-Length", "").strip()
     return int(text) if re.fullmatch("[0-9]{1,15}", text) else None
 
 
 def _continues(response: http.client.HTTPResponse, start: int) -> bool:
-    """Whether the answer begins at `start`; a server may ignore that we asked for it."""
+    """Whether the response begins at `start`; a server may ignore the requested range."""
     span = response.headers.get("Content-Range", "")
     return response.status == http.HTTPStatus.PARTIAL_CONTENT and span.startswith(f"bytes {start}-")
 
@@ -217,7 +217,7 @@ def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
         try:
             block = response.read(_BLOCK)
         except (OSError, ValueError, http.client.HTTPException) as error:
-            # Not the disk's OSError: that one is no reason to try again.
+            # Only errors of the connection are retried, not the disk's OSErrors.
             raise _Cut(f"the connection was cut ({error})") from None
         if not block:
             return

@@ -1,4 +1,4 @@
-"""`load`: a name or a path to a model and its preprocessing."""
+"""`load`: returns a model and its preprocessing, given a name or a path."""
 
 import os
 from pathlib import Path
@@ -27,34 +27,34 @@ def load(
     download_root: str | os.PathLike[str] | None = None,
     activation: Activation | None = None,
 ) -> tuple[CLIP, Preprocess]:
-    """A model with its weights, and the preprocessing that its images need.
+    """Loads a model with its weights, and the preprocessing that its images need.
 
-    A name's weights are downloaded once, to `download_root`, else `$CLIP_JAX_CACHE`, else
-    `~/.cache/clip_jax`; a file that the PyTorch package keeps in `~/.cache/clip` is used as it is.
-    They are converted once, too: from the second time on they are mapped from the disk.
+    The weights of a named model are downloaded once, to `download_root`, else `$CLIP_JAX_CACHE`,
+    else `~/.cache/clip_jax`; a file that the PyTorch package keeps in `~/.cache/clip` is used as it
+    is. They are also converted once; later loads memory-map the result.
 
-    How wide the heads of attention are can't be seen in a `.pt` or `.safetensors` file: they are
-    taken to be 64 wide, as in all of OpenAI's models. For a model with others, convert the file to
-    a native folder (`clip-jax convert`) and set `num_heads` in its `config.json`.
+    The width of attention heads can't be inferred from a `.pt` or `.safetensors` file: it is
+    assumed to be 64, as in all of OpenAI's models. For another width, convert the file to a native
+    folder (`clip-jax convert`) and set `num_heads` in its `config.json`.
 
     Args:
         name_or_path: one of `available_models()`, a native folder, or a `.pt` or `.safetensors`
-            file with the official layout. A native folder is mapped: replace it as a whole
-            (`clip_jax.save` does) rather than writing into its files while a model of it is in use.
-        dtype: in which the towers compute; parameters are float32 in any case.
-        precision: of matrix products, for `jax.default_matmul_precision`. "highest" is true
-            float32 everywhere.
-        download_root: where a name's weights are kept.
-        activation: of the transformers in a `.pt` or `.safetensors` file, which doesn't say it:
-            "quick_gelu" unless given. Names and native folders know theirs.
+            file with the official layout. A native folder is memory-mapped: while a model of it is
+            in use, replace it as a whole (as `clip_jax.save` does), don't write into its files.
+        dtype: dtype in which the towers compute; parameters are float32 in any case.
+        precision: precision of matrix products, for `jax.default_matmul_precision`. "highest"
+            is true float32 everywhere.
+        download_root: the folder for downloaded weights.
+        activation: the activation of the transformers, for a `.pt` or `.safetensors` file, which
+            doesn't contain it; "quick_gelu" by default.
 
     Returns:
         The model, and a callable from PIL image to float32 array.
 
     Raises:
         ValueError: there is no model of that name and nothing at that path, or no such activation.
-        CheckpointError: the weights can't be read or are no CLIP model's; lists every problem.
-        DownloadError: they can't be downloaded; says how to put them there by hand.
+        CheckpointError: the weights can't be read or don't fit a CLIP model; lists all problems.
+        DownloadError: they can't be downloaded; the message says how to put them there by hand.
     """
     is_name = isinstance(name_or_path, str) and name_or_path in CATALOG
     path = native_folder(str(name_or_path), download_root) if is_name else Path(name_or_path)

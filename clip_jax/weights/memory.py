@@ -1,4 +1,4 @@
-"""From a mapped file to arrays on a device, touching as few pages twice as possible."""
+"""Moves arrays from a mapped file to a device, with few page faults."""
 
 import concurrent.futures
 import contextlib
@@ -17,28 +17,27 @@ from clip_jax.nn import flatten, unflatten
 
 
 def on_device(params: Mapping[str, Any], *, adopt: bool) -> dict[str, Any]:
-    """The tree's arrays as float32 JAX arrays.
+    """Returns the tree with its arrays as float32 JAX arrays.
 
     Args:
-        params: views of a mapped file, used by nobody else.
-        adopt: whether float32 arrays may stay where they are. A device whose memory is the host's
-            then computes on the mapped file; others get a copy anyway.
+        params: views of a mapped file, used by nothing else.
+        adopt: whether float32 arrays may stay where they are. A CPU device then computes on the
+            mapped file; other devices get a copy anyway.
     """
     arrays = flatten(params)
     if adopt and all(array.dtype == np.float32 for array in arrays.values()):
         hosts = list(arrays.values())
     else:
-        # Half of the time goes into page faults, which run beside each other in threads.
+        # Half of the time goes into page faults, which threads handle in parallel.
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
             hosts = list(pool.map(_float32, arrays.values(), _memory(arrays.values())))
     return unflatten(dict(zip(arrays, jax.device_put(hosts), strict=True)))
 
 
 def _memory(arrays: Iterable[np.ndarray]) -> list[np.ndarray]:
-    """New float32 arrays of the same shapes, aligned so that a CPU device can adopt them.
+    """Allocates float32 arrays of the same shapes, aligned so that a CPU device can adopt them.
 
-    They lie in one mapping of large pages: much of what allocating each by itself would take is
-    spent on finding such pages.
+    They share one mapping of huge pages, which is much faster than allocating each by itself.
     """
     shapes = [array.shape for array in arrays]
     sizes = [4 * math.prod(shape) for shape in shapes]
@@ -55,20 +54,20 @@ def _memory(arrays: Iterable[np.ndarray]) -> list[np.ndarray]:
 
 
 def _float32(array: np.ndarray, target: np.ndarray) -> np.ndarray:
-    # Page by page, on first touch, mapping costs more than converting.
+    # Populated at once, because faults page by page cost more than the conversion.
     _advise(array, _POPULATE_READ)
     np.copyto(target, array)
-    # Pages count as our memory once they were read.
+    # Released, because pages that were read count as memory of this process.
     _advise(array, getattr(mmap, "MADV_DONTNEED", None))
     return target
 
 
-# Linux's number; Python has no name for it yet.
+# MADV_POPULATE_READ of Linux, which Python has no name for yet.
 _POPULATE_READ = 22 if sys.platform == "linux" else None
 
 
 def _advise(array: np.ndarray, advice: int | None) -> None:
-    """Tells the system about the pages of a mapped array; does nothing where it can't."""
+    """Calls madvise for the pages of a mapped array, where the system has it."""
     owner: Any = array
     while isinstance(owner, np.ndarray):
         owner = owner.base
@@ -76,7 +75,7 @@ def _advise(array: np.ndarray, advice: int | None) -> None:
         return
     low, high = np.lib.array_utils.byte_bounds(array)
     base = np.frombuffer(owner, np.uint8).ctypes.data
-    # Whole pages of this array only: its neighbours' are still to be read.
+    # Only pages that lie entirely in this array: its neighbours are still to be read.
     begin = -(-(low - base) // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (high - base) // mmap.PAGESIZE * mmap.PAGESIZE
     if begin < end:

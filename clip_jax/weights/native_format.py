@@ -1,7 +1,7 @@
 """The native format: a folder of `config.json` and `model.safetensors`.
 
 The keys in `model.safetensors` are the public tree's paths, such as `visual/conv1/kernel`. Arrays
-are written one after another and read as views of the mapped file, so that neither needs memory
+are written one by one, and read as views of the mapped file, so that neither direction needs memory
 for a second model.
 """
 
@@ -29,7 +29,7 @@ from clip_jax.weights.replace import replacing
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
-# Characters of a configuration: what is no such thing may have any size.
+# The most characters of a configuration; a wrong file of that name may have any size.
 MAX_CONFIG = 1 << 20
 
 _COUNTER = "/num_batches_tracked"
@@ -37,16 +37,16 @@ _FLOATS = ("F16", "F32", "F64", "BF16")
 
 
 def save(model: CLIP, folder: str | os.PathLike[str]) -> None:
-    """Writes a model in the native format: what `load` reads again, exactly.
+    """Writes a model in the native format, which `load` reads exactly.
 
-    The folder appears complete or not at all. One that holds a native model already is replaced.
+    The write is atomic. A folder that already holds a native model is replaced.
 
     Args:
-        model: its configuration and its arrays are saved, not its `dtype` and `precision`.
-        folder: created, with the folders above it.
+        model: the model; its configuration and arrays are saved, not its `dtype` and `precision`.
+        folder: the folder, which is created with its parents.
 
     Raises:
-        FileExistsError: there is something else at `folder`.
+        FileExistsError: `folder` exists and is no native model.
         OSError: it can't be written; nothing is left behind.
     """
     save_parameters(model.config, parameters(model), folder)
@@ -66,12 +66,12 @@ def save_parameters(
         config: the architecture that the tree belongs to.
         params: nested dicts of NumPy or JAX arrays.
         folder: as for `save`.
-        dtype: what to cast all arrays to; without it each keeps its own.
-        replace: whether it takes the place of a native model that is there by then.
+        dtype: the dtype to cast all arrays to; by default each keeps its own.
+        replace: whether to replace a native model that exists at the end of the write.
 
     Raises:
-        ValueError: lists every array that is missing, unexpected, misshapen or not of floats.
-        FileExistsError: there is something else at `folder`.
+        ValueError: arrays are missing, unexpected, misshapen or not floats; lists all of them.
+        FileExistsError: `folder` exists and is no native model.
         OSError: it can't be written; nothing is left behind.
     """
     arrays = flatten(params)
@@ -88,23 +88,23 @@ def save_parameters(
             write_safetensors(
                 new / WEIGHTS, arrays, dtype, {"format": "clip_jax", "version": VERSION}
             )
-            _check_replaceable(target)  # once more: something may have come there meanwhile
+            _check_replaceable(target)  # again: it may have changed meanwhile
     except FileExistsError:
         raise
     except OSError as error:
-        # A full disk's own message doesn't say which.
+        # A full disk's own error names no path.
         raise OSError(error.errno, error.strerror, str(error.filename or target)) from None
 
 
 def read_native(folder: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[str, Any]]:
-    """The configuration and the parameter tree of a native folder.
+    """Reads the configuration and the parameter tree of a native folder.
 
-    The arrays are views of the mapped file: nothing is read before it is used. Who writes to one
-    changes its copy in memory, never the file.
+    The arrays are views of the mapped file, read only on use. Writing to one changes a copy in
+    memory, never the file.
 
     Raises:
-        CheckpointError: it is no native folder, or a damaged one; lists every array that doesn't
-            fit the configuration.
+        CheckpointError: it is no native folder, or a damaged one; lists all arrays that don't fit
+            the configuration.
     """
     folder = Path(folder)
     try:
@@ -138,7 +138,7 @@ def read_native(folder: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[str, A
     path = folder / WEIGHTS
     try:
         with opened(path) as file:
-            # Private: it must stand being written to, for it may become a JAX array's memory.
+            # Copy-on-write: it may become a JAX array's memory, which must be writable.
             data = np.memmap(file, np.uint8, mode="c")
         arrays, metadata = read_safetensors(data)
     except (ValueError, OSError, CheckpointError) as error:
@@ -177,7 +177,7 @@ def _kinds(path: str) -> tuple[str, ...]:
 
 
 def _is_file(path: Path) -> bool:
-    # Path.is_file() raises where the folder can't be entered, in some versions of Python.
+    # In some versions of Python, Path.is_file() raises if the folder can't be entered.
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except (FileNotFoundError, NotADirectoryError):

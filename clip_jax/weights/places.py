@@ -1,4 +1,4 @@
-"""Where the weights of a name lie on this machine, and whether they do."""
+"""The places of a named model's weights on this machine."""
 
 import os
 from pathlib import Path
@@ -8,14 +8,14 @@ from clip_jax.errors import DownloadError
 
 Root = str | os.PathLike[str] | None
 
-# Of the native format; a folder of converted weights has it in its name.
+# The version of the native format, which is part of the names of converted folders.
 VERSION = "1"
 
 
 def cache_root(download_root: Root = None) -> Path:
-    """Where weights are kept.
+    """Returns the folder of the cache.
 
-    `download_root` if it is given, else `$CLIP_JAX_CACHE`, else `clip_jax` in the user's cache
+    It is `download_root` if given, else `$CLIP_JAX_CACHE`, else `clip_jax` in the user's cache
     folder (`$XDG_CACHE_HOME`, usually `~/.cache`).
 
     Raises:
@@ -32,9 +32,9 @@ def cache_root(download_root: Root = None) -> Path:
 
 
 def _expanded(path: str | os.PathLike[str]) -> Path | None:
-    """The path with the home folder in place of `~`; None where there is no such folder.
+    """Expands `~` in a path; returns None if the user has no home folder.
 
-    Under systemd and in some containers HOME is not set, and no file knows the user's number.
+    Under systemd and in some containers HOME is not set and the user id is unknown to the system.
     """
     try:
         return Path(path).expanduser()
@@ -43,7 +43,7 @@ def _expanded(path: str | os.PathLike[str]) -> Path | None:
 
 
 def cached(name: str, download_root: Root = None) -> bool:
-    """Whether `load(name)` finds the weights on this machine; looks at names, not at contents.
+    """Whether `load(name)` finds the weights on this machine; checks names, not contents.
 
     Raises:
         ValueError: there is no model of this name.
@@ -61,11 +61,11 @@ def cached(name: str, download_root: Root = None) -> bool:
 
 
 def converted_folder(entry: CatalogEntry, root: Path) -> Path:
-    """The native folder that an official file is converted to, once."""
+    """Returns the native folder that an official file is converted to."""
     return root / f"{Path(entry.file).stem}-{entry.sha256[:12]}-v{VERSION}"
 
 
 def official_places(entry: CatalogEntry, root: Path) -> tuple[Path, ...]:
-    """Where an official file may lie: here, or where the PyTorch reference keeps the same files."""
+    """Returns the paths of an official file: in our cache, and in the PyTorch reference's."""
     theirs = _expanded("~/.cache/clip")
     return (root / entry.file, *([theirs / entry.file] if theirs else []))

@@ -1,1 +1,1 @@
-"""Layers as XLA's CPU backend computes them fastest."""
+"""Layers that are fastest with XLA's CPU backend."""

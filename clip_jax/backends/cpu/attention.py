@@ -1,4 +1,4 @@
-"""Attention as XLA's CPU backend computes it fastest (jaxlib 0.10, encode_profile.md)."""
+"""Attention in the form that is fastest with XLA's CPU backend (jaxlib 0.10, encode_profile.md)."""
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,12 @@ from clip_jax.backends.swap import adopt
 from clip_jax.nn.layers import Attention, Mask, RowIds, causal_mask, split_heads
 from clip_jax.nn.resnet import AttentionPool
 
-# The queries and the heads at a time. XLA's library has one kernel for both products and the
-# exponential, which goes head by head, so that the scores stay in the cache, for up to 256 queries;
-# for 257 it took four times as long. Up to twice as many go in two blocks. Of more, so few heads at
-# a time that their scores fit.
+# Queries and heads at a time. For up to 256 queries, XLA's library has one kernel for both products
+# and the exponential, which goes head by head, so that the scores stay in the cache; 257 took four
+# times as long. Up to 512 queries are computed in two blocks; of more, so few heads at a time that
+# their scores fit.
 QUERIES_AT_ONCE, HEADS_AT_ONCE = 256, 2
-# From how many sequences on it pays to make no keys and values for a single query.
+# From this many sequences on, attention of a single query is faster without keys and values.
 MANY_SEQUENCES = 4
 
 
@@ -30,14 +30,14 @@ def attention_in_blocks(
     heads_at_once: int | None = None,
     query_blocks: int = 1,
 ) -> Float[Array, "b q h c"]:
-    """What `nn.layers.dot_product_attention` computes.
+    """Computes the same as `nn.layers.dot_product_attention`.
 
-    Where there is no mask, `heads_at_once` of all heads of all sequences are computed at a time, or
-    the queries in so many blocks. Neither changes what is computed, only what lies in caches.
+    Without a mask, `heads_at_once` of all heads of all sequences are computed at a time, or the
+    queries in `query_blocks` blocks. Neither changes the result, only the use of caches.
     """
-    # Heads outermost and keys transposed, so that both products are plain ones of matrices that lie
-    # in memory as they are multiplied; and the quotient of the softmax taken last, on the smaller
-    # array: twice as fast as einsum and softmax as they come.
+    # With heads outermost and keys transposed, both products are plain ones of matrices laid out as
+    # they are multiplied. The softmax divides last, on the smaller array. Together this is twice as
+    # fast as plain einsum and softmax.
     q = (q * q.shape[-1] ** -0.5).transpose(0, 2, 1, 3)  # b h q c
     k, v = k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)  # b h c k, b h k c
     if mask is not None:
@@ -69,7 +69,7 @@ def _mix(
 class CachedAttention(SingleQueryAttention):
     """`Attention` in parts whose scores stay in the cache."""
 
-    # XLA's libraries for CPUs take few of a single query's products in bfloat16.
+    # XLA's CPU libraries support few of a single query's products in bfloat16.
     query_dtype = jnp.float32
 
     def __init__(self, attention: Attention, num_tokens: int | None = None):
@@ -77,7 +77,7 @@ class CachedAttention(SingleQueryAttention):
 
         Args:
             attention: the layer.
-            num_tokens: of the sequences, where they are cut for the cache; not over a mesh.
+            num_tokens: the length of the sequences; None (as over a mesh) computes them whole.
         """
         super().__init__(attention)
         self.heads_at_once: int | None = None
@@ -102,7 +102,7 @@ class CachedAttention(SingleQueryAttention):
 
 
 class SingleQueryPool(AttentionPool):
-    """`AttentionPool` that makes no keys and values."""
+    """`AttentionPool` that computes no keys and values."""
 
     def __init__(self, pool: AttentionPool):
         adopt(self, pool)
@@ -111,7 +111,7 @@ class SingleQueryPool(AttentionPool):
         x = self.tokens(x)  # b n+1 c
         q = split_heads(self.q_proj(x[:, :1]), self.num_heads)  # b 1 h c
         key, value = self.k_proj, self.v_proj
-        # Kernels that lie as `attend_from` takes them pay for any number of images.
+        # With kernels stored transposed, as `attend_from` needs, it pays for any number of images.
         if len(x) < MANY_SEQUENCES and not isinstance(key, TransposedLinear):
             k, v = split_heads(key(x), self.num_heads), split_heads(value(x), self.num_heads)
             return self.c_proj(attention_in_blocks(q, k, v).reshape(len(x), x.shape[-1]))

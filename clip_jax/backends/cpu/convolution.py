@@ -1,4 +1,7 @@
-"""Convolutions as XLA's CPU backend computes them fastest (jaxlib 0.10, encode_profile.md)."""
+"""Convolutions in the form that is fastest with XLA's CPU backend (jaxlib 0.10).
+
+The figures are in benchmarks/results/encode_profile.md.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +16,7 @@ from clip_jax.nn.resnet import Conv
 
 
 class PointwiseConv(Conv):
-    """A 1x1 convolution as a product of matrices: up to five times as fast."""
+    """A 1x1 convolution as a matrix product: up to five times as fast."""
 
     def __init__(self, conv: Conv):
         adopt(self, conv)
@@ -23,7 +26,7 @@ class PointwiseConv(Conv):
 
 
 class TransposedPointwiseConv(PointwiseConv):
-    """Likewise, with its kernel stored transposed; for inference."""
+    """`PointwiseConv` with its kernel stored transposed; for inference."""
 
     def __init__(self, conv: Conv):
         super().__init__(conv)
@@ -47,9 +50,9 @@ class WinogradConv(Conv):
 
 
 class ProductsConv(Conv):
-    """A 3x3 convolution of stride 1 as nine matrix products, of the pixels moved.
+    """A 3x3 convolution of stride 1 as nine matrix products of the shifted pixels.
 
-    On CPUs with matrix units for bfloat16, three times as fast as XLA's convolution of it and 1.6
+    In bfloat16 on CPUs with matrix units, it is three times as fast as XLA's convolution, and 1.6
     times as fast as Winograd's in float32.
     """
 
@@ -69,16 +72,16 @@ class ProductsConv(Conv):
 
 
 class SpaceToDepthConv(Conv):
-    """A 3x3 convolution of stride 2 on an even size, as one of stride 1 over 2x2 pixels at a time.
+    """A 3x3 convolution of stride 2 on an even size as one of stride 1, after space to depth.
 
-    Twelve channels instead of three: up to three times as fast.
+    With twelve channels instead of three it is up to three times as fast.
     """
 
     def __init__(self, conv: Conv):
         adopt(self, conv)
         kernel = np.asarray(self.kernel[...])
         i, o = kernel.shape[2:]
-        # A row above and a column to the left, so that the 4x4 pixels start where two by two do.
+        # Padded above and to the left to 4x4, to align the kernel with the squares of 2x2 pixels.
         padded = np.pad(kernel, ((1, 0), (1, 0), (0, 0), (0, 0)))
         kernel = padded.reshape(2, 2, 2, 2, i, o).transpose(0, 2, 1, 3, 4, 5)
         self.kernel.set_value(jax.device_put(kernel.reshape(2, 2, 4 * i, o)))

@@ -1,13 +1,13 @@
-"""The gradients of linear layers as CPUs compute them fastest, for training.
+"""Gradients of linear layers in the form that is fastest on CPUs, for training.
 
-XLA's CPU backend transposes what a product over rows begins with, and fuses that with whatever
-made it, which is then read column by column: sums of gradients with JAX's own order, in which the
-gradient of the result begins; activations where `x` does. Either took a quarter of a training step
-(benchmarks/results/train_profile.md, jaxlib 0.10). So the gradient by the kernel is a product of
-`x` transposed, kept from fusion; in bfloat16 both gradients are products of what lies in memory as
-it is multiplied. The one by the bias is a sum of rows, because XLA cuts sums over two axes into
-windows that it reads slowly. Elsewhere the barriers would keep operations from fusion that gain by
-it.
+XLA's CPU backend transposes the first operand of a product over rows, and fuses the transposition
+with the operations that made the operand, which then read memory column by column. With JAX's own
+order these are sums of gradients; if `x` comes first, activations. Either took a quarter of a
+training step (benchmarks/results/train_profile.md, jaxlib 0.10). So the kernel's gradient here is
+a product of `x` transposed, with a barrier against fusion; in bfloat16 both gradients are products
+of arrays laid out as they are multiplied. The bias's gradient is a sum of rows, because XLA splits
+sums over two axes into windows, which are slow to read. On other platforms the barriers would
+prevent useful fusions.
 """
 
 import jax
@@ -51,10 +51,10 @@ linear_in_training.defvjp(_linear_forward, _linear_backward)
 
 
 def _transposed(matrix: Float[Array, "m n"]) -> Float[Array, "n m"]:
-    """The transpose; of bfloat16 in memory, since XLA has no fast product of one that isn't."""
+    """Transposes a matrix; bfloat16 in memory, since XLA has no fast product of transposed ones."""
     if matrix.dtype != jnp.bfloat16 or len(matrix) % 2:
         return matrix.T
-    # By pairs of rows, which XLA can't see through: else it would multiply `matrix` as it lies.
+    # By pairs of rows, so that XLA can't fold the transposition into the product.
     pairs = matrix.reshape(-1, 2, matrix.shape[-1])
     return pairs.transpose(2, 0, 1).reshape(matrix.shape[::-1])
 

@@ -1,10 +1,10 @@
 """Products of rows and kernels on CPUs.
 
-In float32 kernels are stored transposed, as the matrix products of XLA's library take them with
-the least repacking: up to 1.7 times as fast for few rows, as fast for many. In bfloat16 the
-products are asked for in float32: for these alone XLA takes the matrix units (AMX), up to five
-times as fast as float32; others it computes in float32, converting back and forth. Measured with
-jaxlib 0.10 on Xeons and EPYCs (benchmarks/results/encode_profile.md).
+In float32, kernels are stored transposed, which XLA's library repacks least: up to 1.7 times as
+fast for few rows, equally fast for many. In bfloat16, the products have float32 results: only for
+these XLA uses the matrix units (AMX), up to five times as fast as float32; others it computes in
+float32, converting back and forth. Measured with jaxlib 0.10 on Xeons and EPYCs
+(benchmarks/results/encode_profile.md).
 """
 
 import functools
@@ -21,14 +21,14 @@ from clip_jax.nn.vit import PatchEmbedding
 
 
 def multiply(x: Float[Array, "*b i"], kernel: Float[Array, "..."]) -> Float[Array, "*b o"]:
-    """Rows times a kernel whose last axis is its outputs; of bfloat16 the result is float32."""
+    """Multiplies rows by a kernel whose last axis is the outputs; bfloat16 gives float32."""
     kernel = kernel.reshape(-1, kernel.shape[-1])
     if x.dtype != jnp.bfloat16:
         return x @ kernel
     product = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
     if x.size != x.shape[-1]:
         return product(x, kernel)
-    # One row, for which XLA would convert the kernel to float32: several of it take half the time.
+    # XLA would convert the kernel to float32 for one row: four copies take half the time.
     rows = jnp.broadcast_to(x.reshape(1, -1), (4, x.shape[-1]))
     return product(rows, kernel)[0].reshape(*x.shape[:-1], -1)
 
@@ -36,7 +36,7 @@ def multiply(x: Float[Array, "*b i"], kernel: Float[Array, "..."]) -> Float[Arra
 def multiply_transposed(
     x: Float[Array, "*b i"], kernel: Float[Array, "o ..."]
 ) -> Float[Array, "*b o"]:
-    """Rows times a kernel whose first axis is its outputs."""
+    """Multiplies rows by a kernel whose first axis is the outputs."""
     kernel = kernel.reshape(len(kernel), -1)
     if x.size == x.shape[-1]:  # one row, for which XLA would transpose the kernel first
         return (kernel @ x.reshape(-1)).reshape(*x.shape[:-1], -1)
@@ -51,7 +51,7 @@ def transpose(kernel: nnx.Variable) -> None:
 
 
 def transposed_kernel(linear: Linear) -> Float[Array, "o i"]:
-    """The kernel of a linear layer transposed, whichever way round it is stored."""
+    """Returns the transposed kernel of a linear layer, whichever way it is stored."""
     kernel = linear.kernel[...]
     return kernel if isinstance(linear, TransposedLinear) else kernel.T
 
@@ -69,7 +69,7 @@ class TransposedLinear(Linear):
 
 
 class WideLinear(Linear):
-    """`Linear` in bfloat16, by products that AMX computes."""
+    """`Linear` in bfloat16, with products that use AMX."""
 
     def __init__(self, linear: Linear):
         adopt(self, linear)
@@ -92,7 +92,7 @@ class TransposedPatchEmbedding(PatchEmbedding):
 
 
 class WidePatchEmbedding(PatchEmbedding):
-    """`PatchEmbedding` in bfloat16, by products that AMX computes."""
+    """`PatchEmbedding` in bfloat16, with products that use AMX."""
 
     def __init__(self, embedding: PatchEmbedding):
         adopt(self, embedding)

@@ -1,4 +1,4 @@
-"""Towers that go through a batch in slices that stay in the caches of a CPU."""
+"""Towers that compute a batch in slices that fit in the caches of a CPU."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,18 +11,18 @@ from clip_jax.nn.layers import Tap, ignore
 from clip_jax.nn.resnet import ModifiedResNet
 from clip_jax.nn.vit import VisionTransformer
 
-# Of a Vision Transformer's batch, the tokens at a time: enough rows for products of matrices to be
-# at their best, few enough for the scores of attention, which grow with the tokens squared.
+# Tokens of a Vision Transformer's slice: enough rows for fast matrix products, and few enough for
+# the scores of attention, which grow with the square of the tokens.
 TOKENS_AT_ONCE = 2200
-# Of a ResNet's, the images at a time in the stem, in the first two stages, in the last two. Each
-# array of the stem is over 100 MB at batch 32.
+# Images of a ResNet's slice in the stem, in the first two stages and in the last two. Each array of
+# the stem is over 100 MB at batch 32.
 STEM, EARLY, LATE = 1, 4, 8
 
 
 def in_slices(function: Callable[[Any], Array], x: Any, size: int | None) -> Array:
-    """`function` over `size` rows at a time; over all at once if it is None or leaves a rest.
+    """Applies `function` to `size` rows at a time; to all at once if None or not a divisor.
 
-    `x` is an array, or several with as many rows, of which the function takes as many.
+    `x` is an array or a pytree of arrays with the same number of rows.
     """
     (rows,) = {len(array) for array in jax.tree.leaves(x)}
     if size is None or rows <= size or rows % size:
@@ -33,7 +33,7 @@ def in_slices(function: Callable[[Any], Array], x: Any, size: int | None) -> Arr
 
 
 class SlicedVisionTransformer(VisionTransformer):
-    """`VisionTransformer`, a few images at a time."""
+    """`VisionTransformer` that computes a few images at a time."""
 
     def __init__(self, tower: VisionTransformer):
         adopt(self, tower)
@@ -51,7 +51,7 @@ class SlicedVisionTransformer(VisionTransformer):
 
 
 class SlicedResNet(ModifiedResNet):
-    """`ModifiedResNet`, slice by slice; the deeper, the more images at a time."""
+    """`ModifiedResNet` that computes in slices, which are larger in deeper stages."""
 
     def __init__(self, tower: ModifiedResNet):
         adopt(self, tower)

@@ -1,9 +1,9 @@
 """3x3 convolutions by Winograd's minimal filtering F(2x2, 3x3) (Lavin and Gray 2015).
 
-Four outputs from sixteen products instead of thirty-six. Sums and differences of neighbouring
+Four outputs need sixteen products instead of thirty-six. Sums and differences of neighbouring
 pixels are multiplied by a kernel transformed beforehand; in float32 the result differs from the
-direct convolution's by some 1e-6 of its norm. On CPUs, on slices of a batch that stay in the
-caches, it takes 0.4 to 0.9 of the time of XLA's convolution; it is for inference only.
+direct convolution's by about 1e-6 of its norm. On CPUs, on slices of a batch that fit in the
+caches, it takes 0.4 to 0.9 of the time of XLA's convolution. It is for inference only.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ _KERNEL_TRANSFORM = np.array([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], np.f
 
 
 def winograd_kernels(kernel: Float[np.ndarray, "3 3 i o"]) -> list[Float[np.ndarray, "o i"]]:
-    """The sixteen matrices that `winograd_convolution` takes for a kernel."""
+    """Returns the sixteen matrices of a kernel for `winograd_convolution`."""
     g = _KERNEL_TRANSFORM
     kernels = np.einsum("ah,bw,hwio->aboi", g, g, kernel, optimize=True)
     return [np.ascontiguousarray(matrix) for row in kernels for matrix in row]
@@ -25,16 +25,16 @@ def winograd_kernels(kernel: Float[np.ndarray, "3 3 i o"]) -> list[Float[np.ndar
 def winograd_convolution(
     x: Float[Array, "b h w i"], kernels: Sequence[Float[Array, "o i"]]
 ) -> Float[Array, "b h2 w2 o"]:
-    """The convolution of stride 1 that keeps the size, by the matrices of its kernel.
+    """Computes the convolution of stride 1 that keeps the size, given its kernel's matrices.
 
-    They are sixteen arrays because XLA copies what is cut from one, and transposed because that is
-    how it multiplies fastest.
+    They are separate arrays because XLA copies slices of an array, and transposed because these
+    products are faster.
     """
     b, h, w, channels = x.shape
     rows, columns = -(-h // 2), -(-w // 2)  # of 2x2 squares of outputs
     x = jnp.pad(x, ((0, 0), (1, 2 * rows - h + 1), (1, 2 * columns - w + 1), (0, 0)))
 
-    # Each square needs a 4x4 tile of inputs, taken apart into sixteen arrays of strided pixels.
+    # Each square needs a 4x4 tile of inputs, split into sixteen arrays of strided pixels.
     by_row = _input_transform([x[:, i : i + 2 * rows - 1 : 2] for i in range(4)])
     tiles = [
         _input_transform([row[:, :, j : j + 2 * columns - 1 : 2] for j in range(4)])

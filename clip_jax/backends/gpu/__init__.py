@@ -1,1 +1,1 @@
-"""Layers as GPUs compute them fastest."""
+"""Layers that are fastest on GPUs."""

@@ -1,4 +1,4 @@
-"""Attention by cuDNN's fused kernel, which NVIDIA's GPUs have for half precision."""
+"""Attention by cuDNN's fused kernel, for half precision on NVIDIA GPUs."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from clip_jax.nn.layers import RowIds, split_heads
 
 
 class CudnnAttention(RowAttention):
-    """`Attention` whose scores never reach the GPU's memory; the pooled row's is XLA's."""
+    """`Attention` whose scores never reach the GPU's memory; pooled rows use XLA's attention."""
 
     def __call__(
         self, x: Float[Array, "b l w"], *, is_causal: bool, rows: RowIds | None = None
