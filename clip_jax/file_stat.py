@@ -5,6 +5,8 @@ import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from clip_jax.errors import Refused
+
 # Fields in which stores give a file's version; the first one present is used.
 VERSIONS = ("ETag", "etag", "generation", "md5Hash", "content_md5", "Content-MD5", "mtime")
 VERSIONS += ("LastModified", "last_modified", "Last-Modified", "updated", "modified", "created")
@@ -41,6 +43,8 @@ def of_disk(found: os.stat_result) -> Stat:
 def of_store(info: Mapping[str, Any]) -> Stat:
     """Returns the size and version of a remote file, from fsspec's info."""
     found = next((str(info[name]) for name in VERSIONS if info.get(name)), None)
+    if info.get("size") is None:
+        raise Refused("the server does not say how long the file is: download it first")
     return Stat(int(info["size"]), found and found.strip('"'))
 
 

@@ -24,7 +24,7 @@ from clip_jax.embed.parts import Finished, Part, Parts
 from clip_jax.embed.plan import Plan
 from clip_jax.loading import picture_digest
 from clip_jax.sources import Record, Rows
-from clip_jax.sources.faults import told
+from clip_jax.sources.faults import Unread, told
 from clip_jax.sources.records import as_key
 from clip_jax.storage import Unreachable, storage
 
@@ -101,10 +101,22 @@ class Comparison:
         with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
             changed = set(itertools.compress(opened, pool.map(has_changed, opened)))
         if changed:
+            self._check_counts(changed)
             self._plan.look_again(changed)
             finished = self._plan.finished.items()
             names = [name for name, f in finished if f.rows and shard_of(name) in changed]
             self._compare(names, verify=False, note=False)
+
+    def _check_counts(self, shards: Collection[int]) -> None:
+        """Refuses files that have got more rows while they were embedded."""
+        for shard in shards:
+            rows, before = self._plan.open(shard, check=False), self._plan.counts.get(shard)
+            if before is not None and not isinstance(rows, Unread) and len(rows) > before:
+                raise ValueError(
+                    f"{self._shards[shard].name} has changed during the run: it has {len(rows):,} "
+                    f"rows and had {before:,}. Start the same command again; if that is refused, "
+                    "the input is another one now: give another folder"
+                )
 
     def _is_older_version(self, finished: Finished) -> bool:
         """Whether an earlier version wrote the part, which stored no digests of pictures."""
@@ -139,6 +151,7 @@ class Comparison:
         ) as bar:
             for shard, group in itertools.groupby(sorted(names), shard_of):
                 rows = self._plan.open(shard, check=False)
+                self._plan.recount(shard, rows)
                 for name in group:
                     if len(others) < SHOWN:
                         others += self._compare_part(name, rows, verify, note)
@@ -161,6 +174,9 @@ class Comparison:
         if difference := rows.difference():
             what, how = difference
             return [Other(path, what, f"{where}, where {how}")]
+        if rows.are_gone(opened):
+            how = f"the file has {len(opened):,} rows and had {finished.shard_rows:,}"
+            return [Other(path, "rows", f"{where}, where {how}")]
         if verify and rows.unread:
             raise ValueError(f"{where} can't be verified: {next(iter(rows.unread.values()))}")
         if self._is_older_version(finished):
@@ -218,6 +234,12 @@ class _Rows:
             self._now[place] = dataclasses.replace(record, read=None), picture
         except Exception as error:  # of any kind
             self.unread[place] = told(error)
+
+    def are_gone(self, opened: Rows) -> bool:
+        """Whether the file can be read to its end, and ends before some of these rows."""
+        if not self.unread or isinstance(opened, Unread):
+            return False
+        return all(self._embedded[place] >= len(opened) for place in self.unread)
 
     def difference(self) -> tuple[str, str] | None:
         """Returns "rows" or "pictures", whichever differ, and how the first one differs."""

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from jax.sharding import Mesh
 from clip_jax.embed.chunks import Worker
 from clip_jax.embed.compare import Comparison
 from clip_jax.embed.counts import Counts, Summary
-from clip_jax.embed.identity import claim, fingerprint, read_job
+from clip_jax.embed.identity import JOB, claim, fingerprint, read_job
 from clip_jax.embed.part_builder import Layout, PartBuilder
 from clip_jax.embed.parts import NpyParts, Parts
 from clip_jax.embed.plan import Plan
@@ -204,6 +205,12 @@ def embed(
             rows, errors, waiting = counts.rows, counts.errors, counts.waiting
             bar.update(rows, errors=errors, total=total, waiting=waiting)
 
+        def check_ours() -> None:
+            # Somebody may have removed the output since, and begun another job in its place.
+            if not claim(out, identity, claimed, dry=True):
+                reason = "was removed during the run; start the same command again"
+                raise FileNotFoundError(errno.ENOENT, reason, f"{out}/{JOB}")
+
         builder: PartBuilder | None = None
         encoder: Encoder | None = None
         with (
@@ -213,7 +220,7 @@ def embed(
                 num_threads=num_threads or _num_cores(),
                 read_ahead=read_ahead,
             ) as ready,
-            _writing(parts, counts) as write,
+            _writing(parts, counts, check_ours) as write,
         ):
             while True:
                 with counts.timing("waiting"):
@@ -230,8 +237,6 @@ def embed(
                 builder.add(loaded)
                 _check_errors(counts, max_errors)
                 if builder.is_complete:
-                    if not counts.parts:  # without conditional writes another job may have won
-                        claim(out, identity, claimed, dry=True)
                     write(builder)
                     builder = None
                 show(plan.total)
@@ -280,12 +285,16 @@ def _kept(counts: Counts) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _writing(parts: Parts, counts: Counts) -> Iterator[Any]:
-    """Yields a function that writes a part in a separate thread, while the next is computed."""
+def _writing(parts: Parts, counts: Counts, check_ours: Callable[[], None]) -> Iterator[Any]:
+    """Yields a function that writes a part in a separate thread, while the next is computed.
+
+    Before each part `check_ours` looks whether the output is still this job's.
+    """
     last: list[concurrent.futures.Future] = []
 
     def save(builder: PartBuilder) -> None:
         with counts.timing("writing"):
+            check_ours()
             builder.save(parts)
 
     def write(builder: PartBuilder) -> None:

@@ -58,11 +58,9 @@ class Parts:
         """Returns the names of the chunks that have a table, valid or not."""
         folder, _, pattern = f"{self._out}/{self.table}".rpartition("/")
         head, _, tail = pattern.partition("{}")
-        return {
-            name.removeprefix(head).removesuffix(tail)
-            for name in self._storage.names(folder)
-            if name.startswith(head) and name.endswith(tail)
-        }
+        ours = re.compile(rf"{re.escape(head)}(\d{{6,}}-\d{{6,}}){re.escape(tail)}")
+        found = map(ours.fullmatch, self._storage.names(folder))  # not copies such as "x (1)"
+        return {match[1] for match in found if match}
 
     def finished(self, name: str, entirely: bool = False) -> Finished | None:
         """Returns the metadata of a chunk's part, or None if it isn't complete or of this job.

@@ -88,6 +88,7 @@ class Plan:
             shard: found.pop() for shard, found in sizes.items() if len(found) == 1
         }
         self.opened: set[int] = set()
+        self.counts: dict[int, int] = {}
         self.known: dict[str, int] = {}
         self._opened = self._rows = self._to_do = 0
 
@@ -134,6 +135,7 @@ class Plan:
                 if self._worker.takes(chunk, len(self._source.shards))
                 if (rows := self._missing(chunk, count))
             ]
+            self.counts[shard] = count
             self._opened += 1
             self._rows += count
             self._to_do += sum(len(pending.rows) for pending in todo)
@@ -181,6 +183,11 @@ class Plan:
             OSError: a store can't be reached.
         """
         yield from self._numbered(rows, Pending(chunk, 0, range(0)))
+
+    def recount(self, shard: int, rows: Rows) -> None:
+        """Has a shard that has more rows than its parts say embedded with all of its rows."""
+        if not isinstance(rows, faults.Unread) and len(rows) > (self._known.get(shard) or 0):
+            self._known[shard] = None
 
     def look_again(self, shards: Collection[int]) -> None:
         """Reads again the metadata of the parts of some shards.

@@ -47,9 +47,7 @@ def read_embeddings(out: str | os.PathLike[str]) -> Any:
     if job["identity"]["format"] != "parquet":
         raise ValueError(f"{out} holds arrays: read img_emb/ and text_emb/ with numpy.load")
     parts = parts_of(out, job)
-    names = [parts.path(parts.table, name) for name in sorted(parts.names())]
-    if not names:
-        raise ValueError(f"{out} holds no parts yet")
+    names = [parts.path(parts.table, name) for name in _whole(out, parts)]
     where = storage(out)
     return pyarrow.dataset.dataset(
         [where.within(name) for name in names], format="parquet", filesystem=where.filesystem

@@ -55,12 +55,14 @@ class FolderShard:
 
     def stamp(self, rows: Sequence[int]) -> str | None:
         """Returns the version of these rows' pictures; None if unknown."""
+        if rows and max(rows) >= len(self._names):  # of a part that has no place here
+            return None
         stamps = array.array("Q", (self._stamps[row] for row in rows))
         return None if 0 in stamps else hashlib.blake2b(stamps, digest_size=16).hexdigest()
 
     def files(self, rows: Sequence[int]) -> list[str]:
         """Returns the paths of the rows' pictures."""
-        return [f"{self.path}/{self._names[row]}" for row in rows]
+        return [f"{self.path}/{self._names[row]}" for row in rows if row < len(self._names)]
 
     def has_changed(self) -> bool:
         """Returns False: each picture is read once; the next start notices later changes."""

@@ -9,12 +9,15 @@ from collections.abc import Iterator
 
 from clip_jax.storage import is_remote, storage
 
+MOST = 10_000_000  # files that braces may name; more is a typing error
+
 
 def expand(pattern: str) -> list[str]:
     """Returns the files that match a pattern, without duplicates, sorted by name.
 
     Raises:
         FileNotFoundError: an alternative of the pattern matches no file.
+        ValueError: the pattern names more files than `MOST`.
     """
     found: list[str] = []
     for part in _braces(pattern):
@@ -42,7 +45,9 @@ def _braces(pattern: str) -> Iterator[str]:
         width = max(map(len, ends)) if is_padded else 0
         first, last = map(int, ends)
         step = 1 if first <= last else -1
-        choices = [f"{i:0{width}d}" for i in range(first, last + step, step)]
+        if abs(last - first) >= MOST:
+            raise ValueError(f"{pattern} names {abs(last - first) + 1:,} files, more than {MOST:,}")
+        choices = (f"{i:0{width}d}" for i in range(first, last + step, step))
     else:
         choices = inside.split(",")
     yield from itertools.chain.from_iterable(_braces(head + c + tail) for c in choices)

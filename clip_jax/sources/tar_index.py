@@ -88,6 +88,11 @@ class TarIndex:
                 # tarfile treats a truncated or damaged header as the end.
                 if read(tarfile.BLOCKSIZE, tar.offset) != bytes(tarfile.BLOCKSIZE):
                     self.end = f"the tar file is damaged or cut off at byte {tar.offset}"
+                elif not _is_padding(read, tar.offset, file.size):
+                    self.end = (
+                        f"more data follows the end of the tar file at byte {tar.offset}: it has a "
+                        "hole, or is several tar files in one; write it anew"
+                    )
         except Exception as error:  # damaged headers make tarfile recurse, overflow, ...
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a bad offset
                 raise
@@ -165,6 +170,14 @@ class TarIndex:
                 self._add_picture(image)
 
 
+def _is_padding(read: Read, begin: int, end: int) -> bool:
+    """Whether a file holds nothing but zeros from `begin` on; usually 10 kB at most."""
+    for place in range(begin, end, _PIECE):
+        if any(read(min(_PIECE, end - place), place)):
+            return False
+    return True
+
+
 class _Stream(io.RawIOBase):
     """A tar file for tarfile, which refuses reads that are larger than any valid header."""
 
@@ -192,6 +205,7 @@ class _Stream(io.RawIOBase):
 
 
 _TEXTS = ("txt", "json", "cls")
+_PIECE = 1 << 20
 
 
 def _unreadable(member: tarfile.TarInfo, packed: str, most: int) -> str:
