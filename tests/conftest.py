@@ -1,10 +1,12 @@
-"""What every test runs under: several devices, and shapes checked as the code runs."""
+"""What every test runs under: several devices, shapes checked, ranks promoted only on purpose."""
 
 import os
 
 # Before jax is imported: sharding is tested everywhere, without an accelerator.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# An array meets one of another rank only where the code says along which axes.
+os.environ.setdefault("JAX_NUMPY_RANK_PROMOTION", "raise")
 
 import pytest  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
@@ -35,3 +37,15 @@ def model():
     from tests.models import SMALL_VIT, small
 
     return small(SMALL_VIT)
+
+
+@pytest.fixture
+def ranks_promoted():
+    """For tests that call layers themselves: `x @ kernel + bias` promotes the rank of the bias.
+
+    What users call allows that where it runs a tower (`clip_jax.nn.clip.computing`).
+    """
+    import jax
+
+    with jax.numpy_rank_promotion("allow"):
+        yield

@@ -62,6 +62,7 @@ def test_every_variant_of_the_image_tower_gives_the_same_features(options, monke
     assert relative_error(features(model, variant, images), expected) < EQUAL
 
 
+@pytest.mark.usefixtures("ranks_promoted")
 def test_scanned_blocks_are_one_program():
     model = ours.prepare(small(TINY_VIT), ours.Variant("float32", "highest", is_scanned=True))
     text = jax.jit(lambda m, x: m.image_features(x)).lower(model, random_images(4, 48)).as_text()

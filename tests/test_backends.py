@@ -34,6 +34,8 @@ from tests.models import (
     small,
 )
 
+pytestmark = pytest.mark.usefixtures("ranks_promoted")
+
 
 @pytest.mark.parametrize(
     "parts",

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -80,6 +81,8 @@ class FlatIndex:
 NEED_PYTORCH = ["guides/parity.md"]
 # They compile whole trainings and towers; the rooms' own tests try these with the newest jax.
 LONG = ["guides/train.md", "walk.md"]
+# They call a tower itself, in a function of their own, where JAX's default lets ranks be promoted.
+CALL_TOWERS = pages_with(r"\bmodel\.(image|text)_features\(")
 
 
 @pytest.mark.parametrize("name", sorted({*pages_with("^```python$")} - {*NEED_PYTORCH, *LONG}))
@@ -108,7 +111,8 @@ def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plt.switch_backend("Agg")
     namespace: dict[str, object] = {}
     for code, expected in walk.blocks(DOCS / name):
-        with contextlib.redirect_stdout(io.StringIO()) as out:
+        promotion = jax.numpy_rank_promotion("allow" if name in CALL_TOWERS else "raise")
+        with promotion, contextlib.redirect_stdout(io.StringIO()) as out:
             exec(compile(code, name, "exec"), namespace)
         if expected is not None:
             assert same(out.getvalue(), expected), f"{name} says\n{expected}\nbut {out.getvalue()}"

@@ -189,6 +189,7 @@ def test_neighbours_change_no_bit_in_any_placement(encoder, images, tokens):
     assert np.array_equal(encoder.texts(tokens[7::-1]), text[::-1])
 
 
+@pytest.mark.usefixtures("ranks_promoted")
 def test_only_the_pooled_row_equals_all_rows(model, images, embedded, tokens, embedded_tokens):
     """With a tap, which sees every row, the last block is computed in full."""
     seen = {}

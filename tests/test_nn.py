@@ -168,6 +168,7 @@ def test_training_normalises_and_tracks_as_the_reference():
 # --- the layers
 
 
+@pytest.mark.usefixtures("ranks_promoted")
 def test_layer_norm_survives_a_large_mean():
     x = np.random.default_rng(0).normal(1000, 0.1, (3, 64))
     expected = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
@@ -176,6 +177,7 @@ def test_layer_norm_survives_a_large_mean():
     assert np.abs(norm(jnp.asarray(x, jnp.float32)) - expected).max() < 5e-3
 
 
+@pytest.mark.usefixtures("ranks_promoted")
 def test_layer_norm_computes_in_float32_whatever_comes_in():
     x = jnp.asarray(np.random.default_rng(0).normal(50, 1, (3, 64)), jnp.bfloat16)
     norm = LayerNorm(64, rngs=nnx.Rngs(0))
@@ -195,6 +197,7 @@ def test_the_three_activations_differ():
         np.testing.assert_allclose(activate(x, name), expected, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.usefixtures("ranks_promoted")
 def test_batch_norm_uses_the_running_statistics_until_it_trains():
     norm = BatchNorm(3, rngs=nnx.Rngs(0))
     x = jnp.asarray(np.random.default_rng(0).normal(5, 2, (2, 4, 4, 3)), jnp.float32)

@@ -214,6 +214,7 @@ def test_memory_can_be_saved_without_changing_the_gradient(change, mesh):
     assert metrics["loss"] == pytest.approx(float(wanted["loss"]), rel=1e-6)
 
 
+@pytest.mark.usefixtures("ranks_promoted")
 def test_patches_left_out_are_not_seen_and_the_others_are():
     model, images = small(SMALL_VIT), jnp.asarray(random_images(3, 32))  # 16 patches of 8
     kept = jnp.array([[0, 5, 15], [1, 2, 3], [4, 8, 12]])

@@ -151,7 +151,7 @@ def _scan(tiny: bool, count: int | None) -> dict[str, Any]:
 
     @jax.jit
     def best(rows: Any, query: Any) -> Any:
-        scores = (rows.astype(jnp.float32) * query).sum(axis=-1)
+        scores = (rows.astype(jnp.float32) * query[None]).sum(axis=-1)
         return jax.lax.top_k(scores, NEAREST)
 
     def run(calls: int) -> None:

@@ -213,7 +213,7 @@ def _logits(
     coefficients: Float[np.ndarray, "c d"],
     intercepts: Float[np.ndarray, " c"],
 ) -> np.ndarray | jax.Array:  # jax.Array under jit
-    return features @ coefficients.T + intercepts
+    return features @ coefficients.T + intercepts[None]
 
 
 def _best(logits: Float[np.ndarray, "n ..."]) -> Int[np.ndarray, " n"]:

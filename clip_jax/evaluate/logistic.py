@@ -170,8 +170,8 @@ def _automatic(mesh: Mesh | None) -> Mesh:
 def _prepare(features: Float[Array, "n d"], targets: Array, weights: Array) -> Rows:
     mean = weights @ features
     # Filling is 0 now and minus the mean after: its weight keeps it out of everything.
-    x = (features - mean).T
-    covariance = (x * weights) @ x.T
+    x = (features - mean[None]).T
+    covariance = (x * weights[None]) @ x.T
     shrinkage = SHRINKAGE * len(x) / (weights > 0).sum()
     spectrum, basis = jnp.linalg.eigh(covariance + shrinkage * jnp.diag(jnp.diag(covariance)))
     # What rounding leaves of directions in which nothing varies.
@@ -227,7 +227,7 @@ def _minimize(
     def norm_of(gradient: Float[Array, "c p"]) -> Float[Array, ""]:
         gradient = gradient / scale
         coefficients, intercepts = gradient[:, :-1] @ rows.basis.T, gradient[:, -1:]
-        given = jnp.abs(coefficients + intercepts * rows.mean).max()
+        given = jnp.abs(coefficients + intercepts * rows.mean[None]).max()
         return jnp.maximum(given, jnp.abs(intercepts).max())
 
     optax = _optax()
@@ -266,9 +266,10 @@ def _minimize(
 def _scale(rows: Rows, strength: Array, num_rows: int) -> Float[Array, "c p"]:
     """Makes the Hessian about the identity where probabilities don't depend on the features."""
     classes = jnp.arange(max(num_rows, 2))[-num_rows:, None]
-    share = ((rows.targets == classes) * rows.weights).sum(axis=1, keepdims=True)
+    is_own = rows.targets[None] == classes
+    share = (is_own * rows.weights[None]).sum(axis=1, keepdims=True)
     variance = jnp.maximum(share * (1 - share), 1e-3)
-    curvature = jnp.concatenate([variance * rows.spectrum + strength, variance], axis=1)
+    curvature = jnp.concatenate([variance * rows.spectrum[None] + strength, variance], axis=1)
     return 1 / jnp.sqrt(curvature)
 
 
@@ -276,7 +277,7 @@ def _objective(rows: Rows, strength: Array, parameters: Float[Array, "c p"]) -> 
     logits = parameters[:, :-1] @ rows.x + parameters[:, -1:]
     if len(logits) == 1:  # one row stands for two classes, the first's are 0
         logits = jnp.pad(logits, ((1, 0), (0, 0)))
-    own = jnp.arange(len(logits))[:, None] == rows.targets
+    own = jnp.arange(len(logits))[:, None] == rows.targets[None]
     losses = jax.nn.logsumexp(logits, axis=0) - (logits * own).sum(axis=0)
     return (rows.weights * losses).sum() + strength / 2 * (parameters[:, :-1] ** 2).sum()
 

@@ -154,8 +154,8 @@ def _compare(images: Any, texts: Any, error: Any) -> tuple[Any, Any]:
     image, image_index, image_positive = images
     text, text_index, text_positive = texts
     cosines = image @ text.T
-    negatives = image_index[:, None] != text_index
-    negatives &= (image_index[:, None] >= 0) & (text_index >= 0)
+    image_index, text_index = image_index[:, None], text_index[None]
+    negatives = (image_index != text_index) & (image_index >= 0) & (text_index >= 0)
     count = functools.partial(_count, cosines, negatives, error)
     return count(image_positive[:, None], 1), count(text_positive[None, :], 0)
 

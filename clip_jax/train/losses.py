@@ -295,7 +295,7 @@ def _product(a: Array, b: Array) -> Array:
 
 
 def _logits(image: Array, text: Array, is_row: Array, scale: Array) -> Float[Array, "i t"]:
-    return jnp.where(is_row, scale * _product(image, text.T), -jnp.inf)
+    return jnp.where(is_row[None], scale * _product(image, text.T), -jnp.inf)
 
 
 def _add_exp(so_far: Any, logits: Array, axis: int) -> Any:
