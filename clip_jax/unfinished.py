@@ -70,7 +70,7 @@ def written_aside(path: str, write: Callable[[BinaryIO], object]) -> Iterator[st
             os.fsync(file.fileno())
         yield unfinished
     except OSError as error:  # a full disk's error names no file
-        raise OSError(error.errno, error.strerror, path) from None
+        raise OSError(error.errno, error.strerror or str(error), path) from None
     finally:
         with contextlib.suppress(OSError):
             os.unlink(unfinished)
