@@ -111,9 +111,10 @@ class Comparison:
         """Refuses files that have got more rows while they were embedded."""
         for shard in shards:
             rows, before = self._plan.open(shard, check=False), self._plan.counts.get(shard)
-            if before is not None and not isinstance(rows, Unread) and len(rows) > before:
+            count = self._plan.count(shard, rows)
+            if before is not None and count > before:
                 raise ValueError(
-                    f"{self._shards[shard].name} has changed during the run: it has {len(rows):,} "
+                    f"{self._shards[shard].name} has changed during the run: it has {count:,} "
                     f"rows and had {before:,}. Start the same command again; if that is refused, "
                     "the input is another one now: give another folder"
                 )
@@ -237,7 +238,7 @@ class _Rows:
 
     def are_gone(self, opened: Rows) -> bool:
         """Whether the file can be read to its end, and ends before some of these rows."""
-        if not self.unread or isinstance(opened, Unread):
+        if not self.unread or isinstance(opened, Unread) or not len(opened):
             return False
         return all(self._embedded[place] >= len(opened) for place in self.unread)
 

@@ -128,7 +128,9 @@ class Plan:
             count = self._known.get(shard)
             if count is None:
                 opened = self.open(shard)
-                count = max(len(opened), self._rows_before(shard, opened))
+                count, before = len(opened), self._rows_before(shard, opened)
+                if before and self.count(shard, opened) <= before:  # but for damage at its end
+                    count = before
             todo = [
                 Pending(chunk, count, rows, self.known.get(chunk.name))
                 for chunk in divide(shard, count, self._rows_per_part)
@@ -186,8 +188,18 @@ class Plan:
 
     def recount(self, shard: int, rows: Rows) -> None:
         """Has a shard that has more rows than its parts say embedded with all of its rows."""
-        if not isinstance(rows, faults.Unread) and len(rows) > (self._known.get(shard) or 0):
+        known = self._known.get(shard)
+        if known is not None and self.count(shard, rows) > known:
             self._known[shard] = None
+
+    def count(self, shard: int, rows: Rows) -> int:
+        """Returns how many rows a shard has, without the one that says what is wrong at its end."""
+        count = len(rows)
+        if isinstance(rows, faults.Unread) or not count:
+            return 0
+        name = self._source.shards[shard].name
+        (last,) = faults.all_records(rows, name, count - 1, count)
+        return count - (last.problem is not None)
 
     def look_again(self, shards: Collection[int]) -> None:
         """Reads again the metadata of the parts of some shards.
