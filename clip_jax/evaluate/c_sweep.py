@@ -71,8 +71,8 @@ def sweep(
         >>> import numpy as np
         >>> features, labels = np.arange(8.0)[:, None], np.repeat(["a", "b"], 4)
         >>> found = sweep(features[::2], labels[::2], features[1::2], labels[1::2])
-        >>> len(found.trials), found.best.predict([[0.0], [7.0]]).tolist()
-        (11, ['a', 'b'])
+        >>> found.best.predict([[0.0], [7.0]]).tolist()
+        ['a', 'b']
 
     Args:
         features: (n, d) rows to fit to.
