@@ -31,6 +31,8 @@ TWICE = 1.0
 IMPORTING = 0.5
 # Seconds between two checks whether the import is over.
 _EVERY = 0.02
+# Seconds after which a signal is sent again, if Python's handler hasn't run by then.
+_AGAIN = 0.5
 
 
 class Terminated(KeyboardInterrupt):
@@ -210,7 +212,7 @@ def _watch(state: _State, say: Callable[[str], None]) -> None:
     """Ends the process some seconds after its first signal, or at its second Ctrl-C."""
     first: int | None = None
     came = 0.0
-    own = 0  # signals sent by this thread that it has not received yet
+    own, sent = False, 0.0  # whether this thread awaits a signal of its own, and when it sent it
     with state.reader as reader:
         while True:
             if first is not None:
@@ -225,7 +227,7 @@ def _watch(state: _State, say: Callable[[str], None]) -> None:
             if number in _STOPS and first is None:
                 first, came = number, now
             elif number in _STOPS and own:
-                own -= 1
+                own = False
             elif number == signal.SIGINT and now - came > TWICE:
                 _end(first or number, state, say, "ended at once; " + _KEPT)
             if first is None:
@@ -236,9 +238,12 @@ def _watch(state: _State, say: Callable[[str], None]) -> None:
             if now - begin > state.grace:
                 how = f"ended, as it did not stop within {state.grace:.0f} s; {_KEPT}"
                 _end(first, state, say, how)
-            if state.is_lost:
-                state.is_lost, state.is_resent = False, True
-                own += 1
+            # A signal that comes just before a system call doesn't interrupt it, and Python's
+            # handler would run only after that; another one does.
+            is_awaited = not state.is_over and (state.first is None or state.is_resent)
+            if state.is_lost or (is_awaited and now - max(came, sent) > _AGAIN):
+                state.is_lost, state.is_resent = False, state.is_lost or state.is_resent
+                own, sent = True, now
                 _send(first)
 
 

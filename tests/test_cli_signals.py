@@ -165,6 +165,23 @@ def test_a_signal_that_a_finalizer_loses_is_raised_again():
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "clip-jax: interrupted\n")
 
 
+def test_a_signal_that_does_not_interrupt_the_main_thread_ends_the_command_all_the_same():
+    # The system gives it to another thread, or it comes just before the main thread sleeps.
+    body = """
+        import threading
+        def to_this_thread():
+            time.sleep(0.2)
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+            time.sleep(20)
+        threading.Thread(target=to_this_thread, daemon=True).start()
+        time.sleep(20)
+    """
+    begin = time.monotonic()
+    done = run(COMMAND.format(body=body.strip(), pause=0))
+    assert time.monotonic() - begin < 6
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "clip-jax: interrupted\n")
+
+
 def test_an_error_that_a_signal_was_made_into_is_still_a_signal():
     body = """
         try:
