@@ -320,3 +320,30 @@ def test_a_run_of_which_no_picture_can_be_read_stops_however_many_may_be_skipped
     toml = training.write_toml(tmp_path, data)
     with pytest.raises(ValueError, match="none of the pictures can be read; the last one: "):
         train(read_config(toml, ["data.max_skipped=1"]), progress=False)
+
+
+@pytest.mark.parametrize("how", ["removed", "another's"])
+def test_a_folder_that_is_not_the_runs_any_more_is_left_alone(tmp_path, data, how, monkeypatch):
+    config = read_config(training.write_toml(tmp_path, data))
+    add = run.Metrics.add
+
+    def add_and_lose_the_folder(self, record):
+        add(self, record)
+        if record["step"] == 2:
+            shutil.rmtree(tmp_path / "run")
+            if how == "another's":
+                with monkeypatch.context() as patch:
+                    patch.setattr(run.Metrics, "add", add)
+                    train(read_config(tmp_path / "run.toml", ["run.seed=1"]), progress=False)
+
+    monkeypatch.setattr(run.Metrics, "add", add_and_lose_the_folder)
+    message = "run.json|removed during the run" if how == "removed" else "holds another run"
+    with pytest.raises((OSError, ValueError), match=message):
+        train(config, progress=False)
+    monkeypatch.setattr(run.Metrics, "add", add)
+    if how == "another's":
+        train(read_config(tmp_path / "run.toml", ["run.seed=1"]), progress=False)
+        assert [line["step"] for line in lines_of(tmp_path / "run")] == list(range(1, 13))
+    else:
+        assert not (tmp_path / "run" / "metrics.jsonl").exists()
+        train(config, progress=False)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from clip_jax.errors import is_exhausted
 from clip_jax.locks import locked
 from clip_jax.train.checksums import damage, has_checksums, write_checksums
-from clip_jax.train.claim import claim
+from clip_jax.train.claim import check_claimed, claim
 from clip_jax.train.identity import Identity
 from clip_jax.train.step import TrainState
 from clip_jax.train.together import all_true, by_first, is_same
@@ -49,7 +49,7 @@ class Checkpoints:
                 "training keeps its state with Orbax: pip install 'clip-jax-flax[train]'"
             ) from None
         self._ocp = ocp
-        self._folder = folder.absolute()
+        self._folder, self._identity = folder.absolute(), identity
         self._held = contextlib.ExitStack()
         if not is_same(identity.digest()):
             raise ValueError(
@@ -57,7 +57,7 @@ class Checkpoints:
                 "and model"
             )
         try:
-            by_first(lambda: self._take(identity))
+            by_first(self._take)
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
                 cleanup_tmp_directories=True,
@@ -114,6 +114,15 @@ class Checkpoints:
             )
         return state
 
+    def check_claimed(self) -> None:
+        """Checks that the folder is still this run's; all processes must make this call.
+
+        Raises:
+            ValueError: it is another run's by now.
+            OSError: it was removed, or can't be read.
+        """
+        by_first(lambda: check_claimed(self._folder, self._identity))
+
     def save(self, step: int, state: TrainState, iterator: Any) -> None:
         """Starts to save a checkpoint; the state may be overwritten once this returns.
 
@@ -167,10 +176,10 @@ class Checkpoints:
         self.wait()
         return self._manager.latest_step()
 
-    def _take(self, identity: Identity) -> None:
+    def _take(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._held.enter_context(locked(str(self._folder / LOCK), str(self._folder)))
-        claim(self._folder, identity)
+        claim(self._folder, self._identity)
 
     def _complete(self) -> None:
         """Writes the checksums; called by Orbax once all files are written, before the rename."""

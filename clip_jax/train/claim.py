@@ -1,5 +1,6 @@
 """Claims a folder for one training run."""
 
+import errno
 import json
 import warnings
 from collections.abc import Mapping
@@ -22,16 +23,7 @@ def claim(folder: Path, identity: Identity) -> None:
     path = folder / IDENTITY
     noted = _read(path)
     if noted is not None:
-        if lines := identity.differences(noted):
-            raise ValueError(
-                "\n".join(
-                    [
-                        f"{folder} holds another run: go on with what that one had, or give "
-                        "another `out`. They differ in:",
-                        *lines,
-                    ]
-                )
-            )
+        _refuse_another(folder, identity, noted)
         if not is_incomplete(noted):
             return
         warnings.warn(
@@ -40,6 +32,30 @@ def claim(folder: Path, identity: Identity) -> None:
             stacklevel=2,
         )
     storage(path).write(str(path), json.dumps(identity.document(), indent=1).encode() + b"\n")
+
+
+def check_claimed(folder: Path, identity: Identity) -> None:
+    """Checks that the folder is still this run's.
+
+    Somebody may have removed it since, and begun another run in its place.
+
+    Raises:
+        ValueError: it is another run's (lists what differs), or the file is damaged.
+        OSError: the folder was removed, or can't be read.
+    """
+    noted = _read(folder / IDENTITY)
+    if noted is None:
+        reason = "was removed during the run; start the same command again"
+        raise FileNotFoundError(errno.ENOENT, reason, str(folder / IDENTITY))
+    _refuse_another(folder, identity, noted)
+
+
+def _refuse_another(folder: Path, identity: Identity, noted: Mapping[str, Any]) -> None:
+    if lines := identity.differences(noted):
+        raise ValueError(
+            f"{folder} holds another run: go on with what that one had, or give another `out`. "
+            "They differ in:\n" + "\n".join(lines)
+        )
 
 
 def _read(path: Path) -> Mapping[str, Any] | None:

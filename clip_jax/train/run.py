@@ -173,6 +173,7 @@ def _loop(
                 waiting = []
                 _check_loss(fetched, checkpoints)
                 skipped = total(tried) - i * config.run.batch_size
+                checkpoints.check_claimed()
                 record = _record(fetched, config.run.batch_size, seconds, skipped)
                 metrics.add(record)
                 bar.update(i - bar.n)
