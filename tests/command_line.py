@@ -2,7 +2,6 @@
 
 import struct
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +9,8 @@ import pytest
 from PIL import Image
 
 import clip_jax
-from clip_jax.cli import main
+from tests.calls import Run, runner
 from tests.models import SMALL_VIT, fresh
-
-Run = Callable[..., tuple[int, str, list[str]]]
 
 
 @pytest.fixture(scope="module")
@@ -53,14 +50,4 @@ def _bomb() -> bytes:
 def run(folder, monkeypatch, capsys) -> Run:
     """Runs a command in this process, in the folder of the pictures."""
     monkeypatch.chdir(folder)
-
-    def run(*argv: object) -> tuple[int, str, list[str]]:
-        try:
-            status = main([str(argument) for argument in argv])
-        except SystemExit as stop:
-            status = stop.code
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return status, out, err.splitlines()
-
-    return run
+    return runner(capsys)

@@ -10,7 +10,6 @@ import pytest
 from PIL import Image
 
 import clip_jax
-from clip_jax.cli import main
 from clip_jax.embed import Columns, embed
 from clip_jax.encoder import Encoder
 from clip_jax.evaluate import captions, classifier
@@ -82,18 +81,3 @@ def write_data(root: Path, model: clip_jax.CLIP) -> None:
     (root / "templates.txt").write_text("a photo of a {}.\n\na {} thing\n")
     options = {"what": "both", "columns": Columns(others=("label",)), "progress": False}
     embed(root / "in.tar", root / "model", root / "embedded", batch_size=8, **options)
-
-
-def runner(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs `clip-jax eval` in this process; gives its status, output and lines of errors."""
-
-    def run(*argv: object) -> tuple[int, str, list[str]]:
-        try:
-            status = main(["eval", *map(str, argv)])
-        except SystemExit as stop:
-            status = stop.code
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return status, out, err.splitlines()
-
-    return run

@@ -14,7 +14,8 @@ from clip_jax.evaluate import ZeroShotClassifier, inputs
 from clip_jax.evaluate import data as data_module
 from clip_jax.evaluate.data import without_projection
 from tests.archives import write_tar
-from tests.evaluation import Run, runner, shared_encoders, write_data
+from tests.calls import Run, runner
+from tests.evaluation import shared_encoders, write_data
 from tests.models import SMALL_RESNET, SMALL_VIT, random_images, small
 from tests.pictures import COLOURS
 
@@ -38,7 +39,7 @@ def data(model, tmp_path_factory) -> Path:
 @pytest.fixture
 def run(data, monkeypatch, capsys) -> Run:
     monkeypatch.chdir(data)
-    return runner(capsys)
+    return runner(capsys, "eval")
 
 
 @pytest.mark.long

@@ -21,7 +21,8 @@ from clip_jax.evaluate import report, scores, sweep
 from clip_jax.evaluate.classes import hold_out, name_classes
 from clip_jax.evaluate.scores import blocks, score, score_blocks
 from tests.archives import write_tar
-from tests.evaluation import Run, runner, write_pictures
+from tests.calls import Run, runner
+from tests.evaluation import write_pictures
 from tests.models import SMALL_VIT, small
 from tests.pictures import COLOURS
 
@@ -137,7 +138,7 @@ def job(root: Path, out: str) -> None:
 def run(data, monkeypatch, capsys) -> Run:
     """Runs `clip-jax eval`, with the model where the data are pictures."""
     monkeypatch.chdir(data)
-    evaluate = runner(capsys)
+    evaluate = runner(capsys, "eval")
 
     def run(*argv: object) -> tuple[int, str, list[str]]:
         needs_model = "out" not in str(argv[1])

@@ -13,7 +13,8 @@ import clip_jax
 from clip_jax import evaluate
 from clip_jax.evaluate import LinearProbe, ZeroShotClassifier, inputs, recall_at_k
 from clip_jax.evaluate.results import LeftOut
-from tests.evaluation import Run, runner, shared_encoders, write_data
+from tests.calls import Run, runner
+from tests.evaluation import shared_encoders, write_data
 from tests.models import SMALL_VIT, small
 from tests.pictures import COLOURS
 
@@ -36,7 +37,7 @@ def data(model, tmp_path_factory) -> Path:
 @pytest.fixture
 def run(data, monkeypatch, capsys) -> Run:
     monkeypatch.chdir(data)
-    return runner(capsys)
+    return runner(capsys, "eval")
 
 
 @pytest.fixture(scope="module")

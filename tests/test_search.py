@@ -16,13 +16,13 @@ import pytest
 from PIL import Image
 
 import clip_jax
-from clip_jax.cli import main
 from clip_jax.embed import Columns, embed
 from clip_jax.embed.results import finished_job
 from clip_jax.nn import normalize
 from clip_jax.search import contact_sheet, exact, search
 from clip_jax.search.index import Index
 from tests.archives import parquet, write_tar
+from tests.calls import runner
 from tests.embedding_jobs import QUIET, contents
 from tests.models import SMALL_VIT, small
 from tests.pictures import noise
@@ -224,17 +224,7 @@ def test_pictures_inside_parquet_files_are_shown(model, tmp_path):
 def run(folder, monkeypatch, capsys):
     """Runs a command in this process, in the folder."""
     monkeypatch.chdir(folder)
-
-    def run(*argv: object) -> tuple[int, str, list[str]]:
-        try:
-            status = main([str(argument) for argument in argv])
-        except SystemExit as stop:
-            status = stop.code
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return status, out, err.splitlines()
-
-    return run
+    return runner(capsys)
 
 
 def test_search_prints_a_table_and_json(run, folder, model):

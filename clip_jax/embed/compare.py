@@ -110,8 +110,8 @@ class Comparison:
     def _check_counts(self, shards: Collection[int]) -> None:
         """Refuses files that have got more rows while they were embedded."""
         for shard in shards:
-            rows, before = self._plan.open(shard, check=False), self._plan.counts.get(shard)
-            count = self._plan.count(shard, rows)
+            rows, before = self._plan.open(shard, check=False), self._plan.shard_rows.get(shard)
+            count = self._plan.num_rows(shard, rows)
             if before is not None and count > before:
                 raise ValueError(
                     f"{self._shards[shard].name} has changed during the run: it has {count:,} "

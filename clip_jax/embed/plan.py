@@ -9,6 +9,7 @@ from clip_jax.embed.counts import Counts
 from clip_jax.embed.identity import Other, place, refuse_others
 from clip_jax.embed.parts import Parts
 from clip_jax.sources import Input, Record, Rows, faults
+from clip_jax.sources.records import as_key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Plan:
         finished: the valid parts, by the names of their chunks.
         known: the marks of the valid parts that are known to match the input.
         opened: the indices of the shards that were opened.
+        shard_rows: how many rows each shard has, of the shards planned so far.
     """
 
     def __init__(
@@ -88,7 +90,7 @@ class Plan:
             shard: found.pop() for shard, found in sizes.items() if len(found) == 1
         }
         self.opened: set[int] = set()
-        self.counts: dict[int, int] = {}
+        self.shard_rows: dict[int, int] = {}
         self.known: dict[str, int] = {}
         self._opened = self._rows = self._to_do = 0
 
@@ -129,7 +131,7 @@ class Plan:
             if count is None:
                 opened = self.open(shard)
                 count, before = len(opened), self._rows_before(shard, opened)
-                if before and self.count(shard, opened) <= before:  # but for damage at its end
+                if before and self.num_rows(shard, opened) <= before:  # but for damage at its end
                     count = before
             todo = [
                 Pending(chunk, count, rows, self.known.get(chunk.name))
@@ -137,7 +139,7 @@ class Plan:
                 if self._worker.takes(chunk, len(self._source.shards))
                 if (rows := self._missing(chunk, count))
             ]
-            self.counts[shard] = count
+            self.shard_rows[shard] = count
             self._opened += 1
             self._rows += count
             self._to_do += sum(len(pending.rows) for pending in todo)
@@ -189,17 +191,18 @@ class Plan:
     def recount(self, shard: int, rows: Rows) -> None:
         """Has a shard that has more rows than its parts say embedded with all of its rows."""
         known = self._known.get(shard)
-        if known is not None and self.count(shard, rows) > known:
+        if known is not None and self.num_rows(shard, rows) > known:
             self._known[shard] = None
 
-    def count(self, shard: int, rows: Rows) -> int:
-        """Returns how many rows a shard has, without the one that says what is wrong at its end."""
+    def num_rows(self, shard: int, rows: Rows) -> int:
+        """Returns how many rows a shard has, without the one that stands for a damaged end."""
         count = len(rows)
         if isinstance(rows, faults.Unread) or not count:
             return 0
         name = self._source.shards[shard].name
         (last,) = faults.all_records(rows, name, count - 1, count)
-        return count - (last.problem is not None)
+        is_damage = last.problem is not None and last.key == as_key(name)  # the file's own name
+        return count - is_damage
 
     def look_again(self, shards: Collection[int]) -> None:
         """Reads again the metadata of the parts of some shards.

@@ -6,14 +6,14 @@ import contextlib
 import dataclasses
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from clip_jax.embed.chunks import shard_of
-from clip_jax.embed.gaps import gaps
+from clip_jax.embed.gaps import Gaps, gaps
 from clip_jax.embed.identity import read_job
 from clip_jax.embed.parts import ERRORS, Finished, NpyParts, Parts
 from clip_jax.errors import is_exhausted
@@ -37,8 +37,11 @@ def read_embeddings(out: str | os.PathLike[str]) -> Any:
         lists), where they exist `text_embedding`, `path` and `caption`, and those passed through.
 
     Raises:
-        ValueError: there are no Parquet parts.
+        ValueError: there are no valid Parquet parts.
         OSError: the folder can't be read.
+
+    Warns:
+        Incomplete: parts are missing or damaged, whose rows are left out; says how many.
     """
     import pyarrow.dataset
 
@@ -47,7 +50,10 @@ def read_embeddings(out: str | os.PathLike[str]) -> Any:
     if job["identity"]["format"] != "parquet":
         raise ValueError(f"{out} holds arrays: read img_emb/ and text_emb/ with numpy.load")
     parts = parts_of(out, job)
-    names = [parts.path(parts.table, name) for name in _whole(out, parts)]
+    whole = _whole(out, parts)
+    for warning in _gaps(job, whole).warnings(out, parts.table):
+        warnings.warn(warning, stacklevel=2)
+    names = [parts.path(parts.table, name) for name in whole]
     where = storage(out)
     return pyarrow.dataset.dataset(
         [where.within(name) for name in names], format="parquet", filesystem=where.filesystem
@@ -140,7 +146,7 @@ def _read(source: str, columns: Sequence[str]) -> Results:
     table = dataset.to_table(columns=list(dict.fromkeys(("embedding", *columns))))
     if not len(table):
         raise ValueError(f"{source}: no picture could be read; the first: {problems[0]}")
-    lacking = gaps(job, {name: finished.shard_rows for name, finished in whole.items()})
+    lacking = _gaps(job, whole)
     for warning in lacking.warnings(source, parts.table):
         warnings.warn(warning, stacklevel=4)
     return Results(table, problems, lacking.rows, len(lacking.shards))
@@ -151,6 +157,10 @@ def embeddings_of(table: Any, column: str) -> Float[np.ndarray, "n d"]:
     # Chunk by chunk: one Arrow array could have more numbers than its offsets can count.
     chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table[column].chunks]
     return np.concatenate(chunks, dtype=np.float32).reshape(len(table), -1)
+
+
+def _gaps(job: Mapping[str, Any], whole: Mapping[str, Finished]) -> Gaps:
+    return gaps(job, {name: finished.shard_rows for name, finished in whole.items()})
 
 
 def _whole(source: str, parts: Parts) -> dict[str, Finished]:

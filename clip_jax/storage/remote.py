@@ -30,7 +30,7 @@ class Store(Storage):
         return tried(path, lambda: self._fs.isdir(path))
 
     def size(self, path: str) -> int:
-        return tried(path, lambda: int(self._fs.size(path)))
+        return self.stat(path).size
 
     def stat(self, path: str, fresh: bool = False) -> Stat:
         if fresh:
