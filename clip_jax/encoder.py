@@ -20,7 +20,13 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
-from clip_jax.backends import default_attention, default_batch_size, optimize, use_attention
+from clip_jax.backends import (
+    compiler_options,
+    default_attention,
+    default_batch_size,
+    optimize,
+    use_attention,
+)
 from clip_jax.backends.defaults import Attention
 from clip_jax.backends.half import cast
 from clip_jax.compilation import compile_cache
@@ -91,7 +97,7 @@ class Encoder:
             mesh: the devices for `parallel="mesh"`, instead of all.
             attention: "xla"; "cudnn" for cuDNN's fused kernel on NVIDIA GPUs, in half precision;
                 "auto" for the one that was measured to be faster on such devices, by the table in
-                `clip_jax.backends.defaults`. No GPU or TPU has been measured yet: it is "xla".
+                `clip_jax.backends.defaults`; "xla" where none was measured.
             compile_cache: a folder that keeps compiled programs for later processes, on GPUs and
                 TPUs only. See `clip_jax.compile_cache`.
             whole_batches: whether to pad small calls to a whole batch, so that a row runs through
@@ -226,8 +232,10 @@ class Encoder:
         key = (features, rows.shape, rows.dtype)
         if key not in self._programs:
             function = functools.partial(self._embed, features)
+            tower = "image" if features is CLIP.image_features else "text"
+            options = compiler_options(self.attention[tower])
             with compile_cache(self._compile_cache, self.device.platform):
-                self._programs[key] = self._placement.compile(function, self._leaves, rows)
+                self._programs[key] = self._placement.compile(function, self._leaves, rows, options)
         return self._programs[key]
 
     def _embed(self, features: Callable, leaves: list[Array], rows: Array) -> Array:

@@ -89,8 +89,10 @@ class Placement(abc.ABC):
         """Returns this process's rows of a result."""
 
     @abc.abstractmethod
-    def compile(self, function: Callable, leaves: list[Array], rows: Array) -> Callable:
-        """Compiles `function(leaves, rows)` for these shapes."""
+    def compile(
+        self, function: Callable, leaves: list[Array], rows: Array, options: dict[str, str | bool]
+    ) -> Callable:
+        """Compiles `function(leaves, rows)` for these shapes, with options of XLA's."""
 
     def most(self, counts: np.ndarray) -> np.ndarray:
         """Returns the elementwise maximum over the processes that compute together."""
@@ -120,8 +122,10 @@ class OneDevice(Placement):
     def get_rows(self, rows: Array) -> np.ndarray:
         return np.asarray(rows)
 
-    def compile(self, function: Callable, leaves: list[Array], rows: Array) -> Callable:
-        return jax.jit(function).lower(leaves, rows).compile()
+    def compile(
+        self, function: Callable, leaves: list[Array], rows: Array, options: dict[str, str | bool]
+    ) -> Callable:
+        return jax.jit(function).lower(leaves, rows).compile(options)
 
 
 class Pmap(Placement):
@@ -153,8 +157,10 @@ class Pmap(Placement):
     def get_rows(self, rows: Array) -> np.ndarray:
         return np.asarray(rows).reshape(-1, *rows.shape[2:])
 
-    def compile(self, function: Callable, leaves: list[Array], rows: Array) -> Callable:
-        return jax.pmap(function, devices=jax.local_devices()).lower(leaves, rows).compile()
+    def compile(
+        self, function: Callable, leaves: list[Array], rows: Array, options: dict[str, str | bool]
+    ) -> Callable:
+        return jax.pmap(function, devices=jax.local_devices()).lower(leaves, rows).compile(options)
 
 
 class OverMesh(Placement):
@@ -199,8 +205,10 @@ class OverMesh(Placement):
         shards = sorted(rows.addressable_shards, key=lambda shard: shard.index[0].start or 0)
         return np.concatenate([np.asarray(shard.data) for shard in shards])
 
-    def compile(self, function: Callable, leaves: list[Array], rows: Array) -> Callable:
-        return jax.jit(function, out_shardings=self._split).lower(leaves, rows).compile()
+    def compile(
+        self, function: Callable, leaves: list[Array], rows: Array, options: dict[str, str | bool]
+    ) -> Callable:
+        return jax.jit(function, out_shardings=self._split).lower(leaves, rows).compile(options)
 
     def most(self, counts: np.ndarray) -> np.ndarray:
         if not self._is_shared:

@@ -73,7 +73,7 @@ def programs(monkeypatch):
     """What one device would compile, without the time that it takes; embeddings are zeros."""
     programs = []
 
-    def compile(self, function, leaves, rows):
+    def compile(self, function, leaves, rows, options):
         programs.append((rows.shape, rows.dtype.name, str(jax.make_jaxpr(function)(leaves, rows))))
         return lambda leaves, rows: np.zeros((len(rows), 16), np.float32)
 

@@ -281,13 +281,13 @@ def test_where_nothing_was_measured_only_the_pooled_row_is_computed_otherwise(pl
 
 def test_the_table_of_defaults_takes_the_first_row_that_fits(monkeypatch):
     half, full = np.dtype(jnp.bfloat16), np.dtype(np.float32)
-    row = defaults.Default("cudnn", "gpu", "H100", ("bfloat16",), 50, "1.3 times")
+    row = defaults.Default("cudnn", "gpu", "B200", ("bfloat16",), 50, "1.3 times")
     monkeypatch.setattr(defaults, "ATTENTION", (row, *defaults.ATTENTION))
     choose = defaults.default_attention
-    assert choose("gpu", "NVIDIA H100 80GB HBM3", half, 50) is row
+    assert choose("gpu", "NVIDIA B200", half, 50) is row
     for other in (
-        ("gpu", "NVIDIA H100 80GB HBM3", half, 49),
-        ("gpu", "NVIDIA H100 80GB HBM3", full, 50),
+        ("gpu", "NVIDIA B200", half, 49),
+        ("gpu", "NVIDIA B200", full, 50),
         ("gpu", "NVIDIA A100", half, 50),
         ("tpu", "TPU v5 lite", half, 50),
         ("cpu", "cpu", half, 50),

@@ -10,9 +10,12 @@ from benchmarks.accelerator.names import (
     COMPILED,
     CUDNN,
     FLOATS,
+    OURS,
+    PLAIN,
     SCANNED,
     SINGLE_QUERY,
     TOKAMAX,
+    TRITON,
     XLA,
 )
 from benchmarks.accelerator.rows import OK, Row
@@ -21,8 +24,8 @@ from benchmarks.accelerator.rows import OK, Row
 WORTH = 1.02
 NOT_MEASURED = "not measured"
 
-# Ours that one may choose among for bfloat16 images.
-_CHOICES = (XLA, CUDNN, TOKAMAX)
+# Ours that differ in their attention alone, which their rows name.
+_CHOICES = (OURS, XLA, CUDNN, TOKAMAX)
 
 
 def figures_to_reach(rows: list[Row]) -> str:
@@ -50,7 +53,7 @@ def _figures(rows: list[Row]) -> Iterator[tuple]:
         best = _best(rows, model, batch)
         alike = {"kind": "images", "model": model, "size": batch, "dtype": "bfloat16"}
         theirs = _row(rows, **alike, contender=COMPILED)
-        by = best["contender"].removeprefix("clip_jax, ") if best else ""
+        by = best["contender"] if best else ""
         # Both against the base that they took turns with.
         value = (best.get("ratio") or 1.0) / theirs["ratio"] if best and theirs else None
         what = f"{model} images, bfloat16, batch {batch}, against PyTorch SDPA compiled"
@@ -79,6 +82,7 @@ def lines(rows: list[Row]) -> str:
         _attention,
         _attention_of_texts,
         _last_block,
+        _layers,
         _inputs,
         _blocks,
         _batch_size,
@@ -94,24 +98,29 @@ def _attention(rows: list[Row]) -> Iterator[str]:
     measured: dict[int, dict[str, float]] = {}
     for row in _of(rows, kind="images", dtype="bfloat16"):
         if row["contender"] in _CHOICES and row.get("tokens") and row["size"] == row["case"][2]:
-            rate = 1.0 if row["contender"] == XLA else row["ratio"]
             if row["size"] == 256 or row["tokens"] not in measured:
-                measured.setdefault(row["tokens"], {})[row["contender"]] = rate
-    others = sorted({name for rates in measured.values() for name in rates} - {XLA})
+                rates = measured.setdefault(row["tokens"], {})
+                rates[row["attention"]] = row.get("ratio") or 1.0
+    # All are against XLA's, whichever the base of the rows has.
+    measured = {
+        tokens: {name: rate / rates["xla"] for name, rate in rates.items() if name != "xla"}
+        for tokens, rates in sorted(measured.items())
+        if "xla" in rates
+    }
+    others = sorted({name for rates in measured.values() for name in rates})
     if not others:
-        yield "attention: XLA's; no other was measured"
+        yield "attention: xla; no other was measured beside it"
         return
     for name in others:
-        rates = {n: rates[name] for n, rates in sorted(measured.items()) if name in rates}
-        word = name.removeprefix("clip_jax, ").removesuffix(" attention").lower()
+        rates = {n: rates[name] for n, rates in measured.items() if name in rates}
         from_ = next(
             (n for n in rates if all(rate >= WORTH for m, rate in rates.items() if m >= n)), None
         )
         shown = ", ".join(f"{rate:.2f} times at {n}" for n, rate in rates.items())
         if from_ is None:
-            yield f"attention: xla for bfloat16; {word} is {shown} tokens"
+            yield f"attention: xla for bfloat16; {name} is {shown} tokens"
         else:
-            yield f"attention: {word} for bfloat16 from {from_} tokens on; {shown} tokens"
+            yield f"attention: {name} for bfloat16 from {from_} tokens on; {shown} tokens"
 
 
 def _attention_of_texts(rows: list[Row]) -> Iterator[str]:
@@ -133,6 +142,21 @@ def _last_block(rows: list[Row]) -> Iterator[str]:
         )
 
 
+def _layers(rows: list[Row]) -> Iterator[str]:
+    for contender, ours, theirs in (
+        (PLAIN, "those of backends/gpu", "those of clip_jax.nn"),
+        (TRITON, "cuBLAS alone", "Triton's, too"),
+    ):
+        what = "norms and activations" if contender == PLAIN else "products"
+        for row in _of(rows, kind="images", contender=contender):
+            gain = 1 / row["ratio"]
+            word = ours if gain >= 1 else theirs
+            yield (
+                f"{what}, {row['model']} at {row['size']:,}: {word}; with {ours} it is "
+                f"{gain:.2f} times as fast as with {theirs}"
+            )
+
+
 def _inputs(rows: list[Row]) -> Iterator[str]:
     for row in _of(rows, kind="images", contender=FLOATS):
         bytes_ = 1 / row["ratio"]
@@ -146,7 +170,7 @@ def _inputs(rows: list[Row]) -> Iterator[str]:
 def _blocks(rows: list[Row]) -> Iterator[str]:
     for row in _of(rows, kind="images", contender=SCANNED):
         alike = {key: row[key] for key in ("kind", "model", "size", "dtype")}
-        base = _row(rows, **alike, contender=XLA)
+        base = _row(rows, **alike, contender=OURS)
         unrolled = 1 / row["ratio"]
         word = "unrolled" if unrolled >= WORTH else "scanned"
         took = f"{base['compile_seconds']:.1f} s" if base else NOT_MEASURED
@@ -176,7 +200,7 @@ def _precision(rows: list[Row]) -> Iterator[str]:
         shown = ", ".join(f"{model} {error:.1e}" for model, error in errors.items())
         yield f"error of {contender}: {shown}"
     half = _best(rows, models.L14, 256)
-    for row in _of(rows, kind="images", contender=XLA):
+    for row in _of(rows, kind="images", contender=OURS):
         if half and row.get("dtype") in ("TF32", "float32 highest"):
             yield (
                 f"dtype, {row['model']}: bfloat16 is {half['value'] / row['value']:.1f} times "

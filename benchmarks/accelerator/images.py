@@ -1,9 +1,9 @@
 """Section 2: images a second, ours with every choice that there is against PyTorch's.
 
-Each row is measured in turns with our tower as it comes with XLA's attention, the base, so the
-ratios of a group have one denominator. "On the device" means inputs that lie there, pixels for us
-and normalised floats for PyTorch, and results that stay there; "host to host" means pixels from
-the host and embeddings back on it, ours by the public encoder.
+Each row is measured in turns with our tower as it comes, the base, so the ratios of a group have
+one denominator. "On the device" means inputs that lie there, pixels for us and normalised floats
+for PyTorch, and results that stay there; "host to host" means pixels from the host and embeddings
+back on it, ours by the public encoder.
 """
 
 import functools
@@ -20,10 +20,13 @@ from benchmarks.accelerator.names import (
     EAGER,
     ENCODER,
     FLOATS,
+    OURS,
+    PLAIN,
     REDUCED,
     SCANNED,
     SINGLE_QUERY,
     TOKAMAX,
+    TRITON,
     XLA,
 )
 from benchmarks.accelerator.timing import TINY, Contender, alone, beside
@@ -32,38 +35,40 @@ from clip_jax.catalog import lookup
 UNIT = "images/s"
 DTYPE = "bfloat16"
 VARIANTS = {
-    XLA: ours.Variant(),
+    OURS: ours.Variant(),
+    XLA: ours.Variant(attention="xla"),
     CUDNN: ours.Variant(attention="cudnn"),
     TOKAMAX: ours.Variant(attention="tokamax"),
     ALL_ROWS: ours.Variant(is_pooled=False),
     SINGLE_QUERY: ours.Variant(is_single_query=True),
     SCANNED: ours.Variant(is_scanned=True),
+    PLAIN: ours.Variant(is_plain=True),
+    TRITON: ours.Variant(has_triton=True),
 }
 # Model, batch, contenders: by worth, so that what is not reached matters least.
 PLAN = (
-    (models.L14, 256, (XLA, CUDNN, COMPILED)),
-    (models.B32, 256, (XLA, CUDNN, COMPILED)),
-    (models.B32, 1024, (XLA, CUDNN, COMPILED)),
-    (models.B16, 256, (XLA, CUDNN)),
-    (models.L14_336, 256, (XLA, CUDNN)),
-    (models.L14, 256, (ENCODER, SCANNED, SINGLE_QUERY, ALL_ROWS, FLOATS, TOKAMAX, EAGER)),
-    (models.B32, 256, (SCANNED, SINGLE_QUERY, ALL_ROWS, FLOATS, TOKAMAX, EAGER, ENCODER)),
-    (models.RN50, 256, (XLA, COMPILED)),
-    (models.B32, 1, (XLA, CUDNN, REDUCED)),
-    (models.B32, 32, (XLA, CUDNN, COMPILED)),
-    (models.L14_336, 256, (COMPILED,)),
-    (models.B16, 256, (COMPILED,)),
-    (models.L14, 256, (COMPILED_HOST,)),
-    (models.RN50, 256, (EAGER, ENCODER)),
-    (models.L14_336, 256, (TOKAMAX, EAGER)),
+    (models.L14, 256, (OURS, COMPILED, XLA, CUDNN)),
+    (models.B32, 256, (OURS, COMPILED, CUDNN, XLA)),
+    (models.B32, 1024, (OURS, COMPILED)),
+    (models.L14, 256, (ENCODER, PLAIN, TRITON, TOKAMAX)),
+    (models.B16, 256, (OURS, COMPILED, XLA, CUDNN)),
+    (models.L14_336, 256, (OURS, COMPILED)),
+    (models.B32, 256, (PLAIN, TRITON, TOKAMAX, EAGER, ENCODER)),
+    (models.RN50, 256, (OURS, COMPILED)),
+    (models.B32, 1, (OURS, TRITON, CUDNN, REDUCED)),
+    (models.B32, 32, (OURS, COMPILED, TRITON)),
+    (models.L14, 256, (SCANNED, SINGLE_QUERY, ALL_ROWS, FLOATS, EAGER, COMPILED_HOST)),
+    (models.B32, 256, (SCANNED, SINGLE_QUERY, ALL_ROWS, FLOATS)),
+    (models.RN50, 256, (TRITON, EAGER, ENCODER)),
+    (models.L14_336, 256, (XLA, CUDNN, TOKAMAX, EAGER)),
     (models.B16, 256, (TOKAMAX, EAGER)),
 )
 # Tiny, each way of computing once.
 TINY_PLAN = (
-    (models.L14, 8, (XLA, CUDNN, COMPILED, ENCODER, SCANNED, SINGLE_QUERY)),
-    (models.L14, 8, (ALL_ROWS, FLOATS, TOKAMAX, EAGER, COMPILED_HOST)),
-    (models.B32, 1, (XLA, REDUCED)),
-    (models.RN50, 2, (XLA, EAGER)),
+    (models.L14, 8, (OURS, XLA, CUDNN, COMPILED, ENCODER, SCANNED, SINGLE_QUERY)),
+    (models.L14, 8, (ALL_ROWS, FLOATS, TOKAMAX, EAGER, COMPILED_HOST, PLAIN, TRITON)),
+    (models.B32, 1, (OURS, REDUCED)),
+    (models.RN50, 2, (OURS, EAGER)),
 )
 # Seconds that a row takes at least: compiling, mostly.
 SECONDS = {models.B32: 10, models.B16: 10, models.L14: 18, models.L14_336: 25, models.RN50: 15}
@@ -97,11 +102,13 @@ def cases(tiny: bool) -> list[Case]:
 def _run(name: str, contender: str, tiny: bool, batch: int | None) -> dict[str, Any]:
     assert batch is not None
     turns = TINY if tiny else {}
-    base = keep.once(("base", name, batch), lambda: _made(name, XLA, batch, tiny))
-    if contender == XLA:
+    base = keep.once(("base", name, batch), lambda: _made(name, OURS, batch, tiny))
+    if contender == OURS:
         row = alone(base, UNIT, **turns)
     else:
         row = beside(base, _made(name, contender, batch, tiny), UNIT, **turns)
+    if contender in VARIANTS:
+        row["attention"] = VARIANTS[contender].attention_on_device(models.model_of(name, tiny))
     return row | _share(name, row["value"], tiny)
 
 

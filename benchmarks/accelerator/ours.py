@@ -14,7 +14,7 @@ from benchmarks.accelerator.timing import Contender
 # Rows whose features are compared between contenders.
 COMPARED = 16
 
-Attention = Literal["xla", "cudnn", "tokamax"]
+Attention = Literal["auto", "xla", "cudnn", "tokamax"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,18 +24,35 @@ class Variant:
     Attributes:
         dtype: of the towers.
         precision: of their products.
-        attention: of all rows but the pooled one.
+        attention: of all rows but the pooled one; "auto" as the public encoder chooses it.
         is_pooled: whether the last block computes but the row that is wanted.
         is_single_query: whether it makes no keys and values for that row.
         is_scanned: whether one program of a block is run for all but the last.
+        is_plain: whether norms and activations are those of `clip_jax.nn`.
+        has_triton: whether XLA may have products computed by Triton.
     """
 
     dtype: str = "bfloat16"
     precision: str = "default"
-    attention: Attention = "xla"
+    attention: Attention = "auto"
     is_pooled: bool = True
     is_single_query: bool = False
     is_scanned: bool = False
+    is_plain: bool = False
+    has_triton: bool = False
+
+    def attention_on_device(self, model: Any) -> str:
+        """The implementation that "auto" is for the image tower on the default device."""
+        from clip_jax.backends import default_attention
+        from clip_jax.config import ViTConfig
+        from clip_jax.placement import default_device
+
+        vision, device = model.config.vision, default_device()
+        if self.attention != "auto" or not isinstance(vision, ViTConfig):
+            return self.attention
+        tokens = vision.num_patches + 1
+        dtype = np.dtype(self.dtype)
+        return default_attention(device.platform, device.device_kind, dtype, tokens).value
 
 
 def on_device(name: str, model: Any, variant: Variant, images: np.ndarray) -> Contender:
@@ -50,6 +67,7 @@ def on_device(name: str, model: Any, variant: Variant, images: np.ndarray) -> Co
     import jax
     import jax.numpy as jnp
 
+    from clip_jax.backends import compiler_options
     from clip_jax.nn.clip import computing
 
     prepared = prepare(model, variant)
@@ -62,8 +80,11 @@ def on_device(name: str, model: Any, variant: Variant, images: np.ndarray) -> Co
         return features.astype(jnp.float32)
 
     rows = jax.device_put(images)
+    options = {}
+    if variant.attention_on_device(model) == "cudnn" and not variant.has_triton:
+        options = compiler_options("cudnn")
     begin = time.perf_counter()
-    program = jax.jit(embed).lower(leaves, rows).compile()
+    program = jax.jit(embed).lower(leaves, rows).compile(options)
     seconds = time.perf_counter() - begin
     features = np.asarray(program(leaves, rows)[:COMPARED])
 
@@ -102,19 +123,25 @@ def prepare(model: Any, variant: Variant) -> Any:
         NotHere: the attention is not for this device, or not installed.
     """
     from clip_jax.backends import optimize, use_attention
+    from clip_jax.backends.apply import swap_attention
+    from clip_jax.backends.gpu.attention import CudnnAttention
     from clip_jax.backends.half import cast
     from clip_jax.backends.single_query import SingleQueryAttention
     from clip_jax.placement import default_device
 
     platform = default_device().platform
+    attention = variant.attention_on_device(model)
     model = cast(model, variant.dtype)
     # Nothing but layers, so that what is measured is one choice beside another.
     optimize(model, platform, in_slices=False)
-    if variant.attention == "cudnn":
+    if attention == "cudnn":
         if platform != "gpu":
             raise NotHere("cuDNN's attention needs an NVIDIA GPU")
-        use_attention(model, image="cudnn", text="cudnn")
-    elif variant.attention == "tokamax":
+        if variant.is_plain:
+            swap_attention(model.visual, CudnnAttention)
+        else:
+            use_attention(model, image="cudnn", text="cudnn")
+    elif attention == "tokamax":
         from benchmarks.accelerator.tokamax_attention import use_tokamax
 
         use_tokamax(model.visual)

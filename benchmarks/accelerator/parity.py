@@ -38,7 +38,13 @@ Features = tuple[np.ndarray, np.ndarray]
 def cases(tiny: bool) -> list[Case]:
     def ours(name: str, mode: str) -> Case:
         run = functools.partial(_ours, name, *MODES[mode], tiny)
-        return _case(name, tiny, mode, run, 20 if name == models.L14 else 12)
+        return _case(
+            name,
+            tiny,
+            mode,
+            run,
+            (50 if mode == "clip_jax, float32 highest" else 20) if name == models.L14 else 15,
+        )
 
     def theirs(name: str, mode: str) -> Case:
         return _case(name, tiny, mode, functools.partial(_theirs, name, *PEERS[mode], tiny), 6)

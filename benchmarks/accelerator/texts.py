@@ -25,7 +25,7 @@ EAGER = "PyTorch SDPA, 77 columns"
 PADDED = "PyTorch SDPA, as long as the batch's longest"
 COMPILED = "PyTorch SDPA, compiled, 77 columns"
 # With the seconds that each takes at least.
-CONTENDERS = {ENCODER: 25, COMPILED: 25, EAGER: 8, PADDED: 5, STRINGS: 3, CUDNN: 25}
+CONTENDERS = {ENCODER: 40, COMPILED: 20, EAGER: 8, PADDED: 5, STRINGS: 3, CUDNN: 30}
 # Captions of a call of PyTorch's, which are drawn from all.
 PEERS_ROWS = 4096
 

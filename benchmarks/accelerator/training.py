@@ -35,7 +35,7 @@ GUESSES = {
 MICRO_GUESSES = {models.L14: 1024, models.B32: 4096}
 # By worth. Seconds that a row takes at least: a start, and compiling.
 PLAN = (
-    (models.L14, OURS, 45),
+    (models.L14, OURS, 60),
     (models.L14, TORCH, 25),
     (models.B32, OURS, 30),
     (models.B32, TORCH, 20),

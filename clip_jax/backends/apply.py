@@ -21,11 +21,13 @@ from clip_jax.backends.cpu.linear import (
 from clip_jax.backends.cpu.slices import SlicedResNet, SlicedVisionTransformer
 from clip_jax.backends.defaults import Attention as AttentionName
 from clip_jax.backends.gpu.attention import CudnnAttention
+from clip_jax.backends.gpu.mlp import QuickMLP
+from clip_jax.backends.gpu.norm import OnePassLayerNorm
 from clip_jax.backends.pooled_row import PooledTransformer
 from clip_jax.backends.swap import swap_layers
 from clip_jax.config import ViTConfig
 from clip_jax.nn import CLIP
-from clip_jax.nn.layers import Attention, Transformer
+from clip_jax.nn.layers import MLP, Attention, LayerNorm, Transformer
 from clip_jax.nn.linear import Linear
 from clip_jax.nn.resnet import AttentionPool, Conv, ModifiedResNet
 from clip_jax.nn.vit import PatchEmbedding, VisionTransformer
@@ -118,11 +120,23 @@ def optimize_for_training(model: CLIP, platform: str) -> None:
 
 
 def use_attention(model: CLIP, image: AttentionName, text: AttentionName) -> None:
-    """Sets the implementation of each tower's attention, in place; pooled rows always use XLA's."""
-    if image == "cudnn":
-        swap_attention(model.visual, CudnnAttention)
-    if text == "cudnn":
-        swap_attention(model.transformer, CudnnAttention)
+    """Sets the implementation of each tower's attention, in place; pooled rows always use XLA's.
+
+    A tower with cuDNN's attention also gets the norms and activations that are faster beside it.
+    """
+    for tower, name in ((model.visual, image), (model.transformer, text)):
+        if name == "cudnn":
+            swap_attention(tower, CudnnAttention)
+            swap_layers(tower, _beside_cudnn)
+
+
+def _beside_cudnn(layer: nnx.Module) -> nnx.Module | None:
+    match layer:
+        case LayerNorm():
+            return OnePassLayerNorm(layer)
+        case MLP(activation="quick_gelu"):
+            return QuickMLP(layer)
+    return None
 
 
 def pooled(layer: nnx.Module) -> nnx.Module | None:

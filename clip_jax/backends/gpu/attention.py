@@ -16,6 +16,13 @@ class CudnnAttention(RowAttention):
     ) -> Float[Array, "b r w"]:
         if rows is not None:
             return super().__call__(x, is_causal=is_causal, rows=rows)
-        q, k, v = (split_heads(y, self.num_heads) for y in jnp.split(self.in_proj(x), 3, axis=-1))
+        # Three products, since cuDNN's kernel needs q, k and v apart: slices of a joint product
+        # would be copies, which take as long as a third of the product.
+        kernels = jnp.split(self.in_proj.kernel[...].astype(x.dtype), 3, axis=1)
+        biases = jnp.split(self.in_proj.bias[...].astype(x.dtype), 3)
+        q, k, v = (
+            split_heads(x @ kernel + bias, self.num_heads)
+            for kernel, bias in zip(kernels, biases, strict=True)
+        )
         mixed = jax.nn.dot_product_attention(q, k, v, is_causal=is_causal, implementation="cudnn")
         return self.out_proj(mixed.reshape(x.shape))
