@@ -27,6 +27,9 @@ from clip_jax.tokenizer import tokenize
 MOST = 2048
 # The most files in flight that stay open until their records are read.
 MOST_FILES = 64
+# The most records that a thread is given at once. With many threads, handing over single ones costs
+# more than decoding: each hand-over waits for Python's lock, for which all threads compete.
+GROUP = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,25 +192,47 @@ def loading(
     budget = _Budget(read_ahead)
     ready: queue.SimpleQueue = queue.SimpleQueue()
     pool = concurrent.futures.ThreadPoolExecutor(num_threads, "clip-jax-load")
+    most_together = max(1, min(GROUP, num_threads // 2))
+
+    def load(group: list[tuple[Any, int, Record]]) -> list[Loaded]:
+        return [loader(*each) for each in group]
 
     def feed() -> None:
+        group: list[tuple[Any, int, Record]] = []
+        sizes: list[int] = []
+
+        def hand_over() -> None:
+            if group:
+                ready.put((pool.submit(load, group.copy()), sum(sizes)))
+                group.clear()
+                sizes.clear()
+
+        end: BaseException | None = None
         try:
-            for chunk, row, record in records:
+            for each in records:
+                record = each[-1]
                 most = MOST_FILES if record.opens else MOST
                 size = max(loader.size(record), read_ahead // most)
-                if not budget.take(size):
-                    return
-                ready.put((pool.submit(loader, chunk, row, record), size))
-            ready.put(None)
-        except BaseException as error:  # raised again by `results`
-            ready.put(error)
+                if not budget.take(size, wait=False):
+                    hand_over()  # or nobody could give anything back
+                    if not budget.take(size):
+                        return
+                group.append(each)
+                sizes.append(size)
+                if len(group) == most_together:
+                    hand_over()
+        except BaseException as error:  # raised again by `results`, after the rows before it
+            end = error
+        with contextlib.suppress(RuntimeError):  # the pool is shut down, and nobody waits any more
+            hand_over()
+        ready.put(end)
 
     def results() -> Iterator[Loaded]:
         while (item := ready.get()) is not None:
             if isinstance(item, BaseException):
                 raise item
             future, size = item
-            yield future.result()
+            yield from future.result()
             budget.give_back(size)
 
     feeder = threading.Thread(target=feed, name="clip-jax-feed", daemon=True)
@@ -226,14 +251,21 @@ class _Budget:
         self._limit, self._taken, self._closed = limit, 0, False
         self._changed = threading.Condition()
 
-    def take(self, size: int) -> bool:
-        """Waits until there is room; returns False once the budget is closed."""
+    def take(self, size: int, *, wait: bool = True) -> bool:
+        """Waits until there is room; returns False once the budget is closed.
+
+        Without `wait`, it returns False and takes nothing if there is no room now.
+        """
         with self._changed:
-            self._changed.wait_for(
-                lambda: self._closed or not self._taken or self._taken + size <= self._limit
-            )
+            if wait:
+                self._changed.wait_for(lambda: self._closed or self._has_room(size))
+            elif not self._has_room(size):
+                return False
             self._taken += size
             return not self._closed
+
+    def _has_room(self, size: int) -> bool:
+        return not self._taken or self._taken + size <= self._limit
 
     def give_back(self, size: int) -> None:
         with self._changed:

@@ -44,8 +44,10 @@ def test_a_bar_tells_how_it_goes_on_a_terminal(pictures, model, tmp_path, monkey
     [
         ({"waited": 6.0, "reading": 9.0, "decoding": 2.0, "device": 3.0}, "reading"),
         ({"waited": 6.0, "reading": 1.0, "decoding": 9.0, "device": 3.0}, "decoding"),
-        ({"waited": 1.0, "decoding": 9.0, "device": 8.0, "writing": 2.0}, "device"),
-        ({"waited": 1.0, "decoding": 9.0, "device": 3.0, "writing": 8.0}, "writing"),
+        ({"waited": 1.0, "device": 8.0, "blocked": 7.0, "writing": 2.0}, "device"),
+        ({"waited": 1.0, "device": 3.0, "blocked": 3.0, "writing": 8.0}, "writing"),
+        # The device computed beside the rest, and nobody waited for it.
+        ({"waited": 1.0, "device": 8.0, "blocked": 1.0, "writing": 2.0}, "host"),
     ],
 )
 def test_the_summary_names_the_bottleneck_with_figures(seconds, bottleneck):

@@ -118,7 +118,8 @@ def _job(name: str, tiny: bool, count: int | None) -> dict[str, Any]:
         "bottleneck": summary.bottleneck,
         "note": (
             f"bottleneck: {summary.bottleneck}; waited {summary.waited:.1f} s of "
-            f"{summary.seconds:.1f}, device {summary.device:.1f} s; {whole:.1f} s with the model's "
+            f"{summary.seconds:.1f}, device {summary.device:.1f} s, blocked "
+            f"{summary.blocked:.1f} s; {whole:.1f} s with the model's "
             f"hash; pictures made in {made:.1f} s"
         ),
     }

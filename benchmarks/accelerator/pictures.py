@@ -11,7 +11,7 @@ from PIL import Image
 
 # Pictures that differ; each is written many times, as files whose bytes differ.
 DISTINCT = 256
-SHARDS = 16
+SHARDS = 4  # of thousands of pictures each, as people have them
 
 
 def make_shards(folder: Path, count: int, *, distinct: int = DISTINCT) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from clip_jax.messages import counted
 
-CLOCKS = ("waiting", "reading", "decoding", "device", "writing")
+CLOCKS = ("waiting", "reading", "decoding", "device", "blocked", "writing")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Summary:
         reading: seconds of reading, summed over all threads.
         decoding: seconds of decoding, resizing and cropping, likewise summed.
         device: seconds of computing.
+        blocked: seconds in which rows that were ready waited for the device.
         writing: seconds of writing parts, which runs in parallel with the rest.
     """
 
@@ -43,15 +44,21 @@ class Summary:
     reading: float = 0.0
     decoding: float = 0.0
     device: float = 0.0
+    blocked: float = 0.0
     writing: float = 0.0
 
     @property
     def bottleneck(self) -> str:
-        """The slowest stage: "reading", "decoding", "device" or "writing"."""
-        rest = max(self.seconds - self.waited - self.device, 0.0)
-        if self.waited >= max(self.device, rest):
+        """The slowest stage: "reading", "decoding", "device", "writing" or "host".
+
+        "host" is the job's own work in Python, between the rows' decoding and the device.
+        """
+        rest = max(self.seconds - self.waited - self.blocked, 0.0)
+        if self.waited >= max(self.blocked, rest):
             return "reading" if self.reading > self.decoding else "decoding"
-        return "writing" if rest > self.device and self.writing > self.device else "device"
+        if self.blocked >= rest:
+            return "device"
+        return "writing" if self.writing > rest / 2 else "host"
 
     def __str__(self) -> str:
         if self.verified:
@@ -130,5 +137,6 @@ class Counts:
             reading=self._seconds["reading"],
             decoding=self._seconds["decoding"],
             device=self._seconds["device"],
+            blocked=self._seconds["blocked"],
             writing=self._seconds["writing"],
         )

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from clip_jax.embed.ahead import calling
 from clip_jax.embed.chunks import Worker
 from clip_jax.embed.compare import Comparison
 from clip_jax.embed.counts import Counts, Summary
@@ -191,7 +192,8 @@ def embed(
             alone()
         plan, comparison = planned()
         plan.clean()
-        gate = CpuGate(is_shared=device_of(model).platform == "cpu")
+        is_cpu = device_of(model).platform == "cpu"
+        gate = CpuGate(is_shared=is_cpu)
         loader = Loader(
             preprocess=None if what == "texts" else Preprocess(model.config.vision.image_size),
             context_length=None if what == "images" else model.config.text.context_length,
@@ -220,6 +222,7 @@ def embed(
                 num_threads=num_threads or _num_cores(),
                 read_ahead=read_ahead,
             ) as ready,
+            calling(counts, is_threaded=not is_cpu) as ahead,
             _writing(parts, counts, check_ours) as write,
         ):
             while True:
@@ -233,7 +236,7 @@ def embed(
                     alone()
                     encoder = _encoder(model, batch_size)
                 if builder is None:
-                    builder = PartBuilder(loaded.chunk, layout, encoder, counts, gate)
+                    builder = PartBuilder(loaded.chunk, layout, encoder, counts, gate, ahead)
                 builder.add(loaded)
                 _check_errors(counts, max_errors)
                 if builder.is_complete:
@@ -293,12 +296,13 @@ def _writing(parts: Parts, counts: Counts, check_ours: Callable[[], None]) -> It
     last: list[concurrent.futures.Future] = []
 
     def save(builder: PartBuilder) -> None:
+        builder.finish()
         with counts.timing("writing"):
             check_ours()
             builder.save(parts)
 
     def write(builder: PartBuilder) -> None:
-        builder.finish()
+        builder.embed_rest()
         while last:
             last.pop().result()
         last.append(pool.submit(save, builder))

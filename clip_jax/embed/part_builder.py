@@ -1,13 +1,16 @@
 """Builds the part of a chunk, with embeddings and errors, from its loaded rows."""
 
 import base64
+import concurrent.futures
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from clip_jax.embed.ahead import Ahead
 from clip_jax.embed.counts import Counts
 from clip_jax.embed.parts import Error, Part, Parts, Written
 from clip_jax.embed.plan import Pending
@@ -111,11 +114,17 @@ class PartBuilder:
     """Gathers the rows of one chunk in order and embeds them in whole batches."""
 
     def __init__(
-        self, pending: Pending, layout: Layout, encoder: Encoder, counts: Counts, gate: CpuGate
+        self,
+        pending: Pending,
+        layout: Layout,
+        encoder: Encoder,
+        counts: Counts,
+        gate: CpuGate,
+        ahead: Ahead,
     ):
         """Starts with no rows."""
         self._pending, self._layout, self._encoder, self._counts = pending, layout, encoder, counts
-        self._gate = gate
+        self._gate, self._ahead = gate, ahead
         self._seen = 0
         self._rows: list[int] = []
         self._schema = layout.schema()
@@ -125,7 +134,9 @@ class PartBuilder:
         self._pixels: list[np.ndarray] = []
         self._digests: list[int | None] = []
         self._tokens: list[np.ndarray] = []
-        self._images: list[np.ndarray] = []
+        # Results of the encoder, or futures of them.
+        self._images: list[concurrent.futures.Future] = []
+        self._texts: concurrent.futures.Future | None = None
         self._part: Part | None = None
 
     @property
@@ -157,17 +168,23 @@ class PartBuilder:
         else:
             self._counts.rows += 1
 
+    def embed_rest(self) -> None:
+        """Begins to embed the remaining rows."""
+        self._embed_pixels()
+        if self._tokens:
+            self._texts = self._ahead.submit(functools.partial(self._embedded_texts, self._tokens))
+            self._tokens = []
+
     def finish(self) -> None:
-        """Embeds the remaining rows and assembles the part."""
+        """Waits for the embeddings and assembles the part."""
         import pyarrow as pa
 
         dtype, towers = self._layout.dtype, []
         if self._layout.what != "texts":
-            self._embed_pixels()
-            towers.append(np.concatenate([self._no_rows(), *self._images]))
+            towers.append(np.concatenate([self._no_rows(), *(x.result() for x in self._images)]))
             self._images = []
         if self._layout.what != "images":
-            towers.append(self._embed_tokens())
+            towers.append(self._texts.result() if self._texts else self._no_rows())
         self._pack()
         names = ("embedding", "text_embedding")
         self._part = Part(
@@ -218,18 +235,20 @@ class PartBuilder:
 
     def _embed_pixels(self) -> None:
         if self._pixels:
-            pixels = np.stack(self._pixels)
-            with self._gate.computing(), self._counts.timing("device"):
-                found = self._encoder.images(pixels)
-            self._images.append(found.astype(self._layout.dtype, copy=False))
-            self._counts.rows += len(self._pixels)
+            call = functools.partial(self._embedded_images, self._pixels)
+            self._images.append(self._ahead.submit(call))
             self._pixels = []
 
-    def _embed_tokens(self) -> np.ndarray:
-        if not self._tokens:
-            return self._no_rows()
+    def _embedded_images(self, pixels: list[np.ndarray]) -> np.ndarray:
+        stacked = np.stack(pixels)
+        with self._gate.computing(), self._counts.timing("device"):
+            found = self._encoder.images(stacked)
+        self._counts.rows += len(pixels)
+        return found.astype(self._layout.dtype, copy=False)
+
+    def _embedded_texts(self, tokens: list[np.ndarray]) -> np.ndarray:
         with self._counts.timing("device"):
-            return self._encoder.texts(np.stack(self._tokens))
+            return self._encoder.texts(np.stack(tokens))
 
     def _merged(self, there: Written) -> tuple[Part, list[int], list[Error]]:
         """Returns the merged part, its row numbers, and the errors of the other rows."""
