@@ -153,7 +153,7 @@ def test_random_weights_are_the_same_for_all_that_compute_with_them():
 
 def test_pictures_are_files_that_differ_and_can_all_be_decoded(tmp_path):
     rows = open_input(make_shards(tmp_path, 40, distinct=3))
-    assert len(rows.shards) == 16
+    assert len(rows.shards) == 4
     contents = []
     for path in sorted(tmp_path.glob("*.tar")):
         with tarfile.open(path) as tar:
