@@ -20,7 +20,7 @@ from PIL import ImageOps
 
 from clip_jax.preprocess import Preprocess, decode_image
 from clip_jax.sources import Record
-from clip_jax.sources.faults import told
+from clip_jax.sources.faults import problem_of
 from clip_jax.tokenizer import tokenize
 
 # The most records in flight, however small; more would only take memory.
@@ -154,7 +154,7 @@ class Loader:
                     raise ValueError("no caption")
                 tokens = tokenize(record.caption, self._context_length, truncate=True)[0]
         except Exception as error:  # one bad record, whatever it holds, must not stop the others
-            return Loaded(chunk, row, kept, problem=told(error))
+            return Loaded(chunk, row, kept, problem=problem_of(error))
         return Loaded(chunk, row, kept, pixels, tokens, digest=digest)
 
     def _pixels(self, record: Record, preprocess: Preprocess) -> tuple[np.ndarray, int]:

@@ -24,7 +24,7 @@ from clip_jax.embed.parts import Finished, Part, Parts
 from clip_jax.embed.plan import Plan
 from clip_jax.loading import picture_digest
 from clip_jax.sources import Record, Rows
-from clip_jax.sources.faults import Unread, told
+from clip_jax.sources.faults import Unread, problem_of
 from clip_jax.sources.records import as_key
 from clip_jax.storage import Unreachable, storage
 
@@ -234,7 +234,7 @@ class _Rows:
             picture = self._picture(record)
             self._now[place] = dataclasses.replace(record, read=None), picture
         except Exception as error:  # of any kind
-            self.unread[place] = told(error)
+            self.unread[place] = problem_of(error)
 
     def are_gone(self, opened: Rows) -> bool:
         """Whether the file can be read to its end, and ends before some of these rows."""

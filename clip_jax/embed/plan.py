@@ -237,7 +237,7 @@ class Plan:
             try:
                 keys = dict(enumerate(rows.keys(chunk.begin, chunk.end), start=chunk.begin))
             except Exception as error:  # it can't be read now
-                faults.told(error)
+                faults.problem_of(error)
                 continue
             keys_there = self._parts.keys(name)
             if len(keys_there) != finished.rows:  # another process has just replaced the part

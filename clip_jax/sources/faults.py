@@ -7,7 +7,7 @@ from clip_jax.errors import Unreachable, exhausted
 from clip_jax.sources.records import Record, Rows, Shard, as_key
 
 
-def told(error: Exception) -> str:
+def problem_of(error: Exception) -> str:
     """Describes what is wrong with the data, given the error that a reader raised.
 
     Raises:
@@ -46,7 +46,7 @@ def guarded(path: str) -> Iterator[None]:
     except ModuleNotFoundError:
         raise
     except Exception as error:
-        reason = told(error)
+        reason = problem_of(error)
         raise ValueError(reason if path in reason else f"{path}: {reason}") from error
 
 
@@ -79,7 +79,7 @@ def opened(shard: Shard) -> Rows:
     except ModuleNotFoundError:
         raise
     except Exception as error:
-        return Unread(shard.name, told(error))
+        return Unread(shard.name, problem_of(error))
 
 
 def all_records(rows: Rows, name: str, begin: int, end: int) -> Iterator[Record]:
@@ -101,6 +101,6 @@ def all_records(rows: Rows, name: str, begin: int, end: int) -> Iterator[Record]
             number += 1
         reason = "the file has fewer rows than it said"
     except Exception as error:  # a file that is damaged in the middle
-        reason = told(error)
+        reason = problem_of(error)
     for missing in range(number, end):
         yield Record(as_key(f"{name}:{missing}"), problem=reason)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from clip_jax.sources.addresses import read_address
-from clip_jax.sources.faults import guarded, told
+from clip_jax.sources.faults import guarded, problem_of
 from clip_jax.sources.files import ListedFile
 from clip_jax.sources.records import ListRows, Record, as_captions, as_key, as_text, parsed
 from clip_jax.storage import Unreachable, absolute, is_remote, storage
@@ -176,7 +176,7 @@ def record(row: Mapping[str, Any] | str, number: str, table: str, columns: Colum
     try:
         return record_of(row, number, table, columns)
     except Exception as error:  # one bad row, whatever it holds, must not stop the others
-        return Record(number, problem=told(error))
+        return Record(number, problem=problem_of(error))
 
 
 def _beside(table: str, path: str) -> str:

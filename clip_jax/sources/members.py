@@ -38,8 +38,8 @@ class File:
             self._own = storage(path).descriptor(path)
             self.size = os.fstat(self._own).st_size
             return
-        self._sign = _sign(os.stat(path))
-        with _OPEN.descriptor(path, self._sign) as descriptor:
+        self._version = _version_of(os.stat(path))
+        with _OPEN.descriptor(path, self._version) as descriptor:
             self.size = os.fstat(descriptor).st_size
 
     def read(self, size: int, offset: int) -> bytes:
@@ -57,7 +57,7 @@ class File:
         if self._own >= 0:
             yield functools.partial(_read, self._own)
             return
-        with _OPEN.descriptor(self._path, self._sign) as descriptor:
+        with _OPEN.descriptor(self._path, self._version) as descriptor:
             yield functools.partial(_read, descriptor)
 
     def __del__(self, close=os.close):  # bound here: `os` is gone at interpreter exit
@@ -100,19 +100,19 @@ class _Open:
         self._lock = threading.Lock()
 
     @contextlib.contextmanager
-    def descriptor(self, path: str, sign: tuple[int, int]) -> Iterator[int]:
+    def descriptor(self, path: str, version: tuple[int, int]) -> Iterator[int]:
         """Yields a file's descriptor, which stays open in the block.
 
         Args:
             path: the file.
-            sign: its size and modification time, which must not have changed.
+            version: its size and modification time, which must not have changed.
         """
-        key = path, *sign
+        key = path, *version
         with self._lock:
             found = self._files.get(key)
             if found is None:
                 self._files[key] = found = _Descriptor(storage(path).descriptor(path))
-            if _sign(os.fstat(found.number)) != sign:
+            if _version_of(os.fstat(found.number)) != version:
                 raise OSError(f"{path} has changed since its headers were read")
             self._files.move_to_end(key)
             found.users += 1
@@ -133,7 +133,7 @@ class _Open:
 _OPEN = _Open()
 
 
-def _sign(stat: os.stat_result) -> tuple[int, int]:
+def _version_of(stat: os.stat_result) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from clip_jax.sources.faults import guarded, told
+from clip_jax.sources.faults import guarded, problem_of
 from clip_jax.sources.files import ListedFile
 from clip_jax.sources.lines import Columns, key_of, record
 from clip_jax.sources.records import Record
@@ -85,7 +85,7 @@ class ParquetRows:
                 number += len(records)
             return
         except Exception as error:  # Arrow raises errors of any kind
-            _told(error)  # raises if the machine is at fault
+            _problem_of(error)  # raises if the machine is at fault
         # Row groups are independent: after an error, only the rest of that group is lost.
         for group in range(bisect.bisect_right(ends, number), wanted.stop):
             last, problem = min(ends[group], end), "the file has fewer rows than it said"
@@ -94,7 +94,7 @@ class ParquetRows:
                     yield from records
                     number += len(records)
             except Exception as error:
-                problem = _told(error)
+                problem = _problem_of(error)
             for row in range(number, last):
                 yield record(problem, self._name(row), self._path, self._columns)
             number = last
@@ -259,7 +259,7 @@ def _row(batch: Any, i: int) -> dict[str, Any] | str:
         except MemoryError:
             raise
         except Exception as error:
-            return f"the column {name!r} can't be read: {told(error)}"
+            return f"the column {name!r} can't be read: {problem_of(error)}"
     return row
 
 
@@ -281,12 +281,12 @@ def _rows_of_groups(path: str, metadata: Any) -> list[int]:
     return rows
 
 
-def _told(error: Exception) -> str:
-    """As `told`; but a huge allocation that fails is the file's fault, not the machine's."""
+def _problem_of(error: Exception) -> str:
+    """As `problem_of`; but a huge allocation that fails is the file's fault, not the machine's."""
     asked = re.search(r"(?:malloc|realloc) of size (\d+) failed", str(error))
     if asked and int(asked[1]) > MOST_AT_ONCE:
         return f"the file is damaged, or asks for {int(asked[1]):,} bytes at one time"
-    return told(error)
+    return problem_of(error)
 
 
 def _check_key(file: Any, name: str) -> None:
@@ -342,4 +342,4 @@ def open_parquet(path: str, extra: str = "embed") -> Any:
 
 
 def _no_parquet(path: str, error: Exception) -> ValueError:
-    return ValueError(f"{path} is no Parquet file, or a damaged one: {_told(error)}")
+    return ValueError(f"{path} is no Parquet file, or a damaged one: {_problem_of(error)}")

@@ -8,7 +8,7 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any
 
-from clip_jax.sources.faults import told
+from clip_jax.sources.faults import problem_of
 from clip_jax.sources.members import File, Member, Read
 from clip_jax.sources.records import IMAGES, as_captions, as_text, parsed
 from clip_jax.storage import MOST_OF_A_PICTURE
@@ -96,7 +96,7 @@ class TarIndex:
         except Exception as error:  # damaged headers make tarfile recurse, overflow, ...
             if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a bad offset
                 raise
-            self.end = f"the tar file is damaged or cut off: {told(error)}"
+            self.end = f"the tar file is damaged or cut off: {problem_of(error)}"
             if file.read(6, 0).startswith(COMPRESSED):
                 self.end = "it is compressed: unpack it to a plain tar file first"
         if self._links:

@@ -129,16 +129,16 @@ def _contrastive_forward(mesh: Mesh | None, image: Array, text: Array, scale: Ar
     def forward(image: Array, text: Array, scale: Array) -> Any:
         nothing = jnp.full(len(image), -jnp.inf, image.dtype), jnp.zeros(len(image), image.dtype)
 
-        def meet(own: Any, text: Array, is_row: Array, column: Any) -> tuple[Any, Any]:
-            logits = _logits(image, text, is_row, scale)
-            return _add_exp(own, logits, axis=1), _add_exp(column, logits, axis=0)
+        def accumulate(local: Any, text: Array, is_text: Array, traveling: Any) -> tuple:
+            logits = _logits(image, text, is_text, scale)
+            return _add_exp(local, logits, axis=1), _add_exp(traveling, logits, axis=0)
 
-        row, column = _ring(meet, nothing, text, nothing, mesh)
-        own = scale * (image * text).sum(1)
+        row, column = _ring(accumulate, nothing, text, nothing, mesh)
+        positive = scale * (image * text).sum(1)
         per_image, per_text = _log_sum_exp(row), _log_sum_exp(column)
-        loss = _mean((per_image + per_text) / 2 - own, mesh)
-        # Tolerance: the largest logit comes from a matrix product, the row's own from a sum.
-        accuracy = _mean(own >= row[0] - 1e-5 * scale, mesh)
+        loss = _mean((per_image + per_text) / 2 - positive, mesh)
+        # Tolerance: the largest logit comes from a matrix product, the positive one from a sum.
+        accuracy = _mean(positive >= row[0] - 1e-5 * scale, mesh)
         return (loss, accuracy), (per_image, per_text)
 
     rows, whole = _specs(mesh)
@@ -152,18 +152,18 @@ def _contrastive_backward(mesh: Mesh | None, residuals: Any, cotangents: Any) ->
     def backward(
         image: Array, text: Array, scale: Array, per_image: Array, per_text: Array, g: Array
     ) -> Any:
-        def meet(own: Any, text: Array, is_row: Array, column: Any) -> tuple[Any, Any]:
-            per_text, d_text = column
-            logits = _logits(image, text, is_row, scale)
+        def accumulate(local: Any, text: Array, is_text: Array, traveling: Any) -> tuple:
+            per_text, d_text = traveling
+            logits = _logits(image, text, is_text, scale)
             d_logits = jnp.exp(logits - per_image[:, None]) + jnp.exp(logits - per_text[None])
-            d_image, d_scale = _add_gradients(own, d_logits / 2, image, text, scale)
+            d_image, d_scale = _add_gradients(local, d_logits / 2, image, text, scale)
             return (d_image, d_scale), (per_text, d_text + scale * _product(d_logits.T / 2, image))
 
         start = jnp.zeros_like(image), jnp.zeros_like(scale)
         (d_image, d_scale), (_, d_text) = _ring(
-            meet, start, text, (per_text, jnp.zeros_like(text)), mesh
+            accumulate, start, text, (per_text, jnp.zeros_like(text)), mesh
         )
-        return _less_own(g, mesh, image, text, scale, d_image, d_text, d_scale)
+        return _subtract_positives(g, mesh, image, text, scale, d_image, d_text, d_scale)
 
     rows, whole = _specs(mesh)
     specs = (rows, rows, whole, rows, rows, whole), (rows, rows, whole)
@@ -187,17 +187,17 @@ def _sigmoid_forward(
     mesh: Mesh | None, image: Array, text: Array, scale: Array, bias: Array
 ) -> Any:
     def forward(image: Array, text: Array, scale: Array, bias: Array) -> Any:
-        def meet(own: Any, text: Array, is_row: Array, column: Any) -> tuple[Any, Any]:
-            total, largest = own
-            logits = _logits(image, text, is_row, scale) + bias
+        def accumulate(local: Any, text: Array, is_text: Array, traveling: Any) -> tuple:
+            total, largest = local
+            logits = _logits(image, text, is_text, scale) + bias
             total = total + jax.nn.softplus(logits).sum(1)
-            return (total, jnp.maximum(largest, logits.max(1))), column
+            return (total, jnp.maximum(largest, logits.max(1))), traveling
 
         start = jnp.zeros(len(image), image.dtype), jnp.full(len(image), -jnp.inf, image.dtype)
-        (total, largest), _ = _ring(meet, start, text, (), mesh)
-        own = scale * (image * text).sum(1) + bias
-        # -log sigmoid(x) = softplus(x) - x: softplus for all pairs, -x only for the row's own.
-        return _mean(total - own, mesh), _mean(own >= largest - 1e-5 * scale, mesh)
+        (total, largest), _ = _ring(accumulate, start, text, (), mesh)
+        positive = scale * (image * text).sum(1) + bias
+        # -log sigmoid(x) = softplus(x) - x: softplus for all pairs, -x only for the positives.
+        return _mean(total - positive, mesh), _mean(positive >= largest - 1e-5 * scale, mesh)
 
     rows, whole = _specs(mesh)
     outcome = _over(mesh, forward, (rows, rows, whole, whole), (whole, whole))(
@@ -208,16 +208,18 @@ def _sigmoid_forward(
 
 def _sigmoid_backward(mesh: Mesh | None, residuals: Any, cotangents: Any) -> Any:
     def backward(image: Array, text: Array, scale: Array, bias: Array, g: Array) -> Any:
-        def meet(own: Any, text: Array, is_row: Array, d_text: Array) -> tuple[Any, Any]:
-            *own, d_bias = own
-            d_logits = jax.nn.sigmoid(_logits(image, text, is_row, scale) + bias)
-            d_image, d_scale = _add_gradients(own, d_logits, image, text, scale)
+        def accumulate(local: Any, text: Array, is_text: Array, d_text: Array) -> tuple[Any, Any]:
+            *local, d_bias = local
+            d_logits = jax.nn.sigmoid(_logits(image, text, is_text, scale) + bias)
+            d_image, d_scale = _add_gradients(local, d_logits, image, text, scale)
             d_text = d_text + scale * _product(d_logits.T, image)
             return (d_image, d_scale, d_bias + d_logits.sum()), d_text
 
         start = jnp.zeros_like(image), jnp.zeros_like(scale), jnp.zeros_like(bias)
-        (d_image, d_scale, d_bias), d_text = _ring(meet, start, text, jnp.zeros_like(text), mesh)
-        gradients = _less_own(g, mesh, image, text, scale, d_image, d_text, d_scale)
+        (d_image, d_scale, d_bias), d_text = _ring(
+            accumulate, start, text, jnp.zeros_like(text), mesh
+        )
+        gradients = _subtract_positives(g, mesh, image, text, scale, d_image, d_text, d_scale)
         return *gradients, _mean((d_bias / len(image) - 1)[None], mesh) * g
 
     rows, whole = _specs(mesh)
@@ -246,15 +248,17 @@ def _over(mesh: Mesh | None, function: Callable, in_specs: Any, out_specs: Any) 
     )
 
 
-def _ring(meet: Callable, own: Any, text: Array, column: Any, mesh: Mesh | None) -> tuple[Any, Any]:
+def _ring(
+    accumulate: Callable, local: Any, text: Array, traveling: Any, mesh: Mesh | None
+) -> tuple[Any, Any]:
     """Sends each device's texts around the ring of devices, and returns both accumulators.
 
     Args:
-        meet: a function of the device's accumulator, a block of texts, the mask of its rows that
-            are no padding, and the block's accumulator; returns both accumulators updated.
-        own: the accumulator that stays on this device.
+        accumulate: a function of the device's accumulator, a block of texts, the mask of its rows
+            that are no padding, and the block's accumulator; returns both accumulators updated.
+        local: the accumulator that stays on this device.
         text: this device's texts.
-        column: the accumulator that travels with them, arrays with a row for each text.
+        traveling: the accumulator that travels with them, arrays with a row for each text.
         mesh: the devices; None for one.
     """
     count = len(text)
@@ -265,37 +269,39 @@ def _ring(meet: Callable, own: Any, text: Array, column: Any, mesh: Mesh | None)
         filled = jnp.pad(x, ((0, blocks * size - count), *[(0, 0)] * (x.ndim - 1)))
         return filled.reshape(blocks, size, *x.shape[1:])
 
-    is_row = in_blocks(jnp.ones(count, bool))
-    visitors = jax.tree.map(in_blocks, (text, column))
+    is_text = in_blocks(jnp.ones(count, bool))
+    visiting = jax.tree.map(in_blocks, (text, traveling))
 
-    def meet_all(own: Any, visitors: Any) -> tuple[Any, Any]:
-        texts, columns = visitors
+    def accumulate_all(local: Any, visiting: Any) -> tuple[Any, Any]:
+        texts, traveling = visiting
 
-        def meet_one(own: Any, block: Any) -> tuple[Any, Any]:
-            return meet(own, *block)
+        def accumulate_one(local: Any, block: Any) -> tuple[Any, Any]:
+            return accumulate(local, *block)
 
-        own, columns = jax.lax.scan(meet_one, own, (texts, is_row, columns))
-        return own, (texts, columns)
+        local, traveling = jax.lax.scan(accumulate_one, local, (texts, is_text, traveling))
+        return local, (texts, traveling)
 
     if mesh is None:
-        own, visitors = meet_all(own, visitors)
+        local, visiting = accumulate_all(local, visiting)
     else:
         moves = [(device, (device + 1) % mesh.size) for device in range(mesh.size)]
 
         def step(_: Array, both: Any) -> Any:
-            own, visitors = meet_all(*both)
-            return own, jax.lax.ppermute(visitors, mesh.axis_names, moves)
+            local, visiting = accumulate_all(*both)
+            return local, jax.lax.ppermute(visiting, mesh.axis_names, moves)
 
-        own, visitors = jax.lax.fori_loop(0, mesh.size, step, (own, visitors))
-    return own, jax.tree.map(lambda x: x.reshape(blocks * size, *x.shape[2:])[:count], visitors[1])
+        local, visiting = jax.lax.fori_loop(0, mesh.size, step, (local, visiting))
+    return local, jax.tree.map(
+        lambda x: x.reshape(blocks * size, *x.shape[2:])[:count], visiting[1]
+    )
 
 
 def _product(a: Array, b: Array) -> Array:
     return jnp.matmul(a, b, precision="highest")
 
 
-def _logits(image: Array, text: Array, is_row: Array, scale: Array) -> Float[Array, "i t"]:
-    return jnp.where(is_row[None], scale * _product(image, text.T), -jnp.inf)
+def _logits(image: Array, text: Array, is_text: Array, scale: Array) -> Float[Array, "i t"]:
+    return jnp.where(is_text[None], scale * _product(image, text.T), -jnp.inf)
 
 
 def _add_exp(so_far: Any, logits: Array, axis: int) -> Any:
@@ -312,13 +318,13 @@ def _log_sum_exp(so_far: Any) -> Array:
     return largest + jnp.log(total)
 
 
-def _add_gradients(own: Any, d_logits: Array, image: Array, text: Array, scale: Array) -> Any:
-    d_image, d_scale = own
+def _add_gradients(local: Any, d_logits: Array, image: Array, text: Array, scale: Array) -> Any:
+    d_image, d_scale = local
     pulled = _product(d_logits, text)
     return d_image + scale * pulled, d_scale + (pulled * image).sum()
 
 
-def _less_own(
+def _subtract_positives(
     g: Array,
     mesh: Mesh | None,
     image: Array,
@@ -328,7 +334,7 @@ def _less_own(
     d_text: Array,
     d_scale: Array,
 ) -> tuple[Array, Array, Array]:
-    """Returns the gradients of the mean loss: subtracts each row's own pair, and scales."""
+    """Returns the gradients of the mean loss: subtracts the positive pairs, and scales."""
     devices = 1 if mesh is None else mesh.size
     each = g / (len(image) * devices)
     d_scale = d_scale - (image * text).sum()
