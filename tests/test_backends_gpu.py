@@ -1,24 +1,39 @@
 """Layers for NVIDIA GPUs equal those of `nn` that they replace, on whatever device is here."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from clip_jax.backends import compiler_options, defaults, optimize, use_attention
+from clip_jax.backends import (
+    compiler_options,
+    defaults,
+    optimize,
+    optimize_for_training,
+    use_attention,
+)
+from clip_jax.backends.gpu.attention import CudnnAttention, TrainedCudnnAttention
 from clip_jax.backends.gpu.mlp import QuickMLP, quick_gelu
 from clip_jax.backends.gpu.norm import OnePassLayerNorm
+from clip_jax.nn import CLIP
 from clip_jax.nn.layers import MLP, LayerNorm, activate
+from clip_jax.train import OptimizerConfig, StepConfig, make_step
 from tests.models import TINY_VIT, relative_error, small
 
 pytestmark = pytest.mark.usefixtures("ranks_promoted")
 
 
+def tower(model: CLIP) -> Any:
+    """The image tower, here a Vision Transformer."""
+    return model.visual
+
+
 def norm_of(width: int) -> LayerNorm:
     model = small(TINY_VIT)
-    norm = model.visual.ln_pre
+    norm = tower(model).ln_pre
     rng = np.random.default_rng(1)
     norm.scale.set_value(jnp.asarray(rng.uniform(0.5, 1.5, width), jnp.float32))
     norm.bias.set_value(jnp.asarray(rng.normal(size=width), jnp.float32))
@@ -67,7 +82,7 @@ def test_a_tower_with_cudnns_attention_gets_its_norms_and_activations():
     model = small(TINY_VIT)
     optimize(model, "gpu")
     use_attention(model, image="cudnn", text="xla")
-    for block in model.visual.transformer.resblocks:
+    for block in tower(model).transformer.resblocks:
         assert type(block.ln_1) is type(block.ln_2) is OnePassLayerNorm
         assert type(block.mlp) is QuickMLP
     for block in model.transformer.resblocks:
@@ -78,7 +93,7 @@ def test_a_tower_with_cudnns_attention_gets_its_norms_and_activations():
 def test_other_activations_stay(activation):
     model = small(dataclasses.replace(TINY_VIT, activation=activation))
     use_attention(model, image="cudnn", text="cudnn")
-    assert type(model.visual.transformer.resblocks[0].mlp) is MLP
+    assert type(tower(model).transformer.resblocks[0].mlp) is MLP
 
 
 def test_tritons_products_are_left_to_towers_without_cudnn():
@@ -104,3 +119,50 @@ def test_attention_of_half_precision_is_cudnns_where_it_was_measured(kind, num_t
         assert defaults.default_attention("gpu", kind, dtype, num_tokens).value == value
     full = np.dtype(np.float32)
     assert defaults.default_attention("gpu", kind, full, num_tokens).value == "xla"
+
+
+@pytest.mark.parametrize("length", [6, 7])
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_attention_in_training_and_its_gradient_are_those_of_nn(length, is_causal, monkeypatch):
+    """With XLA in cuDNN's place; JAX's gradient of cuDNN's refuses odd numbers of tokens."""
+    attention = jax.nn.dot_product_attention
+    seen = []
+
+    def by_xla(q, k, v, *, implementation, **options):
+        seen.append((implementation, q.shape[1] % 2))
+        return attention(q, k, v, implementation="xla", **options)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", by_xla)
+    layer = tower(small(TINY_VIT)).transformer.resblocks[0].attn
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, length, 192)), jnp.float32)
+
+    def total(x, layer):
+        y = layer(x, is_causal=is_causal)
+        return (y * jnp.cos(jnp.arange(y.size)).reshape(y.shape)).sum()
+
+    expected, given = (
+        jax.value_and_grad(total)(x, each) for each in (layer, TrainedCudnnAttention(layer))
+    )
+    np.testing.assert_allclose(given[0], expected[0], rtol=1e-5)
+    np.testing.assert_allclose(given[1], expected[1], atol=2e-6)
+    assert seen == [("cudnn", 0)]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_training_with_cudnn_is_refused_where_it_can_not_be(platform):
+    how = StepConfig(dtype="bfloat16", attention="cudnn")
+    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, total_steps=1)
+    with pytest.raises(ValueError, match=f"for NVIDIA GPUs.* platform {platform}"):
+        make_step(TINY_VIT, optimizer, how, platform=platform)
+    with pytest.raises(ValueError, match="half precision"):
+        StepConfig(attention="cudnn")
+    with pytest.raises(ValueError, match="'flash'"):
+        StepConfig(attention="flash")  # pyright: ignore[reportArgumentType]
+
+
+def test_training_with_cudnn_exchanges_the_image_towers_attention():
+    model = small(TINY_VIT)
+    optimize_for_training(model, "gpu", "cudnn")
+    blocks = tower(model).transformer.resblocks
+    assert {type(block.attn) for block in blocks} == {TrainedCudnnAttention}
+    assert not any(isinstance(block.attn, CudnnAttention) for block in model.transformer.resblocks)

@@ -209,7 +209,7 @@ def _precision(rows: list[Row]) -> Iterator[str]:
 
 
 def _rematerialisation(rows: list[Row]) -> Iterator[str]:
-    ways = (training.REMATERIALIZED, training.MICRO, training.BOTH, training.TORCH)
+    ways = (training.CUDNN, training.REMATERIALIZED, training.MICRO, training.BOTH, training.TORCH)
     for model in (models.L14, models.B32):
         base = _row(rows, kind="training", model=model, contender=training.OURS)
         for way in ways:

@@ -95,6 +95,7 @@ def _ours(spec: dict[str, Any]) -> Step:
         micro_batches=spec["micro_batches"],
         rematerialize=spec["rematerialize"],
         dtype="bfloat16",
+        attention=spec.get("attention", "xla"),
     )
     state = init_state(model, optimizer)
     step = jax.jit(

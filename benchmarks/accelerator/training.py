@@ -18,25 +18,28 @@ from benchmarks.accelerator.cases import Case, NotHere, OutOfMemory
 from benchmarks.accelerator.step import STATUSES
 
 OURS = "clip_jax"
+CUDNN = "clip_jax, cuDNN attention"
 REMATERIALIZED = "clip_jax, rematerialize"
 MICRO = "clip_jax, 8 micro-batches"
 BOTH = "clip_jax, 8 micro-batches, rematerialize"
 TORCH, TORCH_COMPILED = "PyTorch SDPA, autocast", "PyTorch SDPA, autocast, compiled"
 OPTIONS = {
+    CUDNN: {"attention": "cudnn"},
     REMATERIALIZED: {"rematerialize": True},
     MICRO: {"micro_batches": 8},
     BOTH: {"rematerialize": True, "micro_batches": 8},
 }
 # Pairs to begin with on 80 GB, by the model and the way; micro-batches are of one eighth.
 GUESSES = {
-    models.L14: {OURS: 128, TORCH: 128, TORCH_COMPILED: 128, REMATERIALIZED: 1024},
-    models.B32: {OURS: 1024, TORCH: 1024, TORCH_COMPILED: 1024, REMATERIALIZED: 4096},
+    models.L14: {OURS: 128, CUDNN: 128, TORCH: 128, TORCH_COMPILED: 128, REMATERIALIZED: 1024},
+    models.B32: {OURS: 1024, CUDNN: 1024, TORCH: 1024, TORCH_COMPILED: 1024, REMATERIALIZED: 4096},
 }
 MICRO_GUESSES = {models.L14: 1024, models.B32: 4096}
 # By worth. Seconds that a row takes at least: a start, and compiling.
 PLAN = (
     (models.L14, OURS, 60),
     (models.L14, TORCH, 25),
+    (models.L14, CUDNN, 60),
     (models.B32, OURS, 30),
     (models.B32, TORCH, 20),
     (models.L14, REMATERIALIZED, 60),

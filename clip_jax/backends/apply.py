@@ -20,7 +20,7 @@ from clip_jax.backends.cpu.linear import (
 )
 from clip_jax.backends.cpu.slices import SlicedResNet, SlicedVisionTransformer
 from clip_jax.backends.defaults import Attention as AttentionName
-from clip_jax.backends.gpu.attention import CudnnAttention
+from clip_jax.backends.gpu.attention import CudnnAttention, TrainedCudnnAttention
 from clip_jax.backends.gpu.mlp import QuickMLP
 from clip_jax.backends.gpu.norm import OnePassLayerNorm
 from clip_jax.backends.pooled_row import PooledTransformer
@@ -92,14 +92,21 @@ def optimize(model: CLIP, platform: str, *, in_slices: bool = True) -> None:
     swap_layers(model, pooled)
 
 
-def optimize_for_training(model: CLIP, platform: str) -> None:
+def optimize_for_training(model: CLIP, platform: str, attention: AttentionName = "xla") -> None:
     """Swaps layers of `model`, in place, for training; the parameter tree doesn't change.
 
     On CPUs only reverse-mode differentiation works then, and the precision of matrix products in
     the backward pass must be set around the gradient instead of around the model.
+
+    Args:
+        model: a model in training mode.
+        platform: the platform it will run on, as `jax.Device.platform` names it.
+        attention: the image tower's; "cudnn" needs half precision on an NVIDIA GPU.
     """
     if platform != "cpu":
         swap_layers(model, pooled)
+        if attention == "cudnn":
+            swap_attention(model.visual, TrainedCudnnAttention)
         return
 
     def replacement(layer: nnx.Module) -> nnx.Module | None:

@@ -15,6 +15,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from clip_jax.backends import optimize_for_training
+from clip_jax.backends.defaults import Attention
 from clip_jax.config import CLIPConfig, ViTConfig
 from clip_jax.nn import CLIP
 from clip_jax.nn.clip import computing
@@ -79,6 +80,8 @@ class StepConfig:
             proportion.
         dtype: dtype in which the towers compute; parameters and the loss are float32.
         precision: precision of matrix products, for `jax.default_matmul_precision`.
+        attention: the image tower's: "xla", or "cudnn" for cuDNN's fused kernel on NVIDIA GPUs, in
+            half precision.
     """
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
@@ -87,6 +90,7 @@ class StepConfig:
     patch_dropout: float = 0.0
     dtype: str = "float32"
     precision: str = "default"
+    attention: Attention = "xla"
 
     def __post_init__(self):
         """Checks the fields.
@@ -98,6 +102,12 @@ class StepConfig:
             raise ValueError(f'loss must be "softmax" or "sigmoid". Got {self.loss!r}.')
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"dtype must be float32, bfloat16 or float16. Got {self.dtype!r}.")
+        if self.attention not in ("xla", "cudnn"):
+            raise ValueError(f'attention must be "xla" or "cudnn". Got {self.attention!r}.')
+        if self.attention == "cudnn" and self.dtype == "float32":
+            raise ValueError(
+                'attention="cudnn" is for half precision: give dtype="bfloat16", or leave it out.'
+            )
         if self.micro_batches < 1:
             raise ValueError(f"micro_batches must be at least 1. Got {self.micro_batches}.")
         if not 0 <= self.patch_dropout < 1:
@@ -175,12 +185,18 @@ def make_step(
         divide the rows.
 
     Raises:
-        ValueError: `patch_dropout` is set for a ResNet, which has no patches.
+        ValueError: `patch_dropout` is set for a ResNet, which has no patches; or cuDNN's attention
+            for a platform that doesn't have it.
     """
     how = step or StepConfig()
     platform = platform or _platform(mesh)
     if how.patch_dropout and not isinstance(model.vision, ViTConfig):
         raise ValueError("patch_dropout is for Vision Transformers; this model has a ResNet.")
+    if how.attention == "cudnn" and platform not in ("gpu", "cuda"):
+        raise ValueError(
+            'attention="cudnn" is for NVIDIA GPUs; leave it out elsewhere. '
+            f"The devices of this step are of the platform {platform}."
+        )
     transformation, rate = make_optimizer(config, model), make_schedule(config)
     frozen = {path for path, factor in factors(config, model).items() if factor == 0}
 
@@ -315,7 +331,7 @@ def _embed(
         # The statistics of frozen layers don't change either.
         if isinstance(module, BatchNorm) and "/".join(map(str, (*path, "scale"))) in frozen:
             module.eval()
-    optimize_for_training(model, platform)
+    optimize_for_training(model, platform, how.attention)
     if how.rematerialize:
         rematerialize(model)
     patches = {"kept": batch["kept"]} if "kept" in batch else {}
