@@ -83,6 +83,8 @@ def _lasts(error: BaseException) -> bool:
 
 def _status(error: BaseException) -> int | None:
     """Returns the status of an HTTP response, wherever a driver keeps it."""
+    if any(kind.__name__ == "PayloadEncodingError" for kind in type(error).__mro__):
+        return None  # aiohttp's for a body that is cut off; it calls that a status of 400
     response = getattr(error, "response", None)
     if isinstance(response, dict):  # botocore's
         found = response.get("ResponseMetadata", {}).get("HTTPStatusCode")

@@ -1,6 +1,7 @@
 """Inputs and outputs that change under an embedding job: nothing is lost, and nothing is mixed."""
 
 import json
+import os
 import shutil
 import tarfile
 from pathlib import Path
@@ -11,7 +12,7 @@ import clip_jax
 from clip_jax.embed import embed, job, read_embeddings
 from clip_jax.search import search
 from clip_jax.sources.patterns import expand
-from tests.archives import write_tar
+from tests.archives import parquet, write_tar
 from tests.embedding_jobs import QUIET, TWO_A_PART, contents, some, write_input
 from tests.models import SMALL_VIT, small
 
@@ -174,3 +175,32 @@ def test_a_tar_file_of_zeros_after_its_end_is_whole(model, tmp_path):
         file.write(bytes(3 << 20))
     summary = embed(path, model, tmp_path / "out", **QUIET)
     assert (summary.rows, summary.errors) == (1, 0)
+
+
+def test_a_pattern_that_matches_the_jobs_own_parts_is_refused(model, tmp_path):
+    names, pictures = zip(*some(3), strict=True)
+    parquet(tmp_path / "a.parquet", {"key": names, "image": pictures})
+    embed(tmp_path / "*.parquet", model, tmp_path, **TWO_A_PART)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"matches a part that this job has written, .*/part-0000"):
+        embed(tmp_path / "*.parquet", model, tmp_path, **TWO_A_PART)
+    assert contents(tmp_path) == before
+    # The parts of another job are an input like any other.
+    assert embed(tmp_path / "a.parquet", model, tmp_path / "out", **TWO_A_PART).rows == 3
+
+
+def test_the_output_stays_where_it_is_if_the_working_folder_changes(model, tmp_path, monkeypatch):
+    source, elsewhere = tmp_path / "in.tar", tmp_path / "elsewhere"
+    write_input(source, some(6))
+    elsewhere.mkdir()
+    monkeypatch.chdir(tmp_path)
+    save = job.PartBuilder.save
+
+    def save_and_leave(self, parts):
+        save(self, parts)
+        os.chdir(elsewhere)
+
+    monkeypatch.setattr(job.PartBuilder, "save", save_and_leave)
+    embed(source, model, "out", **TWO_A_PART)
+    assert len(keys(tmp_path / "out")) == 6
+    assert list(elsewhere.iterdir()) == []

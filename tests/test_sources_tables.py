@@ -179,3 +179,15 @@ print([record.problem for record in all_records(rows, shard.name, 0, len(rows))]
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("can't be read") + done.stdout.count("histogram") >= 1, done.stdout
+
+
+def test_two_columns_of_one_name_are_refused_where_the_name_is_asked_for(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("key,caption,n,caption,n\nk,one,1,two,2\n")
+    with pytest.raises(ValueError, match=r"a\.csv: 2 columns have the name 'caption'; rename"):
+        open_input(path)
+    path.write_text("key,caption,n,n\nk,one,1,2\n")
+    (record,) = rows_of(path)  # nobody asks for n
+    assert (record.key, record.caption) == ("k", "one")
+    with pytest.raises(ValueError, match="2 columns have the name 'n'"):
+        open_input(path, Columns(others=("n",)))

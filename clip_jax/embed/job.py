@@ -121,7 +121,7 @@ def embed(
     _check(what, preset, dtype, format, rows_per_part, max_errors)
     _require_pyarrow()
     worker = Worker(*(shard or (jax.process_index(), jax.process_count())))
-    columns, out = columns or Columns(), folder(out)
+    columns, out = columns or Columns(), absolute(folder(out))
     source = plain(source)
     rows = open_input(source, columns)
     what = what or ("images" if rows.has_images else "texts")
@@ -150,10 +150,6 @@ def embed(
         "dim": model.config.embed_dim,
         "types": layout.noted_types(),
     }
-    is_ours = claim(out, identity, claimed, dry=True)
-    if is_ours:
-        layout = _as_noted(layout, out)
-
     about = {
         "fingerprint": fingerprint(identity),
         "model": identity["model"],
@@ -162,6 +158,10 @@ def embed(
         "normalized": True,
     }
     parts = NpyParts(out, about, TOWERS[what]) if format == "npy" else Parts(out, about)
+    _check_apart(source, rows, parts)
+    is_ours = claim(out, identity, claimed, dry=True)
+    if is_ours:
+        layout = _as_noted(layout, out)
     counts = Counts()
 
     def planned() -> tuple[Plan, Comparison]:
@@ -380,6 +380,16 @@ def _check_has(source: str, rows: Input, what: str) -> None:
         raise ValueError(f"{source} has no pictures; what={what!r} needs some")
     if what != "images" and not rows.has_captions:
         raise ValueError(f"{source} has no texts; what={what!r} needs some")
+
+
+def _check_apart(source: str, rows: Input, parts: Parts) -> None:
+    """Checks that a pattern doesn't match the job's own parts, which each run would embed anew."""
+    for shard in rows.shards:
+        if parts.writes(shard.path):
+            raise ValueError(
+                f"{source} matches a part that this job has written, {shard.path}: give it a "
+                "folder for its output that the pattern doesn't match"
+            )
 
 
 def _check_some(source: str, plan: Plan) -> None:

@@ -54,6 +54,16 @@ class Parts:
         self._errors = f"{ERRORS}/{self.table.rpartition('/')[2]}"
         self._stamps = f"{STAMPS}/{{}}.json"
 
+    def writes(self, path: str) -> bool:
+        """Whether a path is one of a part's tables, of any chunk."""
+        names = (f"{self._out}/{name}".split("{}") for name in (self.table, self._errors))
+        return any(
+            path.startswith(head)
+            and path.endswith(tail)
+            and re.fullmatch(r"\d+-\d+", path[len(head) : len(path) - len(tail)])
+            for head, tail in names
+        )
+
     def names(self) -> set[str]:
         """Returns the names of the chunks that have a table, valid or not."""
         folder, _, pattern = f"{self._out}/{self.table}".rpartition("/")

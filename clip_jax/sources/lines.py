@@ -99,6 +99,9 @@ class LinesShard(ListedFile):
         if ending == "csv":
             with large_cells():
                 rows: list[Any] = [next(csv_rows(csv_text(text, "backslashreplace")), [])]
+            if not isinstance(rows[0], str):
+                with guarded(self._path):
+                    _distinct(rows[0], self._columns)
         else:
             whole = text if len(text) < BEGINNING else text.rpartition(b"\n")[0]
             rows = list(self._parsed(whole))
@@ -213,7 +216,7 @@ def _parse_csv(lines: Sequence[bytes], columns: Columns) -> Iterator[_Row]:
         if isinstance(cells, str):
             yield cells
         elif names is None:
-            names = cells
+            names = _distinct(cells, columns)
         elif len(cells) > len(names):
             yield "more cells than columns, which a comma in a caption makes"
         elif any(cell and not cell.isascii() and _broken(cell) for cell in cells):
@@ -224,6 +227,20 @@ def _parse_csv(lines: Sequence[bytes], columns: Columns) -> Iterator[_Row]:
                 if len(cells) == len(names)
                 else dict(itertools.zip_longest(names, cells))
             )
+
+
+def _distinct(names: list[str], columns: Columns) -> list[str]:
+    """Returns the names of a CSV file's columns; of those that nobody asks for, two may be equal.
+
+    Raises:
+        ValueError: two columns have a name that is asked for.
+    """
+    for name in (columns.image, columns.caption, columns.key, *columns.others):
+        if names.count(name) > 1:
+            raise ValueError(
+                f"{names.count(name)} columns have the name {name!r}; rename all but one"
+            )
+    return names
 
 
 def csv_text(text: bytes, errors: str) -> list[str]:

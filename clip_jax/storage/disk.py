@@ -142,7 +142,7 @@ def _walk(
             for entry in entries:
                 if _is_folder(entry):
                     folders.append(entry.name)
-                elif entry.is_symlink() or entry.is_file():  # a pipe would block
+                else:  # a pipe or a device, too: reading it says what it is
                     files.append((prefix + entry.name, _number(entry)))
     except OSError as error:
         if not above or is_exhausted(error):
