@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import contextlib
-import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -15,36 +14,21 @@ from clip_jax.embed.ahead import calling
 from clip_jax.embed.chunks import Worker
 from clip_jax.embed.compare import Comparison
 from clip_jax.embed.counts import Counts, Summary
-from clip_jax.embed.identity import JOB, claim, fingerprint, read_job
-from clip_jax.embed.part_builder import Layout, PartBuilder
-from clip_jax.embed.parts import NpyParts, Parts
+from clip_jax.embed.part_builder import PartBuilder
+from clip_jax.embed.parts import Parts
 from clip_jax.embed.plan import Plan
+from clip_jax.embed.setup import PRESETS as PRESETS
+from clip_jax.embed.setup import TOWERS as TOWERS
+from clip_jax.embed.setup import VERSION as VERSION
+from clip_jax.embed.setup import Job, Preset, What, prepare
 from clip_jax.encoder import Encoder
-from clip_jax.loading import CpuGate, Loader, loading
-from clip_jax.nn import CLIP, model_digest
+from clip_jax.loading import CpuGate, loading
+from clip_jax.nn import CLIP
 from clip_jax.placement import device_of
-from clip_jax.preprocess import Preprocess, known_formats
+from clip_jax.preprocess import known_formats
 from clip_jax.progress import Progress
-from clip_jax.sources import Columns, Input, open_input
-from clip_jax.storage import absolute, folder, plain, storage
-from clip_jax.weights import load
-
-What = Literal["images", "texts", "both"]
-Preset = Literal["parity", "fast"]
-
-# The tower that computes each column of embeddings.
-TOWERS = {
-    "images": {"embedding": "image"},
-    "texts": {"embedding": "text"},
-    "both": {"embedding": "image", "text_embedding": "text"},
-}
-# Arguments of `clip_jax.load`.
-PRESETS: dict[Preset, dict[str, Any]] = {
-    "parity": {},
-    "fast": {"dtype": "bfloat16", "precision": "default"},
-}
-# The version of the output format; part of a job's identity.
-VERSION = 1
+from clip_jax.sources import Columns
+from clip_jax.storage import storage
 
 
 def embed(
@@ -121,139 +105,131 @@ def embed(
     _check(what, preset, dtype, format, rows_per_part, max_errors)
     _require_pyarrow()
     worker = Worker(*(shard or (jax.process_index(), jax.process_count())))
-    columns, out = columns or Columns(), absolute(folder(out))
-    source = plain(source)
-    rows = open_input(source, columns)
-    what = what or ("images" if rows.has_images else "texts")
-    _check_has(source, rows, what)
-    layout = Layout(rows, what, columns.others, np.dtype(dtype), format)
-    name, model = _loaded(model, preset)
-    identity = {
-        "version": VERSION,
-        "model": model_digest(model),
-        "compute": f"{model.dtype}, precision {model.precision}",
-        "pixels": model.config.vision.image_size,
-        "exif_transpose": exif_transpose,
-        "what": what,
-        "dtype": dtype,
-        "format": format,
-        "rows_per_part": rows_per_part,
-        "columns": [columns.image, columns.caption, columns.key, *columns.others],
-        "input": rows.fingerprint,
-    }
-    claimed = {
-        "model": name,
-        "source": absolute(source),
-        "shards": len(rows.shards),
-        "image_column": columns.image,
-        "embeddings": TOWERS[what],
-        "dim": model.config.embed_dim,
-        "types": layout.noted_types(),
-    }
-    about = {
-        "fingerprint": fingerprint(identity),
-        "model": identity["model"],
-        "compute": identity["compute"],
-        "embeddings": TOWERS[what],
-        "normalized": True,
-    }
-    parts = NpyParts(out, about, TOWERS[what]) if format == "npy" else Parts(out, about)
-    _check_apart(source, rows, parts)
-    is_ours = claim(out, identity, claimed, dry=True)
+    job = prepare(
+        source,
+        model,
+        out,
+        what=what,
+        preset=preset,
+        dtype=dtype,
+        format=format,
+        rows_per_part=rows_per_part,
+        columns=columns or Columns(),
+        exif_transpose=exif_transpose,
+    )
+    is_ours = job.claim(dry=True)
     if is_ours:
-        layout = _as_noted(layout, out)
+        job.take_noted_types()
+    else:
+        job.parts.check_unclaimed()
     counts = Counts()
 
     def planned() -> tuple[Plan, Comparison]:
         plan = Plan(
-            rows,
-            parts,
+            job.rows,
+            job.parts,
             worker,
             rows_per_part=rows_per_part,
             retry_errors=retry_errors,
             counts=counts,
             entirely=verify,
         )
-        comparison = Comparison(plan, layout, parts, show=progress)
+        comparison = Comparison(plan, job.layout, job.parts, show=progress)
         comparison.check(verify=verify, note=not dry_run)
         counts.verified = comparison.rows if verify else 0
         return plan, comparison
 
-    if not is_ours:
-        parts.check_unclaimed()
     if dry_run:
         plan, _ = planned()
         to_do = [len(pending.rows) for pending, _ in plan.pending()]
-        _check_some(source, plan)
+        _check_some(job.source, plan)
         return counts.summary(sum(to_do), len(to_do))
 
-    with Progress(progress) as bar, _alone(out, worker) as alone, _kept(counts):
+    with Progress(progress) as bar, _alone(job.out, worker) as alone, _kept(counts):
         if is_ours:
             alone()
         plan, comparison = planned()
         plan.clean()
-        is_cpu = device_of(model).platform == "cpu"
-        gate = CpuGate(is_shared=is_cpu)
-        loader = Loader(
-            preprocess=None if what == "texts" else Preprocess(model.config.vision.image_size),
-            context_length=None if what == "images" else model.config.text.context_length,
-            exif_transpose=exif_transpose,
-            timing=counts.timing,
-            gate=gate,
-            formats=known_formats(formats),
-        )
 
-        def show(total: int | None) -> None:
+        def begin() -> Encoder:
+            job.claim(dry=False)
+            job.take_noted_types()
+            comparison.layout = job.layout
+            alone()
+            return _encoder(job.model, batch_size)
+
+        def show() -> None:
             rows, errors, waiting = counts.rows, counts.errors, counts.waiting
-            bar.update(rows, errors=errors, total=total, waiting=waiting)
+            bar.update(rows, errors=errors, total=plan.total, waiting=waiting)
 
-        def check_ours() -> None:
-            # Somebody may have removed the output since, and begun another job in its place.
-            if not claim(out, identity, claimed, dry=True):
-                reason = "was removed during the run; start the same command again"
-                raise FileNotFoundError(errno.ENOENT, reason, f"{out}/{JOB}")
+        def after_row() -> None:
+            _check_errors(counts, max_errors)
+            show()
 
-        builder: PartBuilder | None = None
-        encoder: Encoder | None = None
-        with (
-            loading(
-                plan.records(),
-                loader,
-                num_threads=num_threads or _num_cores(),
-                read_ahead=read_ahead,
-            ) as ready,
-            calling(counts, is_threaded=not is_cpu) as ahead,
-            _writing(parts, counts, check_ours) as write,
-        ):
-            while True:
-                with counts.timing("waiting"):
-                    loaded = next(ready, None)
-                if loaded is None:
-                    break
-                if encoder is None:
-                    claim(out, identity, claimed, dry=False)
-                    comparison.layout = layout = _as_noted(layout, out)
-                    alone()
-                    encoder = _encoder(model, batch_size)
-                if builder is None:
-                    builder = PartBuilder(loaded.chunk, layout, encoder, counts, gate, ahead)
-                builder.add(loaded)
-                _check_errors(counts, max_errors)
-                if builder.is_complete:
-                    write(builder)
-                    builder = None
-                show(plan.total)
+        has_begun = _embed_rows(
+            job,
+            plan,
+            counts,
+            begin=begin,
+            after_row=after_row,
+            formats=known_formats(formats),
+            num_threads=num_threads or _num_cores(),
+            read_ahead=read_ahead,
+        )
         comparison.check_changed()
-        _check_some(source, plan)
-        if encoder is None:  # nothing to do, but job.json may be missing
-            claim(out, identity, claimed, dry=False)
-        show(plan.total)
+        _check_some(job.source, plan)
+        if not has_begun:  # nothing to do, but job.json may be missing
+            job.claim(dry=False)
+        show()
         return counts.summary()
 
 
-def _as_noted(layout: Layout, out: str) -> Layout:
-    """Returns the layout with the column types in `job.json`, whichever process wrote it."""
-    return layout.typed((read_job(out) or {}).get("types", ""))
+def _embed_rows(
+    job: Job,
+    plan: Plan,
+    counts: Counts,
+    *,
+    begin: Callable[[], Encoder],
+    after_row: Callable[[], None],
+    formats: Sequence[str],
+    num_threads: int,
+    read_ahead: int,
+) -> bool:
+    """Embeds the rows of a plan and writes their parts; returns whether there were any.
+
+    Args:
+        job: the job.
+        plan: what is left to do.
+        counts: receives rows, errors and times.
+        begin: called before the first row; returns the encoder.
+        after_row: called after each row; may raise to end the job.
+        formats: the accepted formats of pictures.
+        num_threads: threads that read and decode.
+        read_ahead: the most bytes in flight.
+    """
+    is_cpu = device_of(job.model).platform == "cpu"
+    gate = CpuGate(is_shared=is_cpu)
+    loader = job.loader(counts, gate, formats)
+    encoder: Encoder | None = None
+    builder: PartBuilder | None = None
+    with (
+        loading(plan.records(), loader, num_threads=num_threads, read_ahead=read_ahead) as ready,
+        calling(counts, is_threaded=not is_cpu) as ahead,
+        _writing(job.parts, counts, job.check_ours) as write,
+    ):
+        while True:
+            with counts.timing("waiting"):
+                loaded = next(ready, None)
+            if loaded is None:
+                return encoder is not None
+            encoder = encoder or begin()
+            if builder is None:
+                builder = PartBuilder(loaded.chunk, job.layout, encoder, counts, gate, ahead)
+            builder.add(loaded)
+            after_row()
+            if builder.is_complete:
+                write(builder)
+                builder = None
 
 
 @contextlib.contextmanager
@@ -327,16 +303,6 @@ def _encoder(model: CLIP, batch_size: int | None) -> Encoder:
     )
 
 
-def _loaded(model: CLIP | str | os.PathLike[str], preset: Preset) -> tuple[str | None, CLIP]:
-    if isinstance(model, CLIP):
-        if PRESETS[preset]:
-            raise ValueError(f"preset={preset!r} is for models by name or path; cast this one")
-        return None, model
-    name = os.fspath(model)
-    name = os.path.abspath(name) if os.path.exists(name) else name
-    return name, load(model, **PRESETS[preset])[0]
-
-
 def _num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -373,23 +339,6 @@ def _check(
         raise ValueError(f"rows_per_part must be at least 1. Got {rows_per_part}.")
     if max_errors is not None and max_errors < 0:
         raise ValueError(f"max_errors must be at least 0. Got {max_errors}.")
-
-
-def _check_has(source: str, rows: Input, what: str) -> None:
-    if what != "texts" and not rows.has_images:
-        raise ValueError(f"{source} has no pictures; what={what!r} needs some")
-    if what != "images" and not rows.has_captions:
-        raise ValueError(f"{source} has no texts; what={what!r} needs some")
-
-
-def _check_apart(source: str, rows: Input, parts: Parts) -> None:
-    """Checks that a pattern doesn't match the job's own parts, which each run would embed anew."""
-    for shard in rows.shards:
-        if parts.writes(shard.path):
-            raise ValueError(
-                f"{source} matches a part that this job has written, {shard.path}: give it a "
-                "folder for its output that the pattern doesn't match"
-            )
 
 
 def _check_some(source: str, plan: Plan) -> None:

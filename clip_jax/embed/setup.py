@@ -1,0 +1,185 @@
+"""What an embedding job is: its input, model and output, and what tells it from other jobs."""
+
+import dataclasses
+import errno
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from clip_jax.embed.counts import Counts
+from clip_jax.embed.identity import JOB, claim, fingerprint, read_job
+from clip_jax.embed.part_builder import Layout
+from clip_jax.embed.parts import NpyParts, Parts
+from clip_jax.loading import CpuGate, Loader
+from clip_jax.nn import CLIP, model_digest
+from clip_jax.preprocess import Preprocess
+from clip_jax.sources import Columns, Input, open_input
+from clip_jax.storage import absolute, folder, plain
+from clip_jax.weights import load
+
+What = Literal["images", "texts", "both"]
+Preset = Literal["parity", "fast"]
+
+# The tower that computes each column of embeddings.
+TOWERS = {
+    "images": {"embedding": "image"},
+    "texts": {"embedding": "text"},
+    "both": {"embedding": "image", "text_embedding": "text"},
+}
+# Arguments of `clip_jax.load`.
+PRESETS: dict[Preset, dict[str, Any]] = {
+    "parity": {},
+    "fast": {"dtype": "bfloat16", "precision": "default"},
+}
+# The version of the output format; part of a job's identity.
+VERSION = 1
+
+
+@dataclasses.dataclass
+class Job:
+    """A job, the same for all of its workers and runs.
+
+    Attributes:
+        source: the input's address.
+        out: the absolute address of the output folder.
+        model: the model.
+        rows: the input.
+        layout: the columns of a part.
+        identity: what may not differ between the runs of one job.
+        claimed: what `job.json` says besides.
+        parts: the output's parts.
+        exif_transpose: whether to rotate pictures by their EXIF data.
+    """
+
+    source: str
+    out: str
+    model: CLIP
+    rows: Input
+    layout: Layout
+    identity: Mapping[str, Any]
+    claimed: Mapping[str, Any]
+    parts: Parts
+    exif_transpose: bool
+
+    def claim(self, *, dry: bool) -> bool:
+        """Returns whether the output is this job's; unless `dry`, makes it this job's.
+
+        Raises:
+            ValueError: it holds the output of another job.
+        """
+        return claim(self.out, self.identity, self.claimed, dry=dry)
+
+    def check_ours(self) -> None:
+        """Checks that the output is still this job's: somebody may have removed it since.
+
+        Raises:
+            FileNotFoundError: it was removed.
+            ValueError: another job has begun in its place.
+        """
+        if not self.claim(dry=True):
+            reason = "was removed during the run; start the same command again"
+            raise FileNotFoundError(errno.ENOENT, reason, f"{self.out}/{JOB}")
+
+    def take_noted_types(self) -> None:
+        """Takes the column types in `job.json`, whichever process wrote it."""
+        self.layout = self.layout.typed((read_job(self.out) or {}).get("types", ""))
+
+    def loader(self, counts: Counts, gate: CpuGate, formats: Sequence[str]) -> Loader:
+        """Returns what turns the input's records into inputs of the encoder."""
+        config, what = self.model.config, self.layout.what
+        return Loader(
+            preprocess=None if what == "texts" else Preprocess(config.vision.image_size),
+            context_length=None if what == "images" else config.text.context_length,
+            exif_transpose=self.exif_transpose,
+            timing=counts.timing,
+            gate=gate,
+            formats=formats,
+        )
+
+
+def prepare(
+    source: str | os.PathLike[str],
+    model: CLIP | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    what: What | None,
+    preset: Preset,
+    dtype: str,
+    format: str,
+    rows_per_part: int,
+    columns: Columns,
+    exif_transpose: bool,
+) -> Job:
+    """Lists the input and loads the model; the arguments are those of `embed`.
+
+    Raises:
+        ValueError: the input lacks what is to be embedded, or matches the job's own parts.
+        OSError: the input can't be read.
+    """
+    source, out = plain(source), absolute(folder(out))
+    rows = open_input(source, columns)
+    what = what or ("images" if rows.has_images else "texts")
+    _check_has(source, rows, what)
+    layout = Layout(rows, what, columns.others, np.dtype(dtype), format)
+    name, model = _loaded(model, preset)
+    identity = {
+        "version": VERSION,
+        "model": model_digest(model),
+        "compute": f"{model.dtype}, precision {model.precision}",
+        "pixels": model.config.vision.image_size,
+        "exif_transpose": exif_transpose,
+        "what": what,
+        "dtype": dtype,
+        "format": format,
+        "rows_per_part": rows_per_part,
+        "columns": [columns.image, columns.caption, columns.key, *columns.others],
+        "input": rows.fingerprint,
+    }
+    claimed = {
+        "model": name,
+        "source": absolute(source),
+        "shards": len(rows.shards),
+        "image_column": columns.image,
+        "embeddings": TOWERS[what],
+        "dim": model.config.embed_dim,
+        "types": layout.noted_types(),
+    }
+    about = {
+        "fingerprint": fingerprint(identity),
+        "model": identity["model"],
+        "compute": identity["compute"],
+        "embeddings": TOWERS[what],
+        "normalized": True,
+    }
+    parts = NpyParts(out, about, TOWERS[what]) if format == "npy" else Parts(out, about)
+    _check_apart(source, rows, parts)
+    return Job(source, out, model, rows, layout, identity, claimed, parts, exif_transpose)
+
+
+def _loaded(model: CLIP | str | os.PathLike[str], preset: Preset) -> tuple[str | None, CLIP]:
+    if isinstance(model, CLIP):
+        if PRESETS[preset]:
+            raise ValueError(f"preset={preset!r} is for models by name or path; cast this one")
+        return None, model
+    name = os.fspath(model)
+    name = os.path.abspath(name) if os.path.exists(name) else name
+    return name, load(model, **PRESETS[preset])[0]
+
+
+def _check_has(source: str, rows: Input, what: str) -> None:
+    if what != "texts" and not rows.has_images:
+        raise ValueError(f"{source} has no pictures; what={what!r} needs some")
+    if what != "images" and not rows.has_captions:
+        raise ValueError(f"{source} has no texts; what={what!r} needs some")
+
+
+def _check_apart(source: str, rows: Input, parts: Parts) -> None:
+    """Checks that a pattern doesn't match the job's own parts, which each run would embed anew."""
+    for shard in rows.shards:
+        if parts.writes(shard.path):
+            raise ValueError(
+                f"{source} matches a part that this job has written, {shard.path}: give it a "
+                "folder for its output that the pattern doesn't match"
+            )
