@@ -46,7 +46,7 @@ FLOORS = """
     errors messages memory globs file_stat resample lazy version signals config
     locks unfinished attempts progress catalog
     nn shapes backends placement compilation
-    storage convert tokenizer preprocess sources weights loading encoder
+    storage replace tokenizer preprocess convert sources weights loading encoder
     parity train embed search evaluate
     cli
 """.split()

@@ -25,7 +25,7 @@ from clip_jax.nn import CLIP, flatten, misfits, parameters, unflatten
 from clip_jax.nn.tree import listed
 from clip_jax.shapes import check_blocks, parameter_shapes
 from clip_jax.weights.places import VERSION
-from clip_jax.weights.replace import replacing
+from clip_jax.replace import replacing
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
