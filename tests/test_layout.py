@@ -44,7 +44,7 @@ def test_the_shapes_of_every_module_are_executed(package):
 # From the ground up: a room imports only those before it.
 FLOORS = """
     errors messages memory globs file_stat resample lazy version signals config
-    locks unfinished attempts progress catalog
+    locks unfinished attempts progress catalog open_clip_catalog
     nn shapes backends placement compilation
     storage replace tokenizer preprocess convert sources weights loading encoder
     parity train embed search evaluate
