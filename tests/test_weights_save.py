@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from clip_jax import replace
 from clip_jax.cli import main
 from clip_jax.nn import flatten, unflatten
-from clip_jax import replace
 from clip_jax.weights import read_native, save, save_parameters
 from tests.limits import files_end_at
 from tests.model_files import VIT, names_below, same
