@@ -1,5 +1,6 @@
 """Tells whose checkpoint something is, by the files of a folder or the names of the arrays."""
 
+import contextlib
 import os
 import re
 from collections.abc import Collection
@@ -70,7 +71,10 @@ def family_of(folder: str | os.PathLike[str]) -> Family:
         if is_exhausted(error):
             raise
         raise CheckpointError(f"{folder} can't be read ({error.strerror or error})") from None
-    document = read_json(folder / CONFIG) if CONFIG in names else {}
+    document: dict[str, object] = {}
+    if CONFIG in names:
+        with contextlib.suppress(CheckpointError):  # whoever reads it next says what is wrong
+            document = read_json(folder / CONFIG)
     vision = document.get("vision")
     if isinstance(vision, dict) and "type" in vision:
         return "native"

@@ -147,6 +147,8 @@ def to_document(config: CLIPConfig) -> dict[str, Any]:
         CheckpointError: OpenCLIP can't express the model; lists all reasons.
     """
     found = deviations(config)
+    if "quick_gelu" not in {config.text_activation, config.vision_activation}:
+        found.pop("activations", None)
     if config.text.tokenizer is not None:  # whose options are not kept
         found["tokenizer"] = f"the options of the tokenizer {config.text.tokenizer}"
     lost = [found[name] for name in ("activations", "tokenizer") if name in found]

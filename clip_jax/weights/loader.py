@@ -2,21 +2,18 @@
 
 import os
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from clip_jax.catalog import CATALOG, suggestion
-from clip_jax.config import Activation, CLIPConfig
-from clip_jax.convert.pytorch import from_pytorch
-from clip_jax.convert.reader import read_checkpoint
+from clip_jax.config import Activation
 from clip_jax.errors import CheckpointError
 from clip_jax.nn import CLIP, from_parameters
 from clip_jax.preprocess import Preprocess
 from clip_jax.weights.cache import native_folder
 from clip_jax.weights.memory import on_device
-from clip_jax.weights.native_format import WEIGHTS, read_native
+from clip_jax.weights.reading import read_model
 
 
 def load(
@@ -33,14 +30,18 @@ def load(
     else `~/.cache/clip_jax`; a file that the PyTorch package keeps in `~/.cache/clip` is used as it
     is. They are also converted once; later loads memory-map the result.
 
+    A folder is recognised by its files: `config.json` in clip_jax's own form, or with a
+    `model_type` (Hugging Face's transformers), or `open_clip_config.json` (OpenCLIP).
+
     The width of attention heads can't be inferred from a `.pt` or `.safetensors` file: it is
-    assumed to be 64, as in all of OpenAI's models. For another width, convert the file to a native
-    folder (`clip-jax convert`) and set `num_heads` in its `config.json`.
+    assumed to be 64, as in all of OpenAI's models. For another one, give the folder that says it,
+    or name the model to `clip_jax.convert.from_open_clip` or `clip-jax convert --model`.
 
     Args:
-        name_or_path: one of `available_models()`, a native folder, or a `.pt` or `.safetensors`
-            file with the official layout. A native folder is memory-mapped: while a model of it is
-            in use, replace it as a whole (as `clip_jax.save` does), don't write into its files.
+        name_or_path: one of `available_models()`, a native, Hugging Face or OpenCLIP folder, or a
+            `.pt` or `.safetensors` file with the official layout. A native folder is memory-mapped:
+            while a model of it is in use, replace it as a whole (as `clip_jax.save` does), don't
+            write into its files.
         dtype: dtype in which the towers compute; parameters are float32 in any case.
         precision: precision of matrix products, for `jax.default_matmul_precision`. "highest"
             is true float32 everywhere.
@@ -68,33 +69,17 @@ def load(
             f"activation is only for .pt and .safetensors files; {os.fspath(name_or_path)!r} "
             f"knows its own. Got {activation!r}."
         )
-    if path.is_dir():
-        try:
-            config, params = read_native(path)
-        except CheckpointError as error:
-            if not is_name:
-                raise
-            remedy = (
-                "install clip-jax-flax again"
-                if CATALOG[str(name_or_path)].is_bundled
-                else (f"it is a converted copy: remove {path}, and load {name_or_path} again")
-            )
-            raise CheckpointError(f"{error}. Of {name_or_path}: {remedy}") from None
-    else:
-        config, params = _read_file(path, activation or "quick_gelu")
-    params = on_device(params, adopt=path.is_dir())
+    try:
+        family, config, params = read_model(path, activation=activation)
+    except CheckpointError as error:
+        if not is_name:
+            raise
+        remedy = (
+            "install clip-jax-flax again"
+            if CATALOG[str(name_or_path)].is_bundled
+            else (f"it is a converted copy: remove {path}, and load {name_or_path} again")
+        )
+        raise CheckpointError(f"{error}. Of {name_or_path}: {remedy}") from None
+    params = on_device(params, adopt=family == "native")
     model = from_parameters(config, params, dtype=dtype, precision=precision)
     return model, Preprocess(config.vision.image_size)
-
-
-def _read_file(path: Path, activation: Activation) -> tuple[CLIPConfig, dict[str, Any]]:
-    arrays = read_checkpoint(path)
-    if any("/" in name for name in arrays):
-        raise CheckpointError(
-            f"{path} has clip_jax's own names for its arrays: give the folder that holds it, "
-            f"together with its config.json, instead of {WEIGHTS} alone"
-        )
-    try:
-        return from_pytorch(arrays, activation)
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None

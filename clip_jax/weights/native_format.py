@@ -115,7 +115,9 @@ def read_native(folder: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[str, A
     if missing:
         raise CheckpointError(
             f"{folder} is not a model: it has no {' and no '.join(missing)}. A model's folder "
-            f"holds {CONFIG} and {WEIGHTS}, as clip_jax.save and `clip-jax convert` write them"
+            f"holds {CONFIG} and {WEIGHTS}, as clip_jax.save and `clip-jax convert` write them, or "
+            f"the files of Hugging Face's transformers ({CONFIG} with a model_type) or of OpenCLIP "
+            f"(open_clip_config.json)"
         )
     text = ""
     try:
