@@ -13,7 +13,8 @@ from clip_jax.messages import some
 def raise_problems(problems: Sequence[str], heading: str = "the configuration is not read") -> None:
     """Raises CheckpointError with all problems, if there are any."""
     if problems:
-        raise CheckpointError(f"{heading}: {some(problems, MAX_TOLD, '; ')}")
+        each = dict.fromkeys(problems)  # a field may be taken twice
+        raise CheckpointError(f"{heading}: {some(each, MAX_TOLD, '; ')}")
 
 
 class Fields(Mapping[str, Any]):
