@@ -127,6 +127,8 @@ def embed(
     _check_has(source, rows, what)
     layout = Layout(rows, what, columns.others, np.dtype(dtype), format)
     name, model = _loaded(model, preset)
+    if what != "images":
+        model.config.text.check_strings()
     identity = {
         "version": VERSION,
         "model": model_digest(model),

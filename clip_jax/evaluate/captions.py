@@ -81,6 +81,7 @@ def embed_captioned(
         ValueError: the pairs are unfit, which it lists, or no picture can be read.
         OSError: the source can't be read.
     """
+    model.config.text.check_strings()
     pairs, preprocess = open_pairs(source), Preprocess(model.config.vision.image_size)
     encoder = Encoder(model, batch_size=batch_size)
     captions: list[str] = []
