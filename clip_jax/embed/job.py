@@ -195,7 +195,9 @@ def embed(
         plan.clean()
         gate = CpuGate(is_shared=device_of(model).platform == "cpu")
         loader = Loader(
-            preprocess=None if what == "texts" else Preprocess(model.config.vision.image_size),
+            preprocess=None
+            if what == "texts"
+            else Preprocess(model.config.vision.image_size, model.config.pixels),
             context_length=None if what == "images" else model.config.text.context_length,
             exif_transpose=exif_transpose,
             timing=counts.timing,
