@@ -48,6 +48,7 @@ FOREIGN = (
         "the folder text_encoder of the same model in diffusers' layout",
     ),
 )
+FOREIGN_TOWER = "holds one tower alone ({kind}), expected a whole CLIP model, of the type clip"
 HUGGING_FACE = (
     r"(vision_model|text_model)\.|embeddings\.(token|patch)_embedding\.weight$",
     "has the names of Hugging Face's transformers (text_model., vision_model.), which load "
