@@ -1,6 +1,8 @@
 """Pixels as other models' folders say: OpenCLIP's ways to a square, and Hugging Face's own."""
 
+import json
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +12,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clip_jax.config import PixelConfig
+from clip_jax.errors import CheckpointError
 from clip_jax.preprocess import Preprocess
+from clip_jax.preprocess_huggingface import HuggingFacePreprocess
 from tests.peers import peer
 from tests.pictures import random_image
 from tests.reference import requires_reference
@@ -97,3 +101,98 @@ def test_pixels_before_normalisation_are_the_same():
     pixels = preprocess.pixels(image).astype(np.float32) / np.float32(255)
     mean, std = (np.array(color, np.float32) for color in (MEAN, STD))
     assert np.array_equal(preprocess(image), (pixels - mean) / std)
+
+
+# ---- Hugging Face's own -------------------------------------------------------------------------
+
+
+def hugging_faces(image: Image.Image, **options: Any) -> np.ndarray:
+    """What transformers' PIL image processor makes of an image."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        processor = peer("transformers").CLIPImageProcessorPil(**options)
+        found = processor(image, return_tensors="np")["pixel_values"]
+    return np.asarray(found)[0].transpose(1, 2, 0)
+
+
+def write(folder: Path, document: dict[str, Any], name: str = "preprocessor_config.json") -> None:
+    (folder / name).write_text(json.dumps(document))
+
+
+@requires_reference
+@pytest.mark.parametrize("mode", [*MODES, "I", "F", "CMYK", "P, transparency table"])
+@settings(max_examples=8, deadline=None)
+@given(
+    n=st.sampled_from([7, 32, 97]),
+    width=st.integers(1, 120),
+    height=st.integers(1, 120),
+    seed=st.integers(0, 99),
+    resample=st.sampled_from([2, 3]),
+)
+@example(n=32, width=35, height=32, seed=0, resample=3)
+@example(n=32, width=32, height=39, seed=0, resample=3)
+def test_hugging_faces_pixels_are_those_of_its_pil_processor(
+    mode, n, width, height, seed, resample
+):
+    image = random_image(mode, (width, height), np.random.default_rng(seed))
+    config = PixelConfig(
+        mean=MEAN, std=STD, interpolation="bicubic" if resample == 3 else "bilinear"
+    )
+    ours = HuggingFacePreprocess(n, config)(image)
+    options = {"image_mean": MEAN, "image_std": STD, "resample": resample}
+    size = {"size": {"shortest_edge": n}, "crop_size": {"height": n, "width": n}}
+    assert ours.tobytes() == hugging_faces(image, **size, **options).tobytes()
+
+
+DOCUMENTS = {
+    "today's": {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}},
+    "old": {"size": 24, "crop_size": 24, "feature_extractor_type": "CLIPFeatureExtractor"},
+    "larger than the crop": {"size": {"shortest_edge": 30}, "crop_size": 24},
+    "smaller than the crop": {"size": {"shortest_edge": 15}, "crop_size": 24},
+    "squashed": {"size": {"height": 24, "width": 24}, "crop_size": 24, "resample": 2},
+    "squashed to no square": {"size": {"height": 30, "width": 25}, "crop_size": 24},
+    "no crop": {"size": {"height": 24, "width": 24}, "do_center_crop": False},
+    "not normalised": {"size": 24, "crop_size": 24, "do_normalize": False},
+    "other statistics": {"size": 24, "crop_size": 24, "image_mean": MEAN, "image_std": STD},
+}
+
+
+@requires_reference
+@pytest.mark.parametrize("what", DOCUMENTS)
+def test_a_folder_says_how_its_pixels_are_made(tmp_path, what):
+    write(tmp_path, DOCUMENTS[what])
+    preprocess = HuggingFacePreprocess.from_folder(tmp_path, 24)
+    for size in ((50, 40), (27, 24), (24, 31)):
+        image = random_image("RGB", size, np.random.default_rng(0))
+        assert preprocess(image).tobytes() == hugging_faces(image, **DOCUMENTS[what]).tobytes()
+    (tmp_path / "preprocessor_config.json").unlink()
+    write(tmp_path, {"image_processor": DOCUMENTS[what]}, "processor_config.json")
+    assert HuggingFacePreprocess.from_folder(tmp_path, 24) == preprocess
+
+
+def test_a_folder_that_says_nothing_has_the_defaults(tmp_path):
+    assert HuggingFacePreprocess.from_folder(tmp_path, 24) == HuggingFacePreprocess(
+        24, PixelConfig(), 24
+    )
+
+
+BAD = {
+    "another size": ({"size": 32, "crop_size": 32}, "32 x 32 pixels, expected the model's"),
+    "no square": ({"size": 24, "crop_size": {"height": 24, "width": 30}}, "24 x 30 pixels"),
+    "no crop": ({"size": 24, "do_center_crop": False}, "wouldn't be squares"),
+    "another form": ({"size": {"longest_edge": 24}}, "size: expected"),
+    "another filter": ({"size": 24, "crop_size": 24, "resample": 0}, "resample"),
+    "below zero": ({"size": 24, "crop_size": -24}, "crop_size: expected positive"),
+    "a truth": ({"size": True, "crop_size": 24}, "size"),
+    "huge": ({"size": 1 << 40, "crop_size": 24}, "size: expected positive"),
+    "not scaled": ({"size": 24, "crop_size": 24, "do_rescale": False}, "do_rescale"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_pixels_that_can_not_be_made_are_refused(tmp_path, what):
+    document, expected = BAD[what]
+    write(tmp_path, document)
+    with pytest.raises(CheckpointError) as caught:
+        HuggingFacePreprocess.from_folder(tmp_path, 24)
+    assert expected in str(caught.value) and "preprocessor_config.json" in str(caught.value)
