@@ -2,41 +2,186 @@
 
 import dataclasses
 import json
+import math
 from typing import Any, Literal, get_args
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
+TextPooling = Literal["argmax", "eos", "first", "last"]
+VisionPooling = Literal["class", "mean"]
+Interpolation = Literal["bicubic", "bilinear"]
+Resize = Literal["shortest", "squash", "longest"]
+Color = tuple[float, float, float]
 
 # The largest number in a configuration; above it, arithmetic with sizes fails in many ways.
 MAX_NUMBER = 2**31 - 1
 
+# Statistics of OpenAI's training images: red, green, blue, on the scale 0 to 1.
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+# CLIP's own byte pairs: the size of the vocabulary, of which the end token is the last.
+CLIP_VOCAB_SIZE = 49408
+
+
+def _check_fields(config: Any) -> None:
+    for field in dataclasses.fields(config):
+        _check_field(field.name, field.type, getattr(config, field.name))
+
+
+def _check_field(name: str, kind: Any, value: Any) -> None:
+    if get_args(kind)[-1:] == (type(None),):
+        if value is None:
+            return
+        kind = get_args(kind)[0]
+    values = value if isinstance(value, tuple) else (value,)
+    if kind in (int, tuple[int, int, int, int]):
+        least = 0 if name == "eos_id" else 1
+        if any(isinstance(v, bool) or not isinstance(v, int) or v < least for v in values):
+            wanted = "positive and whole" if least else "whole and not negative"
+            raise ValueError(f"{name} must be {wanted}. Got {value!r}.")
+        if max(values) > MAX_NUMBER:
+            raise ValueError(f"{name} must be at most {MAX_NUMBER:,}. Got a larger number.")
+    elif kind in (float, Color):
+        count = 1 if kind is float else 3
+        if len(values) != count or not all(_is_finite(v) for v in values):
+            wanted = "a finite number" if count == 1 else "three finite numbers"
+            raise ValueError(f"{name} must be {wanted}. Got {value!r}.")
+        if name in ("norm_epsilon", "std") and min(values) <= 0:
+            raise ValueError(f"{name} must be positive. Got {value!r}.")
+    elif kind is bool and not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false. Got {value!r}.")
+    elif kind is str and not isinstance(value, str):
+        raise ValueError(f"{name} must be text. Got {value!r}.")
+    elif (choices := get_args(kind)) and all(isinstance(c, str) for c in choices):
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}. Got {value!r}.")
+
+
+def _is_finite(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and abs(value) <= MAX_NUMBER and not math.isnan(value)
+
+
+def _check_heads(width: int, num_heads: int) -> None:
+    if width % num_heads:
+        raise ValueError(f"num_heads must divide the width. Got {num_heads} and {width}.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BlockConfig:
+    """What the residual blocks of either tower may have otherwise than OpenAI's.
+
+    Attributes:
+        activation: the GELU of this tower, if it isn't the model's.
+        norm_epsilon: what every LayerNorm of this tower adds to the variance.
+        mlp_width: the width of the MLPs' hidden layer; None for four times the tower's.
+        layer_scale: the initial factor of each channel that attention and MLP add to the residual
+            stream (Touvron et al. 2021); None for no such factors.
+    """
+
+    activation: Activation | None = None
+    norm_epsilon: float = 1e-5
+    mlp_width: int | None = None
+    layer_scale: float | None = None
+
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """The text transformer (Radford et al. 2021, section 2.4)."""
+class TextConfig(BlockConfig):
+    """The text transformer (Radford et al. 2021, section 2.4).
+
+    Attributes:
+        is_causal: whether a token sees only itself and those before it, instead of all.
+        pooling: the position whose hidden state is the text's: the first largest id ("argmax"),
+            the first `eos_id` or, without one, the first position ("eos"), the first or the last.
+        eos_id: the end token, if the model says which; "argmax" doesn't use it.
+        has_projection: whether the pooled hidden state is projected to the joint space.
+        has_projection_bias: whether a bias is then added.
+        tokenizer: the tokenizer's name on the Hugging Face Hub, if it isn't CLIP's.
+    """
 
     width: int
     num_layers: int
     num_heads: int
     context_length: int = 77
-    vocab_size: int = 49408
+    vocab_size: int = CLIP_VOCAB_SIZE
+    _: dataclasses.KW_ONLY
+    is_causal: bool = True
+    pooling: TextPooling = "argmax"
+    eos_id: int | None = None
+    has_projection: bool = True
+    has_projection_bias: bool = False
+    tokenizer: str | None = None
 
     def __post_init__(self):
-        _check_positive(self)
+        _check_fields(self)
         _check_heads(self.width, self.num_heads)
+        if self.pooling == "eos" and self.eos_id is None:
+            raise ValueError('pooling="eos" needs eos_id, the end token. Got None.')
+        if self.has_projection_bias and not self.has_projection:
+            raise ValueError("has_projection_bias needs has_projection: there is nothing to add to")
+
+    @property
+    def can_be_cut(self) -> bool:
+        """Whether leaving out what follows the pooled position doesn't change a text's embedding.
+
+        That token must not see the columns after it, nor its position depend on their number.
+        """
+        return self.is_causal and self.pooling != "last"
+
+    @property
+    def end_id(self) -> int | None:
+        """The id that every text must contain, as far as the configuration says."""
+        if self.pooling == "eos":
+            return self.eos_id
+        if self.pooling == "argmax" and (self.eos_id is None or self.vocab_size <= CLIP_VOCAB_SIZE):
+            return self.vocab_size - 1
+        return None
+
+    def check_strings(self) -> None:
+        """Checks that the ids of CLIP's own tokenizer are those that the model was trained with.
+
+        Raises:
+            ValueError: they are another tokenizer's; the message says how to go on.
+        """
+        end, size = CLIP_VOCAB_SIZE - 1, self.vocab_size
+        match self.pooling:
+            case "eos":
+                fits = size > end and self.eos_id == end
+            case "argmax":  # ids that Hugging Face's users have added come after CLIP's
+                fits = size == CLIP_VOCAB_SIZE or (size > end and self.eos_id is not None)
+            case _:
+                fits = size == CLIP_VOCAB_SIZE
+        if self.tokenizer is not None or not fits:
+            name = f" of {self.tokenizer}" if self.tokenizer else ""
+            raise ValueError(
+                f"this model's {size:,} ids are not those of CLIP's tokenizer (49,408, the text "
+                f"ending with {end}): make ids (b, l) with its own tokenizer{name} and give those "
+                f"instead of strings."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
-class ViTConfig:
-    """A Vision Transformer over square images with sides of `image_size` pixels."""
+class ViTConfig(BlockConfig):
+    """A Vision Transformer over square images with sides of `image_size` pixels.
+
+    Attributes:
+        has_ln_pre: whether there is a LayerNorm before the blocks.
+        pooling: the class token's row ("class"), or the mean of the patches' ("mean").
+        norm_after_pooling: whether the last LayerNorm follows the pooling instead of preceding it.
+    """
 
     image_size: int
     patch_size: int
     width: int
     num_layers: int
     num_heads: int
+    _: dataclasses.KW_ONLY
+    has_ln_pre: bool = True
+    pooling: VisionPooling = "class"
+    norm_after_pooling: bool = False
 
     def __post_init__(self):
-        _check_positive(self)
+        _check_fields(self)
         _check_heads(self.width, self.num_heads)
         if self.image_size % self.patch_size:
             raise ValueError(
@@ -60,7 +205,7 @@ class ResNetConfig:
     num_heads: int
 
     def __post_init__(self):
-        _check_positive(self)
+        _check_fields(self)
         if not isinstance(self.stage_depths, tuple) or len(self.stage_depths) != 4:
             raise ValueError(
                 f"stage_depths must be four positive numbers. Got {self.stage_depths}."
@@ -82,26 +227,74 @@ class ResNetConfig:
         return (self.image_size // 32) ** 2
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PixelConfig:
+    """How the pixels of the training images were made.
+
+    Attributes:
+        mean: subtracted from red, green and blue on the scale 0 to 1.
+        std: what the differences are divided by.
+        interpolation: the filter for resizing.
+        resize: whether the shorter side is resized to the image size, and the middle cropped
+            ("shortest"); both sides, whatever their ratio ("squash"); or the longer side, with a
+            margin beside it ("longest").
+    """
+
+    mean: Color = MEAN
+    std: Color = STD
+    interpolation: Interpolation = "bicubic"
+    resize: Resize = "shortest"
+
+    def __post_init__(self):
+        _check_fields(self)
+
+
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
     """Two towers that embed into a joint space of `embed_dim` dimensions.
 
     `activation` is the transformers' GELU: `quick_gelu` in every OpenAI model; exact `gelu` or
     `gelu_tanh` in others. It can't be inferred from the weights, so it is stored with them.
+
+    Attributes:
+        logit_bias: the initial value of the number that is added to all logits (Zhai et al. 2023);
+            None for no such parameter.
+        pixels: how images become pixels.
     """
 
     embed_dim: int
     vision: ViTConfig | ResNetConfig
     text: TextConfig
     activation: Activation = "quick_gelu"
+    _: dataclasses.KW_ONLY
+    logit_bias: float | None = None
+    pixels: PixelConfig = PixelConfig()
 
     def __post_init__(self):
-        _check_positive(self)
-        check_activation(self.activation)
+        _check_fields(self)
+        if not self.text.has_projection and self.text.width != self.embed_dim:
+            raise ValueError(
+                f"without a projection of the text, its width must be embed_dim. "
+                f"Got {self.text.width} and {self.embed_dim}."
+            )
+
+    @property
+    def text_activation(self) -> Activation:
+        """The GELU of the text tower."""
+        return self.text.activation or self.activation
+
+    @property
+    def vision_activation(self) -> Activation:
+        """The GELU of the vision tower, if that is a Vision Transformer."""
+        own = self.vision.activation if isinstance(self.vision, ViTConfig) else None
+        return own or self.activation
 
     def to_json(self) -> str:
-        """Returns the configuration as JSON, the `config.json` of the native format."""
-        document = dataclasses.asdict(self)
+        """Returns the configuration as JSON, the `config.json` of the native format.
+
+        Keyword-only fields, which OpenAI's models don't need, are left out at their defaults.
+        """
+        document = _document(self)
         kind = "vit" if isinstance(self.vision, ViTConfig) else "resnet"
         document["vision"] = {"type": kind, **document["vision"]}
         return json.dumps(document, indent=2) + "\n"
@@ -124,11 +317,26 @@ class CLIPConfig:
             raise ValueError(f"vision.type must be one of {', '.join(kinds)}. Got {kind!r}.")
         if isinstance(vision.get("stage_depths"), list):
             vision["stage_depths"] = tuple(vision["stage_depths"])
-        towers = {
+        parts = {
             "vision": build(kinds[kind], vision),
             "text": build(TextConfig, _fields(document, "text")),
         }
-        return build(cls, {**document, **towers})
+        if "pixels" in document:
+            pixels = _fields(document, "pixels")
+            for name in {"mean", "std"} & pixels.keys():
+                pixels[name] = tuple(pixels[name]) if isinstance(pixels[name], list) else None
+            parts["pixels"] = build(PixelConfig, pixels)
+        return build(cls, {**document, **parts})
+
+
+def _document(config: Any) -> dict[str, Any]:
+    """Returns a configuration's fields by name, in order, without optional ones at defaults."""
+    document: dict[str, Any] = {}
+    for field in sorted(dataclasses.fields(config), key=lambda field: bool(field.kw_only)):
+        value = getattr(config, field.name)
+        if not field.kw_only or value != field.default:
+            document[field.name] = _document(value) if dataclasses.is_dataclass(value) else value
+    return document
 
 
 def _fields(document: Any, name: str) -> dict[str, Any]:
@@ -164,20 +372,3 @@ def check_activation(name: Any) -> None:
         raise ValueError(
             f"activation must be one of {', '.join(get_args(Activation))}. Got {name!r}."
         )
-
-
-def _check_positive(config: Any) -> None:
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        values = value if isinstance(value, tuple) else (value,)
-        if field.type in (int, tuple[int, int, int, int]) and any(
-            isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values
-        ):
-            raise ValueError(f"{field.name} must be positive and whole. Got {value!r}.")
-        if field.type in (int, tuple[int, int, int, int]) and max(values) > MAX_NUMBER:
-            raise ValueError(f"{field.name} must be at most {MAX_NUMBER:,}. Got a larger number.")
-
-
-def _check_heads(width: int, num_heads: int) -> None:
-    if width % num_heads:
-        raise ValueError(f"num_heads must divide the width. Got {num_heads} and {width}.")

@@ -2,7 +2,7 @@
 
 Rows are divided into batches of one size, so that large inputs run one program; the last batch is
 padded. Small calls have smaller programs. Texts are encoded at about their own length instead of
-the context length, which the causal mask allows.
+the context length, where the causal mask allows it.
 """
 
 import collections
@@ -36,6 +36,7 @@ from clip_jax.messages import some
 from clip_jax.nn import CLIP, normalize
 from clip_jax.nn.clip import computing
 from clip_jax.nn.inputs import as_images, as_tokens
+from clip_jax.nn.text import pooled_positions
 from clip_jax.placement import Device, Parallel, place
 from clip_jax.tokenizer import tokenize
 
@@ -119,7 +120,8 @@ class Encoder:
         self._config = model.config
         self.embed_dim = model.config.embed_dim
         context = model.config.text.context_length
-        self._lengths = [length for length in TEXT_LENGTHS if length < context] + [context]
+        lengths = TEXT_LENGTHS if model.config.text.can_be_cut else ()
+        self._lengths = [length for length in lengths if length < context] + [context]
         self._normalize = normalize
         self._compile_cache = compile_cache
         model = cast(model, model.dtype if dtype is None else dtype)
@@ -162,19 +164,21 @@ class Encoder:
 
         Args:
             texts: strings, or (b, l) token ids as from `clip_jax.tokenize`, with an end token in
-                each row. Any number of them, also 0.
+                each row. Any number of them, also 0. Strings only if the model's ids are those of
+                CLIP's own tokenizer.
 
         Returns:
             (b, d) embeddings in the order of the texts; float32.
 
         Raises:
-            ValueError: a text is too long for the context, or the ids have a wrong shape, are out
-                of range, or lack the end token.
+            ValueError: a text is too long for the context, the ids have a wrong shape, are out of
+                range, or lack the end token, or the model has another tokenizer.
             TypeError: an element is not a string.
         """
         tokens = self._tokens(texts)
-        # The tower is causal: the end token doesn't see what follows it.
-        lengths = tokens.argmax(axis=1) + 1
+        # Under a causal mask, the end token doesn't see what follows it.
+        pooled = np.broadcast_to(pooled_positions(tokens, self._config.text), len(tokens))
+        lengths = pooled + 1 if len(self._lengths) > 1 else np.full(len(tokens), self._lengths[0])
         buckets = np.searchsorted(self._lengths, lengths)
         rows = [np.flatnonzero(buckets == i) for i in range(len(self._lengths))]
         parts = [tokens[row, :length] for row, length in zip(rows, self._lengths, strict=True)]
@@ -186,11 +190,13 @@ class Encoder:
     def _tokens(self, texts: str | Sequence[str] | np.ndarray | Array) -> Int[np.ndarray, "b l"]:
         text = self._config.text
         if not hasattr(texts, "dtype") or np.asarray(texts).dtype.kind in "UOT":
+            text.check_strings()
             return tokenize(texts, text.context_length)  # pyright: ignore[reportArgumentType]
-        tokens = as_tokens(np.asarray(texts), text)
-        if missing := np.flatnonzero((tokens != text.vocab_size - 1).all(axis=1)).tolist():
+        tokens, end = as_tokens(np.asarray(texts), text), text.end_id
+        missing = [] if end is None else np.flatnonzero((tokens != end).all(axis=1)).tolist()
+        if missing:
             raise ValueError(
-                f"every row of tokens must have the end token, {text.vocab_size - 1}. "
+                f"every row of tokens must have the end token, {end}. "
                 f"Rows without: {some(missing)}."
             )
         # Padded to the context length, because rows may be cut to any of the lengths.

@@ -3,7 +3,7 @@
 import os
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 
@@ -21,6 +21,9 @@ _RESAVE = (
     "load it in PyTorch with weights_only=True and torch.save its state_dict() again with the "
     "current format"
 )
+
+
+_Value = TypeVar("_Value")
 
 
 class Unread(ValueError):
@@ -88,6 +91,13 @@ def check_count(count: int) -> None:
             f"has more than {MAX_NAMES:,} names, expected a model's few thousand: this is no "
             f"ordinary checkpoint, check that it is the right file"
         )
+
+
+def without_prefix(state: dict[str, _Value]) -> dict[str, _Value]:
+    """Drops the prefix `module.`, which PyTorch's data parallelism adds, if all names have it."""
+    if all(name.startswith("module.") for name in state):
+        return {name.removeprefix("module."): value for name, value in state.items()}
+    return state
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

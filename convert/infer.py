@@ -69,7 +69,7 @@ def infer_config(shapes: Shapes, activation: Activation) -> CLIPConfig:
             return 0
 
     width = told(_number, "text width", TEXT_WIDTH)
-    text = {
+    text: dict[str, Any] = {
         "width": width,
         "num_layers": told(_count, "transformer.resblocks."),
         "num_heads": max(width // 64, 1),

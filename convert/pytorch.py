@@ -6,22 +6,17 @@ from typing import Any
 import numpy as np
 
 from clip_jax.config import Activation, CLIPConfig, check_activation
+from clip_jax.convert.deviations import deviations
+from clip_jax.convert.families import check_official
 from clip_jax.convert.infer import infer_config
-from clip_jax.convert.rules import Rule, source_to_target, target_to_source
+from clip_jax.convert.rules import RULES, source_to_target
+from clip_jax.convert.table import check_arrays, from_tree, to_tree
 from clip_jax.errors import CheckpointError
-from clip_jax.nn import flatten, misfits, unflatten
 from clip_jax.nn.tree import listed
-from clip_jax.shapes import check_blocks, parameter_shapes
+from clip_jax.shapes import check_blocks
 
 # Three scalars of the official archives, which repeat what the shapes say.
 IGNORED = ("input_resolution", "context_length", "vocab_size")
-COUNTER = ".num_batches_tracked"
-HUGGING_FACE = ("text_model.", "vision_model.")
-NOT_HUGGING_FACE = (
-    "has the layout of Hugging Face's transformers (text_model., vision_model.), which is not "
-    "read: OpenAI's models load by their names, such as clip_jax.load('ViT-B/32'); of others give "
-    "the checkpoint with the official layout, such as OpenCLIP's open_clip_model.safetensors"
-)
 
 
 def from_pytorch(
@@ -46,42 +41,19 @@ def from_pytorch(
         ValueError: there is no such activation.
     """
     check_activation(activation)
-    _check_arrays(arrays)
+    check_arrays(arrays)
     arrays = {name: array for name, array in arrays.items() if name not in IGNORED}
-    if any(name.startswith(HUGGING_FACE) for name in arrays):
-        raise CheckpointError(NOT_HUGGING_FACE)
-    renamed = {name: source_to_target(name) for name in arrays}
-    unknown = [f"+ {name}: unexpected" for name, match in renamed.items() if match is None]
+    check_official(arrays)
     try:
         config = infer_config({name: array.shape for name, array in arrays.items()}, activation)
     except CheckpointError as error:
+        unknown = [f"+ {name}: unexpected" for name in arrays if source_to_target(name) is None]
         raise CheckpointError(f"{error}\n{listed(unknown)}".rstrip()) from None
     try:
         check_blocks(config, len(arrays))
     except ValueError as error:
         raise CheckpointError(f"the names of the arrays describe no CLIP model: {error}") from None
-    targets = parameter_shapes(config)
-    problems, paths = list(unknown), dict[str, np.ndarray]()
-    for name, match in renamed.items():
-        if match is None:
-            continue
-        rule, path = match
-        if path not in targets:
-            problems.append(f"+ {name}: unexpected")
-            continue
-        paths[path] = arrays[name]  # in PyTorch's layout until its shape is known to be right
-        shape = rule.shape_to_theirs(targets[path])
-        if arrays[name].shape != shape:
-            problems.append(f"! {name}: expected shape {shape}. Got {arrays[name].shape}")
-        elif not _has_fitting_dtype(name, arrays[name]):
-            problems.append(f"! {name}: expected {_kind(name)}. Got {arrays[name].dtype}")
-        else:
-            paths[path] = rule.to_ours(arrays[name])
-    problems += [f"- {_rule_for(path)[1]}: missing" for path in targets if path not in paths]
-    if problems:
-        heading = f"{len(problems)} arrays do not fit a CLIP checkpoint:"
-        raise CheckpointError(f"{heading}\n{listed(sorted(problems))}")
-    return config, unflatten({path: paths[path] for path in targets})
+    return config, to_tree(config, arrays, RULES)
 
 
 def to_pytorch(config: CLIPConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -95,49 +67,22 @@ def to_pytorch(config: CLIPConfig, params: Mapping[str, Any]) -> dict[str, np.nd
         C-contiguous arrays by official name.
 
     Raises:
-        CheckpointError: arrays are missing, unexpected or misshapen; lists all of them.
+        CheckpointError: arrays are missing, unexpected or misshapen, or the model differs from
+            OpenAI's architecture in what neither arrays nor their shapes say; lists all of it.
     """
-    targets, arrays = parameter_shapes(config), flatten(params)
-    if problems := misfits(targets, arrays):
-        heading = f"{len(problems)} parameters do not fit the configuration:"
-        raise CheckpointError(f"{heading}\n{listed(problems)}")
-    rules = {path: _rule_for(path) for path in targets}
-    return {
-        name: _exported(rule, name, np.asarray(arrays[path]))
-        for path, (rule, name) in rules.items()
-    }
+    if lost := unofficial(config):
+        raise CheckpointError(
+            f"the official layout has no place for {', '.join(lost)}: keep the native folder, or "
+            f"write another library's"
+        )
+    return from_tree(config, params, RULES)
 
 
-def _check_arrays(arrays: Mapping[str, Any]) -> None:
-    for name, array in arrays.items():
-        # JAX's arrays have NumPy's dtypes; PyTorch's tensors don't.
-        if not isinstance(getattr(array, "dtype", None), np.dtype):
-            raise TypeError(
-                f"{name} must be a NumPy array. Got {type(array).__module__}."
-                f"{type(array).__name__}: read the file with clip_jax.convert.read_checkpoint, or "
-                f"give {{name: tensor.numpy(force=True) for name, tensor in state_dict.items()}}."
-            )
-
-
-def _rule_for(path: str) -> tuple[Rule, str]:
-    match = target_to_source(path)
-    assert match is not None, f"no rule makes {path}"
-    return match
-
-
-def _exported(rule: Rule, name: str, array: np.ndarray) -> np.ndarray:
-    if name.endswith(COUNTER):
-        array = array.astype(np.int64)  # a model counts in float32
-    # Contiguous, because safetensors scrambles other arrays; np.ascontiguousarray would make
-    # scalars one-dimensional.
-    return np.asarray(rule.to_theirs(array), order="C")
-
-
-def _has_fitting_dtype(name: str, array: np.ndarray) -> bool:
-    # NumPy doesn't count bfloat16 of ml_dtypes as a float.
-    is_float = array.dtype.kind == "f" or array.dtype.name == "bfloat16"
-    return is_float or (name.endswith(COUNTER) and array.dtype.kind in "iu")
-
-
-def _kind(name: str) -> str:
-    return "an integer" if name.endswith(COUNTER) else "a float dtype"
+def unofficial(config: CLIPConfig) -> list[str]:
+    """Returns what of a model can't be told from an official file, nor said beside it."""
+    said = {"resnet", "activation", "num_heads", "pixels", "tokenizer"}
+    lost = {switch: what for switch, what in deviations(config).items() if switch not in said}
+    text = config.text
+    if (text.pooling, text.eos_id) == ("eos", text.vocab_size - 1):  # the largest id
+        lost.pop("pooling")
+    return list(lost.values())

@@ -19,8 +19,11 @@ from clip_jax.convert.checks import (
     numbers,
     opened,
     raise_all,
+    without_prefix,
 )
+from clip_jax.convert.flax_msgpack import is_msgpack, read_msgpack
 from clip_jax.convert.safetensors import read_safetensors
+from clip_jax.convert.sharded import INDEX, read_sharded
 from clip_jax.convert.unpickle import Record, Tensor, load
 from clip_jax.errors import CheckpointError, is_exhausted
 
@@ -40,10 +43,11 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     """Reads every array of a checkpoint file by its PyTorch name.
 
     The kind of file is recognised by its content: TorchScript archives (the official `.pt` files),
-    state dictionaries from `torch.save`, bare or nested in a training checkpoint, and
-    `.safetensors` files. Nothing in a file is ever executed. Plain integers beside the arrays, such
-    as `input_resolution` in some archives, become 0-d arrays. A `module.` prefix is dropped if all
-    names have it.
+    state dictionaries from `torch.save`, bare or nested in a training checkpoint, `.safetensors`
+    files, and `flax_model.msgpack`, whose arrays get PyTorch's names and layout. For a checkpoint
+    in shards, give its index (`model.safetensors.index.json`). Nothing in a file is ever executed.
+    Plain integers beside the arrays, such as `input_resolution` in some archives, become 0-d
+    arrays. A `module.` prefix is dropped if all names have it.
 
     Arrays are read-only views of the memory-mapped file: they are read from the disk only on use,
     and the file must not be changed in place while they exist.
@@ -51,10 +55,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     Raises:
       FileNotFoundError: there is no such file.
       CheckpointError: it can't be read, or holds more than tensors; lists every bad tensor.
+          Shards that don't fit their index; lists every array that is missing or misplaced.
       OSError: there are too many open files.
       MemoryError: there is not enough memory.
     """
     path = Path(path)
+    if path.name.endswith(INDEX):
+        return read_sharded(path, read_checkpoint)
     try:
         with opened(path) as file:
             data = np.memmap(file, dtype=np.uint8, mode="r")
@@ -77,7 +84,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 def _read(file: BinaryIO, data: np.memmap) -> dict[str, np.ndarray]:
     if data[:4].tobytes() == b"PK\x03\x04":
         return _read_archive(Archive(file, data))
-    return _without_prefix(read_safetensors(data)[0])
+    if is_msgpack(data[:9].tobytes()):
+        return read_msgpack(data)
+    return without_prefix(read_safetensors(data)[0])
 
 
 def _read_archive(archive: Archive) -> dict[str, np.ndarray]:
@@ -183,13 +192,7 @@ def state_values(root: dict[Any, Any], kind: type = Tensor) -> dict[str, Any]:
             f"has {len(bad)} entries whose names are numbers ({shown(str(bad[0]))}), expected "
             f"names of arrays: torch.save the model's state_dict()"
         )
-    return _without_prefix(state)
-
-
-def _without_prefix(state: dict[str, Any]) -> dict[str, Any]:
-    if all(name.startswith("module.") for name in state):
-        return {name.removeprefix("module."): value for name, value in state.items()}
-    return state
+    return without_prefix(state)
 
 
 def _scalar(value: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A table of official names and layouts and ours, used in both directions."""
+"""Tables of other libraries' names and layouts and ours, used in both directions."""
 
 import dataclasses
 import functools
@@ -15,23 +15,50 @@ CONV = (2, 3, 1, 0)  # (out, in, h, w) -> (h, w, in, out)
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """An official name, our path, and the order of our axes; `*` stands for a number."""
+    """Another library's name, our path, and the order of our axes.
+
+    In both, `*` stands for a number. A name with `{q,k,v}` stands for three arrays, one for each
+    letter, that are one array here, joined along PyTorch's first axis.
+    """
 
     source: str
     target: str
     axes: tuple[int, ...] = SAME
 
-    def to_ours(self, array: np.ndarray) -> np.ndarray:
-        """Returns a view of an array in our layout."""
+    @property
+    def num_parts(self) -> int:
+        """How many of their arrays are one of ours."""
+        return len(spelled(self.source))
+
+    def to_ours(self, *parts: np.ndarray) -> np.ndarray:
+        """Returns an array in our layout: a view, unless it is joined from parts."""
+        array = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return array.transpose(self.axes) if self.axes else array
 
-    def to_theirs(self, array: np.ndarray) -> np.ndarray:
-        """Returns a view of an array in PyTorch's layout."""
-        return array.transpose(np.argsort(self.axes)) if self.axes else array
+    def to_theirs(self, array: np.ndarray) -> list[np.ndarray]:
+        """Returns views of an array, or of its parts, in PyTorch's layout."""
+        array = array.transpose(np.argsort(self.axes)) if self.axes else array
+        return [array] if self.num_parts == 1 else np.split(array, self.num_parts)
 
     def shape_to_theirs(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns PyTorch's shape, given ours."""
-        return tuple(shape[axis] for axis in np.argsort(self.axes)) if self.axes else shape
+        """Returns PyTorch's shape of the array, or of each part, given ours."""
+        shape = tuple(shape[axis] for axis in np.argsort(self.axes)) if self.axes else shape
+        return shape if self.num_parts == 1 else (shape[0] // self.num_parts, *shape[1:])
+
+
+def spelled(name: str) -> list[str]:
+    """Spells out the names that a name with braces stands for.
+
+    Example:
+        >>> spelled("attn.{q,k,v}_proj.bias")
+        ['attn.q_proj.bias', 'attn.k_proj.bias', 'attn.v_proj.bias']
+    """
+    before, _, rest = name.partition("{")
+    choices, _, after = rest.partition("}")
+    return [before + choice + after for choice in choices.split(",")]
+
+
+Table = tuple[Rule, ...]
 
 
 def _norm(source: str, target: str) -> Iterator[Rule]:
@@ -62,13 +89,13 @@ def _transformer(source: str, target: str) -> Iterator[Rule]:
     yield from _linear(f"{source}.mlp.c_proj", f"{target}/mlp/c_proj")
 
 
-def _rules() -> Iterator[Rule]:
-    # Text, at the root.
-    yield Rule("token_embedding.weight", "token_embedding/embedding")
-    yield Rule("positional_embedding", "positional_embedding")
-    yield from _transformer("", "")
-    yield from _norm("ln_final", "ln_final")
-    yield Rule("text_projection", "text_projection")
+def _official(text: str = "") -> Iterator[Rule]:
+    # Text, at the root, or below a prefix.
+    yield Rule(f"{text}token_embedding.weight", "token_embedding/embedding")
+    yield Rule(f"{text}positional_embedding", "positional_embedding")
+    yield from _transformer(text, "")
+    yield from _norm(f"{text}ln_final", "ln_final")
+    yield Rule(f"{text}text_projection", "text_projection")
     yield Rule("logit_scale", "logit_scale")
     # Vision Transformer. Both towers have a conv1; a ResNet has conv2 and conv3 too.
     yield Rule("visual.class_embedding", "visual/class_embedding")
@@ -89,17 +116,62 @@ def _rules() -> Iterator[Rule]:
         yield from _linear(f"visual.attnpool.{name}", f"visual/attnpool/{name}")
 
 
-RULES = tuple(_rules())
+def _open_clip(text: str) -> Iterator[Rule]:
+    """Yields OpenAI's names, and those of what only OpenCLIP's models have."""
+    yield from _official(text)
+    yield from _linear(f"{text}text_projection", "text_projection")
+    yield Rule("logit_bias", "logit_bias")
+    for source, target in ((text, ""), ("visual.", "visual/")):
+        for name in ("ls_1", "ls_2"):
+            yield Rule(
+                f"{source}transformer.resblocks.*.{name}.gamma",
+                f"{target}transformer/resblocks/*/{name}/gamma",
+            )
 
 
-def source_to_target(name: str) -> tuple[Rule, str] | None:
-    """Returns the rule for an official name, and our path; None if there is no rule."""
-    return _first((rule, _rename(name, rule.source, rule.target)) for rule in RULES)
+def _huggingface() -> Iterator[Rule]:
+    source, target = "text_model.embeddings", "token_embedding/embedding"
+    yield Rule(f"{source}.token_embedding.weight", target)
+    yield Rule(f"{source}.position_embedding.weight", "positional_embedding")
+    yield from _huggingface_blocks("text_model", "")
+    yield from _norm("text_model.final_layer_norm", "ln_final")
+    yield Rule("text_projection.weight", "text_projection", LINEAR)
+    source, target = "vision_model.embeddings", "visual"
+    yield Rule(f"{source}.patch_embedding.weight", f"{target}/conv1/kernel", CONV)
+    yield Rule(f"{source}.class_embedding", f"{target}/class_embedding")
+    yield Rule(f"{source}.position_embedding.weight", f"{target}/positional_embedding")
+    yield from _norm("vision_model.pre_layrnorm", "visual/ln_pre")  # misspelt so
+    yield from _huggingface_blocks("vision_model", "visual/")
+    yield from _norm("vision_model.post_layernorm", "visual/ln_post")
+    yield Rule("visual_projection.weight", "visual/proj", LINEAR)
+    yield Rule("logit_scale", "logit_scale")
 
 
-def target_to_source(path: str) -> tuple[Rule, str] | None:
-    """Returns the rule for one of our paths, and the official name; None if there is no rule."""
-    return _first((rule, _rename(path, rule.target, rule.source)) for rule in RULES)
+def _huggingface_blocks(source: str, target: str) -> Iterator[Rule]:
+    source, target = f"{source}.encoder.layers.*", f"{target}transformer/resblocks/*"
+    yield from _norm(f"{source}.layer_norm1", f"{target}/ln_1")
+    yield from _norm(f"{source}.layer_norm2", f"{target}/ln_2")
+    yield from _linear(f"{source}.self_attn.{{q,k,v}}_proj", f"{target}/attn/in_proj")
+    yield from _linear(f"{source}.self_attn.out_proj", f"{target}/attn/out_proj")
+    yield from _linear(f"{source}.mlp.fc1", f"{target}/mlp/c_fc")
+    yield from _linear(f"{source}.mlp.fc2", f"{target}/mlp/c_proj")
+
+
+RULES: Table = tuple(_official())
+# OpenCLIP's text arrays are at the root, or all below a prefix.
+OPEN_CLIP: Table = tuple(_open_clip(""))
+OPEN_CLIP_PREFIXED: Table = tuple(_open_clip("text."))
+HUGGING_FACE: Table = tuple(_huggingface())
+
+
+def source_to_target(name: str, table: Table = RULES) -> tuple[Rule, str] | None:
+    """Returns the rule for a library's name, and our path; None if there is no rule."""
+    return _first((rule, _rename(name, rule.source, rule.target)) for rule in table)
+
+
+def target_to_source(path: str, table: Table = RULES) -> tuple[Rule, str] | None:
+    """Returns the rule for one of our paths, and the library's name; None if there is no rule."""
+    return _first((rule, _rename(path, rule.target, rule.source)) for rule in table)
 
 
 def _first(renamed: Iterator[tuple[Rule, str | None]]) -> tuple[Rule, str] | None:

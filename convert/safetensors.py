@@ -21,6 +21,7 @@ from clip_jax.convert.checks import (
     numbers,
     raise_all,
 )
+from clip_jax.convert.json_file import without_duplicates
 from clip_jax.convert.unpickle import MAX_DIMENSIONS
 from clip_jax.errors import CheckpointError
 from clip_jax.memory import ALIGNMENT
@@ -64,7 +65,7 @@ def read_safetensors(data: np.memmap) -> tuple[dict[str, np.ndarray], dict[str, 
             f"this is no ordinary checkpoint, check that it is the right file"
         )
     try:
-        header = json.loads(data[8:body].tobytes(), object_pairs_hook=_without_duplicates)
+        header = json.loads(data[8:body].tobytes(), object_pairs_hook=without_duplicates)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(
             f"has a malformed safetensors header ({shown(str(error))}), expected JSON: it is "
@@ -131,13 +132,6 @@ def _entry(entry: Any, total: int) -> tuple[np.dtype, tuple[int, ...], int, int]
             f"{end:,} of {total:,} bytes"
         )
     return dtype, tuple(shape), begin, end
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result = dict(pairs)
-    if len(result) != len(pairs):
-        raise ValueError("duplicate names")
-    return result
 
 
 def write_safetensors(

@@ -28,7 +28,9 @@ from typing import Any
 
 from clip_jax.errors import CheckpointError
 from clip_jax.weights import load
-from tests.checkpoint_mutations import KINDS, write_mutant
+from tests import checkpoint_mutations, container_mutations
+
+KINDS = (*checkpoint_mutations.KINDS, *container_mutations.KINDS)
 
 # Of computing, so that it doesn't matter who else uses the machine; and on the clock, for what
 # waits.
@@ -36,6 +38,12 @@ SECONDS_EACH, SECONDS_ON_THE_CLOCK = 10, 300
 MEMORY = 2 << 30
 # Characters of a message: twenty names of a thousand at most.
 LONG = 30_000
+
+
+def write_mutant(kind: str, rng: random.Random, folder: Path) -> Path:
+    """Writes a changed checkpoint of a kind; its path, as `load` takes it."""
+    others = kind in container_mutations.KINDS
+    return (container_mutations if others else checkpoint_mutations).write_mutant(kind, rng, folder)
 
 
 def fuzz(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from clip_jax.backends import (
     compiler_options,
@@ -166,3 +167,9 @@ def test_training_with_cudnn_exchanges_the_image_towers_attention():
     blocks = tower(model).transformer.resblocks
     assert {type(block.attn) for block in blocks} == {TrainedCudnnAttention}
     assert not any(isinstance(block.attn, CudnnAttention) for block in model.transformer.resblocks)
+
+
+def test_moments_of_one_pass_take_the_epsilon_of_the_norm():
+    norm = LayerNorm(64, 0.5, rngs=nnx.Rngs(0))
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 64)), jnp.float32)
+    np.testing.assert_allclose(OnePassLayerNorm(norm)(x), norm(x), atol=2e-6)

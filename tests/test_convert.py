@@ -178,7 +178,7 @@ def test_a_long_list_of_problems_is_cut():
 
 def test_layout_of_hugging_face_is_named():
     arrays = {"text_model.embeddings.token_embedding.weight": np.zeros((3, 2))}
-    with pytest.raises(CheckpointError, match="Hugging Face.*is not read"):
+    with pytest.raises(CheckpointError, match="Hugging Face.*config.json: give the folder"):
         from_pytorch(arrays)
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from clip_jax import replace
 from clip_jax.cli import main
 from clip_jax.nn import flatten, unflatten
-from clip_jax.weights import read_native, replace, save, save_parameters
+from clip_jax.weights import read_native, save, save_parameters
 from tests.limits import files_end_at
 from tests.model_files import VIT, names_below, same
 from tests.models import random_parameters, small
@@ -104,7 +105,7 @@ def save_and_die(folder: Path, preparation: str) -> None:
     subprocess.run([sys.executable, "-c", program, str(folder)], check=False)
 
 
-REPLACE = "from clip_jax.weights import replace"
+REPLACE = "from clip_jax import replace"
 
 
 RENAMES_ONCE = "os.rename = lambda *names: (rename(*names), die())"

@@ -57,12 +57,15 @@ class PooledBlock(ResidualBlock):
     def __call__(
         self, x: Float[Array, "b l w"], *, is_causal: bool, rows: RowIds | None = None
     ) -> Float[Array, "b r w"]:
-        x = rows_of(x, rows) + self.attn(self.ln_1(x), is_causal=is_causal, rows=rows)
-        return x + self.mlp(self.ln_2(x))
+        x = rows_of(x, rows) + self.ls_1(self.attn(self.ln_1(x), is_causal=is_causal, rows=rows))
+        return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
 class PooledTransformer(Transformer):
-    """`Transformer` whose last block computes only the pooled rows, unless there is a tap."""
+    """`Transformer` whose last block computes only the pooled rows, if not all are needed.
+
+    All are for a tap, and for the mean of a sequence.
+    """
 
     def __init__(self, transformer: Transformer):
         adopt(self, transformer)
@@ -71,12 +74,12 @@ class PooledTransformer(Transformer):
     def __call__(
         self,
         x: Float[Array, "b l w"],
-        rows: RowIds,
+        rows: RowIds | None,
         *,
         is_causal: bool = False,
         tap: Tap = ignore,
-    ) -> Float[Array, "b w"]:
-        if tap is not ignore:
+    ) -> Float[Array, "b w"] | Float[Array, "b l w"]:
+        if tap is not ignore or rows is None:
             return super().__call__(x, rows, is_causal=is_causal, tap=tap)
         blocks: list[Any] = list(self.resblocks)
         for block in blocks[:-1]:

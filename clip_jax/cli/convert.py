@@ -1,10 +1,10 @@
-"""`clip-jax convert`: converts checkpoints to native folders and back."""
+"""`clip-jax convert`: converts checkpoints between our format and other libraries'."""
 
 import argparse
 import errno
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,28 +12,41 @@ from clip_jax.cli.output import printable
 from clip_jax.config import Activation, CLIPConfig, ViTConfig
 
 PYTORCH = (".pt", ".pth")
+FORMATS = ("native", "openai", "huggingface", "open_clip")
 
 
 def add(commands: Any) -> None:
     """Declares the command."""
     parser = commands.add_parser(
         "convert",
-        help="convert a checkpoint to a native folder, or back to .pt",
-        description="Convert a .pt or .safetensors checkpoint with the official layout to a native "
-        "folder (config.json and model.safetensors), or a native folder to a .pt state dictionary, "
-        "which needs PyTorch. All numbers stay as they are, to the bit.",
+        help="convert a checkpoint to or from another library's format",
+        description="Convert a model: from a file of weights, or a folder of clip_jax, of Hugging "
+        "Face's transformers or of OpenCLIP; to a native folder (config.json and "
+        "model.safetensors), a folder of one of these libraries, or a .pt state dictionary with "
+        "OpenAI's names, which needs PyTorch. All numbers stay as they are, to the bit.",
         epilog="example: clip-jax convert ViT-B-32.pt vit-b-32 && "
-        "clip-jax convert vit-b-32 copy.pt",
+        "clip-jax convert vit-b-32 vit-b-32-hf --to huggingface",
     )
-    parser.add_argument("source", metavar="SRC", type=Path, help="a checkpoint or a native folder")
+    parser.add_argument("source", metavar="SRC", type=Path, help="a file of weights, or a folder")
     parser.add_argument(
         "target", metavar="DST", type=Path, help="a folder, or a file whose name ends with .pt"
     )
     parser.add_argument(
+        "--to",
+        choices=FORMATS,
+        help="the format of DST (default: openai if its name ends with .pt, else native)",
+    )
+    parser.add_argument(
+        "--model",
+        metavar="NAME",
+        help="which model an OpenCLIP file holds: an architecture such as ViT-H-14, together with "
+        "--activation, or weights such as ViT-H-14/dfn5b",
+    )
+    parser.add_argument(
         "--activation",
         choices=get_args(Activation),
-        help="the GELU that a checkpoint was trained with, which its file doesn't say (default: "
-        "quick_gelu, as in every OpenAI model)",
+        help="the GELU that a file was trained with, which it doesn't say (default: quick_gelu, as "
+        "in every OpenAI model)",
     )
     parser.add_argument("--force", action="store_true", help="replace DST if it exists")
     parser.set_defaults(run=run)
@@ -44,78 +57,89 @@ def run(args: argparse.Namespace) -> int:
     source, target = args.source, args.target
     if not source.exists():
         raise FileNotFoundError(errno.ENOENT, "no such file or folder", str(source))
-    _check_kinds(source, target, args.activation)
+    to = args.to or ("openai" if target.suffix in PYTORCH else "native")
+    _check_kinds(source, target, to, args.model or args.activation)
+    if not source.is_dir() and to == "openai" and not (args.to or args.model):
+        raise argparse.ArgumentError(
+            None, f"{source} is a file, so DST must be a folder, or --to given. Got {target}"
+        )
     if not args.force and target.exists() and not _is_empty_folder(target):
         raise FileExistsError(errno.EEXIST, "exists already; --force replaces it", str(target))
+    if to == "openai":
+        _check_file(target)
+
+    from clip_jax.weights import read_model
+
+    try:
+        family, config, params = read_model(source, model=args.model, activation=args.activation)
+    except ValueError as error:
+        raise argparse.ArgumentError(None, str(error)) from None
+    if family == "native" and to == "native":
+        raise argparse.ArgumentError(
+            None, f"{source} is a native folder already: give --to, or a DST that ends with .pt"
+        )
     # Without --force, a target that another process makes meanwhile isn't replaced either.
-    if source.is_dir():
-        config, params = _export(source, target, args.force)
-    else:
-        config, params = _import(source, target, args.activation or "quick_gelu", args.force)
+    _writer(to)(config, params, target, replace=args.force)
     print(
         f"{printable(str(target))}: {_description(config, params)}, {_size(target) / 1e6:,.1f} MB"
     )
     return 0
 
 
-def _check_kinds(source: Path, target: Path, activation: str | None) -> None:
+def _check_kinds(source: Path, target: Path, to: str, says_model: str | None) -> None:
+    if source.is_dir() and says_model:
+        raise argparse.ArgumentError(
+            None, f"--model and --activation are for files; the folder {source} knows its own"
+        )
     is_file = target.suffix in (*PYTORCH, ".safetensors")
-    if source.is_dir() and target.suffix not in PYTORCH:
-        raise argparse.ArgumentError(
-            None, f"{source} is a folder, so DST must end with .pt. Got {target}"
-        )
-    if source.is_dir() and activation:
-        raise argparse.ArgumentError(
-            None, f"--activation is for checkpoints; the folder {source} knows its own"
-        )
-    if not source.is_dir() and is_file:
-        raise argparse.ArgumentError(
-            None, f"{source} is a file, so DST must be a folder. Got {target}"
-        )
+    if to == "openai" and target.suffix not in PYTORCH:
+        raise argparse.ArgumentError(None, f"the file DST must end with .pt. Got {target}")
+    if to != "openai" and is_file:
+        raise argparse.ArgumentError(None, f"DST must be a folder. Got {target}")
 
 
-def _import(
-    source: Path, target: Path, activation: Activation, force: bool
-) -> tuple[CLIPConfig, Mapping[str, Any]]:
-    from clip_jax.convert import from_pytorch, read_checkpoint
-    from clip_jax.errors import CheckpointError
-    from clip_jax.weights import save_parameters
-
-    arrays = read_checkpoint(source)
-    try:
-        config, params = from_pytorch(arrays, activation)
-    except CheckpointError as error:
-        raise CheckpointError(f"{source}: {error}") from None
-    save_parameters(config, params, target, replace=force)
-    return config, params
-
-
-def _export(source: Path, target: Path, force: bool) -> tuple[CLIPConfig, Mapping[str, Any]]:
-    from clip_jax.convert import to_pytorch, write_pytorch
-    from clip_jax.weights import read_native
-
+def _check_file(target: Path) -> None:
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, "is a folder: name a file in it", str(target))
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "no such folder", str(target.parent))
-    config, params = read_native(source)
-    write_pytorch(to_pytorch(config, params), target, replace=force)
+
+
+def _writer(to: str) -> Callable[..., None]:
+    from clip_jax.convert import to_huggingface, to_open_clip
+    from clip_jax.weights import save_parameters
+
+    return {
+        "native": save_parameters,
+        "openai": _write_pytorch,
+        "huggingface": to_huggingface,
+        "open_clip": to_open_clip,
+    }[to]
+
+
+def _write_pytorch(
+    config: CLIPConfig, params: Mapping[str, Any], target: Path, *, replace: bool
+) -> None:
+    from clip_jax.convert import to_pytorch, write_pytorch
+
+    write_pytorch(to_pytorch(config, params), target, replace=replace)
     for lost in _unsaid(config):
         warnings.warn(f"a .pt file can't say {lost}", stacklevel=2)
-    return config, params
 
 
 def _unsaid(config: CLIPConfig) -> list[str]:
     """Returns what of this model a state dictionary can't say: what differs from OpenAI's."""
     lost = []
-    if config.activation != "quick_gelu":
+    if (activation := config.text_activation) != "quick_gelu":
         lost.append(
-            f"which GELU the model has: give --activation {config.activation} with it, or "
-            f'activation="{config.activation}" to clip_jax.load'
+            f"which GELU the model has: give --activation {activation} with it, or "
+            f'activation="{activation}" to clip_jax.load'
         )
     towers = [config.text, *([config.vision] if isinstance(config.vision, ViTConfig) else [])]
     if any(tower.num_heads != max(tower.width // 64, 1) for tower in towers):
         lost.append("how many heads there are, if they are not 64 wide: keep the folder")
+    if config.pixels != type(config.pixels)():
+        lost.append("how the pixels are prepared, if not as OpenAI's: keep the folder")
     return lost
 
 

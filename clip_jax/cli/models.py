@@ -15,12 +15,19 @@ def add(commands: Any) -> None:
         description="List the models that have names, and whether this machine has their weights.",
         epilog="example: clip-jax models --json",
     )
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="list OpenCLIP's weights instead, such as ViT-H-14/dfn5b, and what each needs",
+    )
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Prints the table."""
+    if args.all:
+        return _run_all(args)
     from clip_jax.catalog import CATALOG
     from clip_jax.weights import cached
 
@@ -50,4 +57,39 @@ def run(args: argparse.Namespace) -> int:
                 for model in found
             ],
         )
+    return 0
+
+
+def _run_all(args: argparse.Namespace) -> int:
+    from clip_jax.open_clip_catalog import architectures, pretrained_tags
+
+    found = [
+        {
+            "name": tag.name,
+            "image_size": architectures()[tag.architecture]["vision_cfg"]["image_size"],
+            "embed_dim": architectures()[tag.architecture]["embed_dim"],
+            "activation": "quick_gelu" if tag.quick_gelu else "gelu",
+            "mean": tag.mean,
+            "std": tag.std,
+            "interpolation": tag.interpolation,
+            "resize": tag.resize,
+            "source": tag.repository or tag.url,
+        }
+        for tag in pretrained_tags()
+    ]
+    if args.json:
+        print_json(found)
+        return 0
+    columns = ("name", "image_size", "embed_dim", "activation", "interpolation", "resize")
+    print_table(
+        ("name", "image", "D", "activation", "filter", "resize", "mean", "std", "from"),
+        [
+            (
+                *(str(model[column]) for column in columns),
+                *(" ".join(f"{x:.3g}" for x in model[column]) for column in ("mean", "std")),
+                model["source"] if "://" not in model["source"] else "a release on GitHub",
+            )
+            for model in found
+        ],
+    )
     return 0

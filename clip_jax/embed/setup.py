@@ -89,8 +89,9 @@ class Job:
     def loader(self, counts: Counts, gate: CpuGate, formats: Sequence[str]) -> Loader:
         """Returns what turns the input's records into inputs of the encoder."""
         config, what = self.model.config, self.layout.what
+        preprocess = Preprocess(config.vision.image_size, config.pixels)
         return Loader(
-            preprocess=None if what == "texts" else Preprocess(config.vision.image_size),
+            preprocess=None if what == "texts" else preprocess,
             context_length=None if what == "images" else config.text.context_length,
             exif_transpose=self.exif_transpose,
             timing=counts.timing,
@@ -124,6 +125,8 @@ def prepare(
     _check_has(source, rows, what)
     layout = Layout(rows, what, columns.others, np.dtype(dtype), format)
     name, model = _loaded(model, preset)
+    if what != "images":
+        model.config.text.check_strings()
     identity = {
         "version": VERSION,
         "model": model_digest(model),

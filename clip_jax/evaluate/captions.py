@@ -81,7 +81,9 @@ def embed_captioned(
         ValueError: the pairs are unfit, which it lists, or no picture can be read.
         OSError: the source can't be read.
     """
-    pairs, preprocess = open_pairs(source), Preprocess(model.config.vision.image_size)
+    model.config.text.check_strings()
+    pairs = open_pairs(source)
+    preprocess = Preprocess(model.config.vision.image_size, model.config.pixels)
     encoder = Encoder(model, batch_size=batch_size)
     captions: list[str] = []
     image_of: list[int] = []

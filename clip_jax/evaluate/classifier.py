@@ -13,6 +13,7 @@ from clip_jax.encoder import Encoder
 from clip_jax.errors import NotFiniteError
 from clip_jax.messages import some
 from clip_jax.nn import CLIP, model_digest
+from clip_jax.nn.text import pooled_positions
 from clip_jax.tokenizer import tokenize
 
 TEMPLATES = ("a photo of a {}.",)
@@ -76,15 +77,18 @@ class ZeroShotClassifier:
 
     def _class_embeddings(self, model: CLIP) -> Float[np.ndarray, "k d"]:
         names, templates = self.class_names, self.templates
-        context_length = model.config.text.context_length
+        text = model.config.text
+        text.check_strings()
         if len(names) * len(templates) <= FEW:
-            tokens = _tokens(names, templates, context_length)
-            longest = tokens.argmax(axis=1).max() + 1
+            tokens = _tokens(names, templates, text.context_length)
+            longest = text.context_length
+            if text.can_be_cut:
+                longest = np.max(pooled_positions(tokens, text)) + 1
             return _class_means(np.asarray(model.encode_text(tokens[:, :longest])), len(names))
         compute = f"{model.dtype} {model.precision}"
         key = (model_digest(model), compute, names, templates)
         if key not in _kept:
-            tokens = _tokens(names, templates, context_length)
+            tokens = _tokens(names, templates, text.context_length)
             _kept[key] = _class_means(self._encoder.texts(tokens), len(names))
             while len(_kept) > KEPT:
                 _kept.popitem(last=False)

@@ -1,9 +1,9 @@
 """The mathematics of CLIP as Flax NNX modules, without any input or output."""
 
+from clip_jax.config import MEAN as MEAN
+from clip_jax.config import STD as STD
 from clip_jax.nn.clip import CLIP as CLIP
 from clip_jax.nn.clip import normalize as normalize
-from clip_jax.nn.pixels import MEAN as MEAN
-from clip_jax.nn.pixels import STD as STD
 from clip_jax.nn.tree import flatten as flatten
 from clip_jax.nn.tree import from_parameters as from_parameters
 from clip_jax.nn.tree import misfits as misfits

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.nn.initializers import constant
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
@@ -55,7 +56,7 @@ class CLIP(TextTower):
             rngs: the random numbers for the parameters. Without it the model is abstract: it holds
                 shapes, to be filled by `clip_jax.nn.set_parameters`.
         """
-        super().__init__(config.text, config.embed_dim, config.activation, rngs=rngs)
+        super().__init__(config.text, config.embed_dim, config.text_activation, rngs=rngs)
         self.config = config
         self.dtype = np.dtype(dtype)
         if self.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
@@ -64,11 +65,13 @@ class CLIP(TextTower):
         self.use_running_average = True  # set by train() and eval(), as in every BatchNorm
         if isinstance(config.vision, ViTConfig):
             self.visual = VisionTransformer(
-                config.vision, config.embed_dim, config.activation, rngs=rngs
+                config.vision, config.embed_dim, config.vision_activation, rngs=rngs
             )
         else:
             self.visual = ModifiedResNet(config.vision, config.embed_dim, rngs=rngs)
-        self.logit_scale = parameter(rngs, jax.nn.initializers.constant(math.log(1 / 0.07)))
+        self.logit_scale = parameter(rngs, constant(math.log(1 / 0.07)))
+        if config.logit_bias is not None:
+            self.logit_bias = parameter(rngs, constant(config.logit_bias))
 
     def encode_image(self, images: ArrayLike | Sequence[Any]) -> Float[Array, "b d"]:
         """Embeds images; not normalised.
@@ -95,12 +98,13 @@ class CLIP(TextTower):
     def encode_text(self, tokens: ArrayLike | Sequence[Any]) -> Float[Array, "b d"]:
         """Embeds token ids; not normalised.
 
-        Columns after the last end token of the batch have no effect: leaving them out gives the
-        same embeddings in less time.
+        In OpenAI's models columns after the last end token of the batch have no effect: leaving
+        them out gives the same embeddings in less time (`config.text.can_be_cut`).
 
         Args:
             tokens: (b, l) integers, l at most the context length, as from `clip_jax.tokenize`.
-                A row's embedding is taken at the first occurrence of its largest id.
+                In OpenAI's models a row's embedding is taken at the first occurrence of its largest
+                id; in others as `config.text.pooling` says.
 
         Returns:
             (b, d) embeddings in the model's dtype.
@@ -114,7 +118,7 @@ class CLIP(TextTower):
     def __call__(
         self, images: ArrayLike | Sequence[Any], tokens: ArrayLike | Sequence[Any]
     ) -> tuple[Float[Array, "i t"], Float[Array, "t i"]]:
-        """Returns scaled cosine similarities, `(logits_per_image, logits_per_text)`.
+        """Returns scaled cosines plus any bias, `(logits_per_image, logits_per_text)`.
 
         Args:
             images: (i, n, n, 3), as for `encode_image`.
@@ -139,7 +143,7 @@ class CLIP(TextTower):
         use.
         """
         if images.dtype == jnp.uint8:
-            images = normalize_pixels(images)
+            images = normalize_pixels(images, self.config.pixels.mean, self.config.pixels.std)
         return self.visual(images.astype(self.dtype), tap, **options)
 
 
@@ -181,4 +185,6 @@ def _logits(model: CLIP, images: Array, tokens: Array) -> tuple[Array, nnx.State
         image = normalize(model.image_features(images))
         text = normalize(model.text_features(tokens, model.dtype))
         logits = jnp.exp(model.logit_scale[...]) * image @ text.T
+        if model.config.logit_bias is not None:
+            logits = logits + model.logit_bias[...]
     return logits, _new_statistics(model)

@@ -56,6 +56,11 @@ def as_tokens(
             f"tokens must have shape (batch, length) with length 1 to {config.context_length}. "
             f"Got {shape}."
         )
+    if shape[1] < config.context_length and not config.can_be_cut:
+        raise ValueError(
+            f"tokens must have shape (batch, {config.context_length}), padding included: this "
+            f"model's texts depend on it. Got {shape}."
+        )
     if not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(f"tokens must be integers. Got {dtype}.")
     # Checked only on the host, where it is cheap; JAX silently clamps ids that are out of range.

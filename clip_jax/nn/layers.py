@@ -7,32 +7,41 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.nn.initializers import Initializer, normal, ones, zeros
+from jax.nn.initializers import Initializer, constant, normal, ones, zeros
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from clip_jax.config import Activation
+from clip_jax.config import Activation, TextConfig, ViTConfig
 from clip_jax.nn.linear import Linear, Rngs, parameter
 
 # A callback with the name and the value of each hidden state; the names are those of the official
 # checkpoint's modules.
 Tap = Callable[[str, Array], None]
 
+# The configuration of a tower's blocks.
+Config = TextConfig | ViTConfig
+
 # Whether a query (second-to-last axis) sees a key (last axis).
 Mask = Bool[Array, "#b #h q k"]
 # One row of each sequence: the same index for all, or one for each.
 RowIds = int | Int[Array, " b"]
 
-EPSILON = 1e-5  # of every LayerNorm and BatchNorm; Flax's own default is 1e-6
+EPSILON = 1e-5  # of OpenAI's LayerNorms and every BatchNorm; Flax's own default is 1e-6
 
 
 def ignore(name: str, hidden: Array) -> None:
     """A tap that does nothing."""
 
 
+def identity(x: Array) -> Array:
+    """A layer that a model doesn't have."""
+    return x
+
+
 class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis, in float32 whatever the dtype of `x`."""
 
-    def __init__(self, width: int, *, rngs: Rngs):
+    def __init__(self, width: int, epsilon: float = EPSILON, *, rngs: Rngs):
+        self.epsilon = epsilon
         self.scale = parameter(rngs, ones, width)
         self.bias = parameter(rngs, zeros, width)
 
@@ -40,8 +49,18 @@ class LayerNorm(nnx.Module):
         y = x.astype(jnp.float32)
         # The two-pass variance: E[x^2] - E[x]^2 cancels where the mean is large.
         y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + EPSILON)
+        y = y * jax.lax.rsqrt((y * y).mean(-1, keepdims=True) + self.epsilon)
         return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class LayerScale(nnx.Module):
+    """Multiplies each channel by a learned factor (Touvron et al. 2021)."""
+
+    def __init__(self, width: int, initial: float, *, rngs: Rngs):
+        self.gamma = parameter(rngs, constant(initial), width)
+
+    def __call__(self, x: Float[Array, "*b w"]) -> Float[Array, "*b w"]:
+        return x * self.gamma[...].astype(x.dtype)
 
 
 def activate(x: Float[Array, "*b w"], activation: Activation) -> Float[Array, "*b w"]:
@@ -117,12 +136,14 @@ class Attention(nnx.Module):
 
 
 class MLP(nnx.Module):
-    """Two linear layers with a hidden layer of four times the width."""
+    """Two linear layers with a hidden layer of `hidden` channels."""
 
-    def __init__(self, width: int, activation: Activation, *, init: BlockInit, rngs: Rngs):
+    def __init__(
+        self, width: int, hidden: int, activation: Activation, *, init: BlockInit, rngs: Rngs
+    ):
         self.activation: Activation = activation
-        self.c_fc = Linear(width, 4 * width, kernel_init=init.c_fc, rngs=rngs)
-        self.c_proj = Linear(4 * width, width, kernel_init=init.c_proj, rngs=rngs)
+        self.c_fc = Linear(width, hidden, kernel_init=init.c_fc, rngs=rngs)
+        self.c_proj = Linear(hidden, width, kernel_init=init.c_proj, rngs=rngs)
 
     def __call__(self, x: Float[Array, "*b w"]) -> Float[Array, "*b w"]:
         return self.c_proj(activate(self.c_fc(x), self.activation))
@@ -131,49 +152,41 @@ class MLP(nnx.Module):
 class ResidualBlock(nnx.Module):
     """A pre-norm transformer block."""
 
-    def __init__(
-        self, width: int, num_heads: int, activation: Activation, *, init: BlockInit, rngs: Rngs
-    ):
-        self.ln_1 = LayerNorm(width, rngs=rngs)
-        self.attn = Attention(width, num_heads, init=init, rngs=rngs)
-        self.ln_2 = LayerNorm(width, rngs=rngs)
-        self.mlp = MLP(width, activation, init=init, rngs=rngs)
+    def __init__(self, config: Config, activation: Activation, *, init: BlockInit, rngs: Rngs):
+        width, hidden, scale = config.width, config.mlp_width, config.layer_scale
+        self.ln_1 = LayerNorm(width, config.norm_epsilon, rngs=rngs)
+        self.attn = Attention(width, config.num_heads, init=init, rngs=rngs)
+        self.ls_1 = identity if scale is None else LayerScale(width, scale, rngs=rngs)
+        self.ln_2 = LayerNorm(width, config.norm_epsilon, rngs=rngs)
+        self.mlp = MLP(width, hidden or 4 * width, activation, init=init, rngs=rngs)
+        self.ls_2 = identity if scale is None else LayerScale(width, scale, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b l w"], *, is_causal: bool) -> Float[Array, "b l w"]:
-        x = x + self.attn(self.ln_1(x), is_causal=is_causal)
-        return x + self.mlp(self.ln_2(x))
+        x = x + self.ls_1(self.attn(self.ln_1(x), is_causal=is_causal))
+        return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
 class Transformer(nnx.Module):
-    """A stack of residual blocks, pooled to one row of each sequence."""
+    """A stack of residual blocks; returns one row of each sequence, or all."""
 
-    def __init__(
-        self,
-        width: int,
-        num_layers: int,
-        num_heads: int,
-        activation: Activation,
-        *,
-        init: BlockInit,
-        rngs: Rngs,
-    ):
+    def __init__(self, config: Config, activation: Activation, *, init: BlockInit, rngs: Rngs):
         self.resblocks = nnx.List(
-            ResidualBlock(width, num_heads, activation, init=init, rngs=rngs)
-            for _ in range(num_layers)
+            ResidualBlock(config, activation, init=init, rngs=rngs)
+            for _ in range(config.num_layers)
         )
 
     def __call__(
         self,
         x: Float[Array, "b l w"],
-        rows: RowIds,
+        rows: RowIds | None,
         *,
         is_causal: bool = False,
         tap: Tap = ignore,
-    ) -> Float[Array, "b w"]:
+    ) -> Float[Array, "b w"] | Float[Array, "b l w"]:
         for i, block in enumerate(self.resblocks):
             x = block(x, is_causal=is_causal)
             tap(f"transformer.resblocks.{i}", x)
-        return take_rows(x, rows)[:, 0]
+        return x if rows is None else take_rows(x, rows)[:, 0]
 
 
 def text_block_init(width: int, num_layers: int) -> BlockInit:

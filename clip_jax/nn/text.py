@@ -1,13 +1,29 @@
-"""The text tower: a causal transformer, pooled at the end-of-text token."""
+"""The text tower: a transformer, causal and pooled at the end-of-text token as published."""
+
+from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jax.nn.initializers import normal
+from jax.nn.initializers import normal, zeros
 from jaxtyping import Array, Float, Integer
 
 from clip_jax.config import Activation, TextConfig
 from clip_jax.nn.layers import LayerNorm, Tap, Transformer, ignore, text_block_init
-from clip_jax.nn.linear import Rngs, parameter, project
+from clip_jax.nn.linear import Linear, Rngs, parameter, project
+
+
+def pooled_positions(tokens: Integer[Array | np.ndarray, "b l"], config: TextConfig) -> Any:
+    """Returns the position at which each text is pooled, or the one for all: `RowIds`."""
+    match config.pooling:
+        case "argmax":  # OpenAI's end-of-text token has the largest id of the vocabulary
+            return tokens.argmax(1)
+        case "eos":
+            return (tokens == config.eos_id).argmax(1)  # 0 where there is none
+        case "first":
+            return 0
+        case "last":
+            return tokens.shape[1] - 1
 
 
 class TokenEmbedding(nnx.Module):
@@ -29,29 +45,37 @@ class TextTower(nnx.Module):
 
     def __init__(self, config: TextConfig, embed_dim: int, activation: Activation, *, rngs: Rngs):
         width = config.width
+        self.text_config = config
         self.token_embedding = TokenEmbedding(config.vocab_size, width, rngs=rngs)
         self.positional_embedding = parameter(rngs, normal(0.01), config.context_length, width)
         self.transformer = Transformer(
-            width,
-            config.num_layers,
-            config.num_heads,
-            activation,
-            init=text_block_init(width, config.num_layers),
-            rngs=rngs,
+            config, activation, init=text_block_init(width, config.num_layers), rngs=rngs
         )
-        self.ln_final = LayerNorm(width, rngs=rngs)
-        self.text_projection = parameter(rngs, normal(width**-0.5), width, embed_dim)
+        self.ln_final = LayerNorm(width, config.norm_epsilon, rngs=rngs)
+        self.text_projection = _projection(config, embed_dim, rngs)
 
     def text_features(
         self, tokens: Integer[Array, "b l"], dtype: jnp.dtype, tap: Tap = ignore
     ) -> Float[Array, "b d"]:
-        """Embeds `tokens`, computing in `dtype`; any length up to the context length."""
+        """Embeds `tokens`, computing in `dtype`; any length up to the context, if it can be cut."""
         length = tokens.shape[1]
         x = self.token_embedding(tokens).astype(dtype)  # b l w
         x = x + self.positional_embedding[...][:length].astype(dtype)
-        # Causal, without a padding mask: id 0 is an ordinary token ("!"), and the end token doesn't
-        # see what follows it.
-        # The end-of-text token has the largest id of the vocabulary.
-        x = self.transformer(x, tokens.argmax(1), is_causal=True, tap=tap)  # b w
+        # Without a padding mask: id 0 is an ordinary token ("!"). Under the causal mask, the end
+        # token doesn't see what follows it.
+        rows = pooled_positions(tokens, self.text_config)
+        x = self.transformer(x, rows, is_causal=self.text_config.is_causal, tap=tap)  # b w
         x = self.ln_final(x)
-        return project(x, self.text_projection[...])
+        projection = self.text_projection
+        if projection is None:
+            return x
+        return projection(x) if isinstance(projection, Linear) else project(x, projection[...])
+
+
+def _projection(config: TextConfig, embed_dim: int, rngs: Rngs) -> Linear | nnx.Variable | None:
+    """Creates the projection to the joint space; a bare matrix, as published, if without bias."""
+    width = config.width
+    init = normal(width**-0.5)
+    if config.has_projection_bias:
+        return Linear(width, embed_dim, kernel_init=init, bias_init=zeros, rngs=rngs)
+    return parameter(rngs, init, width, embed_dim) if config.has_projection else None

@@ -5,8 +5,15 @@ from flax import nnx
 from jax.nn.initializers import normal
 from jaxtyping import Array, Float, Int
 
-from clip_jax.config import Activation, ViTConfig
-from clip_jax.nn.layers import LayerNorm, Tap, Transformer, ignore, vision_block_init
+from clip_jax.config import Activation, VisionPooling, ViTConfig
+from clip_jax.nn.layers import (
+    LayerNorm,
+    Tap,
+    Transformer,
+    identity,
+    ignore,
+    vision_block_init,
+)
 from clip_jax.nn.linear import Rngs, parameter, project, uniform_fan_in
 
 
@@ -40,24 +47,19 @@ class PatchEmbedding(nnx.Module):
 
 
 class VisionTransformer(nnx.Module):
-    """Embeds images, pooled at the class token."""
+    """Embeds images, pooled at the class token or as the mean of the patches."""
 
     def __init__(self, config: ViTConfig, embed_dim: int, activation: Activation, *, rngs: Rngs):
-        width = config.width
+        width, epsilon = config.width, config.norm_epsilon
         init = normal(width**-0.5)
+        self.pooling: VisionPooling = config.pooling
+        self.norm_after_pooling = config.norm_after_pooling
         self.conv1 = PatchEmbedding(config.patch_size, width, rngs=rngs)
         self.class_embedding = parameter(rngs, init, width)
         self.positional_embedding = parameter(rngs, init, config.num_patches + 1, width)
-        self.ln_pre = LayerNorm(width, rngs=rngs)
-        self.transformer = Transformer(
-            width,
-            config.num_layers,
-            config.num_heads,
-            activation,
-            init=vision_block_init(width),
-            rngs=rngs,
-        )
-        self.ln_post = LayerNorm(width, rngs=rngs)
+        self.ln_pre = LayerNorm(width, epsilon, rngs=rngs) if config.has_ln_pre else identity
+        self.transformer = Transformer(config, activation, init=vision_block_init(width), rngs=rngs)
+        self.ln_post = LayerNorm(width, epsilon, rngs=rngs)
         self.proj = parameter(rngs, init, width, embed_dim)
 
     def __call__(
@@ -77,7 +79,10 @@ class VisionTransformer(nnx.Module):
             x = jnp.concatenate([token + positions[0], x + positions[1:][kept]], axis=1)
         x = self.ln_pre(x)
         tap("ln_pre", x)
-        x = self.transformer(x, rows=0, tap=tap)  # b w
-        x = self.ln_post(x)
+        if self.pooling == "class":
+            x = self.ln_post(self.transformer(x, rows=0, tap=tap))  # b w
+        else:
+            x = self.transformer(x, rows=None, tap=tap)[:, 1:]  # b p w
+            x = self.ln_post(x.mean(1)) if self.norm_after_pooling else self.ln_post(x).mean(1)
         tap("ln_post", x)
         return project(x, self.proj[...])

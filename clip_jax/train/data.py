@@ -161,8 +161,9 @@ def batches(
 def group_by_length(batch: Mapping[str, np.ndarray], *, multiple: int = 1) -> dict[str, Any]:
     """Sorts a batch by text length and trims each quarter of the texts to its longest.
 
-    The text tower is causal, and a contrastive loss doesn't depend on the order of its pairs: the
-    loss and the gradients are the same, and the text tower computes less.
+    A contrastive loss doesn't depend on the order of its pairs, and a causal text tower not on what
+    follows the end token: the loss and the gradients are the same, and the text tower computes
+    less. For models whose `config.text.can_be_cut`.
 
     Args:
         batch: arrays with the same number of rows, among them "tokens" as from

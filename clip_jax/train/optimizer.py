@@ -233,7 +233,7 @@ def _frozen_image(freeze: str | int, model: CLIPConfig, paths: list[str]) -> set
 
 
 def _frozen_text(freeze: str | int, model: CLIPConfig, paths: list[str]) -> set[str]:
-    tower = [path for path in paths if not path.startswith("visual/") and path != "logit_scale"]
+    tower = [path for path in paths if not path.startswith(("visual/", "logit_"))]
     blocks = [f"transformer/resblocks/{i}/" for i in range(model.text.num_layers)]
     return _frozen("freeze_text", freeze, tower, blocks, ("ln_final/", "text_projection"))
 

@@ -62,6 +62,12 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
             f"text_length must be at most the context, {model.config.text.context_length}. "
             f"Got {text_length}."
         )
+    if text_length < model.config.text.context_length and not model.config.text.can_be_cut:
+        raise ValueError(
+            f"text_length must be 0 or the context, {model.config.text.context_length}: this "
+            f"model's texts depend on their padding. Got {text_length}."
+        )
+    model.config.text.check_strings()
     pairs = open_pairs(config.data.train)
     iterator, _ = batches(
         pairs,
@@ -94,7 +100,9 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
         try:
             state = checkpoints.restore(state, iterator)
             metrics = Metrics(out, int(state.step))
-            state = _loop(config, state, step_at, iterator, checkpoints, metrics, mesh, progress)
+            state = _loop(
+                config, architecture, state, step_at, iterator, checkpoints, metrics, mesh, progress
+            )
             checkpoints.wait()
         except KeyboardInterrupt as stop:
             step = checkpoints.last_step()
@@ -139,6 +147,7 @@ def _make_steps(config: TrainConfig, model: CLIPConfig, mesh: Mesh) -> Callable[
 
 def _loop(
     config: TrainConfig,
+    model: CLIPConfig,
     state: TrainState,
     step_at: Callable[[int], Callable],
     iterator: Any,
@@ -158,7 +167,7 @@ def _loop(
             arrays = next(iterator)
             tried = int(arrays.pop("positions")[-1]) + 1
             # With several processes, none knows the lengths of the others' texts.
-            if jax.process_count() == 1:
+            if jax.process_count() == 1 and model.text.can_be_cut:
                 arrays = group_by_length(arrays, multiple=mesh.size * config.step.micro_batches)
             batch = jax.tree.map(
                 functools.partial(jax.make_array_from_process_local_data, split), arrays

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from clip_jax.weights.native_format import save_parameters as save_parameters
     from clip_jax.weights.places import cache_root as cache_root
     from clip_jax.weights.places import cached as cached
+    from clip_jax.weights.reading import read_model as read_model
 
 _NAMES = {
     "native_folder": "cache",
@@ -22,6 +23,7 @@ _NAMES = {
     "save_parameters": "native_format",
     "cache_root": "places",
     "cached": "places",
+    "read_model": "reading",
 }
 __all__ = list(_NAMES)  # pyright: ignore
 

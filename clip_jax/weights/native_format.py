@@ -18,14 +18,13 @@ from jax.typing import DTypeLike
 from clip_jax.config import CLIPConfig
 from clip_jax.convert.archive import shown
 from clip_jax.convert.checks import opened
-from clip_jax.convert.pytorch import NOT_HUGGING_FACE
 from clip_jax.convert.safetensors import NAMES, read_safetensors, write_safetensors
 from clip_jax.errors import CheckpointError, is_exhausted
 from clip_jax.nn import CLIP, flatten, misfits, parameters, unflatten
 from clip_jax.nn.tree import listed
+from clip_jax.replace import replacing
 from clip_jax.shapes import check_blocks, parameter_shapes
 from clip_jax.weights.places import VERSION
-from clip_jax.weights.replace import replacing
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -116,7 +115,9 @@ def read_native(folder: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[str, A
     if missing:
         raise CheckpointError(
             f"{folder} is not a model: it has no {' and no '.join(missing)}. A model's folder "
-            f"holds {CONFIG} and {WEIGHTS}, as clip_jax.save and `clip-jax convert` write them"
+            f"holds {CONFIG} and {WEIGHTS}, as clip_jax.save and `clip-jax convert` write them, or "
+            f"the files of Hugging Face's transformers ({CONFIG} with a model_type) or of OpenCLIP "
+            f"(open_clip_config.json)"
         )
     text = ""
     try:
@@ -130,8 +131,6 @@ def read_native(folder: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[str, A
             raise
         reason = shown(str(error).rstrip("."), 1_000)
         advice = "If the folder is another library's, give its weights' file instead"
-        if '"model_type"' in text:
-            advice = f"The folder {NOT_HUGGING_FACE}"
         raise CheckpointError(
             f"{folder / CONFIG} is not a configuration of clip_jax: {reason}. {advice}"
         ) from None

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from clip_jax.backends.swap import adopt
-from clip_jax.nn.layers import EPSILON, LayerNorm
+from clip_jax.nn.layers import LayerNorm
 
 
 class OnePassLayerNorm(LayerNorm):
@@ -24,5 +24,5 @@ class OnePassLayerNorm(LayerNorm):
         mean = y.mean(-1, keepdims=True)
         # Rounding may leave the variance of equal elements just below zero.
         variance = jnp.maximum((y * y).mean(-1, keepdims=True) - mean * mean, 0)
-        y = (y - mean) * jax.lax.rsqrt(variance + EPSILON)
+        y = (y - mean) * jax.lax.rsqrt(variance + self.epsilon)
         return (y * self.scale[...] + self.bias[...]).astype(x.dtype)

@@ -1,0 +1,79 @@
+"""Reads a model of any kind that is known, from a folder or a file."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clip_jax.config import Activation, CLIPConfig
+from clip_jax.convert.families import Family, family_of
+from clip_jax.convert.folder import read_folder
+from clip_jax.convert.huggingface import from_huggingface
+from clip_jax.convert.open_clip import from_arrays, from_open_clip
+from clip_jax.convert.pytorch import from_pytorch
+from clip_jax.convert.reader import read_checkpoint
+from clip_jax.errors import CheckpointError
+from clip_jax.weights.finding import Found
+from clip_jax.weights.native_format import WEIGHTS, read_native
+
+
+def read_found(
+    found: Found, activation: Activation | None = None
+) -> tuple[Family | None, CLIPConfig, dict[str, Any]]:
+    """Reads what `find` has found; as `read_model`."""
+    if found.document is None:
+        return read_model(found.path, activation=activation)
+    try:
+        arrays = read_folder(found.path, "open_clip")
+        return "open_clip", *from_arrays(arrays, found.document)
+    except CheckpointError as error:
+        raise CheckpointError(f"{found.path}: {error}") from None
+
+
+def read_model(
+    path: str | os.PathLike[str],
+    *,
+    model: str | Mapping[str, Any] | None = None,
+    activation: Activation | None = None,
+) -> tuple[Family | None, CLIPConfig, dict[str, Any]]:
+    """Reads a model's configuration and parameter tree.
+
+    Args:
+        path: a native, OpenCLIP or Hugging Face folder, or a file of weights with OpenAI's layout.
+        model: for a file of OpenCLIP's: which model it holds, as for `from_open_clip`.
+        activation: for a file: the activation that it was trained with; "quick_gelu" by default,
+            unless `model` is given.
+
+    Returns:
+        Whose folder it is, None for a file; the configuration; and the tree.
+
+    Raises:
+        CheckpointError: it can't be read, isn't supported or doesn't fit; lists all problems.
+        ValueError: `model` or `activation` is unknown, or not for this path.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if model is not None or activation is not None:
+            raise ValueError(
+                f"{'activation' if model is None else 'model'} is only for files of weights; the "
+                f"folder {path} knows its own."
+            )
+        family = family_of(path)
+        read = {
+            "native": read_native,
+            "open_clip": from_open_clip,
+            "huggingface": from_huggingface,
+        }[family]
+        return family, *read(path)
+    if model is not None:
+        return None, *from_open_clip(path, model=model, activation=activation)
+    arrays = read_checkpoint(path)
+    if any("/" in name for name in arrays):
+        raise CheckpointError(
+            f"{path} has clip_jax's own names for its arrays: give the folder that holds it, "
+            f"together with its config.json, instead of {WEIGHTS} alone"
+        )
+    try:
+        return None, *from_pytorch(arrays, activation or "quick_gelu")
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None

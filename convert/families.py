@@ -1,0 +1,126 @@
+"""Tells whose checkpoint something is, by the files of a folder or the names of the arrays."""
+
+import contextlib
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal
+
+from clip_jax.convert.archive import shown
+from clip_jax.convert.json_file import read_json
+from clip_jax.errors import CheckpointError, is_exhausted
+
+Family = Literal["native", "open_clip", "huggingface"]
+
+CONFIG, OPEN_CLIP_CONFIG, PIPELINE = "config.json", "open_clip_config.json", "model_index.json"
+# The kinds of folders of transformers that hold CLIP, or one of its towers.
+CLIP, TEXT, VISION = "clip", "clip_text_model", "clip_vision_model"
+
+# What array names say about a file that is not OpenAI's or OpenCLIP's, in the order of asking.
+FOREIGN = (
+    (
+        r"text\.transformer\.(embeddings|encoder|shared)\.",
+        "has a text tower of transformers inside an OpenCLIP model (text.transformer.embeddings), "
+        "such as RoBERTa's, which is not supported: OpenCLIP's own text towers are",
+    ),
+    (
+        r"text_decoder\.|text\.cls_emb$|visual\.attn_pool\.query$",
+        "is a CoCa model of OpenCLIP, which is not supported: its CLIP models are",
+    ),
+    (
+        r"visual\.trunk\.attn_pool\.latent$",
+        "is a SigLIP model with a vision tower of timm (visual.trunk), which is not supported yet: "
+        "OpenCLIP's own Vision Transformers and ResNets are",
+    ),
+    (
+        r"visual\.trunk\.",
+        "has a vision tower of timm (visual.trunk), such as ConvNeXt, EVA, ViTamin, PE-Core or "
+        "MobileCLIP, which is not supported: OpenCLIP's own Vision Transformers and ResNets are",
+    ),
+    (r"image_encoder\.model\.", "is Apple's MobileCLIP, which is not supported"),
+    (
+        r"vision_model\.head\.|text_model\.head\.|head\.(weight|probe)$",
+        "is a SigLIP model of Hugging Face's transformers, which is not supported yet",
+    ),
+    (
+        r"cond_stage_model\.|conditioner\.embedders\.",
+        "is a single file of Stable Diffusion with a text tower in it, expected a CLIP model: give "
+        "the folder text_encoder of the same model in diffusers' layout",
+    ),
+)
+FOREIGN_TOWER = "holds one tower alone ({kind}), expected a whole CLIP model, of the type clip"
+HUGGING_FACE = (
+    r"(vision_model|text_model)\.|embeddings\.(token|patch)_embedding\.weight$",
+    "has the names of Hugging Face's transformers (text_model., vision_model.), which load "
+    "together with their config.json: give the folder that holds both",
+)
+
+
+def family_of(folder: str | os.PathLike[str]) -> Family:
+    """Tells which library's model a folder holds.
+
+    Raises:
+        CheckpointError: none's that is known, or a kind that is not supported; says which files
+            were looked for.
+    """
+    folder = Path(folder)
+    try:
+        names = set(os.listdir(folder))
+    except OSError as error:
+        if is_exhausted(error):
+            raise
+        raise CheckpointError(f"{folder} can't be read ({error.strerror or error})") from None
+    document: dict[str, object] = {}
+    if CONFIG in names:
+        with contextlib.suppress(CheckpointError):  # whoever reads it next says what is wrong
+            document = read_json(folder / CONFIG)
+    vision = document.get("vision")
+    if isinstance(vision, dict) and "type" in vision:
+        return "native"
+    if OPEN_CLIP_CONFIG in names:
+        return "open_clip"
+    if "model_type" in document:
+        check_model_type(folder, document["model_type"])
+        return "huggingface"
+    if PIPELINE in names:
+        parts = sorted(names & {"text_encoder", "text_encoder_2", "image_encoder"})
+        raise CheckpointError(
+            f"{folder} is a pipeline of diffusers, expected one model: give one of its folders "
+            f"({', '.join(parts) or 'it has no text_encoder and no image_encoder'})"
+        )
+    return "native"
+
+
+def check_model_type(folder: Path, kind: object) -> None:
+    """Checks that a folder of transformers holds CLIP or one of its towers.
+
+    Raises:
+        CheckpointError: it holds another kind of model, which is named.
+    """
+    if kind in (CLIP, TEXT, VISION):
+        return
+    later = " yet" if isinstance(kind, str) and kind.startswith("siglip") else ""
+    name = shown(kind) if isinstance(kind, str) else type(kind).__name__
+    raise CheckpointError(
+        f"{folder} holds a model of transformers of the type {name}, which is not supported"
+        f"{later}: expected {CLIP}, {TEXT} or {VISION}"
+    )
+
+
+def check_open_clip(names: Collection[str]) -> None:
+    """Raises CheckpointError if arrays' names are not those of OpenAI's or OpenCLIP's CLIP."""
+    for pattern, what in (*FOREIGN, HUGGING_FACE):
+        if any(map(re.compile(pattern).match, names)):
+            raise CheckpointError(what)
+
+
+def check_official(names: Collection[str]) -> None:
+    """Raises CheckpointError if arrays' names are not those of OpenAI's CLIP."""
+    check_open_clip(names)
+    if "text.token_embedding.weight" in names:
+        raise CheckpointError(
+            "has OpenCLIP's names (text.token_embedding.weight), whose files don't say all of the "
+            "model: give the folder that also holds open_clip_config.json, or give "
+            "clip_jax.convert.from_open_clip the model's name or configuration"
+        )

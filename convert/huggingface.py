@@ -1,0 +1,146 @@
+"""Reads and writes folders of Hugging Face's transformers that hold a CLIP model."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clip_jax.config import CLIPConfig
+from clip_jax.convert import huggingface_pixels
+from clip_jax.convert.families import CLIP, CONFIG, FOREIGN_TOWER, check_model_type
+from clip_jax.convert.folder import read_folder
+from clip_jax.convert.folder_writer import write_folder
+from clip_jax.convert.huggingface_config import from_document, to_document
+from clip_jax.convert.huggingface_pixels import PREPROCESSOR, read_pixels
+from clip_jax.convert.huggingface_tokenizer import tokenizer_files
+from clip_jax.convert.json_file import read_json
+from clip_jax.convert.rules import HUGGING_FACE
+from clip_jax.convert.table import check_arrays, count_blocks, from_tree, to_tree
+from clip_jax.errors import CheckpointError
+from clip_jax.shapes import blocks, check_blocks
+
+WEIGHTS = "model.safetensors"
+POSITION_IDS = ".embeddings.position_ids"  # 0, 1, 2, ...; stored by old versions
+LAYERS = {
+    "transformer/resblocks": ("text_config", "text_model.encoder.layers."),
+    "visual/transformer/resblocks": ("vision_config", "vision_model.encoder.layers."),
+}
+
+
+def from_huggingface(folder: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[str, Any]]:
+    """Reads a folder of a `CLIPModel` of Hugging Face's transformers.
+
+    Args:
+        folder: a folder with `config.json` and weights: safetensors, `.bin` or Flax's msgpack, in
+            one file or in shards.
+
+    Returns:
+        The configuration, and nested dicts of arrays in our layouts with their dtypes unchanged:
+        views of the mapped file, except for queries, keys and values, which are joined.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        CheckpointError: it can't be read, isn't supported, or doesn't fit its configuration; lists
+            all problems.
+    """
+    folder = Path(folder)
+    document = read_config(folder)
+    if (kind := document["model_type"]) != CLIP:
+        raise CheckpointError(f"{folder} {FOREIGN_TOWER.format(kind=kind)}")
+    arrays = read_folder(folder, "huggingface")
+    try:
+        config = from_document(document, read_pixels(folder))
+        return config, from_arrays(config, arrays)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Reads the `config.json` of a folder of transformers.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        CheckpointError: there is no such file, or it is of another kind of model.
+    """
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    try:
+        document = read_json(folder / CONFIG)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} has no {CONFIG}, which describes the model: download or copy it too"
+        ) from None
+    check_model_type(folder, document.get("model_type"))
+    return document
+
+
+def from_arrays(config: CLIPConfig, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Converts the arrays of a `CLIPModel` by their names to our tree.
+
+    Raises:
+        CheckpointError: they don't fit the configuration; lists all problems.
+    """
+    check_arrays(arrays)
+    notes = [
+        f"! {name}: expected 0, 1, 2 and so on"
+        for name, array in arrays.items()
+        if name.endswith(POSITION_IDS) and not _counts(array)
+    ]
+    arrays = {name: array for name, array in arrays.items() if not name.endswith(POSITION_IDS)}
+    try:
+        check_blocks(config, len(arrays))
+    except ValueError as error:
+        raise CheckpointError(f"{CONFIG} does not fit the arrays: {error}") from None
+    for path, count in blocks(config).items():
+        tower, prefix = LAYERS[path]
+        if (there := count_blocks(arrays, prefix)) != count:
+            notes.append(
+                f"! {tower}.num_hidden_layers: {CONFIG} says {count}, the arrays have {there}"
+            )
+    return to_tree(config, arrays, HUGGING_FACE, notes)
+
+
+def to_huggingface(
+    config: CLIPConfig,
+    params: Mapping[str, Any],
+    folder: str | os.PathLike[str],
+    *,
+    replace: bool = False,
+) -> None:
+    """Writes a folder that transformers loads as `CLIPModel`, with its processor.
+
+    The write is atomic. The tokenizer's files are CLIP's, and are left out for a model whose ids
+    are another tokenizer's.
+
+    Args:
+        config: the architecture that the parameters belong to.
+        params: nested dicts of NumPy or JAX arrays, whose dtypes are kept.
+        folder: the folder, which is created with its parents.
+        replace: whether to replace such a folder that exists.
+
+    Raises:
+        CheckpointError: Hugging Face's CLIP can't express the model, or the parameters don't fit;
+            lists all reasons. Nothing is written then.
+        FileExistsError: the folder exists.
+        OSError: it can't be written; nothing is left behind.
+    """
+    document = to_document(config)
+    arrays = from_tree(config, params, HUGGING_FACE)
+    dtypes = {array.dtype.name for array in arrays.values()}
+    # Without it transformers 5 would take that of the first array for all of them.
+    document["dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"
+    pixels = huggingface_pixels.to_document(config)
+    files = {CONFIG: _json(document), PREPROCESSOR: _json(pixels), **tokenizer_files(config.text)}
+    write_folder(folder, files, WEIGHTS, arrays, replace=replace)
+
+
+def _counts(array: np.ndarray) -> bool:
+    flat = np.asarray(array).reshape(-1)
+    return flat.dtype.kind in "iu" and bool((flat == np.arange(len(flat))).all())
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return (json.dumps(document, indent=2) + "\n").encode()

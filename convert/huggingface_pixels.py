@@ -1,0 +1,102 @@
+"""How a Hugging Face folder says that images become pixels, and how it is said to one."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from clip_jax.config import MEAN, STD, CLIPConfig, PixelConfig
+from clip_jax.convert.fields import Fields, raise_problems
+from clip_jax.convert.json_file import read_json
+from clip_jax.errors import CheckpointError
+
+PREPROCESSOR = "preprocessor_config.json"
+# What transformers 5 writes instead, with the same keys below `image_processor`.
+PROCESSOR = "processor_config.json"
+INTERPOLATIONS = {3: "bicubic", 2: "bilinear"}  # Pillow's numbers
+
+
+def read_pixels(folder: Path) -> PixelConfig:
+    """Returns how the images of a folder's model become pixels; OpenAI's way if it doesn't say.
+
+    Raises:
+        CheckpointError: it is said in a way that isn't supported, or in two that contradict each
+            other; lists all problems.
+    """
+    found: dict[str, PixelConfig] = {}
+    for name in (PREPROCESSOR, PROCESSOR):
+        try:
+            document = read_json(folder / name)
+        except FileNotFoundError:
+            continue
+        if name == PREPROCESSOR:
+            found[name] = from_document(document, name)
+        elif "image_processor" in document:
+            found[name] = from_document(document["image_processor"], f"{name}.image_processor")
+    if len(set(found.values())) > 1:
+        raise CheckpointError(
+            f"{PREPROCESSOR} and {PROCESSOR} say different things about the pixels "
+            f"({' and '.join(map(str, found.values()))}): remove the one that is wrong"
+        )
+    return next(iter(found.values()), PixelConfig())
+
+
+def from_document(document: Any, where: str) -> PixelConfig:
+    """Returns what the settings of an image processor say.
+
+    Raises:
+        CheckpointError: they can't be said in our terms; lists all problems.
+    """
+    problems: list[str] = []
+    fields = Fields(document, where, problems)
+    for name in ("do_resize", "do_rescale"):
+        if not fields.flag(name, True):
+            fields.problem(name, "images that are not resized and scaled are not supported")
+    factor = fields.number("rescale_factor", 1 / 255) or 0.0
+    if abs(factor * 255 - 1) > 1e-6:
+        fields.problem("rescale_factor", f"expected 1/255. Got {factor}")
+    number = fields.whole("resample", 3, least=0)
+    if number not in INTERPOLATIONS:
+        fields.problem("resample", f"expected 3 (bicubic) or 2 (bilinear). Got {number}")
+    normalizes = fields.flag("do_normalize", True)
+    mean = fields.color("image_mean", MEAN) if normalizes else (0.0, 0.0, 0.0)
+    std = fields.color("image_std", STD) if normalizes else (1.0, 1.0, 1.0)
+    pixels = fields.built(
+        PixelConfig,
+        mean=mean,
+        std=std,
+        interpolation=INTERPOLATIONS.get(number),
+        resize=_resize(fields),
+    )
+    raise_problems(problems)
+    return pixels
+
+
+def to_document(config: CLIPConfig) -> dict[str, Any]:
+    """Returns the `preprocessor_config.json` of a model."""
+    pixels, n = config.pixels, config.vision.image_size
+    squash = pixels.resize == "squash"
+    numbers = {name: number for number, name in INTERPOLATIONS.items()}
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": n, "width": n} if squash else {"shortest_edge": n},
+        "resample": numbers[pixels.interpolation],
+        "do_center_crop": True,
+        "crop_size": {"height": n, "width": n},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(pixels.mean),
+        "image_std": list(pixels.std),
+    }
+
+
+def _resize(fields: Fields) -> str:
+    size = fields.get("size")
+    if isinstance(size, Mapping) and size.keys() == {"height", "width"}:
+        return "squash"
+    if size is not None and not isinstance(size, int):
+        if not isinstance(size, Mapping) or size.keys() != {"shortest_edge"}:
+            fields.problem("size", "expected a number, shortest_edge, or height and width")
+    return "shortest"

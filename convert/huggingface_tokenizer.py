@@ -1,0 +1,57 @@
+"""CLIP's tokenizer in the files of Hugging Face's transformers."""
+
+import functools
+import json
+from importlib import resources
+
+import numpy as np
+
+from clip_jax.config import TextConfig
+
+START, END = "<|startoftext|>", "<|endoftext|>"
+SPECIAL = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
+# In these files each byte is a character: itself if printable, else one of those from 256 on.
+PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
+
+
+def tokenizer_files(text: TextConfig) -> dict[str, bytes]:
+    """Returns the content of a folder's tokenizer files by name.
+
+    There are none for a model whose ids aren't those of CLIP's tokenizer.
+    """
+    try:
+        text.check_strings()
+    except ValueError:
+        return {}
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": text.context_length,
+        "do_lower_case": True,
+        "errors": "replace",
+        "add_prefix_space": False,
+        **SPECIAL,
+    }
+    vocabulary, merges = _tables()
+    return {
+        "vocab.json": vocabulary,
+        "merges.txt": merges,
+        "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
+        "special_tokens_map.json": (json.dumps(SPECIAL, indent=2) + "\n").encode(),
+    }
+
+
+@functools.cache
+def _tables() -> tuple[bytes, bytes]:
+    """Returns the content of `vocab.json` and of `merges.txt`."""
+    with resources.files("clip_jax.data").joinpath("bpe_merges.npy").open("rb") as file:
+        pairs = np.load(file, allow_pickle=False).tolist()
+    tokens = [chr(byte) for byte in PRINTABLE]
+    tokens += [chr(256 + i) for i in range(256 - len(PRINTABLE))]
+    tokens += [f"{token}</w>" for token in tokens]
+    merges = ["#version: 0.2"]
+    for left, right in pairs:
+        merges.append(f"{tokens[left]} {tokens[right]}")
+        tokens.append(tokens[left] + tokens[right])
+    tokens += [START, END]
+    vocabulary = json.dumps({token: i for i, token in enumerate(tokens)}, ensure_ascii=False)
+    return vocabulary.encode(), ("\n".join(merges) + "\n").encode()

@@ -1,0 +1,195 @@
+"""Reads and writes OpenCLIP's checkpoints: folders, and files whose model the caller names."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from clip_jax.config import Activation, CLIPConfig, check_activation
+from clip_jax.convert.families import OPEN_CLIP_CONFIG, check_open_clip
+from clip_jax.convert.folder import read_folder
+from clip_jax.convert.folder_writer import write_folder
+from clip_jax.convert.json_file import read_json
+from clip_jax.convert.open_clip_config import from_document, to_document
+from clip_jax.convert.reader import read_checkpoint
+from clip_jax.convert.rules import OPEN_CLIP, OPEN_CLIP_PREFIXED
+from clip_jax.convert.table import check_arrays, count_blocks, from_tree, to_tree
+from clip_jax.errors import CheckpointError
+from clip_jax.open_clip_catalog import architectures, lookup_tag
+from clip_jax.shapes import blocks, check_blocks
+
+WEIGHTS = "open_clip_model.safetensors"
+PREFIX = "text."
+SCALARS = ("logit_scale", "logit_bias")
+# Three scalars of OpenAI's archives, which OpenCLIP's files may have inherited.
+IGNORED = ("input_resolution", "context_length", "vocab_size")
+
+
+def from_open_clip(
+    path: str | os.PathLike[str],
+    *,
+    model: str | Mapping[str, Any] | None = None,
+    activation: Activation | None = None,
+) -> tuple[CLIPConfig, dict[str, Any]]:
+    """Reads an OpenCLIP checkpoint.
+
+    Args:
+        path: a folder with `open_clip_config.json` and weights, or a file of weights, a training
+            checkpoint included.
+        model: for a file, which doesn't describe its model: OpenCLIP's name of the architecture,
+            such as "ViT-H-14", or of weights, such as "ViT-H-14/dfn5b"; or a dictionary in the form
+            of `open_clip_config.json`.
+        activation: for a file and an architecture: the GELU that the weights were trained with.
+            Architectures whose name ends with "-quickgelu" say it.
+
+    Returns:
+        The configuration, and nested dicts of arrays in our layouts with their dtypes unchanged:
+        views of the mapped file.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder.
+        CheckpointError: it can't be read, isn't supported, or doesn't fit its configuration; lists
+            all problems.
+        ValueError: `model` or `activation` is missing, unknown, or not for this path.
+    """
+    path = Path(path)
+    if path.is_dir():
+        if model is not None or activation is not None:
+            raise ValueError(
+                f"model and activation are for a file; the folder {path} says both in "
+                f"{OPEN_CLIP_CONFIG}."
+            )
+        document, arrays = _document(path), read_folder(path, "open_clip")
+    else:
+        arrays = read_checkpoint(path)
+        document = None if model is None else _named(model, activation)
+    try:
+        return from_arrays(arrays, document)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
+
+
+def from_arrays(
+    arrays: Mapping[str, np.ndarray], document: Mapping[str, Any] | None
+) -> tuple[CLIPConfig, dict[str, Any]]:
+    """Converts arrays by OpenCLIP's names, given the content of their `open_clip_config.json`.
+
+    Raises:
+        CheckpointError: the configuration is missing or not possible, or doesn't fit the arrays.
+    """
+    check_arrays(arrays)
+    check_open_clip(arrays)
+    if document is None:
+        raise CheckpointError(
+            f"does not say which model it holds: give a folder with {OPEN_CLIP_CONFIG}, or model= "
+            f'with the name of an OpenCLIP architecture and its activation, such as "ViT-H-14" and '
+            f'"gelu", or with the name of its weights, such as "ViT-H-14/dfn5b"'
+        )
+    config = from_document(document)
+    arrays = {name: _scalar(name, array) for name, array in arrays.items() if name not in IGNORED}
+    if config.logit_bias is not None and "logit_bias" not in arrays:
+        arrays["logit_bias"] = np.zeros((), np.float32)
+    try:
+        check_blocks(config, len(arrays))
+    except ValueError as error:
+        raise CheckpointError(f"model_cfg does not fit the arrays: {error}") from None
+    prefix = PREFIX if any(name.startswith(PREFIX) for name in arrays) else ""
+    table = OPEN_CLIP_PREFIXED if prefix else OPEN_CLIP
+    return config, to_tree(config, arrays, table, _contradictions(config, arrays, prefix))
+
+
+def to_open_clip(
+    config: CLIPConfig,
+    params: Mapping[str, Any],
+    folder: str | os.PathLike[str],
+    *,
+    replace: bool = False,
+) -> None:
+    """Writes a folder that `open_clip.create_model_and_transforms("local-dir:...")` loads.
+
+    The write is atomic.
+
+    Args:
+        config: the architecture that the parameters belong to.
+        params: nested dicts of NumPy or JAX arrays, whose dtypes are kept.
+        folder: the folder, which is created with its parents.
+        replace: whether to replace such a folder that exists.
+
+    Raises:
+        CheckpointError: OpenCLIP can't express the model, or the parameters don't fit; lists all
+            reasons. Nothing is written then.
+        FileExistsError: the folder exists.
+        OSError: it can't be written; nothing is left behind.
+    """
+    document = to_document(config)
+    arrays = from_tree(config, params, OPEN_CLIP)
+    text = json.dumps(document, indent=2) + "\n"
+    write_folder(folder, {OPEN_CLIP_CONFIG: text.encode()}, WEIGHTS, arrays, replace=replace)
+
+
+def _document(folder: Path) -> dict[str, Any]:
+    try:
+        return read_json(folder / OPEN_CLIP_CONFIG)
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{folder} has no {OPEN_CLIP_CONFIG}, which describes the model: download or copy it "
+            f"too, or give the file of weights and model="
+        ) from None
+
+
+def _named(model: str | Mapping[str, Any], activation: Activation | None) -> Mapping[str, Any]:
+    """Returns the `open_clip_config.json` of a model that the caller names."""
+    if not isinstance(model, str):
+        if activation is not None:
+            raise ValueError("activation is for an architecture's name; the dictionary says it.")
+        return model
+    if activation is not None:
+        check_activation(activation)
+    tag = lookup_tag(model) if "/" in model else None
+    if tag is not None:
+        if activation is not None:
+            raise ValueError(f"activation is for an architecture; {model} says its own.")
+        return tag.open_clip_config()
+    known = architectures()
+    if model not in known:
+        raise ValueError(
+            f"model must be the name of one of OpenCLIP's architectures, {', '.join(known)}. "
+            f"Got {model!r}."
+        )
+    document = dict(known[model])
+    if not document.get("quick_gelu"):
+        if activation is None:
+            raise ValueError(
+                f"activation must be given: weights of {model} were trained with either. It is one "
+                f"of {', '.join(get_args(Activation))}."
+            )
+        document["quick_gelu"] = activation == "quick_gelu"
+        if activation == "gelu_tanh":
+            for tower in ("vision_cfg", "text_cfg"):
+                document[tower] = {**document[tower], "act_kwargs": {"approximate": "tanh"}}
+    elif activation not in (None, "quick_gelu"):
+        raise ValueError(f"{model} has the activation quick_gelu. Got {activation!r}.")
+    return {"model_cfg": document}
+
+
+def _scalar(name: str, array: np.ndarray) -> np.ndarray:
+    return array.reshape(()) if name in SCALARS and array.shape == (1,) else array
+
+
+def _contradictions(config: CLIPConfig, arrays: Mapping[str, Any], prefix: str) -> list[str]:
+    """Returns what the configuration says otherwise than all of the arrays together."""
+    places = {
+        "transformer/resblocks": ("text_cfg.layers", f"{prefix}transformer.resblocks."),
+        "visual/transformer/resblocks": ("vision_cfg.layers", "visual.transformer.resblocks."),
+    }
+    problems = []
+    for path, count in blocks(config).items():
+        key, start = places.get(path, (f"vision_cfg.layers ({path})", path.replace("/", ".") + "."))
+        if (there := count_blocks(arrays, start)) != count:
+            problems.append(f"! {key}: model_cfg says {count}, the arrays have {there}")
+    if config.logit_bias is None and "logit_bias" in arrays:
+        problems.append("! init_logit_bias: not in model_cfg, but there is a logit_bias")
+    return problems
