@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from clip_jax.weights.places import cache_root as cache_root
     from clip_jax.weights.places import cached as cached
     from clip_jax.weights.reading import read_model as read_model
+    from clip_jax.weights.tokenizers import load_tokenizer as load_tokenizer
 
 _NAMES = {
     "native_folder": "cache",
@@ -23,6 +24,7 @@ _NAMES = {
     "save_parameters": "native_format",
     "cache_root": "places",
     "cached": "places",
+    "load_tokenizer": "tokenizers",
     "read_model": "reading",
 }
 __all__ = list(_NAMES)  # pyright: ignore
