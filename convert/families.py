@@ -45,8 +45,8 @@ FOREIGN = (
     ),
     (
         r"cond_stage_model\.|conditioner\.embedders\.",
-        "is a single file of Stable Diffusion with a text tower in it, expected a CLIP model: give "
-        "the folder text_encoder of the same model in diffusers' layout",
+        "is a single file of Stable Diffusion with a text tower in it, expected a CLIP model: load "
+        "the tower by clip_jax.load_text_model",
     ),
 )
 FOREIGN_TOWER = (

@@ -16,11 +16,14 @@ from types import ModuleType
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 import clip_jax
 from clip_jax.cli import main
 from clip_jax.cli.dispatch import _parser
+from clip_jax.model_tokenizer import Tokenizer
+from clip_jax.towers import TextModel, VisionModel
 from docs import walk
 from docs.hooks.help import PLACE, help_of
 from docs.hooks.results import RESULTS, page
@@ -50,17 +53,38 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+NAMES = (
+    "ViT-B/32",
+    "ViT-H-14/dfn5b",
+    "laion/CLIP-ViT-H-14-laion2B-s32B-b79K",
+    "openai/clip-vit-base-patch32",
+)
+
+
 @pytest.fixture
 def small_models(monkeypatch) -> None:
-    """A small model goes by the name ViT-B/32."""
-    load = clip_jax.load
+    """Small models go by the names of large ones, and of diffusion pipelines."""
+    load, load_tokenizer = clip_jax.load, clip_jax.load_tokenizer
+    preprocess = clip_jax.Preprocess(SMALL_VIT.vision.image_size)
 
-    def stand_in(name, **options):
-        if name != "ViT-B/32":
-            return load(name, **options)
-        return small(SMALL_VIT, **options), clip_jax.Preprocess(SMALL_VIT.vision.image_size)
+    def model(name, **options):
+        return (small(SMALL_VIT, **options), preprocess) if name in NAMES else load(name, **options)
 
-    monkeypatch.setattr(clip_jax, "load", stand_in)
+    def tokenizer(name, **options):
+        return Tokenizer() if name.count("/") == 1 else load_tokenizer(name, **options)
+
+    def text_model(name, *, subfolder=None, **options):
+        config, embed_dim = SMALL_VIT.text, SMALL_VIT.embed_dim
+        return TextModel(config, embed_dim, rngs=nnx.Rngs(0), **options), Tokenizer()
+
+    def vision_model(name, **options):
+        config, embed_dim = SMALL_VIT.vision, SMALL_VIT.embed_dim
+        return VisionModel(config, embed_dim, rngs=nnx.Rngs(0), **options), preprocess
+
+    stand_ins = {"load": model, "load_tokenizer": tokenizer}
+    stand_ins |= {"load_text_model": text_model, "load_vision_model": vision_model}
+    for name, stand_in in stand_ins.items():
+        monkeypatch.setattr(clip_jax, name, stand_in)
 
 
 class FlatIndex:
