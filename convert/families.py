@@ -45,8 +45,8 @@ FOREIGN = (
     ),
     (
         r"cond_stage_model\.|conditioner\.embedders\.",
-        "is a single file of Stable Diffusion with a text tower in it, expected a CLIP model: load "
-        "the tower by clip_jax.load_text_model",
+        "is a single file of Stable Diffusion with a text tower in it, expected a CLIP model: give "
+        "it to clip_jax.load_text_model, or the folder of a whole CLIP model",
     ),
 )
 FOREIGN_TOWER = (
