@@ -1,18 +1,18 @@
-"""PIL image to model input, equal to the reference's torchvision pipeline to the last bit."""
+"""PIL image to model input, equal to torchvision's pipelines of OpenAI and OpenCLIP to the bit."""
 
 import contextlib
 import dataclasses
 import functools
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float32, UInt8
-from PIL import Image
+from PIL import Image, ImageOps
 
+from clip_jax.config import PixelConfig
 from clip_jax.errors import Unreachable, exhausted
-from clip_jax.nn.pixels import MEAN, STD
 from clip_jax.resample import EIGHT_BITS, NEAREST, nearest_middle, resize_middle
 from clip_jax.storage import check_picture_size, check_regular
 
@@ -30,8 +30,14 @@ MOST_PIXELS = 1 << 26
 class Preprocess:
     """Resizes, crops and normalises images for a model of one image size.
 
-    The shorter side is resized to `image_size` (bicubic, in the image's own mode). The middle is
-    cropped to a square and converted to RGB. EXIF orientation is not applied, as in the reference.
+    By default the shorter side is resized to `image_size` (bicubic, in the image's own mode). The
+    middle is cropped to a square and converted to RGB. EXIF orientation is not applied, as in the
+    reference. Other models' images are made in another way, which is in their configuration:
+    `Preprocess(config.vision.image_size, config.pixels)`.
+
+    Attributes:
+        image_size: the side of the square, in pixels.
+        config: filter, way of resizing, mean and standard deviation.
 
     Example:
         >>> Preprocess(224)(Image.new("L", (640, 480))).shape
@@ -39,6 +45,7 @@ class Preprocess:
     """
 
     image_size: int
+    config: PixelConfig = PixelConfig()
 
     def __post_init__(self) -> None:
         if not isinstance(self.image_size, int) or self.image_size < 1:
@@ -56,53 +63,96 @@ class Preprocess:
         # In place and in the reference's order; NumPy is slow over a last axis of length 3.
         x = self.pixels(image).reshape(n, 3 * n).astype(np.float32)
         x /= np.float32(255)
-        x -= np.tile(np.array(MEAN, np.float32), n)
-        x /= np.tile(np.array(STD, np.float32), n)
+        x -= np.tile(np.array(self.config.mean, np.float32), n)
+        x /= np.tile(np.array(self.config.std, np.float32), n)
         return x.reshape(n, n, 3)
 
     def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "n n 3"]:
         """Returns the cropped image before normalisation, which models accept too; raises alike."""
-        if not isinstance(image, Image.Image):
-            name = type(image).__name__
-            way_out = {"ndarray": "use Image.fromarray"}.get(name, "use clip_jax.open_image")
-            if isinstance(image, (str, bytes, os.PathLike, np.ndarray)):
-                raise TypeError(f"expected a PIL image, got {name}; {way_out}")
-            raise TypeError(f"expected a PIL image, got {name}")
-        if 0 in image.size:
-            raise ValueError(f"the image has no pixels: its size is {image.size}")
-        try:
+        check_image(image)
+        with told_faults(image):
             square = self._square(image)
             square.info.pop("transparency", None)  # has no effect on RGB, but Pillow may warn
-            rgb = square.convert("RGB")
-        except ValueError as error:
-            raise ValueError(
-                f"Pillow can't resize an image of mode {image.mode!r} or convert it to RGB "
-                f"({error}); convert it first"
-            ) from error
-        except MemoryError as error:
-            raise exhausted(error) or error from error
-        return np.array(rgb)  # a copy, or it would be read-only
+            return np.array(square.convert("RGB"))  # a copy, or it would be read-only
 
     def _square(self, image: Image.Image) -> Image.Image:
-        """Returns the middle of the resized picture, in its own mode."""
-        n, size = self.image_size, self._resized(*image.size)
+        """Returns the resized picture, in its own mode, as a square."""
+        n = self.image_size
+        resample = Image.Resampling[self.config.interpolation.upper()]
+        if self.config.resize == "squash":
+            check_area(image, n * max(image.size))
+            return image.resize((n, n), resample)
+        if self.config.resize == "longest":
+            return _padded(_resized_to_fit(image, n, resample), n)
+        size = shortest_to(n, *image.size)
         if max(image.size) > THIN * min(image.size) and min(image.size) < n:
             if image.mode in EIGHT_BITS:
-                return resize_middle(image, n, max(size))
+                return resize_middle(image, n, max(size), resample)
             if image.mode in NEAREST and n * max(image.size) <= MOST_PIXELS:
                 return nearest_middle(image, n, max(size))
-            if n * max(size) > MOST_PIXELS:
-                raise ValueError(f"its size, {image.size}, is too long and thin for that")
-        resized = image.resize(size, Image.Resampling.BICUBIC)
+            check_area(image, n * max(size))
+        resized = image.resize(size, resample)
         # Python rounds halves to even, and so does the reference
         left, top = (round((side - n) / 2.0) for side in resized.size)
         return resized.crop((left, top, left + n, top + n))
 
-    def _resized(self, width: int, height: int) -> tuple[int, int]:
-        n = self.image_size
-        if width <= height:
-            return n, int(n * height / width)
-        return int(n * width / height), n
+
+def shortest_to(n: int, width: int, height: int) -> tuple[int, int]:
+    """Returns the width and height of a picture whose shorter side becomes n."""
+    if width <= height:
+        return n, int(n * height / width)
+    return int(n * width / height), n
+
+
+def check_image(image: object) -> None:
+    """Raises TypeError for what is no PIL image, ValueError for one without pixels."""
+    if not isinstance(image, Image.Image):
+        name = type(image).__name__
+        way_out = {"ndarray": "use Image.fromarray"}.get(name, "use clip_jax.open_image")
+        if isinstance(image, (str, bytes, os.PathLike, np.ndarray)):
+            raise TypeError(f"expected a PIL image, got {name}; {way_out}")
+        raise TypeError(f"expected a PIL image, got {name}")
+    if 0 in image.size:
+        raise ValueError(f"the image has no pixels: its size is {image.size}")
+
+
+def check_area(image: Image.Image, pixels: int) -> None:
+    """Raises ValueError if resizing a picture makes another one that is absurdly large."""
+    if pixels > MOST_PIXELS:
+        raise ValueError(f"its size, {image.size}, is too long and thin for that")
+
+
+@contextlib.contextmanager
+def told_faults(image: Image.Image) -> Iterator[None]:
+    """Says which mode Pillow can't resize or convert, and that the memory has run out."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(
+            f"Pillow can't resize an image of mode {image.mode!r} or convert it to RGB "
+            f"({error}); convert it first"
+        ) from error
+    except MemoryError as error:
+        raise exhausted(error) or error from error
+
+
+def _resized_to_fit(image: Image.Image, n: int, resample: Image.Resampling) -> Image.Image:
+    ratio = max(side / n for side in image.size)
+    width, height = (round(side / ratio) for side in image.size)
+    if not width or not height:
+        raise ValueError(f"its size, {image.size}, is too long and thin for that")
+    check_area(image, width * image.height)
+    return image.resize((width, height), resample)
+
+
+def _padded(image: Image.Image, n: int) -> Image.Image:
+    """Returns the picture in the middle of a black square."""
+    left, top = ((n - side) // 2 for side in image.size)
+    margins = (left, top, n - image.width - left, n - image.height - top)
+    padded = ImageOps.expand(image, margins, 0)
+    if image.mode == "P" and (palette := image.getpalette()):
+        padded.putpalette(palette)
+    return padded
 
 
 def open_image(path: str | os.PathLike[str], formats: Sequence[str] | None = None) -> Image.Image:

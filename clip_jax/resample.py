@@ -20,29 +20,35 @@ NEAREST = ("1", "P")
 _PRECISION = 22
 
 
-def resize_middle(image: Image.Image, size: int, length: int) -> Image.Image:
-    """Returns the middle square, with sides of `size` pixels, of `image.resize(..., BICUBIC)`.
+def resize_middle(
+    image: Image.Image,
+    size: int,
+    length: int,
+    resample: Image.Resampling = Image.Resampling.BICUBIC,
+) -> Image.Image:
+    """Returns the middle square, with sides of `size` pixels, of `image.resize(..., resample)`.
 
     Args:
         image: an image with a mode in `EIGHT_BITS`.
         size: the new length of the shorter side, more than it was.
         length: the new length of the longer side, if it were resized whole.
+        resample: bicubic or bilinear.
     """
     if image.mode in ("LA", "RGBA"):  # as Pillow does: colours are weighted by their alpha
         premultiplied = image.convert({"LA": "La", "RGBA": "RGBa"}[image.mode])
-        return resize_middle(premultiplied, size, length).convert(image.mode)
+        return resize_middle(premultiplied, size, length, resample).convert(image.mode)
     is_wide = image.width > image.height
     begin = round((length - size) / 2.0)
-    weights, first = _coefficients(max(image.size), length, begin, begin + size)
+    weights, first = _coefficients(max(image.size), length, begin, begin + size, resample)
     low, high = int(first[0]), int(first[-1]) + weights.shape[1]
     if is_wide:
         # Pixels beyond the picture are black, and have no weight.
         window = image.crop((low, 0, high, image.height))
         middle = _weighted(np.asarray(window), weights, first - low, axis=1)
         # Pillow's second pass; the first has nothing left to do.
-        return _image(middle, image).resize((size, size), Image.Resampling.BICUBIC)
+        return _image(middle, image).resize((size, size), resample)
     window = image.crop((0, low, image.width, high))
-    narrow = window.resize((size, window.height), Image.Resampling.BICUBIC)
+    narrow = window.resize((size, window.height), resample)
     return _image(_weighted(np.asarray(narrow), weights, first - low, axis=0), image)
 
 
@@ -62,7 +68,7 @@ def _image(values: np.ndarray, like: Image.Image) -> Image.Image:
 
 
 def _coefficients(
-    length: int, resized: int, begin: int, end: int
+    length: int, resized: int, begin: int, end: int, resample: Image.Resampling
 ) -> tuple[Int[np.ndarray, "n k"], Int[np.ndarray, " n"]]:
     """Computes the weights of a line's pixels for pixels `begin` to `end` - 1 of the resized one.
 
@@ -71,14 +77,15 @@ def _coefficients(
     """
     scale = float(np.float32(length)) / resized  # Pillow keeps the side in single precision
     stretch = max(scale, 1.0)
-    support = 2.0 * stretch  # of a bicubic filter
+    reach, weigh = _FILTERS[resample]
+    support = reach * stretch
     count = math.ceil(support) * 2 + 1
     centers = (np.arange(begin, end) + 0.5) * scale
     # Truncated towards 0, as C does.
     first = np.maximum((centers - support + 0.5).astype(np.int64), 0)
     last = np.minimum((centers + support + 0.5).astype(np.int64), length)
     places = first[:, None] + np.arange(count)
-    weights = _bicubic((places - centers[:, None] + 0.5) * (1.0 / stretch))
+    weights = weigh((places - centers[:, None] + 0.5) * (1.0 / stretch))
     weights[places >= last[:, None]] = 0.0
     total = np.zeros(len(centers))
     for column in weights.T:  # summed in the order of Pillow's loop
@@ -94,6 +101,16 @@ def _bicubic(x: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
     near = ((a + 2.0) * x - (a + 3.0)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * a
     return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
+
+
+def _bilinear(x: Float[np.ndarray, "n k"]) -> Float[np.ndarray, "n k"]:
+    """Evaluates Pillow's triangle."""
+    x = np.abs(x)
+    return np.where(x < 1.0, 1.0 - x, 0.0)
+
+
+# How far each filter reaches, in pixels, and its weights.
+_FILTERS = {Image.Resampling.BICUBIC: (2.0, _bicubic), Image.Resampling.BILINEAR: (1.0, _bilinear)}
 
 
 def _weighted(

@@ -87,7 +87,7 @@ def _run_all(args: argparse.Namespace) -> int:
             (
                 *(str(model[column]) for column in columns),
                 *(" ".join(f"{x:.3g}" for x in model[column]) for column in ("mean", "std")),
-                model["source"],
+                model["source"] if "://" not in model["source"] else "a release on GitHub",
             )
             for model in found
         ],

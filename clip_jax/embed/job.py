@@ -194,8 +194,9 @@ def embed(
         plan, comparison = planned()
         plan.clean()
         gate = CpuGate(is_shared=device_of(model).platform == "cpu")
+        preprocess = Preprocess(model.config.vision.image_size, model.config.pixels)
         loader = Loader(
-            preprocess=None if what == "texts" else Preprocess(model.config.vision.image_size),
+            preprocess=None if what == "texts" else preprocess,
             context_length=None if what == "images" else model.config.text.context_length,
             exif_transpose=exif_transpose,
             timing=counts.timing,

@@ -82,7 +82,8 @@ def embed_captioned(
         OSError: the source can't be read.
     """
     model.config.text.check_strings()
-    pairs, preprocess = open_pairs(source), Preprocess(model.config.vision.image_size)
+    pairs = open_pairs(source)
+    preprocess = Preprocess(model.config.vision.image_size, model.config.pixels)
     encoder = Encoder(model, batch_size=batch_size)
     captions: list[str] = []
     image_of: list[int] = []

@@ -225,7 +225,7 @@ def _embed(
 ) -> tuple[list[Record], Float[np.ndarray, "n d"], list[str]]:
     gate = CpuGate(is_shared=encoder.device.platform == "cpu")
     loader = Loader(
-        preprocess=Preprocess(model.config.vision.image_size),
+        preprocess=Preprocess(model.config.vision.image_size, model.config.pixels),
         context_length=None,
         exif_transpose=False,
         gate=gate,

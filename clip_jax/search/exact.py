@@ -98,7 +98,7 @@ def embed_query(
         tokens = tokenize(query, model.config.text.context_length, truncate=True)
         return np.asarray(normalize(model.encode_text(tokens))[0], np.float32)
     image = query if isinstance(query, Image.Image) else open_image(query)
-    pixels = Preprocess(model.config.vision.image_size).pixels(image)
+    pixels = Preprocess(model.config.vision.image_size, model.config.pixels).pixels(image)
     return np.asarray(normalize(model.encode_image(pixels[None]))[0], np.float32)
 
 

@@ -22,7 +22,7 @@ def cache_root(download_root: Root = None) -> Path:
         DownloadError: none of these is given, and the user has no home folder.
     """
     given = download_root if download_root is not None else os.environ.get("CLIP_JAX_CACHE")
-    folder = _expanded(given or os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    folder = expanded(given or os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     if folder is None:
         raise DownloadError(
             f"there is no place to keep weights: {given or 'this user'} has no home folder. Say "
@@ -31,7 +31,7 @@ def cache_root(download_root: Root = None) -> Path:
     return folder if given else folder / "clip_jax"
 
 
-def _expanded(path: str | os.PathLike[str]) -> Path | None:
+def expanded(path: str | os.PathLike[str]) -> Path | None:
     """Expands `~` in a path; returns None if the user has no home folder.
 
     Under systemd and in some containers HOME is not set and the user id is unknown to the system.
@@ -67,5 +67,5 @@ def converted_folder(entry: CatalogEntry, root: Path) -> Path:
 
 def official_places(entry: CatalogEntry, root: Path) -> tuple[Path, ...]:
     """Returns the paths of an official file: in our cache, and in the PyTorch reference's."""
-    theirs = _expanded("~/.cache/clip")
+    theirs = expanded("~/.cache/clip")
     return (root / entry.file, *([theirs / entry.file] if theirs else []))

@@ -1,0 +1,128 @@
+"""PIL image to model input as transformers does it, equal to its PIL image processors to the bit.
+
+CLIP's weights were trained on OpenAI's pixels, which `clip_jax.preprocess` makes. Whoever has used
+a folder with transformers has had these, which differ: images become RGB before they are resized,
+with what is transparent on white; the crop begins at another pixel for some sizes; and an image
+that is smaller than the crop gets a black margin.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from clip_jax.convert.fields import Fields, raise_problems
+from clip_jax.convert.huggingface_pixels import PREPROCESSOR, PROCESSOR, from_document
+from clip_jax.convert.json_file import read_json
+from clip_jax.preprocess import Preprocess, check_area, check_image, shortest_to, told_faults
+
+
+@dataclasses.dataclass(frozen=True)
+class HuggingFacePreprocess(Preprocess):
+    """Resizes, crops and normalises images as transformers' `CLIPImageProcessorPil` does.
+
+    Attributes:
+        image_size: the side of the square, in pixels.
+        config: filter, way of resizing, mean and standard deviation.
+        resized: what the shorter side becomes before the crop, or (height, width) for "squash";
+            `image_size` by default.
+    """
+
+    resized: int | tuple[int, int] | None = None
+
+    def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "n n 3"]:
+        """Returns the cropped image before normalisation, which models accept too; raises alike."""
+        check_image(image)
+        with told_faults(image):
+            rgb, n = _on_white(image), self.image_size
+            width, height = self._size(rgb)
+            check_area(rgb, width * max(rgb.height, height))
+            resized = rgb.resize(
+                (width, height), Image.Resampling[self.config.interpolation.upper()]
+            )
+            # Rounded down, also below zero; Pillow's crop is black outside of the image.
+            left, top = ((side - n) // 2 for side in resized.size)
+            return np.array(resized.crop((left, top, left + n, top + n)))
+
+    def _size(self, image: Image.Image) -> tuple[int, int]:
+        if self.config.resize == "shortest":
+            edge = self.resized if isinstance(self.resized, int) else self.image_size
+            return shortest_to(edge, *image.size)
+        if isinstance(self.resized, tuple):
+            return self.resized[1], self.resized[0]
+        return self.image_size, self.image_size
+
+    @classmethod
+    def from_folder(
+        cls, folder: str | os.PathLike[str], image_size: int
+    ) -> "HuggingFacePreprocess":
+        """Reads the preprocessing from a folder of transformers.
+
+        Args:
+            folder: has `preprocessor_config.json`, or `processor_config.json` of transformers 5;
+                with neither, transformers' defaults are taken.
+            image_size: the size of the model's images.
+
+        Raises:
+            CheckpointError: the file can't be read, says something that isn't supported, or makes
+                images of another size; lists all problems.
+        """
+        document, where = _document(Path(folder))
+        problems: list[str] = []
+        fields = Fields(document, where, problems)
+        crop = _sides(fields, "crop_size", image_size)
+        resized = fields.get("size", image_size)
+        if isinstance(resized, Mapping) and resized.keys() == {"shortest_edge"}:
+            resized = resized["shortest_edge"]
+        resized = _sides(fields, "size", image_size, resized)
+        config = from_document(document, where)
+        edge = resized[0] if config.resize == "shortest" else resized
+        if not fields.flag("do_center_crop", True):
+            crop = resized
+            if config.resize == "shortest":
+                fields.problem("do_center_crop", "without it, images wouldn't be squares")
+        if not problems and crop != (image_size, image_size):
+            problems.append(
+                f"{where}: makes images of {crop[0]} x {crop[1]} pixels, expected the model's "
+                f"image_size, {image_size}"
+            )
+        raise_problems(problems, f"{folder}")
+        return cls(image_size, config, edge)
+
+
+def _document(folder: Path) -> tuple[dict[str, Any], str]:
+    for name in (PREPROCESSOR, PROCESSOR):
+        try:
+            document = read_json(folder / name)
+        except FileNotFoundError:
+            continue
+        if name == PREPROCESSOR:
+            return document, name
+        if isinstance(inner := document.get("image_processor"), dict):
+            return inner, f"{name}.image_processor"
+    return {}, PREPROCESSOR
+
+
+def _sides(fields: Fields, name: str, default: int, value: Any = None) -> tuple[int, int]:
+    """Returns the height and width that a field says, as one number or as two."""
+    value = fields.get(name, default) if value is None else value
+    both = isinstance(value, Mapping) and value.keys() == {"height", "width"}
+    sides: tuple[Any, Any] = (value["height"], value["width"]) if both else (value, value)
+    if all(isinstance(n, int) and not isinstance(n, bool) and 0 < n < 1 << 16 for n in sides):
+        return sides
+    fields.problem(name, "expected positive whole numbers, one, or a height and a width")
+    return default, default
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Returns an image in RGB, with white where it is transparent."""
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
