@@ -1,0 +1,105 @@
+"""The model of Hugging Face's transformers in PyTorch, run as a black box."""
+
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+from PIL import Image
+
+from clip_jax.convert import from_huggingface, to_huggingface
+from clip_jax.convert.huggingface_pixels import PREPROCESSOR, PROCESSOR
+from clip_jax.parity.peer import Peer, Tower
+from clip_jax.parity.reference import import_library, loading
+
+# Our names of the modules, and theirs.
+MODULES = {
+    "conv1": "embeddings.patch_embedding",
+    "ln_pre": "pre_layrnorm",
+    "ln_post": "post_layernorm",
+}
+TOWERS = {"image": "vision_model", "text": "text_model"}
+BLOCKS, LAYERS = "transformer.resblocks.", "encoder.layers."
+WORDS = ("vocab.json", "tokenizer.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class HuggingFace(Peer):
+    """Transformers' `CLIPModel`, with its image processor and tokenizer."""
+
+    processor: Any
+    tokenizer: Any | None
+
+    def pixels(self, images: Iterable[Image.Image]) -> Float[np.ndarray, "b n n 3"]:
+        """Preprocesses images, and returns them in our order of axes."""
+        stacked = [
+            self.processor(image, return_tensors="np")["pixel_values"][0] for image in images
+        ]
+        return np.stack(stacked).transpose(0, 2, 3, 1)
+
+    def tokens(self, texts: Sequence[str], context_length: int) -> Int[np.ndarray, "b l"] | None:
+        """Returns token ids, padded as the folder says; None if it has no tokenizer."""
+        if self.tokenizer is None:
+            return None
+        options = {"padding": "max_length", "truncation": True, "max_length": context_length}
+        return np.asarray(self.tokenizer(list(texts), **options)["input_ids"])
+
+    def _module(self, tower: Tower, name: str) -> str:
+        name = name.replace(BLOCKS, LAYERS)
+        return f"{TOWERS[tower]}.{MODULES.get(name, name)}"
+
+    def _encode_image(self, images: Any) -> Any:
+        return self.model.get_image_features(pixel_values=images).pooler_output
+
+    def _encode_text(self, tokens: Any) -> Any:
+        return self.model.get_text_features(input_ids=tokens).pooler_output
+
+    def _logits(self, images: Any, tokens: Any) -> Any:
+        return self.model(pixel_values=images, input_ids=tokens).logits_per_image
+
+
+def load_huggingface(folder: str | os.PathLike[str]) -> HuggingFace:
+    """Loads a folder of a `CLIPModel` into transformers.
+
+    Weights in Flax's msgpack, which transformers 5 doesn't read, are exported first.
+
+    Raises:
+        ModuleNotFoundError: PyTorch or transformers is missing; the message says how to install
+            them.
+        CheckpointError: transformers can't read it.
+    """
+    library = import_library("transformers")
+    torch = import_library("torch")
+    folder = Path(folder)
+    with tempfile.TemporaryDirectory() as made, loading("transformers", folder):
+        source = folder
+        if not [*folder.glob("*.safetensors"), *folder.glob("pytorch_model*.bin")]:
+            source = Path(made, "exported")
+            to_huggingface(*from_huggingface(folder), source)
+        model, info = library.CLIPModel.from_pretrained(
+            source, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+        if missing := info["missing_keys"]:  # they would be random
+            raise ValueError(f"it finds no {', '.join(sorted(missing))}")
+        return HuggingFace(torch, model.eval(), _processor(library, folder, model), _words(folder))
+
+
+def _processor(library: Any, folder: Path, model: Any) -> Any:
+    """Returns the image processor that uses Pillow; others compute other pixels."""
+    kind = library.CLIPImageProcessorPil
+    if (folder / PREPROCESSOR).exists() or (folder / PROCESSOR).exists():
+        return kind.from_pretrained(folder, local_files_only=True)
+    n = model.config.vision_config.image_size
+    return kind(size={"shortest_edge": n}, crop_size={"height": n, "width": n})
+
+
+def _words(folder: Path) -> Any | None:
+    if not any((folder / name).exists() for name in WORDS):
+        return None
+    return import_library("transformers").CLIPTokenizer.from_pretrained(
+        folder, local_files_only=True
+    )
