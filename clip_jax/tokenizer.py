@@ -6,22 +6,28 @@ r the ids of the pair that merges at rank r into id 512 + r. It was made from li
 in the PyPI package clip-anytorch 2.6.0; `tests/test_tokenizer.py` rebuilds and compares it.
 """  # noqa: E501
 
-import bisect
 import functools
-import heapq
 import html
 import operator
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import resources
 from itertools import chain, islice, pairwise
 
 import numpy as np
 from jaxtyping import Int32, UInt16
 
-START, END = 49406, 49407
-_LITERALS = {"<|startoftext|>": START, "<|endoftext|>": END}
+from clip_jax.byte_pairs import END as END
+from clip_jax.byte_pairs import merge_beginning as _merge_beginning
+from clip_jax.byte_pairs import merge_long as _merge_long
+
+START = 49406
+# What stands for the start and the end where a text says it, by the name of the rules.
+LITERALS = {
+    "openai": ("<|startoftext|>", "<|endoftext|>"),
+    "open_clip": ("<start_of_text>", "<end_of_text>"),
+}
 
 # Ids 0..255 are these bytes, in this order; ids 256..511 are the same bytes at the end of a word.
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -46,7 +52,7 @@ UNSURE = 256
 LOOKAHEAD = 16
 
 # Matching ignores case, with case folding: "'ſ" is a suffix just as "'s" is.
-_PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
 def tokenize(
@@ -71,6 +77,28 @@ def tokenize(
         >>> tokenize("a diagram", context_length=6)
         array([[49406,   320, 22697, 49407,     0,     0]], dtype=int32)
     """
+    return rows(texts, first_ids, context_length, truncate)
+
+
+def rows(
+    texts: str | Iterable[str],
+    find: Callable[[str, int | None], Iterable[int]],
+    context_length: int,
+    truncate: bool,
+    pad_id: int = 0,
+) -> Int32[np.ndarray, "b l"]:
+    """Makes rows of token ids as `tokenize` does, given what finds the ids of a text.
+
+    Args:
+        texts: one text or any number of them.
+        find: returns the ids of a text, of which no more than the given number are used.
+        context_length: the length of a row.
+        truncate: whether to cut texts that are too long.
+        pad_id: what comes after the end token.
+
+    Raises:
+        ValueError, TypeError: as `tokenize`.
+    """
     context_length = operator.index(context_length)
     if context_length < 2:
         raise ValueError(
@@ -82,10 +110,7 @@ def tokenize(
     for position, text in enumerate(_as_strings(texts)):
         if not isinstance(text, str):
             raise TypeError(f"texts[{position}] must be a string, got {_describe(text)}")
-        if not truncate:
-            ids = _ids(text)
-        else:
-            ids = islice(_ids(text), room) if len(text) < LONG else _first_ids(text, room)
+        ids = islice(find(text, room), room) if truncate else find(text, None)
         row = [START, *ids, END]
         if len(row) > context_length:
             raise ValueError(
@@ -94,9 +119,23 @@ def tokenize(
             )
         flat.extend(row)
         lengths.append(len(row))
-    tokens = np.zeros((len(lengths), context_length), np.int32)
+    tokens = np.full((len(lengths), context_length), pad_id, np.int32)
     tokens[np.arange(context_length) < np.asarray(lengths)[:, None]] = flat
     return tokens
+
+
+def first_ids(text: str, count: int | None, rules: str = "openai") -> Iterable[int]:
+    """Returns the ids of a text without start and end, at least the first `count` if it has them.
+
+    Args:
+        text: the text.
+        count: how many are used; None for all.
+        rules: a key of `LITERALS`.
+    """
+    words = _words() if rules == "openai" else _words(rules)  # else it would be made twice
+    if count is None or len(text) < LONG:
+        return _ids(text, words)
+    return _first_ids(text, count, words)
 
 
 def encode(text: str) -> list[int]:
@@ -109,6 +148,11 @@ def encode(text: str) -> list[int]:
     if not isinstance(text, str):
         raise TypeError(f"text must be a string, got {_describe(text)}")
     return list(_ids(text))
+
+
+def encode_word(piece: str) -> tuple[int, ...]:
+    """Returns the ids of a piece of a text that is clean and split already."""
+    return _words()[piece]
 
 
 def decode(ids: Iterable[int]) -> str:
@@ -160,13 +204,13 @@ def _shortened(value: object) -> str:
     return quoted if whole and len(quoted) <= 200 else f"{quoted[:200]}..."
 
 
-def _ids(text: str) -> Iterable[int]:
-    return chain.from_iterable(map(_words().__getitem__, _split(text)))
+def _ids(text: str, words: "_Words | None" = None) -> Iterable[int]:
+    words = _words() if words is None else words
+    return chain.from_iterable(map(words.__getitem__, _split(text, words)))
 
 
-def _split(text: str) -> list[str]:
+def _split(text: str, words: "_Words") -> list[str]:
     """Splits a text into words, repaired and in lower case."""
-    words = _words()
     if _MAY_NEED_REPAIR(text):
         spaced = words.spaces.sub(" ", words.repair(text).strip()).strip()
         return spaced.lower().split(" ")
@@ -175,12 +219,12 @@ def _split(text: str) -> list[str]:
     return text.lower().split()
 
 
-def _first_ids(text: str, count: int) -> list[int]:
+def _first_ids(text: str, count: int, words: "_Words | None" = None) -> list[int]:
     """Returns the first ids of a text, reading no more of it than needed."""
-    words, ids = _words(), []
+    words, ids = _words() if words is None else words, []
     for end in _ends(text):
         ids = []
-        *found, last = _split(text[:end]) or [""]
+        *found, last = _split(text[:end], words) or [""]
         for word in found:
             ids += words.first(word, count - len(ids))
             if len(ids) >= count:
@@ -221,14 +265,16 @@ class _Words(dict[str, tuple[int, ...]]):
     MAX_LENGTH: int = 64  # characters; longer words are rare and could fill the memory
     MAX_QUADRATIC: int = 48  # bytes; above it a heap is faster than scanning all pairs
 
-    def __init__(self, merges: UInt16[np.ndarray, "r 2"]) -> None:
+    def __init__(self, merges: UInt16[np.ndarray, "r 2"], rules: str = "openai") -> None:
         # Imported here, so that `import clip_jax` stays fast for those who don't tokenize.
         import ftfy
         import regex
 
         self._fix_text = ftfy.fix_text
         self.longest_line = ftfy.TextFixerConfig().max_decode_length
-        pieces = regex.compile(_PIECES, regex.IGNORECASE)
+        self._literals = dict(zip(LITERALS[rules], (START, END), strict=True))
+        literals = "|".join(map(regex.escape, self._literals))
+        pieces = regex.compile(f"{literals}|{_PIECES}", regex.IGNORECASE)
         self._pieces, self._pieces_one_by_one = pieces.findall, pieces.finditer
         self.spaces = regex.compile(r"\s+")
         pairs = zip(*merges.T.tolist(), strict=True)
@@ -244,7 +290,7 @@ class _Words(dict[str, tuple[int, ...]]):
         # A word that is a token merges into that token: a test checks all 34,483.
         whole = enumerate(self.vocabulary[_END_OF_WORD:], _END_OF_WORD)
         self._whole = {word: (i,) for i, word in whole if word.endswith(b" ")}
-        self.vocabulary += [literal.encode() for literal in _LITERALS]
+        self.vocabulary += [literal.encode() for literal in self._literals]
 
     def repair(self, text: str) -> str:
         return html.unescape(html.unescape(self._fix_text(text)))
@@ -285,8 +331,8 @@ class _Words(dict[str, tuple[int, ...]]):
         return ids if goes_on else self[piece]
 
     def _piece(self, piece: str) -> tuple[int, ...]:
-        if piece in _LITERALS:
-            return (_LITERALS[piece],)
+        if piece in self._literals:
+            return (self._literals[piece],)
         encoded = piece.encode()
         return self._whole.get(encoded + b" ") or tuple(self._merge(encoded))
 
@@ -310,85 +356,7 @@ class _Words(dict[str, tuple[int, ...]]):
         return ids
 
 
-def _merge_long(ids: list[int], merged: dict[tuple[int, int], int]) -> list[int]:
-    # The same merges in n log n: a heap of (merge, place) over a doubly linked list. All places of
-    # one merge leave the heap together, left to right, before any pair that they create.
-    size = len(ids)
-    after = list(range(1, size + 1))
-    before = list(range(-1, size - 1))
-    heap = [(merged[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in merged]
-    heapq.heapify(heap)
-    gone = -1
-    while heap:
-        best, i = heapq.heappop(heap)
-        j = after[i]
-        if ids[i] == gone or j == size or merged.get((ids[i], ids[j])) != best:
-            continue  # one of the two has already been merged
-        ids[i], ids[j] = best, gone
-        after[i] = j = after[j]
-        if j < size:
-            before[j] = i
-            if (new := merged.get((best, ids[j]))) is not None:
-                heapq.heappush(heap, (new, i))
-        if (h := before[i]) >= 0 and (new := merged.get((ids[h], best))) is not None:
-            heapq.heappush(heap, (new, h))
-    return [number for number in ids if number != gone]
-
-
-def _merge_beginning(
-    ids: list[int], merged: dict[tuple[int, int], int], lefts: dict[int, list[int]]
-) -> list[int]:
-    """Returns the tokens at the start of a piece that don't depend on what follows these bytes.
-
-    Merges are done in the order of their ranks, as in the whole piece. When the last token could
-    merge with the unknown next one, it is given up. All tokens before it are the same as in the
-    whole piece, because merges go from left to right.
-    """
-    size = len(ids)
-    after = list(range(1, size + 1))
-    before = list(range(-1, size - 1))
-    heap = [(merged[pair], i) for i, pair in enumerate(pairwise(ids)) if pair in merged]
-    heapq.heapify(heap)
-    gone, last, undecided = -1, size - 1, 0  # the first merge not yet decided at the end
-
-    def give_up(merge: int) -> None:
-        nonlocal last, undecided
-        ids[last], last, undecided = gone, before[last], merge + 1
-        if last >= 0:
-            after[last] = size
-
-    while last >= 0:
-        mergeable = lefts.get(ids[last], ())
-        place = bisect.bisect_left(mergeable, undecided)
-        at_end = mergeable[place] if place < len(mergeable) else END
-        best = heap[0][0] if heap else END
-        if at_end < best:
-            give_up(at_end)
-            continue
-        if best == END:
-            break
-        while heap and heap[0][0] == best:
-            _, i = heapq.heappop(heap)
-            j = after[i]
-            if ids[i] == gone or j == size or merged.get((ids[i], ids[j])) != best:
-                continue
-            ids[i], ids[j] = best, gone
-            after[i] = j = after[j]
-            if j < size:
-                before[j] = i
-                if (new := merged.get((best, ids[j]))) is not None:
-                    heapq.heappush(heap, (new, i))
-            else:
-                last = i
-            if (h := before[i]) >= 0 and (new := merged.get((ids[h], best))) is not None:
-                heapq.heappush(heap, (new, h))
-        undecided = best + 1
-        if best in lefts.get(ids[last], ()):
-            give_up(best)
-    return [number for number in ids[: last + 1] if number != gone]
-
-
 @functools.cache
-def _words() -> _Words:
+def _words(rules: str = "openai") -> _Words:
     with resources.files("clip_jax.data").joinpath("bpe_merges.npy").open("rb") as file:
-        return _Words(np.load(file, allow_pickle=False))
+        return _Words(np.load(file, allow_pickle=False), rules)

@@ -46,7 +46,7 @@ FLOORS = """
     errors messages memory globs file_stat resample lazy version signals config
     locks unfinished attempts progress catalog open_clip_catalog
     nn shapes backends placement compilation
-    storage replace tokenizer preprocess convert preprocess_huggingface
+    storage replace byte_pairs tokenizer model_tokenizer preprocess convert preprocess_huggingface
     sources weights loading encoder
     parity train embed search evaluate
     cli

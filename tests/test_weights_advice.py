@@ -111,15 +111,12 @@ def test_weights_out_of_their_folder_are_given_with_it(model_folder, tmp_path):
     load(model_folder)
 
 
-def test_the_weights_in_another_librarys_folder_are_given_instead(tmp_path):
+def test_a_folder_of_openclip_without_description_is_refused(tmp_path):
     from safetensors.numpy import save_file
 
     save_file(EXPECTED, tmp_path / "open_clip_model.safetensors")
     (tmp_path / "open_clip_config.json").write_text("{}")
-    refused(tmp_path, "is not a model: it has no config.json")
-    (tmp_path / "config.json").write_text("{}")
-    save_file(EXPECTED, tmp_path / "model.safetensors")
-    refused(tmp_path, "give its weights' file instead")
+    refused(tmp_path, "model_cfg: expected an object")
     assert is_whole(tmp_path / "open_clip_model.safetensors")
 
 

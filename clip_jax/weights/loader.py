@@ -1,19 +1,19 @@
 """`load`: returns a model and its preprocessing, given a name or a path."""
 
 import os
-from pathlib import Path
+from typing import Literal
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from clip_jax.catalog import CATALOG, suggestion
 from clip_jax.config import Activation
 from clip_jax.errors import CheckpointError
 from clip_jax.nn import CLIP, from_parameters
 from clip_jax.preprocess import Preprocess
-from clip_jax.weights.cache import native_folder
+from clip_jax.preprocess_huggingface import HuggingFacePreprocess
+from clip_jax.weights.finding import find
 from clip_jax.weights.memory import on_device
-from clip_jax.weights.reading import read_model
+from clip_jax.weights.reading import read_found
 
 
 def load(
@@ -23,6 +23,9 @@ def load(
     precision: str = "highest",
     download_root: str | os.PathLike[str] | None = None,
     activation: Activation | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    preprocessing: Literal["openai", "huggingface"] = "openai",
 ) -> tuple[CLIP, Preprocess]:
     """Loads a model with its weights, and the preprocessing that its images need.
 
@@ -38,16 +41,21 @@ def load(
     or name the model to `clip_jax.convert.from_open_clip` or `clip-jax convert --model`.
 
     Args:
-        name_or_path: one of `available_models()`, a native, Hugging Face or OpenCLIP folder, or a
-            `.pt` or `.safetensors` file with the official layout. A native folder is memory-mapped:
-            while a model of it is in use, replace it as a whole (as `clip_jax.save` does), don't
-            write into its files.
+        name_or_path: one of `available_models()`; a native, Hugging Face or OpenCLIP folder; a
+            `.pt` or `.safetensors` file with the official layout; a repository of the Hugging Face
+            Hub, "owner/name"; or OpenCLIP's architecture and tag, such as "ViT-H-14/dfn5b". A
+            native folder is memory-mapped: while a model of it is in use, replace it as a whole (as
+            `clip_jax.save` does), don't write into its files.
         dtype: dtype in which the towers compute; parameters are float32 in any case.
         precision: precision of matrix products, for `jax.default_matmul_precision`. "highest"
             is true float32 everywhere.
         download_root: the folder for downloaded weights.
         activation: the activation of the transformers, for a `.pt` or `.safetensors` file, which
             doesn't contain it; "quick_gelu" by default.
+        revision: the branch, tag or commit of a repository; "main" by default.
+        subfolder: the folder in a repository or folder that holds the model.
+        preprocessing: "openai" for pixels as the weights were trained with; "huggingface" for those
+            of transformers' PIL image processor, for a folder of it.
 
     Returns:
         The model, and a callable from PIL image to float32 array.
@@ -57,29 +65,28 @@ def load(
         CheckpointError: the weights can't be read or don't fit a CLIP model; lists all problems.
         DownloadError: they can't be downloaded; the message says how to put them there by hand.
     """
-    is_name = isinstance(name_or_path, str) and name_or_path in CATALOG
-    path = native_folder(str(name_or_path), download_root) if is_name else Path(name_or_path)
-    if not os.path.exists(path):  # Path.exists() raises for a text too long to be a path
-        raise ValueError(
-            f"{os.fspath(name_or_path)!r} is neither the name of a model nor a file or folder that "
-            f"exists: {suggestion(str(name_or_path))}"
-        )
-    if activation is not None and (is_name or path.is_dir()):
+    found = find(name_or_path, download_root=download_root, revision=revision, subfolder=subfolder)
+    if activation is not None and (found.is_named or found.path.is_dir()):
         raise ValueError(
             f"activation is only for .pt and .safetensors files; {os.fspath(name_or_path)!r} "
             f"knows its own. Got {activation!r}."
         )
+    if preprocessing not in ("openai", "huggingface"):
+        raise ValueError(f'preprocessing must be "openai" or "huggingface". Got {preprocessing!r}.')
     try:
-        family, config, params = read_model(path, activation=activation)
+        family, config, params = read_found(found, activation)
     except CheckpointError as error:
-        if not is_name:
+        if found.advice is None:
             raise
-        remedy = (
-            "install clip-jax-flax again"
-            if CATALOG[str(name_or_path)].is_bundled
-            else (f"it is a converted copy: remove {path}, and load {name_or_path} again")
-        )
-        raise CheckpointError(f"{error}. Of {name_or_path}: {remedy}") from None
+        raise CheckpointError(f"{error}. Of {name_or_path}: {found.advice}") from None
+    if preprocessing == "huggingface":
+        if family != "huggingface":
+            raise ValueError(
+                f'preprocessing="huggingface" is for folders of Hugging Face\'s transformers, '
+                f"which say it; {os.fspath(name_or_path)!r} is none."
+            )
+        preprocess = HuggingFacePreprocess.from_folder(found.path, config.vision.image_size)
+    else:
+        preprocess = Preprocess(config.vision.image_size, config.pixels)
     params = on_device(params, adopt=family == "native")
-    model = from_parameters(config, params, dtype=dtype, precision=precision)
-    return model, Preprocess(config.vision.image_size)
+    return from_parameters(config, params, dtype=dtype, precision=precision), preprocess

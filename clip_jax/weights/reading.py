@@ -7,12 +7,27 @@ from typing import Any
 
 from clip_jax.config import Activation, CLIPConfig
 from clip_jax.convert.families import Family, family_of
+from clip_jax.convert.folder import read_folder
 from clip_jax.convert.huggingface import from_huggingface
-from clip_jax.convert.open_clip import from_open_clip
+from clip_jax.convert.open_clip import from_arrays, from_open_clip
 from clip_jax.convert.pytorch import from_pytorch
 from clip_jax.convert.reader import read_checkpoint
 from clip_jax.errors import CheckpointError
+from clip_jax.weights.finding import Found
 from clip_jax.weights.native_format import WEIGHTS, read_native
+
+
+def read_found(
+    found: Found, activation: Activation | None = None
+) -> tuple[Family | None, CLIPConfig, dict[str, Any]]:
+    """Reads what `find` has found; as `read_model`."""
+    if found.document is None:
+        return read_model(found.path, activation=activation)
+    try:
+        arrays = read_folder(found.path, "open_clip")
+        return "open_clip", *from_arrays(arrays, found.document)
+    except CheckpointError as error:
+        raise CheckpointError(f"{found.path}: {error}") from None
 
 
 def read_model(

@@ -1,0 +1,276 @@
+"""`load_tokenizer`: returns the tokenizer of a model, given its name or its folder."""
+
+import functools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from clip_jax.catalog import CATALOG, suggestion
+from clip_jax.config import CLIPConfig, TextConfig
+from clip_jax.convert.archive import MAX_INDEX_BYTES, shown
+from clip_jax.convert.families import CONFIG, OPEN_CLIP_CONFIG
+from clip_jax.convert.huggingface_tokenizer import tokenizer_files
+from clip_jax.convert.json_file import read_json
+from clip_jax.convert.open_clip_config import from_document
+from clip_jax.errors import CheckpointError
+from clip_jax.messages import counted, some
+from clip_jax.model_tokenizer import VOCAB_SIZE, AddedToken, Rules, Tokenizer
+from clip_jax.open_clip_catalog import lookup_tag
+from clip_jax.tokenizer import END
+from clip_jax.weights.hub import is_repository_name, repository_folder
+
+Preprocessing = Literal["openai", "huggingface"]
+
+# The files of transformers: vocabulary and merges in two, or all in one; and settings.
+_VOCABULARY, _MERGES, _ALL = "vocab.json", "merges.txt", "tokenizer.json"
+_SETTINGS, _SPECIAL, _ADDED = (
+    *("tokenizer_config.json", "special_tokens_map.json"),
+    "added_tokens.json",
+)
+_LONGEST_CONTEXT = 1 << 16  # transformers writes 10^30 where there is no limit
+
+
+def load_tokenizer(
+    name_or_path: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    download_root: str | os.PathLike[str] | None = None,
+    preprocessing: Preprocessing = "openai",
+) -> Tokenizer:
+    """Loads the tokenizer of a model: context length, padding, literals and added tokens.
+
+    The byte pairs are always those of this package; a folder's own are compared with them.
+
+    Args:
+        name_or_path: as for `clip_jax.load`: a name, a folder, or a repository of the Hub. A folder
+            of transformers needs no weights, such as `tokenizer` of a diffusion pipeline.
+        revision: of a repository, as for `load`.
+        subfolder: of a repository, as for `load`.
+        download_root: as for `load`.
+        preprocessing: how texts are cleaned: "openai", as in training, which repairs them and
+            resolves HTML's entities; or "huggingface", as transformers' fast tokenizers do.
+
+    Returns:
+        The tokenizer. If its vocabulary isn't CLIP's, it refuses texts, naming what is needed.
+
+    Raises:
+        ValueError: there is no model of that name and nothing at that path, or no such cleaning.
+        CheckpointError: the folder's files can't be read, or are another tokenizer's; says how they
+            differ.
+        DownloadError: they can't be downloaded; the message says how to put them there by hand.
+    """
+    if preprocessing not in ("openai", "huggingface"):
+        raise ValueError(f"preprocessing must be 'openai' or 'huggingface'. Got {preprocessing!r}.")
+    cleaning: Rules = preprocessing
+    name = os.fspath(name_or_path)
+    if name in CATALOG:
+        return _of_config(CATALOG[name].config.text, cleaning)
+    path = Path(name) / (subfolder or "")
+    if not os.path.exists(path):
+        tag = lookup_tag(name)
+        if tag is not None:
+            return _of_open_clip(from_document(tag.open_clip_config()).text, cleaning)
+        if not is_repository_name(name):
+            raise ValueError(
+                f"{name!r} is neither the name of a model nor a folder that exists: "
+                f"{suggestion(name)}"
+            )
+        path = repository_folder(
+            name,
+            revision=revision,
+            subfolder=subfolder,
+            cache_dir=download_root,
+            what="tokenizer",
+        )
+    if not path.is_dir():
+        raise ValueError(
+            f"{name!r} is a file, which says nothing about its tokenizer: for OpenAI's, give the "
+            f"name of a model, such as 'ViT-B/32'; of others the folder"
+        )
+    return _of_folder(path, cleaning)
+
+
+def _of_folder(folder: Path, cleaning: Rules) -> Tokenizer:
+    names = set(os.listdir(folder))
+    config = read_json(folder / CONFIG) if CONFIG in names else {}
+    if "vision" in config:
+        try:
+            text = CLIPConfig.from_json(json.dumps(config)).text
+        except ValueError as error:
+            raise CheckpointError(f"{folder / CONFIG}: {error}") from None
+        return _of_config(text, cleaning)
+    if OPEN_CLIP_CONFIG in names:
+        try:
+            text = from_document(read_json(folder / OPEN_CLIP_CONFIG)).text
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder / OPEN_CLIP_CONFIG}: {error}") from None
+        return _of_open_clip(text, cleaning)
+    if not names & {CONFIG, _VOCABULARY, _ALL, _SETTINGS}:
+        raise CheckpointError(
+            f"{folder}: has no tokenizer, expected {_VOCABULARY} with {_MERGES}, {_ALL}, or the "
+            f"{CONFIG} of a model; it has {some(sorted(names)) or 'no files'}"
+        )
+    return _of_hugging_face(folder, names, config, cleaning)
+
+
+def _of_config(text: TextConfig, cleaning: Rules) -> Tokenizer:
+    missing = None
+    try:
+        text.check_strings()
+    except ValueError:
+        missing = text.tokenizer or f"that it was trained with ({text.vocab_size:,} ids)"
+    return Tokenizer(text.context_length, cleaning, missing=missing)
+
+
+def _of_open_clip(text: TextConfig, cleaning: Rules) -> Tokenizer:
+    return _of_config(text, "open_clip" if cleaning == "openai" else cleaning)
+
+
+def _of_hugging_face(
+    folder: Path, names: set[str], config: dict[str, Any], cleaning: Rules
+) -> Tokenizer:
+    settings, special = (
+        read_json(folder / file, MAX_INDEX_BYTES) if file in names else {}
+        for file in (_SETTINGS, _SPECIAL)
+    )
+    inner = config.get("text_config")
+    model = inner if isinstance(inner, Mapping) else config
+    length = model.get("max_position_embeddings", settings.get("model_max_length", 77))
+    if not isinstance(length, int) or not 2 <= length <= _LONGEST_CONTEXT:
+        length = 77
+    kind = settings.get("tokenizer_class")
+    if isinstance(kind, str) and not kind.startswith("CLIP"):
+        return Tokenizer(length, cleaning, missing=f"{shown(kind)} of {folder}")
+    vocabulary, added = _vocabulary(folder, names, settings)
+    if vocabulary is None and (size := model.get("vocab_size", VOCAB_SIZE)) != VOCAB_SIZE:
+        return Tokenizer(
+            length, cleaning, missing=f"that it was trained with ({shown(str(size))} ids)"
+        )
+    pad = _text_of(settings.get("pad_token", special.get("pad_token")))
+    ids = {**(vocabulary or {}), **{token.text: token.id for token in added}}
+    pad_id = END if pad is None else ids.get(pad, END if vocabulary else {"!": 0}.get(pad, END))
+    return Tokenizer(length, cleaning, pad_id, tuple(sorted(added, key=lambda token: token.id)))
+
+
+def _vocabulary(
+    folder: Path, names: set[str], settings: dict[str, Any]
+) -> tuple[dict[str, int] | None, list[AddedToken]]:
+    """Returns a folder's vocabulary, if it has one, and the tokens beyond CLIP's.
+
+    Raises:
+        CheckpointError: they aren't CLIP's.
+    """
+    found: dict[str, int] | None = None
+    added: dict[int, AddedToken] = {}
+    if _VOCABULARY in names:
+        found = read_json(folder / _VOCABULARY, MAX_INDEX_BYTES)
+        _check_same(folder / _VOCABULARY, found)
+        if _MERGES in names:
+            _check_merges(folder / _MERGES, _lines(folder / _MERGES))
+    elif _ALL in names:
+        document = read_json(folder / _ALL, MAX_INDEX_BYTES)
+        model = document.get("model")
+        found = model.get("vocab") if isinstance(model, dict) else None
+        if not isinstance(model, dict) or not isinstance(found, dict):
+            raise CheckpointError(
+                f"{folder / _ALL}: has no model.vocab of names and ids, expected CLIP's byte pairs"
+            )
+        _check_same(folder / _ALL, found)
+        _check_merges(folder / _ALL, list(map(_pair, model.get("merges") or ())))
+        added |= _added(document.get("added_tokens"))
+    decoder = settings.get("added_tokens_decoder")
+    if isinstance(decoder, Mapping):
+        added |= _added(
+            [
+                {**token, "id": int(number)}
+                for number, token in decoder.items()
+                if isinstance(token, Mapping) and number.isdecimal() and len(number) < 12
+            ]
+        )
+    if _ADDED in names:
+        more = read_json(folder / _ADDED, MAX_INDEX_BYTES)
+        listed = [
+            {"content": text, "id": number, "normalized": True} for text, number in more.items()
+        ]
+        added = _added(listed) | added
+    beyond = {number: text for text, number in (found or {}).items() if number >= VOCAB_SIZE}
+    added = {number: AddedToken(text, number, True) for number, text in beyond.items()} | added
+    return found, [token for token in added.values() if token.id >= VOCAB_SIZE]
+
+
+def _added(tokens: Any) -> dict[int, AddedToken]:
+    found = {}
+    for token in tokens if isinstance(tokens, list) else ():
+        match token:
+            case {"content": str(text), "id": int(number)} if text and 0 <= number < 1 << 31:
+                found[number] = AddedToken(text, number, bool(token.get("normalized", False)))
+    return found
+
+
+def _check_same(path: Path, found: dict[str, Any]) -> None:
+    """Raises CheckpointError if a vocabulary isn't CLIP's; tokens may follow it."""
+    expected = _expected()[0]
+    wrong = [text for text, number in expected.items() if found.get(text) != number]
+    bad = [
+        text for text, number in found.items() if text not in expected and not _is_beyond(number)
+    ]
+    if wrong or bad:
+        first = (wrong or bad)[0]
+        raise CheckpointError(
+            f"{path}: is not CLIP's vocabulary: {counted(len(wrong), 'token')} of {VOCAB_SIZE:,} "
+            f"differ and {counted(len(bad), 'token')} more are below {VOCAB_SIZE:,}, such as "
+            f"{shown(repr(first))} with {shown(repr(found.get(first)))}, expected "
+            f"{expected.get(first, 'none')}: its tokenizer is another, which is not supported"
+        )
+
+
+def _is_beyond(number: Any) -> bool:
+    return type(number) is int and VOCAB_SIZE <= number < 1 << 31
+
+
+def _check_merges(path: Path, found: list[str]) -> None:
+    expected = _expected()[1]
+    if found == expected:
+        return
+    pairs = enumerate(zip(found, expected, strict=False))
+    place = next((i for i, (theirs, ours) in pairs if theirs != ours), None)
+    what = (
+        f"has {len(found):,} merges"
+        if place is None
+        else f"merges {shown(repr(found[place]))} at rank {place:,}, not {expected[place]!r}"
+    )
+    raise CheckpointError(
+        f"{path}: {what}, expected the {len(expected):,} of CLIP: its tokenizer is another, which "
+        f"is not supported"
+    )
+
+
+def _lines(path: Path) -> list[str]:
+    if path.stat().st_size > MAX_INDEX_BYTES:
+        raise CheckpointError(f"{path}: has more than {MAX_INDEX_BYTES:,} bytes, expected CLIP's")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: is not UTF-8 ({error.reason})") from None
+    return [line for line in lines[lines[:1] != [] and lines[0].startswith("#version") :] if line]
+
+
+def _pair(merge: Any) -> str:
+    if isinstance(merge, list) and len(merge) == 2:
+        return f"{merge[0]} {merge[1]}"
+    return merge if isinstance(merge, str) else ""
+
+
+def _text_of(token: Any) -> str | None:
+    token = token.get("content") if isinstance(token, Mapping) else token
+    return token if isinstance(token, str) else None
+
+
+@functools.cache
+def _expected() -> tuple[dict[str, int], list[str]]:
+    files = tokenizer_files(TextConfig(width=64, num_layers=1, num_heads=1))
+    merges = files[_MERGES].decode().split("\n")[1:-1]
+    return json.loads(files[_VOCABULARY]), merges
