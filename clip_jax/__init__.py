@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from clip_jax.tokenizer import tokenize as tokenize
     from clip_jax.version import __version__ as __version__
     from clip_jax.weights import load as load
+    from clip_jax.weights import load_text_model as load_text_model
+    from clip_jax.weights import load_vision_model as load_vision_model
     from clip_jax.weights import save as save
 
 _MODULES = (
@@ -64,6 +66,8 @@ _NAMES = {
     "open_image": "preprocess",
     "tokenize": "tokenizer",
     "load": "weights",
+    "load_text_model": "weights",
+    "load_vision_model": "weights",
     "save": "weights",
     "__version__": "version",
 }

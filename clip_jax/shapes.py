@@ -2,16 +2,37 @@
 
 import dataclasses
 
-from clip_jax.config import CLIPConfig, ViTConfig
+from flax import nnx
+
+from clip_jax.config import CLIPConfig, TextConfig, ViTConfig
 from clip_jax.nn import CLIP
 from clip_jax.nn.tree import variables
+from clip_jax.towers import TextModel, VisionModel
+
+TEXT_BLOCKS, VISION_BLOCKS = "transformer/resblocks", "visual/transformer/resblocks"
 
 
 def parameter_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every array of the tree by path; computes no arrays."""
+    return _shapes(CLIP(_with_two_blocks(config)), blocks(config))
+
+
+def text_shapes(config: TextConfig, embed_dim: int | None) -> dict[str, tuple[int, ...]]:
+    """Returns the same of a text tower by itself."""
+    two = dataclasses.replace(config, num_layers=min(config.num_layers, 2))
+    return _shapes(TextModel(two, embed_dim), {TEXT_BLOCKS: config.num_layers})
+
+
+def vision_shapes(config: ViTConfig, embed_dim: int | None) -> dict[str, tuple[int, ...]]:
+    """Returns the same of a Vision Transformer by itself."""
+    two = dataclasses.replace(config, num_layers=min(config.num_layers, 2))
+    return _shapes(VisionModel(two, embed_dim), {VISION_BLOCKS: config.num_layers})
+
+
+def _shapes(model: nnx.Module, blocks: dict[str, int]) -> dict[str, tuple[int, ...]]:
     # All blocks of a sequence from the second on have the same shapes, so only two are built.
-    shapes = {path: v.shape for path, v in variables(CLIP(_with_two_blocks(config))).items()}
-    for sequence, count in blocks(config).items():
+    shapes = {path: v.shape for path, v in variables(model).items()}
+    for sequence, count in blocks.items():
         second = f"{sequence}/1/"
         alike = {path: shape for path, shape in shapes.items() if path.startswith(second)}
         for i in range(2, count):
@@ -24,10 +45,10 @@ def blocks(config: CLIPConfig) -> dict[str, int]:
     """Returns how many blocks each sequence of blocks has, by path."""
     vision = config.vision
     if isinstance(vision, ViTConfig):
-        towers = {"visual/transformer/resblocks": vision.num_layers}
+        towers = {VISION_BLOCKS: vision.num_layers}
     else:
         towers = {f"visual/layer{i}": depth for i, depth in enumerate(vision.stage_depths, 1)}
-    return {"transformer/resblocks": config.text.num_layers, **towers}
+    return {TEXT_BLOCKS: config.text.num_layers, **towers}
 
 
 def check_blocks(config: CLIPConfig, num_arrays: int) -> None:

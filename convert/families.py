@@ -49,7 +49,10 @@ FOREIGN = (
         "the folder text_encoder of the same model in diffusers' layout",
     ),
 )
-FOREIGN_TOWER = "holds one tower alone ({kind}), expected a whole CLIP model, of the type clip"
+FOREIGN_TOWER = (
+    "holds one tower alone ({kind}), expected a whole CLIP model, of the type clip: load the tower "
+    "by clip_jax.load_text_model or clip_jax.load_vision_model"
+)
 HUGGING_FACE = (
     r"(vision_model|text_model)\.|embeddings\.(token|patch)_embedding\.weight$",
     "has the names of Hugging Face's transformers (text_model., vision_model.), which load "

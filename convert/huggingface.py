@@ -20,7 +20,7 @@ from clip_jax.convert.json_file import read_json
 from clip_jax.convert.rules import HUGGING_FACE
 from clip_jax.convert.table import check_arrays, count_blocks, from_tree, to_tree
 from clip_jax.errors import CheckpointError
-from clip_jax.shapes import blocks, check_blocks
+from clip_jax.shapes import blocks, check_blocks, parameter_shapes
 
 WEIGHTS = "model.safetensors"
 POSITION_IDS = ".embeddings.position_ids"  # 0, 1, 2, ...; stored by old versions
@@ -84,23 +84,36 @@ def from_arrays(config: CLIPConfig, arrays: Mapping[str, np.ndarray]) -> dict[st
         CheckpointError: they don't fit the configuration; lists all problems.
     """
     check_arrays(arrays)
+    try:
+        check_blocks(config, len(arrays))
+    except ValueError as error:
+        raise CheckpointError(f"{CONFIG} does not fit the arrays: {error}") from None
+    return tree_of(parameter_shapes(config), arrays, blocks(config))
+
+
+def tree_of(
+    targets: Mapping[str, tuple[int, ...]],
+    arrays: Mapping[str, np.ndarray],
+    num_blocks: Mapping[str, int],
+) -> dict[str, Any]:
+    """Returns the tree of these shapes, of arrays by transformers' names.
+
+    Raises:
+        CheckpointError: they don't fit; lists all problems.
+    """
     notes = [
         f"! {name}: expected 0, 1, 2 and so on"
         for name, array in arrays.items()
         if name.endswith(POSITION_IDS) and not _counts(array)
     ]
     arrays = {name: array for name, array in arrays.items() if not name.endswith(POSITION_IDS)}
-    try:
-        check_blocks(config, len(arrays))
-    except ValueError as error:
-        raise CheckpointError(f"{CONFIG} does not fit the arrays: {error}") from None
-    for path, count in blocks(config).items():
+    for path, count in num_blocks.items():
         tower, prefix = LAYERS[path]
         if (there := count_blocks(arrays, prefix)) != count:
             notes.append(
                 f"! {tower}.num_hidden_layers: {CONFIG} says {count}, the arrays have {there}"
             )
-    return to_tree(config, arrays, HUGGING_FACE, notes)
+    return to_tree(targets, arrays, HUGGING_FACE, notes)
 
 
 def to_huggingface(

@@ -104,8 +104,8 @@ def text_config(fields: Fields, own: Activation | None = None) -> TextConfig | N
     )
 
 
-def vision_config(fields: Fields) -> ViTConfig | None:
-    """Returns the configuration of a vision tower, but for its activation; None after problems."""
+def vision_config(fields: Fields, own: Activation | None = None) -> ViTConfig | None:
+    """Returns the configuration of a vision tower, given its own activation."""
     if (channels := fields.whole("num_channels", 3)) != 3:
         fields.problem("num_channels", f"images of 3 channels are supported. Got {channels}")
     return fields.built(
@@ -113,6 +113,7 @@ def vision_config(fields: Fields) -> ViTConfig | None:
         fields.whole("image_size", VISION["image_size"]),
         fields.whole("patch_size", VISION["patch_size"]),
         *_sizes(fields, VISION),
+        activation=own,
         **_options(fields, VISION),
     )
 

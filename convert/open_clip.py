@@ -19,7 +19,7 @@ from clip_jax.convert.rules import OPEN_CLIP, OPEN_CLIP_PREFIXED
 from clip_jax.convert.table import check_arrays, count_blocks, from_tree, to_tree
 from clip_jax.errors import CheckpointError
 from clip_jax.open_clip_catalog import architectures, lookup_tag
-from clip_jax.shapes import blocks, check_blocks
+from clip_jax.shapes import blocks, check_blocks, parameter_shapes
 
 WEIGHTS = "open_clip_model.safetensors"
 PREFIX = "text."
@@ -98,7 +98,8 @@ def from_arrays(
         raise CheckpointError(f"model_cfg does not fit the arrays: {error}") from None
     prefix = PREFIX if any(name.startswith(PREFIX) for name in arrays) else ""
     table = OPEN_CLIP_PREFIXED if prefix else OPEN_CLIP
-    return config, to_tree(config, arrays, table, _contradictions(config, arrays, prefix))
+    notes = _contradictions(config, arrays, prefix)
+    return config, to_tree(parameter_shapes(config), arrays, table, notes)
 
 
 def to_open_clip(

@@ -13,7 +13,7 @@ from clip_jax.convert.rules import RULES, source_to_target
 from clip_jax.convert.table import check_arrays, from_tree, to_tree
 from clip_jax.errors import CheckpointError
 from clip_jax.nn.tree import listed
-from clip_jax.shapes import check_blocks
+from clip_jax.shapes import check_blocks, parameter_shapes
 
 # Three scalars of the official archives, which repeat what the shapes say.
 IGNORED = ("input_resolution", "context_length", "vocab_size")
@@ -53,7 +53,7 @@ def from_pytorch(
         check_blocks(config, len(arrays))
     except ValueError as error:
         raise CheckpointError(f"the names of the arrays describe no CLIP model: {error}") from None
-    return config, to_tree(config, arrays, RULES)
+    return config, to_tree(parameter_shapes(config), arrays, RULES)
 
 
 def to_pytorch(config: CLIPConfig, params: Mapping[str, Any]) -> dict[str, np.ndarray]:

@@ -29,7 +29,7 @@ def check_arrays(arrays: Mapping[str, Any]) -> None:
 
 
 def to_tree(
-    config: CLIPConfig,
+    targets: Mapping[str, tuple[int, ...]],
     arrays: Mapping[str, np.ndarray],
     table: Table,
     notes: Collection[str] = (),
@@ -37,7 +37,7 @@ def to_tree(
     """Returns the parameter tree of a model whose arrays have another library's names.
 
     Args:
-        config: the model's configuration.
+        targets: the shape of each array of the tree by path, as from `parameter_shapes`.
         arrays: arrays by their names, without any that are to be ignored.
         table: the library's names.
         notes: further problems, to be listed with those of the arrays.
@@ -49,7 +49,6 @@ def to_tree(
         CheckpointError: arrays are missing (-), unexpected (+) or of a wrong shape or dtype (!);
             lists all of them.
     """
-    targets = parameter_shapes(config)
     problems, unused, tree = list(notes), set(arrays), dict[str, np.ndarray]()
     for path, shape in targets.items():
         rule, names = _rule_for(path, table)

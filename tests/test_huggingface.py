@@ -8,65 +8,18 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 import clip_jax
-from clip_jax.config import CLIPConfig
+from clip_jax.config import CLIPConfig, ViTConfig
 from clip_jax.convert import from_huggingface, from_pytorch, to_huggingface, to_pytorch
 from clip_jax.convert import huggingface_config as hf
 from clip_jax.errors import CheckpointError
-from clip_jax.nn import flatten, from_parameters
+from clip_jax.nn import flatten, from_parameters, parameters
 from clip_jax.parity.reference import quiet
 from clip_jax.tokenizer import tokenize
 from tests import reference
 from tests.models import SMALL_VIT, random_images, random_parameters, relative_error
-from tests.peers import TOLERANCE, ids, nchw, peer, randomized
+from tests.peers import TOLERANCE, build_huggingface, ids, nchw, peer, saved, some_tokens
 
 pytestmark = pytest.mark.torch
-
-TEXT = {
-    "hidden_size": 60,
-    "intermediate_size": 88,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "max_position_embeddings": 13,
-    "vocab_size": 61,
-    "eos_token_id": 59,
-    "bos_token_id": 58,
-    "pad_token_id": 1,
-}
-VISION = {
-    "hidden_size": 70,
-    "intermediate_size": 99,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 5,
-    "image_size": 32,
-    "patch_size": 8,
-}
-
-
-def build(text=(), vision=(), seed=0):
-    """Transformers' model with these changes of its configuration, and random weights."""
-    transformers = peer("transformers")
-    with quiet():
-        config = transformers.CLIPConfig(
-            projection_dim=24,
-            text_config={**TEXT, **dict(text)},
-            vision_config={**VISION, **dict(vision)},
-        )
-        return randomized(transformers.CLIPModel(config), seed)
-
-
-def saved(model, folder):
-    """The folder that transformers writes."""
-    with quiet():
-        model.save_pretrained(folder)
-    return folder
-
-
-def some_tokens(end=59):
-    """Rows of ids: ordinary ones, one with an id above the end, one without an end."""
-    tokens = np.random.default_rng(0).integers(0, 57, (4, 13), np.int32)
-    tokens[:3, 5] = end
-    tokens[1, 3], tokens[1, 9], tokens[2, 9] = 60, 60, end
-    return tokens
 
 
 def features(model, images, tokens):
@@ -91,7 +44,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_a_folder_gives_transformers_features(name, tmp_path):
-    theirs = build(*CASES[name])
+    theirs = build_huggingface(*CASES[name])
     config, params = from_huggingface(saved(theirs, tmp_path / "theirs"))
     assert CLIPConfig.from_json(config.to_json()) == config
     ours = from_parameters(config, params)
@@ -112,7 +65,7 @@ def same(one, other):
 
 def test_a_folder_of_ours_is_theirs_with_nothing_missing_and_nothing_unexpected(tmp_path):
     transformers = peer("transformers")
-    theirs = build({"hidden_act": "gelu", "eos_token_id": 2})
+    theirs = build_huggingface({"hidden_act": "gelu", "eos_token_id": 2})
     folder = saved(theirs, tmp_path / "theirs")
     to_huggingface(*from_huggingface(folder), tmp_path / "ours")
     there, back = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "ours"))
@@ -146,7 +99,7 @@ def test_a_folder_of_ours_is_theirs_with_nothing_missing_and_nothing_unexpected(
 
 
 def test_every_form_of_the_weights_gives_the_same_parameters(tmp_path):
-    model = build()
+    model = build_huggingface()
     torch = reference.torch()
     config, params = from_huggingface(saved(model, tmp_path / "whole"))
     with quiet():
@@ -169,18 +122,18 @@ def test_every_form_of_the_weights_gives_the_same_parameters(tmp_path):
 
 def test_half_precision_stays_as_it_is_stored_and_is_loaded_as_float32(tmp_path):
     torch = reference.torch()
-    folder = saved(build().to(torch.bfloat16), tmp_path / "half")
+    folder = saved(build_huggingface().to(torch.bfloat16), tmp_path / "half")
     config, params = from_huggingface(folder)
     assert {array.dtype.name for array in flatten(params).values()} == {"bfloat16"}
     to_huggingface(config, params, tmp_path / "ours")
     assert json.loads((tmp_path / "ours" / "config.json").read_text())["dtype"] == "bfloat16"
     assert same(from_huggingface(tmp_path / "ours")[1], params)
     loaded = clip_jax.load(folder)[0]
-    assert loaded.text_projection[...].dtype == np.float32
+    assert parameters(loaded)["text_projection"].dtype == np.float32
 
 
 def test_arrays_that_do_not_fit_are_all_listed_by_their_names(tmp_path):
-    folder = saved(build(), tmp_path / "theirs")
+    folder = saved(build_huggingface(), tmp_path / "theirs")
     arrays = load_file(folder / "model.safetensors")
     del arrays["text_model.encoder.layers.0.self_attn.k_proj.bias"]
     name = "vision_model.encoder.layers.2.self_attn.v_proj.weight"
@@ -211,6 +164,7 @@ def test_old_files_dictionaries_override_as_in_transformers(changes):
     transformers = peer("transformers")
     document = {"model_type": "clip", **changes}
     ours = hf.from_document(document)
+    assert isinstance(ours.vision, ViTConfig)
     with quiet():
         theirs = transformers.CLIPConfig.from_dict(json.loads(json.dumps(document)))
     for tower, (mine, their) in {

@@ -1,6 +1,7 @@
 """CLIP: two towers that embed into one space (Radford et al. 2021, section 2)."""
 
 import contextlib
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from clip_jax.config import CLIPConfig, ViTConfig
 from clip_jax.nn.inputs import as_images, as_tokens
 from clip_jax.nn.layers import Tap, ignore
 from clip_jax.nn.linear import parameter
+from clip_jax.nn.outputs import ImageOutput, TextOutput
 from clip_jax.nn.pixels import normalize_pixels
 from clip_jax.nn.resnet import ModifiedResNet
 from clip_jax.nn.text import TextTower
@@ -56,11 +58,9 @@ class CLIP(TextTower):
             rngs: the random numbers for the parameters. Without it the model is abstract: it holds
                 shapes, to be filled by `clip_jax.nn.set_parameters`.
         """
-        super().__init__(config.text, config.embed_dim, config.text_activation, rngs=rngs)
+        super().__init__(config.text, config.embed_dim, config.activation, rngs=rngs)
         self.config = config
-        self.dtype = np.dtype(dtype)
-        if self.dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
-            raise ValueError(f"dtype must be float32, bfloat16 or float16. Got {self.dtype}.")
+        self.dtype = check_dtype(dtype)
         self.precision = precision
         self.use_running_average = True  # set by train() and eval(), as in every BatchNorm
         if isinstance(config.vision, ViTConfig):
@@ -134,6 +134,52 @@ class CLIP(TextTower):
             nnx.update(self, statistics)
         return logits, logits.T
 
+    def text_outputs(
+        self,
+        tokens: ArrayLike | Sequence[Any],
+        hidden_states: bool = False,
+        attentions: bool = False,
+    ) -> TextOutput:
+        """Computes the text tower, and returns its hidden states too.
+
+        Args:
+            tokens: as for `encode_text`.
+            hidden_states: whether to return the result of every block.
+            attentions: whether to return the weights of every block's attention.
+
+        Raises:
+            ValueError: as for `encode_text`.
+        """
+        tokens = as_tokens(tokens, self.config.text)
+        return text_outputs(self, tokens, hidden_states, attentions)
+
+    def image_outputs(
+        self,
+        images: ArrayLike | Sequence[Any],
+        hidden_states: bool = False,
+        attentions: bool = False,
+    ) -> ImageOutput:
+        """Computes the Vision Transformer, and returns its hidden states too.
+
+        Args:
+            images: as for `encode_image`.
+            hidden_states: whether to return the result of every block.
+            attentions: whether to return the weights of every block's attention.
+
+        Raises:
+            ValueError: as for `encode_image`, or the vision tower is a ResNet.
+        """
+        if not isinstance(self.config.vision, ViTConfig):
+            raise ValueError("a ResNet has no such hidden states: take encode_image.")
+        images = as_images(images, self.config.vision.image_size)
+        return image_outputs(self, images, hidden_states, attentions)
+
+    def as_input(self, images: Array) -> Float[Array, "b n n 3"]:
+        """Returns normalised images in the dtype of the computation."""
+        if images.dtype == jnp.uint8:
+            images = normalize_pixels(images, self.config.pixels.mean, self.config.pixels.std)
+        return images.astype(self.dtype)
+
     def image_features(
         self, images: Array, tap: Tap = ignore, **options: Array
     ) -> Float[Array, "b d"]:
@@ -142,9 +188,15 @@ class CLIP(TextTower):
         A Vision Transformer has the option `kept`, (b, p) integers: the patches of each image to
         use.
         """
-        if images.dtype == jnp.uint8:
-            images = normalize_pixels(images, self.config.pixels.mean, self.config.pixels.std)
-        return self.visual(images.astype(self.dtype), tap, **options)
+        return self.visual(self.as_input(images), tap, **options)
+
+
+def check_dtype(dtype: DTypeLike) -> np.dtype:
+    """Returns a dtype in which towers compute; raises ValueError for others."""
+    dtype = np.dtype(dtype)
+    if dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
+        raise ValueError(f"dtype must be float32, bfloat16 or float16. Got {dtype}.")
+    return dtype
 
 
 def normalize(x: Float[Array, "b d"]) -> Float[Array, "b d"]:
@@ -177,6 +229,39 @@ def _encode_image(model: CLIP, images: Array) -> tuple[Array, nnx.State]:
 def _encode_text(model: CLIP, tokens: Array) -> Array:
     with computing(model.precision):
         return model.text_features(tokens, model.dtype)
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def text_outputs(model: Any, tokens: Array, hidden_states: bool, attentions: bool) -> TextOutput:
+    """Computes all that a text tower has to give."""
+    with computing(model.precision):
+        return model.outputs(
+            tokens, model.dtype, hidden_states=hidden_states, attentions=attentions
+        )
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def image_outputs(model: Any, images: Array, hidden_states: bool, attentions: bool) -> ImageOutput:
+    """Computes all that a Vision Transformer has to give."""
+    with computing(model.precision):
+        return model.visual.outputs(
+            model.as_input(images), hidden_states=hidden_states, attentions=attentions
+        )
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def text_hidden_state(model: Any, tokens: Array, count: int) -> Array:
+    """Computes the first `count` blocks of a text tower."""
+    with computing(model.precision):
+        x = model.embeddings(tokens, model.dtype)
+        return model.transformer.first(x, count, is_causal=model.text_config.is_causal)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def image_hidden_state(model: Any, images: Array, count: int) -> Array:
+    """Computes the first `count` blocks of a Vision Transformer."""
+    with computing(model.precision):
+        return model.visual.transformer.first(model.visual.tokens(model.as_input(images)), count)
 
 
 @jax.jit

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -83,13 +83,20 @@ def dot_product_attention(
     mask: Mask | None = None,
 ) -> Float[Array, "b q h c"]:
     """Computes attention over h heads of size c (Vaswani et al. 2017); softmax in float32."""
+    weights = attention_weights(q, k, mask).astype(v.dtype)
+    mixed = jnp.einsum("bhqk,bkhc->bqhc", weights, v, preferred_element_type=jnp.float32)
+    return mixed.astype(v.dtype)
+
+
+def attention_weights(
+    q: Float[Array, "b q h c"], k: Float[Array, "b k h c"], mask: Mask | None
+) -> Float[Array, "b h q k"]:
+    """Returns how much each query takes of each value: sums of 1 over the last axis."""
     q = q * q.shape[-1] ** -0.5
     scores = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=jnp.float32)
     if mask is not None:
         scores = jnp.where(mask, scores, -jnp.inf)
-    weights = jax.nn.softmax(scores).astype(v.dtype)
-    mixed = jnp.einsum("bhqk,bkhc->bqhc", weights, v, preferred_element_type=jnp.float32)
-    return mixed.astype(v.dtype)
+    return jax.nn.softmax(scores)
 
 
 def causal_mask(length: int) -> Bool[Array, "1 l l"]:
@@ -133,6 +140,12 @@ class Attention(nnx.Module):
         q, k, v = (split_heads(y, self.num_heads) for y in jnp.split(self.in_proj(x), 3, axis=-1))
         mask = causal_mask(x.shape[1])[:, None] if is_causal else None
         return self.out_proj(dot_product_attention(q, k, v, mask).reshape(x.shape))
+
+    def weights(self, x: Float[Array, "b l w"], *, is_causal: bool) -> Float[Array, "b h l l"]:
+        """Returns how much each position takes of each, whose values `__call__` mixes so."""
+        q, k, _ = (split_heads(y, self.num_heads) for y in jnp.split(self.in_proj(x), 3, axis=-1))
+        mask = causal_mask(x.shape[1])[:, None] if is_causal else None
+        return attention_weights(q, k, mask).astype(x.dtype)
 
 
 class MLP(nnx.Module):
@@ -187,6 +200,23 @@ class Transformer(nnx.Module):
             x = block(x, is_causal=is_causal)
             tap(f"transformer.resblocks.{i}", x)
         return x if rows is None else take_rows(x, rows)[:, 0]
+
+    def first(
+        self, x: Float[Array, "b l w"], count: int, *, is_causal: bool = False
+    ) -> Float[Array, "b l w"]:
+        """Applies the first `count` blocks."""
+        for block in list(self.resblocks)[:count]:
+            x = block(x, is_causal=is_causal)
+        return x
+
+    def attentions(
+        self, states: Sequence[Float[Array, "b l w"]], *, is_causal: bool = False
+    ) -> tuple[Float[Array, "b h l l"], ...]:
+        """Returns the weights of every block's attention, given what enters each block."""
+        return tuple(
+            block.attn.weights(block.ln_1(x), is_causal=is_causal)
+            for block, x in zip(self.resblocks, states, strict=False)
+        )
 
 
 def text_block_init(width: int, num_layers: int) -> BlockInit:

@@ -9,8 +9,9 @@ from jax.nn.initializers import normal, zeros
 from jaxtyping import Array, Float, Integer
 
 from clip_jax.config import Activation, TextConfig
-from clip_jax.nn.layers import LayerNorm, Tap, Transformer, ignore, text_block_init
+from clip_jax.nn.layers import LayerNorm, Tap, Transformer, ignore, take_rows, text_block_init
 from clip_jax.nn.linear import Linear, Rngs, parameter, project
+from clip_jax.nn.outputs import TextOutput
 
 
 def pooled_positions(tokens: Integer[Array | np.ndarray, "b l"], config: TextConfig) -> Any:
@@ -43,9 +44,12 @@ class TextTower(nnx.Module):
     `CLIP` is a text tower instead of having one.
     """
 
-    def __init__(self, config: TextConfig, embed_dim: int, activation: Activation, *, rngs: Rngs):
+    def __init__(
+        self, config: TextConfig, embed_dim: int | None, activation: Activation, *, rngs: Rngs
+    ):
+        activation = config.activation or activation
         width = config.width
-        self.text_config = config
+        self.text_config, self.has_embeds = config, embed_dim is not None
         self.token_embedding = TokenEmbedding(config.vocab_size, width, rngs=rngs)
         self.positional_embedding = parameter(rngs, normal(0.01), config.context_length, width)
         self.transformer = Transformer(
@@ -58,24 +62,59 @@ class TextTower(nnx.Module):
         self, tokens: Integer[Array, "b l"], dtype: jnp.dtype, tap: Tap = ignore
     ) -> Float[Array, "b d"]:
         """Embeds `tokens`, computing in `dtype`; any length up to the context, if it can be cut."""
-        length = tokens.shape[1]
-        x = self.token_embedding(tokens).astype(dtype)  # b l w
-        x = x + self.positional_embedding[...][:length].astype(dtype)
+        x = self.embeddings(tokens, dtype)  # b l w
         # Without a padding mask: id 0 is an ordinary token ("!"). Under the causal mask, the end
         # token doesn't see what follows it.
         rows = pooled_positions(tokens, self.text_config)
         x = self.transformer(x, rows, is_causal=self.text_config.is_causal, tap=tap)  # b w
-        x = self.ln_final(x)
+        return self.projected(self.ln_final(x))
+
+    def embeddings(self, tokens: Integer[Array, "b l"], dtype: jnp.dtype) -> Float[Array, "b l w"]:
+        """Returns what enters the first block: the tokens' embeddings with their positions."""
+        x = self.token_embedding(tokens).astype(dtype)
+        return x + self.positional_embedding[...][: tokens.shape[1]].astype(dtype)
+
+    def projected(self, x: Float[Array, "b w"]) -> Float[Array, "b d"]:
+        """Projects pooled rows to the joint space."""
         projection = self.text_projection
         if projection is None:
             return x
         return projection(x) if isinstance(projection, Linear) else project(x, projection[...])
 
+    def outputs(
+        self,
+        tokens: Integer[Array, "b l"],
+        dtype: jnp.dtype,
+        *,
+        hidden_states: bool,
+        attentions: bool,
+    ) -> TextOutput:
+        """Computes all that the tower has to give."""
+        is_causal = self.text_config.is_causal
+        states = [self.embeddings(tokens, dtype)]
+        x = self.transformer(
+            states[0], None, is_causal=is_causal, tap=lambda _, y: states.append(y)
+        )
+        x = self.ln_final(x)  # b l w
+        pooled = take_rows(x, pooled_positions(tokens, self.text_config))[:, 0]
+        weights = self.transformer.attentions(states, is_causal=is_causal) if attentions else None
+        return TextOutput(
+            last_hidden_state=x,
+            pooler_output=pooled,
+            text_embeds=self.projected(pooled) if self.has_embeds else None,
+            hidden_states=tuple(states) if hidden_states else None,
+            attentions=weights,
+        )
 
-def _projection(config: TextConfig, embed_dim: int, rngs: Rngs) -> Linear | nnx.Variable | None:
+
+def _projection(
+    config: TextConfig, embed_dim: int | None, rngs: Rngs
+) -> Linear | nnx.Variable | None:
     """Creates the projection to the joint space; a bare matrix, as published, if without bias."""
     width = config.width
     init = normal(width**-0.5)
+    if embed_dim is None:
+        return None
     if config.has_projection_bias:
         return Linear(width, embed_dim, kernel_init=init, bias_init=zeros, rngs=rngs)
     return parameter(rngs, init, width, embed_dim) if config.has_projection else None

@@ -23,18 +23,18 @@ from clip_jax.nn.clip import CLIP
 Tree = Mapping[str, Any]
 
 
-def variables(model: CLIP) -> dict[str, nnx.Variable]:
+def variables(model: nnx.Module) -> dict[str, nnx.Variable]:
     """Returns every parameter and statistic of `model` by path, such as `visual/conv1/kernel`."""
     flat = nnx.to_flat_state(nnx.state(model))
     return {"/".join(map(str, path)): variable for path, variable in flat}
 
 
-def parameters(model: CLIP) -> dict[str, Any]:
+def parameters(model: nnx.Module) -> dict[str, Any]:
     """Returns the model's arrays as the public tree; the arrays are shared, not copied."""
     return unflatten({path: variable[...] for path, variable in variables(model).items()})
 
 
-def set_parameters(model: CLIP, tree: Tree) -> None:
+def set_parameters(model: nnx.Module, tree: Tree) -> None:
     """Fills `model` with the arrays of a public tree, without casting them.
 
     Raises:

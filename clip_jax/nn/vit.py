@@ -15,6 +15,7 @@ from clip_jax.nn.layers import (
     vision_block_init,
 )
 from clip_jax.nn.linear import Rngs, parameter, project, uniform_fan_in
+from clip_jax.nn.outputs import ImageOutput
 
 
 class PatchEmbedding(nnx.Module):
@@ -49,7 +50,9 @@ class PatchEmbedding(nnx.Module):
 class VisionTransformer(nnx.Module):
     """Embeds images, pooled at the class token or as the mean of the patches."""
 
-    def __init__(self, config: ViTConfig, embed_dim: int, activation: Activation, *, rngs: Rngs):
+    def __init__(
+        self, config: ViTConfig, embed_dim: int | None, activation: Activation, *, rngs: Rngs
+    ):
         width, epsilon = config.width, config.norm_epsilon
         init = normal(width**-0.5)
         self.pooling: VisionPooling = config.pooling
@@ -60,7 +63,7 @@ class VisionTransformer(nnx.Module):
         self.ln_pre = LayerNorm(width, epsilon, rngs=rngs) if config.has_ln_pre else identity
         self.transformer = Transformer(config, activation, init=vision_block_init(width), rngs=rngs)
         self.ln_post = LayerNorm(width, epsilon, rngs=rngs)
-        self.proj = parameter(rngs, init, width, embed_dim)
+        self.proj = None if embed_dim is None else parameter(rngs, init, width, embed_dim)
 
     def __call__(
         self,
@@ -69,6 +72,21 @@ class VisionTransformer(nnx.Module):
         kept: Int[Array, "b p"] | None = None,
     ) -> Float[Array, "b d"]:
         """Embeds images from all patches or, image by image, from those in `kept`."""
+        x = self.tokens(images, tap, kept)  # b l w
+        if self.pooling == "class":
+            x = self.ln_post(self.transformer(x, rows=0, tap=tap))  # b w
+        else:
+            x = self.pool(self.transformer(x, rows=None, tap=tap))
+        tap("ln_post", x)
+        return x if self.proj is None else project(x, self.proj[...])
+
+    def tokens(
+        self,
+        images: Float[Array, "b n n 3"],
+        tap: Tap = ignore,
+        kept: Int[Array, "b p"] | None = None,
+    ) -> Float[Array, "b l w"]:
+        """Returns what enters the first block: the class token, then the patches."""
         x = self.conv1(images, kept)  # b p w
         tap("conv1", x)
         positions = self.positional_embedding[...].astype(x.dtype)
@@ -79,10 +97,26 @@ class VisionTransformer(nnx.Module):
             x = jnp.concatenate([token + positions[0], x + positions[1:][kept]], axis=1)
         x = self.ln_pre(x)
         tap("ln_pre", x)
+        return x
+
+    def pool(self, x: Float[Array, "b l w"]) -> Float[Array, "b w"]:
+        """Pools and norms what comes out of the last block."""
         if self.pooling == "class":
-            x = self.ln_post(self.transformer(x, rows=0, tap=tap))  # b w
-        else:
-            x = self.transformer(x, rows=None, tap=tap)[:, 1:]  # b p w
-            x = self.ln_post(x.mean(1)) if self.norm_after_pooling else self.ln_post(x).mean(1)
-        tap("ln_post", x)
-        return project(x, self.proj[...])
+            return self.ln_post(x[:, 0])
+        x = x[:, 1:]
+        return self.ln_post(x.mean(1)) if self.norm_after_pooling else self.ln_post(x).mean(1)
+
+    def outputs(
+        self, images: Float[Array, "b n n 3"], *, hidden_states: bool, attentions: bool
+    ) -> ImageOutput:
+        """Computes all that the tower has to give."""
+        states = [self.tokens(images)]
+        x = self.transformer(states[0], rows=None, tap=lambda _, y: states.append(y))
+        pooled = self.pool(x)
+        return ImageOutput(
+            last_hidden_state=x,
+            pooler_output=pooled,
+            image_embeds=None if self.proj is None else project(pooled, self.proj[...]),
+            hidden_states=tuple(states) if hidden_states else None,
+            attentions=self.transformer.attentions(states) if attentions else None,
+        )

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from clip_jax.weights.places import cache_root as cache_root
     from clip_jax.weights.places import cached as cached
     from clip_jax.weights.reading import read_model as read_model
+    from clip_jax.weights.towers import load_text_model as load_text_model
+    from clip_jax.weights.towers import load_vision_model as load_vision_model
 
 _NAMES = {
     "native_folder": "cache",
@@ -24,6 +26,8 @@ _NAMES = {
     "cache_root": "places",
     "cached": "places",
     "read_model": "reading",
+    "load_text_model": "towers",
+    "load_vision_model": "towers",
 }
 __all__ = list(_NAMES)  # pyright: ignore
 

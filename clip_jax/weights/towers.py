@@ -1,0 +1,130 @@
+"""`load_text_model` and `load_vision_model`: one tower of a model, without reading the other."""
+
+import dataclasses
+import os
+from typing import Any, Literal
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from clip_jax.config import CLIPConfig, ViTConfig
+from clip_jax.convert.families import family_of
+from clip_jax.convert.huggingface_towers import read_text_tower, read_vision_tower
+from clip_jax.errors import CheckpointError
+from clip_jax.model_tokenizer import Tokenizer
+from clip_jax.nn import set_parameters
+from clip_jax.preprocess import Preprocess
+from clip_jax.preprocess_huggingface import HuggingFacePreprocess
+from clip_jax.towers import TextModel, VisionModel
+from clip_jax.weights.finding import Found, find
+from clip_jax.weights.memory import on_device
+from clip_jax.weights.reading import read_found
+from clip_jax.weights.tokenizers import load_tokenizer
+
+Preprocessing = Literal["openai", "huggingface"]
+
+
+def load_text_model(
+    name_or_path: str | os.PathLike[str],
+    *,
+    dtype: DTypeLike = jnp.float32,
+    precision: str = "highest",
+    download_root: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    preprocessing: Preprocessing = "openai",
+) -> tuple[TextModel, Tokenizer]:
+    """Loads the text tower of a model, and its tokenizer.
+
+    Args:
+        name_or_path: what `clip_jax.load` takes, or a folder or repository of a text tower alone,
+            such as those of diffusion pipelines.
+        dtype: dtype in which the tower computes; parameters are float32 in any case.
+        precision: precision of matrix products, as for `load`.
+        download_root: as for `load`.
+        revision: of a repository, as for `load`.
+        subfolder: of a repository or folder, such as "text_encoder". Diffusion pipelines have the
+            tokenizer elsewhere: take `load_tokenizer(..., subfolder="tokenizer")` for its padding.
+        preprocessing: how texts are cleaned, as for `load_tokenizer`.
+
+    Raises:
+        ValueError: there is no model of that name and nothing at that path.
+        CheckpointError: it can't be read, holds another kind of encoder, or doesn't fit.
+        DownloadError: it can't be downloaded; the message says how to put it there by hand.
+    """
+    found = find(name_or_path, download_root=download_root, revision=revision, subfolder=subfolder)
+    if _is_huggingface(found):
+        config, embed_dim, tree = read_text_tower(found.path)
+        family = "huggingface"
+    else:
+        family, whole, params = _whole(found)
+        config = dataclasses.replace(whole.text, activation=whole.text_activation)
+        embed_dim = whole.embed_dim
+        others = ("visual", "logit_scale", "logit_bias")
+        tree = {name: part for name, part in params.items() if name not in others}
+    model = TextModel(config, embed_dim, dtype=dtype, precision=precision)
+    set_parameters(model, on_device(tree, adopt=family == "native"))
+    source = found.path if found.path.is_dir() and not found.document else name_or_path
+    if not found.path.is_dir():  # a file of OpenAI's layout, which says nothing of its tokenizer
+        return model, Tokenizer(config.context_length)
+    return model, load_tokenizer(source, preprocessing=preprocessing)
+
+
+def load_vision_model(
+    name_or_path: str | os.PathLike[str],
+    *,
+    dtype: DTypeLike = jnp.float32,
+    precision: str = "highest",
+    download_root: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    subfolder: str | None = None,
+    preprocessing: Preprocessing = "openai",
+) -> tuple[VisionModel, Preprocess]:
+    """Loads the Vision Transformer of a model, and the preprocessing of its images.
+
+    Args:
+        name_or_path: what `clip_jax.load` takes, or a folder or repository of a vision tower alone.
+        dtype: dtype in which the tower computes; parameters are float32 in any case.
+        precision: precision of matrix products, as for `load`.
+        download_root: as for `load`.
+        revision: of a repository, as for `load`.
+        subfolder: of a repository or folder, such as "image_encoder".
+        preprocessing: whose pixels, as for `load`.
+
+    Raises:
+        ValueError: there is no model of that name and nothing at that path, or its vision tower is
+            a ResNet.
+        CheckpointError: it can't be read, holds another kind of encoder, or doesn't fit.
+        DownloadError: it can't be downloaded; the message says how to put it there by hand.
+    """
+    found = find(name_or_path, download_root=download_root, revision=revision, subfolder=subfolder)
+    if _is_huggingface(found):
+        config, embed_dim, pixels, tree = read_vision_tower(found.path)
+        family = "huggingface"
+    else:
+        family, whole, params = _whole(found)
+        if not isinstance(whole.vision, ViTConfig):
+            raise ValueError(
+                f"{os.fspath(name_or_path)!r} has a ResNet, which has no such hidden states: "
+                f"take clip_jax.load and encode_image."
+            )
+        config = dataclasses.replace(whole.vision, activation=whole.vision_activation)
+        embed_dim, pixels, tree = whole.embed_dim, whole.pixels, {"visual": params["visual"]}
+    model = VisionModel(config, embed_dim, pixels=pixels, dtype=dtype, precision=precision)
+    set_parameters(model, on_device(tree, adopt=family == "native"))
+    if preprocessing == "huggingface" and family == "huggingface":
+        return model, HuggingFacePreprocess.from_folder(found.path, config.image_size)
+    return model, Preprocess(config.image_size, pixels)
+
+
+def _is_huggingface(found: Found) -> bool:
+    return found.path.is_dir() and not found.document and family_of(found.path) == "huggingface"
+
+
+def _whole(found: Found) -> tuple[str | None, CLIPConfig, dict[str, Any]]:
+    """Reads a model whose arrays are all views, so that those of the other tower cost nothing."""
+    try:
+        return read_found(found)
+    except CheckpointError as error:
+        advice = f". {found.advice}" if found.advice else ""
+        raise CheckpointError(f"{error}{advice}") from None

@@ -1,0 +1,99 @@
+"""Reads one tower from a folder of Hugging Face's transformers, without reading the other."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from clip_jax.config import PixelConfig, TextConfig, ViTConfig
+from clip_jax.convert.families import CLIP, TEXT, VISION
+from clip_jax.convert.fields import Fields, raise_problems
+from clip_jax.convert.folder import read_folder
+from clip_jax.convert.huggingface import read_config, tree_of
+from clip_jax.convert.huggingface_config import activation, text_config, vision_config
+from clip_jax.convert.huggingface_pixels import read_pixels
+from clip_jax.errors import CheckpointError
+from clip_jax.shapes import TEXT_BLOCKS, VISION_BLOCKS, text_shapes, vision_shapes
+
+# The names of each tower's arrays, and one that a tower saved without its prefix has.
+OWN = {
+    TEXT: ("text_model.", "text_projection.", "embeddings.token_embedding.weight"),
+    VISION: ("vision_model.", "visual_projection.", "embeddings.patch_embedding.weight"),
+}
+
+
+def read_text_tower(
+    folder: str | os.PathLike[str],
+) -> tuple[TextConfig, int | None, dict[str, Any]]:
+    """Reads the text tower of a folder of a whole model, or of a text tower alone.
+
+    As in transformers, the text classes read `text_config` alone, whatever else an old file says.
+
+    Returns:
+        The configuration, with its activation; the dimension of the joint space, None without a
+        projection; and the parameter tree, with views of the mapped file where possible.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        CheckpointError: it can't be read, holds another kind of encoder, or doesn't fit; lists all
+            problems.
+    """
+    folder = Path(folder)
+    fields, problems = _fields(folder, TEXT, "text_config")
+    config = text_config(fields, activation(fields))
+    try:
+        raise_problems(problems)
+        assert config is not None
+        arrays, embed_dim = _arrays(folder, TEXT)
+        if embed_dim is None:
+            config = dataclasses.replace(config, has_projection=False)
+        shapes = text_shapes(config, embed_dim)
+        return config, embed_dim, tree_of(shapes, arrays, {TEXT_BLOCKS: config.num_layers})
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+
+
+def read_vision_tower(
+    folder: str | os.PathLike[str],
+) -> tuple[ViTConfig, int | None, PixelConfig, dict[str, Any]]:
+    """Reads the vision tower of a folder, as `read_text_tower`; also how pixels are made."""
+    folder = Path(folder)
+    fields, problems = _fields(folder, VISION, "vision_config")
+    config = vision_config(fields, activation(fields))
+    try:
+        raise_problems(problems)
+        assert config is not None
+        arrays, embed_dim = _arrays(folder, VISION)
+        shapes = vision_shapes(config, embed_dim)
+        tree = tree_of(shapes, arrays, {VISION_BLOCKS: config.num_layers})
+        return config, embed_dim, read_pixels(folder), tree
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+
+
+def _fields(folder: Path, kind: str, inner: str) -> tuple[Fields, list[str]]:
+    document = read_config(folder)
+    if (found := document["model_type"]) not in (CLIP, kind):
+        raise CheckpointError(f"{folder} holds a {found}, expected {kind} or a whole model, {CLIP}")
+    problems: list[str] = []
+    root = Fields(document, "config.json", problems)
+    return (root.inner(inner, {}) if found == CLIP else root), problems
+
+
+def _arrays(folder: Path, kind: str) -> tuple[Mapping[str, np.ndarray], int | None]:
+    """Returns a tower's arrays by their names with prefix, and the size of its projection."""
+    arrays = read_folder(folder, "huggingface")
+    prefix, projection, bare = OWN[kind]
+    if bare in arrays:  # as saved by transformers 5.6 and later
+        arrays = {
+            name if name.startswith((prefix, projection)) else f"{prefix}{name}": array
+            for name, array in arrays.items()
+        }
+    other, their_projection, _ = OWN[VISION if kind == TEXT else TEXT]
+    not_ours = (other, their_projection, "logit_scale")
+    arrays = {name: array for name, array in arrays.items() if not name.startswith(not_ours)}
+    matrix = arrays.get(f"{projection}weight")
+    return arrays, None if matrix is None else matrix.shape[0] if matrix.ndim else 1
