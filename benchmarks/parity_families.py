@@ -354,23 +354,29 @@ def _tower_outputs(name: str, folder: Path, arrays: dict[str, np.ndarray]) -> di
 
 
 def there_and_back(name: str, folder: Path) -> bool:
-    """Whether our tree, in the peer's names again, is what the peer's file holds."""
+    """Whether our tree, under the peer's names again, is what the peer's file holds."""
     from clip_jax.convert import from_huggingface, from_open_clip
     from clip_jax.convert.folder import read_folder
-    from clip_jax.convert.rules import HUGGING_FACE as THEIRS
+    from clip_jax.convert.huggingface_towers import read_text_tower
+    from clip_jax.convert.rules import HUGGING_FACE, spelled, target_to_source
     from clip_jax.convert.rules import OPEN_CLIP as OPEN_CLIPS
-    from clip_jax.convert.table import from_tree
+    from clip_jax.nn import flatten
 
     if name in OPEN_CLIP:
-        stored = read_folder(folder, "open_clip")
-        back = from_tree(*from_open_clip(folder), OPEN_CLIPS)
+        family, table, (_, params) = "open_clip", OPEN_CLIPS, from_open_clip(folder)
+    elif name in TOWERS:
+        family, table, (*_, params) = "huggingface", HUGGING_FACE, read_text_tower(folder)
     else:
-        stored = read_folder(folder, "huggingface")
-        back = from_tree(*from_huggingface(folder), THEIRS)
-    return stored.keys() == back.keys() and all(
-        back[key].dtype == stored[key].dtype and np.array_equal(back[key], stored[key])
-        for key in stored
-    )
+        family, table, (_, params) = "huggingface", HUGGING_FACE, from_huggingface(folder)
+    stored, seen = read_folder(folder, family), set()
+    for path, array in flatten(params).items():  # one by one, as all would fill the memory
+        rule, names = target_to_source(path, table)
+        for key, back in zip(spelled(names), rule.to_theirs(array), strict=True):
+            there = stored[key] if key in stored else stored[key.removeprefix("text_model.")]
+            if back.dtype != there.dtype or back.tobytes() != there.tobytes():
+                return False
+            seen.add(key)
+    return len(seen) == len(stored)
 
 
 if __name__ == "__main__":
