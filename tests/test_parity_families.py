@@ -20,6 +20,7 @@ from clip_jax.parity import (
     load_open_clip,
     pictures,
 )
+from clip_jax.parity.reference import quiet
 from tests import reference
 from tests.models import SMALL_VIT, random_parameters
 from tests.peers import arrays_of, peer, randomized
@@ -139,6 +140,33 @@ def test_a_resnet_and_a_training_checkpoint_of_openclip_pass(tmp_path):
     assert first_difference(rows) is None
     blocks = [f"image layer{i}.0" for i in (1, 2, 3, 4)]
     assert [row.stage for row in rows][2:7] == ["image avgpool", *blocks]
+
+
+@pytest.mark.parametrize(
+    ("name", "projection", "stages"),
+    [
+        ("CLIPTextModel", None, ["text transformer.resblocks.0", "text ln_final"]),
+        ("CLIPTextModelWithProjection", 24, ["text transformer.resblocks.0", "text ln_final"]),
+        ("CLIPVisionModel", None, ["preprocessing", "image conv1", "image ln_pre"]),
+        ("CLIPVisionModelWithProjection", 24, ["preprocessing", "image conv1", "image ln_pre"]),
+    ],
+)
+def test_one_tower_alone_is_compared_with_transformers_class(
+    name, projection, stages, tmp_path, capsys
+):
+    transformers = peer("transformers")
+    sizes = {"hidden_size": 60, "intermediate_size": 88, "num_attention_heads": 3}
+    tower = "Text" if "Text" in name else "Vision"
+    own = {"max_position_embeddings": 20} if tower == "Text" else {"image_size": 32}
+    options = {**sizes, **own, "num_hidden_layers": 1, "projection_dim": projection or 512}
+    with quiet():
+        config = getattr(transformers, f"CLIP{tower}Config")(**options)
+        randomized(getattr(transformers, name)(config)).save_pretrained(tmp_path / "model")
+    capsys.readouterr()
+    document, err = document_of(capsys, tmp_path / "model")
+    assert document["ok"] and err == ""
+    given = [row["stage"] for row in document["rows"]]
+    assert given[: len(stages)] == stages and given[-1] == f"{stages[-1].split()[0]} features"
 
 
 @pytest.fixture(scope="module")

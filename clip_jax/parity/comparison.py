@@ -20,7 +20,9 @@ from clip_jax.parity.inputs import CAPTIONS, pictures
 from clip_jax.parity.peer import Peer
 from clip_jax.preprocess import Preprocess
 from clip_jax.tokenizer import tokenize
+from clip_jax.towers import TextModel, VisionModel
 
+Model = CLIP | TextModel | VisionModel
 Measure = Literal["absolute", "relative"]
 
 # Tolerances with their measures. Both sides compute in float32 but add in different orders: 1e-5
@@ -58,8 +60,8 @@ class Row:
 
 
 def compare(
-    model: CLIP,
-    preprocess: Preprocess,
+    model: Model,
+    preprocess: Preprocess | None,
     reference: Peer,
     images: Sequence[Image.Image] | None = None,
     texts: Sequence[str] = CAPTIONS,
@@ -73,8 +75,8 @@ def compare(
     is left out.
 
     Args:
-        model: our model, in float32.
-        preprocess: its preprocessing, from `clip_jax.load`.
+        model: our model, in float32; a whole one, or one tower.
+        preprocess: its preprocessing, from `clip_jax.load`; None for a text tower.
         reference: the same checkpoint in PyTorch, from `load_reference`, `load_open_clip` or
             `load_huggingface`.
         images: pictures of any modes and sizes; by default `pictures()`.
@@ -84,32 +86,28 @@ def compare(
     Raises:
         ValueError: the two sides are not the same architecture.
     """
-    images = pictures() if images is None else images
-    pixels = np.stack([preprocess(image) for image in images])
-    their_pixels = reference.pixels(images)
-    _check_shape("preprocessing", pixels, their_pixels)
-    tokens, their_tokens, token_rows = _tokens(model.config.text, reference, texts, tokenizer)
-
-    # Picture by picture, because the hidden states of a large tower fill gigabytes.
-    image_differences = _summed(
-        [
+    inputs, stages, pixels, tokens = [], [], None, None
+    if not isinstance(model, TextModel):
+        assert preprocess is not None, "images need preprocessing"
+        images = pictures() if images is None else images
+        pixels = np.stack([preprocess(image) for image in images]), reference.pixels(images)
+        inputs.append(_Difference.of("preprocessing", *pixels).row("preprocessing", *EXACT))
+        # Picture by picture, because the hidden states of a large tower fill gigabytes.
+        by_picture = [
             _differences(_image_stages(model, ours), theirs, reference.image_stages)
-            for ours, theirs in zip(pixels[:, None], their_pixels[:, None], strict=True)
+            for ours, theirs in zip(pixels[0][:, None], pixels[1][:, None], strict=True)
         ]
-    )
-    text_differences = _differences(
-        _text_stages(model, tokens), their_tokens, reference.text_stages
-    )
-    logits = np.asarray(model(pixels, tokens)[0])
-    return [
-        _Difference.of("preprocessing", pixels, their_pixels).row("preprocessing", *EXACT),
-        *token_rows,
-        *_rows("image", image_differences),
-        *_rows("text", text_differences),
-        _Difference.of("logits", logits, reference.logits(their_pixels, their_tokens)).row(
-            "logits", *LOGITS
-        ),
-    ]
+        stages += _rows("image", _summed(by_picture))
+    if not isinstance(model, VisionModel):
+        *tokens, rows = _tokens(model.text_config, reference, texts, tokenizer)
+        inputs += rows
+        differences = _differences(_text_stages(model, tokens[0]), tokens[1], reference.text_stages)
+        stages += _rows("text", differences)
+    if isinstance(model, CLIP) and pixels and tokens:
+        logits = np.asarray(model(pixels[0], tokens[0])[0])
+        theirs = reference.logits(pixels[1], tokens[1])
+        stages.append(_Difference.of("logits", logits, theirs).row("logits", *LOGITS))
+    return [*inputs, *stages]
 
 
 def first_difference(rows: Iterable[Row]) -> Row | None:
@@ -209,19 +207,22 @@ def _rows(tower: str, differences: Mapping[str, _Difference]) -> list[Row]:
 
 
 @jax.jit
-def _image_stages(model: CLIP, images: Array) -> dict[str, Array]:
+def _image_stages(model: CLIP | VisionModel, images: Array) -> dict[str, Array]:
     stages: dict[str, Array] = {}
     with computing(model.precision):
-        stages["features"] = model.image_features(images, stages.__setitem__)
+        stages["features"] = model.visual(images, stages.__setitem__)
     return stages
 
 
 @jax.jit
-def _text_stages(model: CLIP, tokens: Array) -> dict[str, Array]:
+def _text_stages(model: CLIP | TextModel, tokens: Array) -> dict[str, Array]:
     stages: dict[str, Array] = {}
     with computing(model.precision):
-        stages["features"] = model.text_features(tokens, model.dtype, stages.__setitem__)
-    return stages
+        features = model.text_features(tokens, model.dtype, stages.__setitem__)
+        if isinstance(model, TextModel):  # whose use is the hidden state of every position
+            last = f"transformer.resblocks.{model.text_config.num_layers - 1}"
+            stages["ln_final"] = model.ln_final(stages[last])
+    return {**stages, "features": features}
 
 
 def _check_shape(stage: str, ours: np.ndarray, theirs: np.ndarray) -> None:

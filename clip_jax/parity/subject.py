@@ -12,18 +12,20 @@ from typing import Any, Literal
 
 from clip_jax.catalog import CATALOG
 from clip_jax.config import Activation
-from clip_jax.convert.families import family_of
+from clip_jax.convert.families import TEXT, VISION, family_of
+from clip_jax.convert.huggingface import read_config
 from clip_jax.convert.open_clip import described, from_open_clip
 from clip_jax.model_tokenizer import Tokenizer
-from clip_jax.nn import CLIP, from_parameters
+from clip_jax.nn import from_parameters
 from clip_jax.open_clip_catalog import lookup_tag
+from clip_jax.parity.comparison import Model
 from clip_jax.parity.huggingface import load_huggingface
 from clip_jax.parity.open_clip import load_open_clip
 from clip_jax.parity.peer import Peer
 from clip_jax.parity.pytorch import load_reference
 from clip_jax.parity.reference import import_library, import_reference
 from clip_jax.preprocess import Preprocess
-from clip_jax.weights import load
+from clip_jax.weights import load, load_text_model, load_vision_model
 from clip_jax.weights.finding import find
 from clip_jax.weights.tokenizers import load_tokenizer
 
@@ -46,11 +48,10 @@ class Subject:
     path: Path | None = None
     document: Mapping[str, Any] | None = None
 
-    def load(self) -> tuple[CLIP, Preprocess, Tokenizer]:
+    def load(self) -> tuple[Model, Preprocess | None, Tokenizer | None]:
         """Loads it in JAX, with pixels and ids as the library makes them; as `clip_jax.load`."""
         if self.library == "transformers":
-            tokenizer = load_tokenizer(self.name, preprocessing="huggingface")
-            return *load(self.name, preprocessing="huggingface"), tokenizer
+            return self._of_transformers()
         if self.library == "open_clip_torch" and self.path is not None and self.path.is_file():
             config, params = from_open_clip(self.path, model=self.document)
             text, pixels = config.text, Preprocess(config.vision.image_size, config.pixels)
@@ -60,6 +61,17 @@ class Subject:
         if self.library == "open_clip_torch":
             return model, preprocess, load_tokenizer(self.name)
         return model, preprocess, Tokenizer(model.config.text.context_length)
+
+    def _of_transformers(self) -> tuple[Model, Preprocess | None, Tokenizer | None]:
+        assert self.path is not None
+        kind = read_config(self.path)["model_type"]
+        if kind == TEXT:
+            model, tokenizer = load_text_model(self.name, preprocessing="huggingface")
+            return model, None, tokenizer
+        if kind == VISION:
+            return *load_vision_model(self.name, preprocessing="huggingface"), None
+        tokenizer = load_tokenizer(self.name, preprocessing="huggingface")
+        return *load(self.name, preprocessing="huggingface"), tokenizer
 
     def load_peer(self) -> Peer:
         """Loads it into the library.
