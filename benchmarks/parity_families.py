@@ -185,17 +185,9 @@ def run_peer(name: str, folder: Path) -> dict[str, Any]:
 
 
 def _open_clip(name: str, folder: Path) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
-    import open_clip
-    from safetensors.torch import save_file
-
-    document = open_clip.get_model_config(name)
-    model = _random(_empty(lambda: open_clip.CLIP(**document)))
-    (folder / "model").mkdir()
-    (folder / "model" / "open_clip_config.json").write_text(
-        json.dumps({"model_cfg": document, "preprocess_cfg": {}})
-    )
-    save_file(model.state_dict(), folder / "model" / "open_clip_model.safetensors")
-    inputs = _inputs(document["vision_cfg"]["image_size"])
+    model = save_open_clip(name, folder / "model")
+    size = model.visual.image_size
+    inputs = _inputs(size if isinstance(size, int) else size[0])
     images, tokens = _tensors(inputs)
     outputs = {
         "image features": model.encode_image(images),
@@ -204,7 +196,34 @@ def _open_clip(name: str, folder: Path) -> tuple[str, dict[str, np.ndarray], dic
     return "open_clip", inputs, outputs
 
 
+def save_open_clip(name: str, folder: Path) -> Any:
+    """Saves a random model of OpenCLIP's in the form that it has on the Hub; returns it."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    document = open_clip.get_model_config(name)
+    model = _random(_empty(lambda: open_clip.CLIP(**document)))
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(
+        json.dumps({"model_cfg": document, "preprocess_cfg": {}})
+    )
+    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
+    return model
+
+
 def _hugging_face(name: str, folder: Path) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
+    model = save_huggingface(name, folder / "model")
+    inputs = _inputs(224)
+    images, tokens = _tensors(inputs)
+    outputs = {
+        "image features": model.get_image_features(pixel_values=images).pooler_output,
+        "text features": model.get_text_features(input_ids=tokens).pooler_output,
+    }
+    return "CLIPModel", inputs, outputs
+
+
+def save_huggingface(name: str, folder: Path) -> Any:
+    """Saves a random model of transformers' in the form that it has on the Hub; returns it."""
     import transformers
 
     text, vision, projection = HUGGING_FACE[name]
@@ -214,14 +233,8 @@ def _hugging_face(name: str, folder: Path) -> tuple[str, dict[str, np.ndarray], 
         projection_dim=projection,
     )
     model = _random(_empty(lambda: transformers.CLIPModel(config)))
-    model.save_pretrained(folder / "model")
-    inputs = _inputs(224)
-    images, tokens = _tensors(inputs)
-    outputs = {
-        "image features": model.get_image_features(pixel_values=images).pooler_output,
-        "text features": model.get_text_features(input_ids=tokens).pooler_output,
-    }
-    return "CLIPModel", inputs, outputs
+    model.save_pretrained(folder)
+    return model
 
 
 def _tower(name: str, folder: Path) -> tuple[str, dict[str, np.ndarray], dict[str, Any]]:
