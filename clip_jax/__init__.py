@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from clip_jax.encoder import Encoder as Encoder
     from clip_jax.errors import CheckpointError as CheckpointError
     from clip_jax.errors import DownloadError as DownloadError
+    from clip_jax.model_tokenizer import Tokenizer as Tokenizer
     from clip_jax.nn import CLIP as CLIP
     from clip_jax.nn import from_parameters as from_parameters
     from clip_jax.nn import parameters as parameters
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from clip_jax.version import __version__ as __version__
     from clip_jax.weights import load as load
     from clip_jax.weights import load_text_model as load_text_model
+    from clip_jax.weights import load_tokenizer as load_tokenizer
     from clip_jax.weights import load_vision_model as load_vision_model
     from clip_jax.weights import save as save
 
@@ -61,6 +63,7 @@ _NAMES = {
     "DownloadError": "errors",
     "CLIP": "nn",
     "from_parameters": "nn",
+    "Tokenizer": "model_tokenizer",
     "parameters": "nn",
     "Preprocess": "preprocess",
     "open_image": "preprocess",
@@ -68,6 +71,7 @@ _NAMES = {
     "load": "weights",
     "load_text_model": "weights",
     "load_vision_model": "weights",
+    "load_tokenizer": "weights",
     "save": "weights",
     "__version__": "version",
 }

@@ -57,7 +57,11 @@ def check_blocks(config: CLIPConfig, num_arrays: int) -> None:
     Raises:
         ValueError: the arrays can't fill half of the blocks.
     """
-    num_blocks = sum(blocks(config).values())
+    check_num_blocks(sum(blocks(config).values()), num_arrays)
+
+
+def check_num_blocks(num_blocks: int, num_arrays: int) -> None:
+    """As `check_blocks`, of a number of blocks."""
     if num_blocks > max(num_arrays // 6, 100):  # a block has a dozen arrays
         raise ValueError(f"{num_arrays:,} arrays can't fill {num_blocks:,} blocks")
 

@@ -18,7 +18,7 @@ from itertools import chain, islice, pairwise
 import numpy as np
 from jaxtyping import Int32, UInt16
 
-from clip_jax.byte_pairs import END as END
+from clip_jax.byte_pairs import END
 from clip_jax.byte_pairs import merge_beginning as _merge_beginning
 from clip_jax.byte_pairs import merge_long as _merge_long
 

@@ -46,7 +46,7 @@ FOREIGN = (
     (
         r"cond_stage_model\.|conditioner\.embedders\.",
         "is a single file of Stable Diffusion with a text tower in it, expected a CLIP model: give "
-        "the folder text_encoder of the same model in diffusers' layout",
+        "it to clip_jax.load_text_model, or the folder of a whole CLIP model",
     ),
 )
 FOREIGN_TOWER = (

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from clip_jax.convert.json_file import read_json
 from clip_jax.convert.rules import HUGGING_FACE
 from clip_jax.convert.table import check_arrays, count_blocks, from_tree, to_tree
 from clip_jax.errors import CheckpointError
-from clip_jax.shapes import blocks, check_blocks, parameter_shapes
+from clip_jax.shapes import blocks, check_num_blocks, parameter_shapes
 
 WEIGHTS = "model.safetensors"
 POSITION_IDS = ".embeddings.position_ids"  # 0, 1, 2, ...; stored by old versions
@@ -84,23 +84,28 @@ def from_arrays(config: CLIPConfig, arrays: Mapping[str, np.ndarray]) -> dict[st
         CheckpointError: they don't fit the configuration; lists all problems.
     """
     check_arrays(arrays)
-    try:
-        check_blocks(config, len(arrays))
-    except ValueError as error:
-        raise CheckpointError(f"{CONFIG} does not fit the arrays: {error}") from None
-    return tree_of(parameter_shapes(config), arrays, blocks(config))
+    return tree_of(lambda: parameter_shapes(config), arrays, blocks(config))
 
 
 def tree_of(
-    targets: Mapping[str, tuple[int, ...]],
+    targets: Callable[[], Mapping[str, tuple[int, ...]]],
     arrays: Mapping[str, np.ndarray],
     num_blocks: Mapping[str, int],
 ) -> dict[str, Any]:
-    """Returns the tree of these shapes, of arrays by transformers' names.
+    """Returns the tree of arrays by transformers' names.
+
+    Args:
+        targets: returns the shapes of the tree's arrays.
+        arrays: the arrays.
+        num_blocks: how many blocks the configuration says, by the path of the tower's.
 
     Raises:
         CheckpointError: they don't fit; lists all problems.
     """
+    try:
+        check_num_blocks(sum(num_blocks.values()), len(arrays))
+    except ValueError as error:
+        raise CheckpointError(f"{CONFIG} does not fit the arrays: {error}") from None
     notes = [
         f"! {name}: expected 0, 1, 2 and so on"
         for name, array in arrays.items()
@@ -113,7 +118,7 @@ def tree_of(
             notes.append(
                 f"! {tower}.num_hidden_layers: {CONFIG} says {count}, the arrays have {there}"
             )
-    return to_tree(targets, arrays, HUGGING_FACE, notes)
+    return to_tree(targets(), arrays, HUGGING_FACE, notes)
 
 
 def to_huggingface(

@@ -1,6 +1,7 @@
 """Reads one tower from a folder of Hugging Face's transformers, without reading the other."""
 
 import dataclasses
+import functools
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -50,7 +51,7 @@ def read_text_tower(
         arrays, embed_dim = _arrays(folder, TEXT)
         if embed_dim is None:
             config = dataclasses.replace(config, has_projection=False)
-        shapes = text_shapes(config, embed_dim)
+        shapes = functools.partial(text_shapes, config, embed_dim)
         return config, embed_dim, tree_of(shapes, arrays, {TEXT_BLOCKS: config.num_layers})
     except CheckpointError as error:
         raise CheckpointError(f"{folder}: {error}") from None
@@ -67,7 +68,7 @@ def read_vision_tower(
         raise_problems(problems)
         assert config is not None
         arrays, embed_dim = _arrays(folder, VISION)
-        shapes = vision_shapes(config, embed_dim)
+        shapes = functools.partial(vision_shapes, config, embed_dim)
         tree = tree_of(shapes, arrays, {VISION_BLOCKS: config.num_layers})
         return config, embed_dim, read_pixels(folder), tree
     except CheckpointError as error:

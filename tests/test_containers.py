@@ -2,19 +2,23 @@
 
 import json
 import resource
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from clip_jax.convert import to_huggingface, to_open_clip
 from clip_jax.convert.folder import WEIGHTS, read_folder, shards_of, weights_file
 from clip_jax.convert.json_file import read_json
 from clip_jax.convert.reader import read_checkpoint
 from clip_jax.errors import CheckpointError
+from clip_jax.weights import load
 from tests import fuzz_checkpoints
 from tests.checkpoint_files import assert_same, root_of
 from tests.container_mutations import ARRAYS, flax_bytes, two_shards, write_shards
 from tests.limits import few_descriptors
+from tests.models import SMALL_VIT, random_parameters
 from tests.pickles import parts, write
 from tests.reference import requires_reference, torch
 
@@ -241,3 +245,44 @@ def test_arrays_that_are_not_used_are_not_read(tmp_path, kind):
     assert found["text"].sum() == 1 << 20
     assert resident() - before < 32 << 20
     assert found["image"].sum() == 64 << 20 and resident() - before > 32 << 20
+
+
+# ---- two descriptions of one model --------------------------------------------------------------
+
+
+@pytest.fixture
+def both(tmp_path):
+    """A folder with OpenCLIP's files, and Hugging Face's config.json of the same model."""
+    to_huggingface(SMALL_VIT, random_parameters(SMALL_VIT), tmp_path / "hf")
+    to_open_clip(SMALL_VIT, random_parameters(SMALL_VIT), tmp_path / "both")
+    shutil.copy(tmp_path / "hf" / "config.json", tmp_path / "both" / "config.json")
+    return tmp_path / "both"
+
+
+def test_two_descriptions_that_agree_are_one_model(both):
+    assert load(both)[0].config.vision == SMALL_VIT.vision
+
+
+def test_two_descriptions_that_contradict_each_other_are_refused_with_all_that_differs(both):
+    document = json.loads((both / "config.json").read_text())
+    for tower in ("text_config", "vision_config"):
+        document[tower]["hidden_act"] = "gelu"
+    document["vision_config"]["num_attention_heads"] = heads = 2 * SMALL_VIT.vision.num_heads
+    (both / "config.json").write_text(json.dumps(document))
+    with pytest.raises(CheckpointError) as caught:
+        load(both)
+    message, *lines = str(caught.value).splitlines()
+    assert "contradict each other" in message and "remove the one that is wrong" in message
+    assert lines == [
+        "- text.activation: config.json 'gelu', open_clip_config.json 'quick_gelu'",
+        "- vision.activation: config.json 'gelu', open_clip_config.json 'quick_gelu'",
+        f"- vision.num_heads: config.json {heads}, open_clip_config.json {heads // 2}",
+    ]
+    (both / "config.json").unlink()
+    load(both)
+
+
+@pytest.mark.parametrize("text", ['{"architecture": "vit_base_patch32_clip_224"}', "[", "{}"])
+def test_a_config_of_another_kind_beside_open_clips_is_not_read(both, text):
+    (both / "config.json").write_text(text)
+    load(both)

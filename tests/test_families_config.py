@@ -408,3 +408,16 @@ def test_the_command_converts_between_the_libraries_and_refuses_in_one_line(tmp_
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and "no place for: a ResNet" in said[0]
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("kind", ["clip", "clip_text_model"])
+def test_a_number_of_layers_that_no_arrays_fill_is_refused_at_once(kind, tmp_path):
+    to_huggingface(SMALL_VIT, random_parameters(SMALL_VIT), tmp_path / "m")
+    path = tmp_path / "m" / "config.json"
+    document = json.loads(path.read_text())
+    document["text_config"]["num_hidden_layers"] = 2**31 - 1
+    inner = document if kind == "clip" else {**document["text_config"], "model_type": kind}
+    path.write_text(json.dumps(inner))
+    load = clip_jax.load if kind == "clip" else clip_jax.load_text_model
+    with pytest.raises(CheckpointError, match="arrays can't fill 2,147,483"):
+        load(tmp_path / "m")

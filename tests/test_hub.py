@@ -1,15 +1,20 @@
 """Repositories by name: what is fetched, what is taken from the cache, and what is said instead."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from clip_jax.convert import to_huggingface
 from clip_jax.convert.folder import WEIGHTS
-from clip_jax.errors import DownloadError
+from clip_jax.errors import CheckpointError, DownloadError
+from clip_jax.weights import load
 from clip_jax.weights.hub import hub_cache, is_cached, is_repository_name, repository_folder
 from tests.fake_hub import COMMIT, OLD_COMMIT, Hub
+from tests.model_files import VIT
+from tests.models import random_parameters
 
 pytest.importorskip("huggingface_hub")
 
@@ -253,6 +258,23 @@ def test_a_cut_download_in_the_cache_is_made_whole_by_the_hub(hub, tmp_path):
     (folder / "flax_model.msgpack").unlink()
     assert (repository_folder(NAME) / "model.safetensors").read_bytes() == b"weights"
     assert hub.fetched == ["model.safetensors"]
+
+
+def test_a_cut_file_in_the_cache_is_said_to_be_removed(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    to_huggingface(VIT, random_parameters(VIT), tmp_path / "whole")
+    files = {path.name: path.read_bytes() for path in (tmp_path / "whole").iterdir()}
+    folder = make_cached(tmp_path / "hub", NAME, files)
+    load(NAME)
+    weights = (folder / "model.safetensors").resolve()
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError) as caught:
+        load(NAME)
+    message = str(caught.value)
+    assert "model.safetensors" in message and f"Of {NAME}: it is in the Hub's cache" in message
+    shutil.rmtree(message.partition("remove ")[2].partition(" and load")[0])
+    assert "isn't in the cache" in refusal()
 
 
 def test_weights_in_another_format_in_the_cache_are_not_fetched_again(hub, tmp_path):

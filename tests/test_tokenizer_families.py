@@ -16,8 +16,10 @@ from clip_jax.errors import CheckpointError
 from clip_jax.model_tokenizer import AddedToken, Tokenizer
 from clip_jax.open_clip_catalog import lookup_tag
 from clip_jax.parity.reference import quiet
+from clip_jax.preprocess_huggingface import HuggingFacePreprocess
 from clip_jax.tokenizer import tokenize
 from clip_jax.weights.tokenizers import load_tokenizer
+from tests.checkpoint_mutations import json_text, mutated_json
 from tests.peers import peer
 from tests.reference import requires_reference
 
@@ -290,3 +292,40 @@ def test_what_has_no_tokenizer_is_said(tmp_path, model_folder):
         load_tokenizer("no such name")
     with pytest.raises(ValueError, match="preprocessing must be"):
         load_tokenizer("ViT-B/32", preprocessing="x")  # pyright: ignore
+
+
+def test_changed_settings_are_read_or_refused(tmp_path):
+    documents: dict[str, Any] = {
+        "tokenizer_config.json": {
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": 77,
+            "pad_token": "!",
+            "added_tokens_decoder": {"49408": {"content": "<x>", "normalized": True}},
+        },
+        "special_tokens_map.json": {"pad_token": {"content": "!"}, "eos_token": "<|endoftext|>"},
+        "added_tokens.json": {"<y>": 49409},
+        "config.json": {"model_type": "clip", "text_config": {"max_position_embeddings": 77}},
+        "preprocessor_config.json": {
+            "size": {"shortest_edge": 24},
+            "crop_size": {"height": 24, "width": 24},
+            "image_mean": [0.5, 0.5, 0.5],
+        },
+    }
+    counts = {"read": 0, "refused": 0}
+    for seed in range(250):
+        rng = random.Random(seed)
+        changed = rng.choice(sorted(documents))
+        for name, document in documents.items():
+            (tmp_path / name).write_text(json.dumps(document))
+        text = json_text(mutated_json(documents[changed], rng), rng)
+        (tmp_path / changed).write_bytes(text)
+        try:
+            if changed == "preprocessor_config.json":
+                HuggingFacePreprocess.from_folder(tmp_path, 24)
+            elif (tokenizer := load_tokenizer(tmp_path)).missing is None:
+                tokenizer.decode(tokenizer("a <x> <y> b", truncate=True)[0])
+            counts["read"] += 1
+        except CheckpointError as error:
+            counts["refused"] += 1
+            assert len(str(error)) < 3_000
+    assert counts["read"] > 100 and counts["refused"] > 40

@@ -207,7 +207,7 @@ def test_an_earlier_hidden_state_does_not_compute_the_last_block(text):
     }
     assert counts[0] == 0 and counts[2] == 2 * counts[1] > 0
     # Asked of all outputs, inside the caller's jit, the compiler leaves out what isn't used.
-    penultimate = jax.jit(lambda t: text(t, hidden_states=True).hidden_states[-2])
+    penultimate = jax.jit(lambda t: text(t, hidden_states=True).hidden_states[-2])  # pyright: ignore
     whole = jax.jit(lambda t: text(t, hidden_states=True))
     flops = [
         function.lower(jnp.asarray(tokens)).compile().cost_analysis()["flops"]

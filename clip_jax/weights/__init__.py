@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from clip_jax.weights.places import cache_root as cache_root
     from clip_jax.weights.places import cached as cached
     from clip_jax.weights.reading import read_model as read_model
+    from clip_jax.weights.tokenizers import load_tokenizer as load_tokenizer
     from clip_jax.weights.towers import load_text_model as load_text_model
     from clip_jax.weights.towers import load_vision_model as load_vision_model
 
@@ -25,6 +26,7 @@ _NAMES = {
     "save_parameters": "native_format",
     "cache_root": "places",
     "cached": "places",
+    "load_tokenizer": "tokenizers",
     "read_model": "reading",
     "load_text_model": "towers",
     "load_vision_model": "towers",

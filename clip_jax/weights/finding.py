@@ -12,7 +12,7 @@ from clip_jax.convert.families import OPEN_CLIP_CONFIG
 from clip_jax.errors import DownloadError
 from clip_jax.open_clip_catalog import PretrainedTag, lookup_tag
 from clip_jax.weights.cache import native_folder
-from clip_jax.weights.hub import is_cached, is_repository_name, repository_folder
+from clip_jax.weights.hub import is_cached, is_repository_name, remedy, repository_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ def find(
         return _of_tag(tag)
     if isinstance(name_or_path, str) and is_repository_name(name):
         path = repository_folder(name, revision=revision, subfolder=subfolder)
-        return Found(path, is_named=True)
+        return Found(path, advice=remedy(name), is_named=True)
     raise ValueError(
         f"{name!r} is neither the name of a model nor a file or folder that exists: "
         f"{suggestion(name)}; the Hugging Face Hub's repositories by owner/name, OpenCLIP's "
@@ -104,7 +104,8 @@ def _of_tag(tag: PretrainedTag) -> Found:
     except DownloadError:  # some have no configuration, which is known
         path = repository_folder(tag.repository, what="weights")
     known = (path / OPEN_CLIP_CONFIG).exists()
-    return Found(path, None if known else tag.open_clip_config(), is_named=True)
+    document = None if known else tag.open_clip_config()
+    return Found(path, document, remedy(tag.repository), is_named=True)
 
 
 def _check_absent(name: str, **options: str | None) -> None:

@@ -54,7 +54,7 @@ def hub_cache(cache_dir: str | os.PathLike[str] | None = None) -> Path:
     if folder is None:
         raise DownloadError(
             f"there is no place to keep repositories: {given} needs a home folder. Say which "
-            "folder to take, with download_root= or the environment variable HF_HUB_CACHE"
+            "folder to take with the environment variable HF_HUB_CACHE"
         )
     return folder
 
@@ -122,6 +122,13 @@ def is_cached(name: str, cache_dir: str | os.PathLike[str] | None = None) -> boo
         return _Request(name, MAIN, "", hub_cache(cache_dir), "model").cached() is not None
     except (ValueError, DownloadError):
         return False
+
+
+def remedy(name: str) -> str:
+    """Says what to do about a repository in the cache that can't be read."""
+    # Its files are links, and what they point to would be linked again.
+    place = _Request(name, MAIN, "", hub_cache(), "model").place
+    return f"it is in the Hub's cache: if it was cut or damaged, remove {place} and load it again"
 
 
 class _Request:

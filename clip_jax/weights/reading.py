@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.config import Activation, CLIPConfig
+from clip_jax.convert.agreement import check_agreement
 from clip_jax.convert.families import Family, family_of
 from clip_jax.convert.folder import read_folder
 from clip_jax.convert.huggingface import from_huggingface
@@ -64,7 +65,10 @@ def read_model(
             "open_clip": from_open_clip,
             "huggingface": from_huggingface,
         }[family]
-        return family, *read(path)
+        config, params = read(path)
+        if family == "open_clip":
+            check_agreement(path, config)
+        return family, config, params
     if model is not None:
         return None, *from_open_clip(path, model=model, activation=activation)
     arrays = read_checkpoint(path)

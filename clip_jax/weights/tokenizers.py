@@ -37,7 +37,6 @@ def load_tokenizer(
     *,
     revision: str | None = None,
     subfolder: str | None = None,
-    download_root: str | os.PathLike[str] | None = None,
     preprocessing: Preprocessing = "openai",
 ) -> Tokenizer:
     """Loads the tokenizer of a model: context length, padding, literals and added tokens.
@@ -49,7 +48,6 @@ def load_tokenizer(
             of transformers needs no weights, such as `tokenizer` of a diffusion pipeline.
         revision: of a repository, as for `load`.
         subfolder: of a repository, as for `load`.
-        download_root: as for `load`.
         preprocessing: how texts are cleaned: "openai", as in training, which repairs them and
             resolves HTML's entities; or "huggingface", as transformers' fast tokenizers do.
 
@@ -61,6 +59,10 @@ def load_tokenizer(
         CheckpointError: the folder's files can't be read, or are another tokenizer's; says how they
             differ.
         DownloadError: they can't be downloaded; the message says how to put them there by hand.
+
+    Example:
+        >>> load_tokenizer("ViT-H-14/dfn5b")("a diagram")[0, :5]
+        array([49406,   320, 22697, 49407,     0], dtype=int32)
     """
     if preprocessing not in ("openai", "huggingface"):
         raise ValueError(f"preprocessing must be 'openai' or 'huggingface'. Got {preprocessing!r}.")
@@ -82,7 +84,6 @@ def load_tokenizer(
             name,
             revision=revision,
             subfolder=subfolder,
-            cache_dir=download_root,
             what="tokenizer",
         )
     if not path.is_dir():

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from clip_jax.config import CLIPConfig, ViTConfig
 from clip_jax.convert.families import family_of
 from clip_jax.convert.huggingface_towers import read_text_tower, read_vision_tower
+from clip_jax.convert.single_file import read_single_file
 from clip_jax.errors import CheckpointError
 from clip_jax.model_tokenizer import Tokenizer
 from clip_jax.nn import set_parameters
@@ -37,13 +38,14 @@ def load_text_model(
     """Loads the text tower of a model, and its tokenizer.
 
     Args:
-        name_or_path: what `clip_jax.load` takes, or a folder or repository of a text tower alone,
-            such as those of diffusion pipelines.
+        name_or_path: what `clip_jax.load` takes; a folder or repository of a text tower alone, such
+            as those of diffusion pipelines; or a single file of Stable Diffusion 1, 2 or XL.
         dtype: dtype in which the tower computes; parameters are float32 in any case.
         precision: precision of matrix products, as for `load`.
         download_root: as for `load`.
         revision: of a repository, as for `load`.
-        subfolder: of a repository or folder, such as "text_encoder". Diffusion pipelines have the
+        subfolder: of a repository or folder, such as "text_encoder"; or the same name of a text
+            tower in a single file that has two. Diffusion pipelines have the
             tokenizer elsewhere: take `load_tokenizer(..., subfolder="tokenizer")` for its padding.
         preprocessing: how texts are cleaned, as for `load_tokenizer`.
 
@@ -52,6 +54,11 @@ def load_text_model(
         CheckpointError: it can't be read, holds another kind of encoder, or doesn't fit.
         DownloadError: it can't be downloaded; the message says how to put it there by hand.
     """
+    if os.path.isfile(name_or_path) and (single := read_single_file(name_or_path, subfolder)):
+        config, embed_dim, pad_id, tree = single
+        model = TextModel(config, embed_dim, dtype=dtype, precision=precision)
+        set_parameters(model, on_device(tree, adopt=False))
+        return model, Tokenizer(config.context_length, preprocessing, pad_id=pad_id)
     found = find(name_or_path, download_root=download_root, revision=revision, subfolder=subfolder)
     if _is_huggingface(found):
         config, embed_dim, tree = read_text_tower(found.path)
