@@ -42,7 +42,7 @@ COLUMNS = (
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", default=list(official_shapes()))
-    parser.add_argument("--out", help="a Markdown file to write the table to")
+    parser.add_argument("--out", help="a Markdown file, in which this table is put or replaced")
     arguments = parser.parse_args()
     rows = []
     for name in arguments.models:
@@ -59,7 +59,7 @@ def main() -> int:
             report.table(rows, COLUMNS),
         ]
     )
-    report.write(arguments.out, text)
+    report.write_section(arguments.out, text)
     return 0 if all(row[-1] == "yes" for row in rows) else 1
 
 

@@ -3,6 +3,7 @@
 import datetime
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -44,11 +45,36 @@ def table(rows: Iterable[Sequence[object]], columns: Sequence[str]) -> str:
 
 def write(path: str | Path | None, text: str) -> None:
     """Print a report, and write it to a file where a path is given."""
-    text = text.rstrip() + "\n"
-    print(text, end="")
+    print(text.rstrip())
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(text)
+        _write(path, text)
+
+
+def write_section(path: str | Path | None, text: str) -> None:
+    """Print a report; where a path is given, put it into that file of several.
+
+    It replaces the report that begins with the same line, or follows the others.
+    """
+    reports = [] if path is None or not Path(path).exists() else _reports(Path(path).read_text())
+    text = text.strip()
+    title = text.splitlines()[0]
+    titles = [other.splitlines()[0] for other in reports]
+    if title in titles:
+        reports[titles.index(title)] = text
+    else:
+        reports.append(text)
+    print(text)
+    if path is not None:
+        _write(path, "\n\n".join(reports))
+
+
+def _write(path: str | Path, text: str) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text.rstrip() + "\n")
+
+
+def _reports(text: str) -> list[str]:
+    return [part.strip() for part in re.split(r"(?m)^(?=# )", text) if part.strip()]
 
 
 def _cell(value: object) -> str:

@@ -65,7 +65,7 @@ def from_open_clip(
         document, arrays = _document(path), read_folder(path, "open_clip")
     else:
         arrays = read_checkpoint(path)
-        document = None if model is None else _named(model, activation)
+        document = None if model is None else described(model, activation)
     try:
         return from_arrays(arrays, document)
     except CheckpointError as error:
@@ -141,8 +141,14 @@ def _document(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def _named(model: str | Mapping[str, Any], activation: Activation | None) -> Mapping[str, Any]:
-    """Returns the `open_clip_config.json` of a model that the caller names."""
+def described(
+    model: str | Mapping[str, Any], activation: Activation | None = None
+) -> Mapping[str, Any]:
+    """Returns the `open_clip_config.json` of a model that the caller names, as `from_open_clip`.
+
+    Raises:
+        ValueError: `model` or `activation` is missing or unknown.
+    """
     if not isinstance(model, str):
         if activation is not None:
             raise ValueError("activation is for an architecture's name; the dictionary says it.")

@@ -186,7 +186,7 @@ def test_broken_weight_makes_the_command_fail(vit, monkeypatch, capsys):
     path, _ = vit
     _, preprocess = clip_jax.load(path)
     broken = perturbed(path, "visual/proj", lambda x: x * np.nan)
-    monkeypatch.setattr(clip_jax, "load", lambda _: (broken, preprocess))
+    monkeypatch.setattr("clip_jax.parity.subject.load", lambda _: (broken, preprocess))
     assert main(["parity", str(path), "--json"]) == 1
     out, err = capsys.readouterr()
     document = json.loads(out)  # NaN is null: JSON has none

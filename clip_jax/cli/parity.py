@@ -2,10 +2,11 @@
 
 import argparse
 import math
-from typing import Any
+from typing import Any, get_args
 
 from clip_jax.cli.arguments import add_json
 from clip_jax.cli.output import complain, print_json, print_table
+from clip_jax.config import Activation
 
 
 def add(commands: Any) -> None:
@@ -13,14 +14,30 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "parity",
         help="compare a model's numbers with PyTorch's",
-        description="Load the same weights in JAX and in PyTorch (the reference package), run both "
-        "on the same pictures and captions, and print how much each stage differs: max |diff|, "
-        "and the L2 norm of the difference over that of PyTorch's values. The exit status is 1 if "
-        "a stage differs by more than its tolerance. Needs torch, torchvision and clip-anytorch.",
+        description="Load the same weights in JAX and in PyTorch, run both on the same pictures "
+        "and captions, and print how much each stage differs: max |diff|, and the L2 norm of the "
+        "difference over that of PyTorch's values. The exit status is 1 if a stage differs by "
+        "more than its tolerance. OpenAI's files and native folders are compared with the "
+        "reference package, clip-anytorch, OpenCLIP's with open_clip, Hugging Face's with "
+        "transformers; whichever it is must be installed, with torch and torchvision.",
         epilog="example: clip-jax parity ViT-B/32",
     )
     parser.add_argument(
-        "model", metavar="NAME_OR_PATH", help="as for classify --model; a folder is exported first"
+        "model",
+        metavar="NAME_OR_PATH",
+        help="as for classify --model; a native folder is exported first",
+    )
+    parser.add_argument(
+        "--model",
+        dest="of",
+        metavar="NAME",
+        help="which model an OpenCLIP file holds: an architecture such as ViT-H-14, together with "
+        "--activation, or weights such as ViT-H-14/dfn5b",
+    )
+    parser.add_argument(
+        "--activation",
+        choices=get_args(Activation),
+        help="the GELU that an OpenCLIP file was trained with, which it doesn't say",
     )
     parser.add_argument(
         "--images", nargs="+", metavar="IMAGE", help="pictures to run on (default: made-up ones)"
@@ -31,25 +48,25 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compares, prints the table, and names the first stage that differs too much."""
-    from clip_jax import load, open_image
-    from clip_jax.parity import compare, first_difference, load_reference
-    from clip_jax.parity.reference import import_reference
+    from clip_jax import open_image
+    from clip_jax.parity import compare, find_subject, first_difference
     from clip_jax.progress import announce
 
-    import_reference()  # raises if it is missing, before anything is downloaded in vain
+    subject = find_subject(args.model, model=args.of, activation=args.activation)
     images = [open_image(path) for path in args.images] if args.images else None
     announce("loading in JAX")
-    model, preprocess = load(args.model)
-    announce("loading in PyTorch")
-    reference = load_reference(args.model)
+    model, preprocess, tokenizer = subject.load()
+    announce(f"loading in PyTorch, with {subject.library}")
+    peer = subject.load_peer()
     announce("comparing")
-    rows = compare(model, preprocess, reference, images)
+    rows = compare(model, preprocess, peer, images, tokenizer=tokenizer)
 
     culprit = first_difference(rows)
     if args.json:
         print_json(
             {
                 "model": args.model,
+                "peer": subject.library,
                 "ok": culprit is None,
                 "first_difference": culprit and culprit.stage,
                 "rows": [_document(row) for row in rows],
@@ -71,8 +88,8 @@ def run(args: argparse.Namespace) -> int:
         )
     if culprit is None:
         return 0
-    hint = ""
-    if (activation := model.config.activation) != "quick_gelu":
+    hint, activation = "", model.config.activation
+    if subject.library == "clip-anytorch" and activation != "quick_gelu":
         hint = f" (this model's activation is {activation}; the reference has only quick_gelu)"
     found = culprit.max_abs if culprit.measure == "absolute" else culprit.rel
     complain(

@@ -12,13 +12,17 @@ from jax import Array
 from jaxtyping import Int
 from PIL import Image
 
+from clip_jax.config import TextConfig
+from clip_jax.model_tokenizer import Tokenizer
 from clip_jax.nn import CLIP
 from clip_jax.nn.clip import computing
 from clip_jax.parity.inputs import CAPTIONS, pictures
-from clip_jax.parity.pytorch import Reference
+from clip_jax.parity.peer import Peer
 from clip_jax.preprocess import Preprocess
 from clip_jax.tokenizer import tokenize
+from clip_jax.towers import TextModel, VisionModel
 
+Model = CLIP | TextModel | VisionModel
 Measure = Literal["absolute", "relative"]
 
 # Tolerances with their measures. Both sides compute in float32 but add in different orders: 1e-5
@@ -56,64 +60,54 @@ class Row:
 
 
 def compare(
-    model: CLIP,
-    preprocess: Preprocess,
-    reference: Reference,
+    model: Model,
+    preprocess: Preprocess | None,
+    reference: Peer,
     images: Sequence[Image.Image] | None = None,
     texts: Sequence[str] = CAPTIONS,
+    tokenizer: Tokenizer | None = None,
 ) -> list[Row]:
     """Runs both sides and measures every stage's difference, in the order of computation.
 
     Each side preprocesses the pictures and captions itself, so the first row that is not `ok` is
     where the two diverge. If the model's vocabulary is smaller than the tokenizer's, both sides
-    use ids mapped into its range, with a warning.
+    use ids mapped into its range, with a warning; if its tokenizer isn't at hand, the row "tokens"
+    is left out.
 
     Args:
-        model: our model, in float32.
-        preprocess: its preprocessing, from `clip_jax.load`.
-        reference: the same checkpoint, from `load_reference`.
+        model: our model, in float32; a whole one, or one tower.
+        preprocess: its preprocessing, from `clip_jax.load`; None for a text tower.
+        reference: the same checkpoint in PyTorch, from `load_reference`, `load_open_clip` or
+            `load_huggingface`.
         images: pictures of any modes and sizes; by default `pictures()`.
         texts: captions of any length.
+        tokenizer: the model's tokenizer, from `clip_jax.load_tokenizer`; OpenAI's by default.
 
     Raises:
         ValueError: the two sides are not the same architecture.
     """
-    images = pictures() if images is None else images
-    length = model.config.text.context_length
-    pixels = np.stack([preprocess(image) for image in images])
-    tokens = tokenize(texts, length, truncate=True)
-    their_pixels, their_tokens = reference.pixels(images), reference.tokens(texts, length)
-    _check_shape("preprocessing", pixels, their_pixels)
-    token_row = _Difference.of("tokens", tokens, their_tokens).row("tokens", *EXACT)
-    vocab_size = model.config.text.vocab_size
-    if max(tokens.max(), their_tokens.max()) >= vocab_size:
-        warnings.warn(
-            f"the model's vocabulary has {vocab_size:,} ids, too few for those of the captions: "
-            f"both sides compute on ids brought into its range",
-            stacklevel=2,
-        )
-        tokens, their_tokens = (_within(ids, vocab_size) for ids in (tokens, their_tokens))
-
-    # Picture by picture, because the hidden states of a large tower fill gigabytes.
-    image_differences = _summed(
-        [
+    inputs, stages, pixels, tokens = [], [], None, None
+    if not isinstance(model, TextModel):
+        assert preprocess is not None, "images need preprocessing"
+        images = pictures() if images is None else images
+        pixels = np.stack([preprocess(image) for image in images]), reference.pixels(images)
+        inputs.append(_Difference.of("preprocessing", *pixels).row("preprocessing", *EXACT))
+        # Picture by picture, because the hidden states of a large tower fill gigabytes.
+        by_picture = [
             _differences(_image_stages(model, ours), theirs, reference.image_stages)
-            for ours, theirs in zip(pixels[:, None], their_pixels[:, None], strict=True)
+            for ours, theirs in zip(pixels[0][:, None], pixels[1][:, None], strict=True)
         ]
-    )
-    text_differences = _differences(
-        _text_stages(model, tokens), their_tokens, reference.text_stages
-    )
-    logits = np.asarray(model(pixels, tokens)[0])
-    return [
-        _Difference.of("preprocessing", pixels, their_pixels).row("preprocessing", *EXACT),
-        token_row,
-        *_rows("image", image_differences),
-        *_rows("text", text_differences),
-        _Difference.of("logits", logits, reference.logits(their_pixels, their_tokens)).row(
-            "logits", *LOGITS
-        ),
-    ]
+        stages += _rows("image", _summed(by_picture))
+    if not isinstance(model, VisionModel):
+        *tokens, rows = _tokens(model.text_config, reference, texts, tokenizer)
+        inputs += rows
+        differences = _differences(_text_stages(model, tokens[0]), tokens[1], reference.text_stages)
+        stages += _rows("text", differences)
+    if isinstance(model, CLIP) and pixels and tokens:
+        logits = np.asarray(model(pixels[0], tokens[0])[0])
+        theirs = reference.logits(pixels[1], tokens[1])
+        stages.append(_Difference.of("logits", logits, theirs).row("logits", *LOGITS))
+    return [*inputs, *stages]
 
 
 def first_difference(rows: Iterable[Row]) -> Row | None:
@@ -164,10 +158,38 @@ def _differences(
     return {name: _Difference.of(name, np.asarray(ours[name]), x) for name, x in theirs.items()}
 
 
-def _within(tokens: Int[np.ndarray, "b l"], vocab_size: int) -> Int[np.ndarray, "b l"]:
-    """Maps ids below `vocab_size`; a row's largest, the end token, stays the largest."""
+def _tokens(
+    config: TextConfig,
+    reference: Peer,
+    texts: Sequence[str],
+    tokenizer: Tokenizer | None,
+) -> tuple[np.ndarray, np.ndarray, list[Row]]:
+    """Returns both sides' token ids, and their row if both sides have a tokenizer."""
+    length, rows = config.context_length, []
+    ours = tokenizer or Tokenizer(length)
+    their_tokens = None if ours.missing else reference.tokens(texts, length)
+    if their_tokens is None:
+        tokens = their_tokens = tokenize(texts, length, truncate=True)
+    else:
+        tokens = ours(texts, truncate=True)
+        rows = [_Difference.of("tokens", tokens, their_tokens).row("tokens", *EXACT)]
+    if (most := max(tokens.max(), their_tokens.max())) >= config.vocab_size or config.tokenizer:
+        why = "too few for" if most >= config.vocab_size else "others than"
+        warnings.warn(
+            f"the model's vocabulary has {config.vocab_size:,} ids, {why} those of the captions: "
+            f"both sides compute on ids brought into its range",
+            stacklevel=3,
+        )
+        tokens, their_tokens = (_within(ids, config) for ids in (tokens, their_tokens))
+    return tokens, their_tokens, rows
+
+
+def _within(tokens: Int[np.ndarray, "b l"], config: TextConfig) -> Int[np.ndarray, "b l"]:
+    """Maps ids into the vocabulary; a row's largest becomes the end token."""
+    last = config.vocab_size - 1
+    end = last if config.pooling != "eos" or config.eos_id is None else config.eos_id
     is_end = tokens == tokens.max(axis=1, keepdims=True)
-    return np.where(is_end, vocab_size - 1, tokens % max(vocab_size - 1, 1))
+    return np.where(is_end, end, tokens % max(last, 1))
 
 
 def _summed(batches: Sequence[Mapping[str, _Difference]]) -> dict[str, _Difference]:
@@ -185,19 +207,22 @@ def _rows(tower: str, differences: Mapping[str, _Difference]) -> list[Row]:
 
 
 @jax.jit
-def _image_stages(model: CLIP, images: Array) -> dict[str, Array]:
+def _image_stages(model: CLIP | VisionModel, images: Array) -> dict[str, Array]:
     stages: dict[str, Array] = {}
     with computing(model.precision):
-        stages["features"] = model.image_features(images, stages.__setitem__)
+        stages["features"] = model.visual(images, stages.__setitem__)
     return stages
 
 
 @jax.jit
-def _text_stages(model: CLIP, tokens: Array) -> dict[str, Array]:
+def _text_stages(model: CLIP | TextModel, tokens: Array) -> dict[str, Array]:
     stages: dict[str, Array] = {}
     with computing(model.precision):
-        stages["features"] = model.text_features(tokens, model.dtype, stages.__setitem__)
-    return stages
+        features = model.text_features(tokens, model.dtype, stages.__setitem__)
+        if isinstance(model, TextModel):  # whose use is the hidden state of every position
+            last = f"transformer.resblocks.{model.text_config.num_layers - 1}"
+            stages["ln_final"] = model.ln_final(stages[last])
+    return {**stages, "features": features}
 
 
 def _check_shape(stage: str, ours: np.ndarray, theirs: np.ndarray) -> None:

@@ -1,7 +1,4 @@
-"""The reference's model in PyTorch, run as a black box.
-
-Hooks on its modules record hidden states under the names that our own forward passes give to `tap`.
-"""
+"""The reference's model in PyTorch, run as a black box."""
 
 import dataclasses
 import importlib
@@ -19,17 +16,16 @@ from PIL import Image
 from clip_jax.catalog import CATALOG
 from clip_jax.convert import to_pytorch, write_pytorch
 from clip_jax.convert.reader import state_values
+from clip_jax.parity.peer import Peer, Tower
 from clip_jax.parity.reference import import_reference, quiet
 from clip_jax.weights import native_folder, official_file, read_native
 
 
 @dataclasses.dataclass(frozen=True)
-class Reference:
-    """The reference's model in float32 on the CPU, with its preprocessing and tokenizer."""
+class Reference(Peer):
+    """The reference's model."""
 
-    torch: Any
     clip: Any
-    model: Any
     preprocess: Any
 
     def pixels(self, images: Iterable[Image.Image]) -> Float[np.ndarray, "b n n 3"]:
@@ -38,60 +34,19 @@ class Reference:
         return np.stack(stacked).transpose(0, 2, 3, 1)
 
     def tokens(self, texts: Sequence[str], context_length: int) -> Int[np.ndarray, "b l"]:
-        """Returns token ids; texts that are too long are truncated."""
+        """Returns token ids; texts that are too long are cut."""
         return self.clip.tokenize(list(texts), context_length, truncate=True).numpy()
 
-    def image_stages(
-        self, images: Float[np.ndarray, "b n n 3"], names: Iterable[str]
-    ) -> dict[str, np.ndarray]:
-        """Returns the vision tower's hidden states in `names`, in the order of computation."""
-        return self._stages("visual.", names, self.model.encode_image, self._images(images))
+    def _module(self, tower: Tower, name: str) -> str:
+        return f"visual.{name}" if tower == "image" else name
 
-    def text_stages(
-        self, tokens: Int[np.ndarray, "b l"], names: Iterable[str]
-    ) -> dict[str, np.ndarray]:
-        """Returns the text tower's hidden states in `names`, in the order of computation."""
-        return self._stages("", names, self.model.encode_text, self._tokens(tokens))
+    def _layout(self, tower: Tower, name: str, x: np.ndarray) -> np.ndarray:
+        if name.startswith("transformer."):
+            return x.swapaxes(0, 1)  # the reference's transformers work on (l, b, w)
+        return super()._layout(tower, name, x)
 
-    def logits(
-        self, images: Float[np.ndarray, "i n n 3"], tokens: Int[np.ndarray, "t l"]
-    ) -> Float[np.ndarray, "i t"]:
-        """Returns the logits per image."""
-        with self.torch.no_grad():
-            return self.model(self._images(images), self._tokens(tokens))[0].numpy()
-
-    def _stages(
-        self, tower: str, names: Iterable[str], encode: Any, batch: Any
-    ) -> dict[str, np.ndarray]:
-        modules = dict(self.model.named_modules())
-        stages: dict[str, np.ndarray] = {}
-
-        def keep(name: str) -> Any:
-            def hook(module: Any, inputs: Any, output: Any) -> None:
-                # A copy, because later modules may modify it in place.
-                stages[name] = _in_our_layout(name, np.array(output.numpy()))
-
-            return hook
-
-        wanted = [name for name in names if name != "features"]
-        if missing := [name for name in wanted if tower + name not in modules]:
-            raise ValueError(
-                f"the PyTorch model has no modules {missing}: not the same architecture"
-            )
-        hooks = [modules[tower + name].register_forward_hook(keep(name)) for name in wanted]
-        try:
-            with self.torch.no_grad():
-                stages["features"] = encode(batch).numpy()
-        finally:
-            for hook in hooks:
-                hook.remove()
-        return stages
-
-    def _images(self, images: np.ndarray) -> Any:
-        return self.torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
-
-    def _tokens(self, tokens: np.ndarray) -> Any:
-        return self.torch.from_numpy(np.asarray(tokens, np.int64))
+    def _logits(self, images: Any, tokens: Any) -> Any:
+        return self.model(images, tokens)[0]
 
 
 def load_reference(name_or_path: str | os.PathLike[str]) -> Reference:
@@ -130,17 +85,7 @@ def load_reference(name_or_path: str | os.PathLike[str]) -> Reference:
         # checkpoints. So they are loaded a second time.
         model = model.float().eval()
         model.load_state_dict({name: state[name] for name in model.state_dict()})
-    return Reference(torch, clip, model, preprocess)
-
-
-def _in_our_layout(name: str, x: np.ndarray) -> np.ndarray:
-    if name.startswith("transformer."):
-        return x.swapaxes(0, 1)  # the reference's transformers work on (l, b, w)
-    if x.ndim == 4:
-        x = x.transpose(0, 2, 3, 1)
-        # Our patch embedding returns a sequence.
-        return x.reshape(len(x), -1, x.shape[-1]) if name == "conv1" else x
-    return x
+    return Reference(torch, model, clip, preprocess)
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -1,18 +1,30 @@
-"""Imports the PyTorch reference, with which `clip-jax parity` and the tests compare.
+"""Imports the libraries in PyTorch with which `clip-jax parity` and the tests compare.
 
-It is PyPI's `clip-anytorch`, run as a black box. Without CUDA and with current setuptools it can't
-be imported without the workarounds here. Nothing else in this package needs PyTorch.
+OpenAI's models are compared with the reference, PyPI's `clip-anytorch`, run as a black box. Without
+CUDA and with current setuptools it can't be imported without the workarounds here. Nothing else in
+this package needs PyTorch.
 """
 
 import contextlib
 import importlib
+import logging
 import sys
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
+
+from clip_jax.errors import CheckpointError, is_exhausted
 
 INSTALL = "pip install torch==2.13.0 torchvision==0.28.0 clip-anytorch"
+
+# What else can be imported, with the names of its packages.
+PACKAGES = {
+    "torch": "torch torchvision",
+    "open_clip": "torch torchvision open_clip_torch",
+    "transformers": "torch torchvision transformers",
+}
 
 _kept_alive: list[Any] = []  # torch drops operators when the Library that defined them is collected
 
@@ -35,6 +47,60 @@ def import_reference() -> ModuleType:
                 f"the PyTorch reference is not installed (no module {error.name}): {INSTALL}",
                 name=error.name,
             ) from None
+
+
+def import_library(name: Literal["torch", "open_clip", "transformers"]) -> ModuleType:
+    """Imports and returns PyTorch, OpenCLIP or transformers.
+
+    Raises:
+        ModuleNotFoundError: it or PyTorch is missing; the message says how to install them.
+    """
+    with quiet():
+        try:
+            importlib.import_module("torch")
+            _import_torchvision()
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"{name}, which this model is compared with, is not installed (no module "
+                f"{error.name}): pip install 'clip-jax-flax[reference]', or {PACKAGES[name]}",
+                name=error.name,
+            ) from None
+
+
+@contextlib.contextmanager
+def loading(library: str, path: Path) -> Iterator[None]:
+    """Keeps a library from writing to the screen while it loads a model.
+
+    Raises:
+        CheckpointError: it can't load the model, for whatever reason.
+    """
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    bars = _progress_bars(library)
+    try:
+        with quiet():
+            yield
+    except Exception as error:
+        if isinstance(error, CheckpointError) or is_exhausted(error):
+            raise
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{library} can't load {path}: {reason}") from error
+    finally:
+        logging.disable(level)
+        if bars is not None:
+            bars.enable_progress_bar()
+
+
+def _progress_bars(library: str) -> Any | None:
+    """Turns the library's progress bars off; returns what turns them on again, if they were."""
+    if library != "transformers":
+        return None
+    bars = importlib.import_module("transformers.utils.logging")
+    if not bars.is_progress_bar_enabled():
+        return None
+    bars.disable_progress_bar()
+    return bars
 
 
 @contextlib.contextmanager

@@ -1,0 +1,141 @@
+"""The model that is compared, and the library that it is compared with.
+
+OpenAI's files and native folders are compared with the reference, OpenCLIP's and Hugging Face's
+with the library whose format they have.
+"""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from clip_jax.catalog import CATALOG
+from clip_jax.config import Activation
+from clip_jax.convert.families import TEXT, VISION, family_of
+from clip_jax.convert.huggingface import read_config
+from clip_jax.convert.open_clip import described, from_open_clip
+from clip_jax.model_tokenizer import Tokenizer
+from clip_jax.nn import from_parameters
+from clip_jax.open_clip_catalog import lookup_tag
+from clip_jax.parity.comparison import Model
+from clip_jax.parity.huggingface import load_huggingface
+from clip_jax.parity.open_clip import load_open_clip
+from clip_jax.parity.peer import Peer
+from clip_jax.parity.pytorch import load_reference
+from clip_jax.parity.reference import import_library, import_reference
+from clip_jax.preprocess import Preprocess
+from clip_jax.weights import load, load_text_model, load_vision_model
+from clip_jax.weights.finding import find
+from clip_jax.weights.tokenizers import load_tokenizer
+
+Library = Literal["clip-anytorch", "open_clip_torch", "transformers"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model to be compared.
+
+    Attributes:
+        name: its name or path, as the caller gave it.
+        library: the package that it is compared with.
+        path: its folder or file; None for OpenAI's and bundled models, which have names.
+        document: OpenCLIP's configuration of weights that don't come with one.
+    """
+
+    name: str
+    library: Library
+    path: Path | None = None
+    document: Mapping[str, Any] | None = None
+
+    def load(self) -> tuple[Model, Preprocess | None, Tokenizer | None]:
+        """Loads it in JAX, with pixels and ids as the library makes them; as `clip_jax.load`."""
+        if self.library == "transformers":
+            return self._of_transformers()
+        if self.library == "open_clip_torch" and self.path is not None and self.path.is_file():
+            config, params = from_open_clip(self.path, model=self.document)
+            text, pixels = config.text, Preprocess(config.vision.image_size, config.pixels)
+            tokenizer = Tokenizer(text.context_length, "open_clip", missing=text.tokenizer)
+            return from_parameters(config, params), pixels, tokenizer
+        model, preprocess = load(self.name)
+        if self.library == "open_clip_torch":
+            return model, preprocess, load_tokenizer(self.name)
+        return model, preprocess, Tokenizer(model.config.text.context_length)
+
+    def _of_transformers(self) -> tuple[Model, Preprocess | None, Tokenizer | None]:
+        assert self.path is not None
+        kind = read_config(self.path)["model_type"]
+        if kind == TEXT:
+            model, tokenizer = load_text_model(self.name, preprocessing="huggingface")
+            return model, None, tokenizer
+        if kind == VISION:
+            return *load_vision_model(self.name, preprocessing="huggingface"), None
+        tokenizer = load_tokenizer(self.name, preprocessing="huggingface")
+        return *load(self.name, preprocessing="huggingface"), tokenizer
+
+    def load_peer(self) -> Peer:
+        """Loads it into the library.
+
+        Raises:
+            ModuleNotFoundError: the library or PyTorch is missing; the message says how to install
+                them.
+            CheckpointError: the library can't read it.
+        """
+        if self.library == "transformers":
+            assert self.path is not None
+            return load_huggingface(self.path)
+        if self.library == "open_clip_torch":
+            assert self.path is not None
+            return load_open_clip(self.path, self.document)
+        return load_reference(self.name)
+
+
+def find_subject(
+    name_or_path: str | os.PathLike[str],
+    *,
+    model: str | Mapping[str, Any] | None = None,
+    activation: Activation | None = None,
+) -> Subject:
+    """Finds a model, and the library that it is to be compared with, which must be installed.
+
+    Args:
+        name_or_path: as for `clip_jax.load`.
+        model: for a file of OpenCLIP's: which model it holds, as for
+            `clip_jax.convert.from_open_clip`.
+        activation: for such a file and an architecture: the GELU that it was trained with.
+
+    Raises:
+        ModuleNotFoundError: the library or PyTorch is missing; the message says how to install
+            them. Nothing is downloaded then.
+        ValueError: there is no such model, or `model` or `activation` is unknown, or not for it.
+        CheckpointError: it is of a kind that isn't supported.
+        DownloadError: it can't be downloaded.
+    """
+    name = os.fspath(name_or_path)
+    if model is None and activation is not None:
+        raise ValueError(
+            f"activation is for a file of OpenCLIP's, together with model. Got {activation!r} "
+            f"without one."
+        )
+    if model is not None:
+        if not os.path.isfile(name):
+            raise ValueError(
+                f"model is for a file of OpenCLIP's, which doesn't say what it holds; {name!r} is "
+                f"no file."
+            )
+        import_library("open_clip")
+        return Subject(name, "open_clip_torch", Path(name), described(model, activation))
+    if name in CATALOG or os.path.isfile(name):
+        import_reference()
+        return Subject(name, "clip-anytorch", None if name in CATALOG else Path(name))
+    if not os.path.exists(name) and "/" in name and lookup_tag(name):
+        import_library("open_clip")
+    found = find(name)
+    if found.document is not None:
+        return Subject(name, "open_clip_torch", found.path, found.document)
+    family = family_of(found.path)
+    if family == "native":
+        import_reference()
+        return Subject(name, "clip-anytorch", found.path)
+    import_library("open_clip" if family == "open_clip" else "transformers")
+    return Subject(name, "open_clip_torch" if family == "open_clip" else "transformers", found.path)
