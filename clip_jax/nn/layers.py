@@ -95,7 +95,8 @@ def attention_weights(
     q = q * q.shape[-1] ** -0.5
     scores = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=jnp.float32)
     if mask is not None:
-        scores = jnp.where(mask, scores, -jnp.inf)
+        # Finite, so that a query that sees nothing takes of all alike and gives no NaN.
+        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     return jax.nn.softmax(scores)
 
 
