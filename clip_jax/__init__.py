@@ -12,6 +12,7 @@ TYPE_CHECKING = False  # True for type checkers; at run time these names are imp
 if TYPE_CHECKING:
     from clip_jax import backends as backends
     from clip_jax import catalog as catalog
+    from clip_jax import compat as compat
     from clip_jax import compilation as compilation
     from clip_jax import config as config
     from clip_jax import convert as convert
@@ -50,8 +51,8 @@ if TYPE_CHECKING:
     from clip_jax.weights import save as save
 
 _MODULES = (
-    *("backends", "catalog", "compilation", "config", "convert", "embed", "encoder", "errors"),
-    *("evaluate", "nn", "parity", "preprocess", "search", "shapes", "sources", "storage"),
+    *("backends", "catalog", "compat", "compilation", "config", "convert", "embed", "encoder"),
+    *("errors", "evaluate", "nn", "parity", "preprocess", "search", "shapes", "sources", "storage"),
     *("tokenizer", "train", "weights"),
 )
 _NAMES = {

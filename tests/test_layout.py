@@ -48,7 +48,7 @@ FLOORS = """
     nn towers shapes backends placement compilation
     storage replace byte_pairs tokenizer model_tokenizer preprocess convert preprocess_huggingface
     sources weights loading encoder
-    parity train embed search evaluate
+    parity train embed search evaluate compat
     cli
 """.split()
 # The names that have moved there warn for one release.

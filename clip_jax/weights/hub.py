@@ -66,6 +66,7 @@ def repository_folder(
     subfolder: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     what: What = "model",
+    offline: bool = False,
 ) -> Path:
     """Returns the folder of a repository, with the files that a model needs, and no others.
 
@@ -80,6 +81,7 @@ def repository_folder(
         cache_dir: the folder of the Hub's cache, as for `hub_cache`.
         what: "model" for its configuration, weights, pixels and words; "weights" where the
             configuration is known; "tokenizer" for words alone.
+        offline: whether to ask nobody, as `HF_HUB_OFFLINE=1` says for all.
 
     Raises:
         ValueError: the name, the revision or the subfolder has a wrong form.
@@ -88,8 +90,9 @@ def repository_folder(
     """
     request = _Request(name, revision or MAIN, subfolder or "", hub_cache(cache_dir), what)
     cached = request.cached()
-    if is_offline() or (cached and _COMMIT.fullmatch(request.revision)):
-        return cached or request.refuse_uncached("HF_HUB_OFFLINE forbids the network")
+    if offline or is_offline() or (cached and _COMMIT.fullmatch(request.revision)):
+        forbids = "local_files_only" if offline else "HF_HUB_OFFLINE"
+        return cached or request.refuse_uncached(f"{forbids} forbids the network")
     try:
         import huggingface_hub
     except ModuleNotFoundError as error:
