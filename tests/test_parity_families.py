@@ -1,5 +1,6 @@
 """`clip-jax parity` with OpenCLIP's and Hugging Face's models: each with its own library."""
 
+import dataclasses
 import json
 import sys
 
@@ -21,6 +22,7 @@ from clip_jax.parity import (
     pictures,
 )
 from clip_jax.parity.reference import quiet
+from clip_jax.weights import save_parameters
 from tests import reference
 from tests.models import SMALL_VIT, random_parameters
 from tests.peers import arrays_of, peer, randomized
@@ -141,6 +143,12 @@ def test_a_resnet_and_a_training_checkpoint_of_openclip_pass(tmp_path):
     blocks = [f"image layer{i}.0" for i in (1, 2, 3, 4)]
     assert [row.stage for row in rows][2:7] == ["image avgpool", *blocks]
 
+    # Weights of which the configuration is known by their name, as of OpenCLIP's tags.
+    (folder / "open_clip_config.json").unlink()
+    same = load_open_clip(folder, {"model_cfg": RESNET_CFG})
+    inputs = np.ones((1, 64, 64, 3), np.float32), np.ones((1, 13), np.int32)
+    assert np.array_equal(same.logits(*inputs), theirs.logits(*inputs))
+
 
 @pytest.mark.parametrize(
     ("name", "projection", "stages"),
@@ -167,6 +175,19 @@ def test_one_tower_alone_is_compared_with_transformers_class(
     assert document["ok"] and err == ""
     given = [row["stage"] for row in document["rows"]]
     assert given[: len(stages)] == stages and given[-1] == f"{stages[-1].split()[0]} features"
+
+
+def test_a_native_folder_of_another_architecture_is_exported_for_openclip(tmp_path, capsys):
+    peer("open_clip")
+    gelu = dataclasses.replace(SMALL_VIT, activation="gelu")
+    save_parameters(gelu, random_parameters(gelu), tmp_path / "native")
+    document, err = document_of(capsys, tmp_path / "native")
+    assert (document["peer"], document["ok"], err) == ("open_clip_torch", True, "")
+    # Towers of two activations, one of them QuickGELU, are Hugging Face's alone.
+    save_parameters(HUGGING_FACE, random_parameters(HUGGING_FACE), tmp_path / "mixed")
+    assert main(["parity", str(tmp_path / "mixed")]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and len(err.splitlines()) == 1 and "towers of different activations" in err
 
 
 @pytest.fixture(scope="module")

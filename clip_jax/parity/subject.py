@@ -1,20 +1,23 @@
 """The model that is compared, and the library that it is compared with.
 
-OpenAI's files and native folders are compared with the reference, OpenCLIP's and Hugging Face's
-with the library whose format they have.
+OpenAI's files are compared with the reference, OpenCLIP's and Hugging Face's with the library whose
+format they have. A native folder is exported for the reference, or for OpenCLIP, if its model isn't
+of OpenAI's architecture.
 """
 
 import dataclasses
 import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from clip_jax.catalog import CATALOG
 from clip_jax.config import Activation
+from clip_jax.convert.deviations import deviations
 from clip_jax.convert.families import TEXT, VISION, family_of
 from clip_jax.convert.huggingface import read_config
-from clip_jax.convert.open_clip import described, from_open_clip
+from clip_jax.convert.open_clip import described, from_open_clip, to_open_clip
 from clip_jax.model_tokenizer import Tokenizer
 from clip_jax.nn import from_parameters
 from clip_jax.open_clip_catalog import lookup_tag
@@ -25,7 +28,7 @@ from clip_jax.parity.peer import Peer
 from clip_jax.parity.pytorch import load_reference
 from clip_jax.parity.reference import import_library, import_reference
 from clip_jax.preprocess import Preprocess
-from clip_jax.weights import load, load_text_model, load_vision_model
+from clip_jax.weights import load, load_text_model, load_vision_model, read_native
 from clip_jax.weights.finding import find
 from clip_jax.weights.tokenizers import load_tokenizer
 
@@ -54,13 +57,13 @@ class Subject:
             return self._of_transformers()
         if self.library == "open_clip_torch" and self.path is not None and self.path.is_file():
             config, params = from_open_clip(self.path, model=self.document)
-            text, pixels = config.text, Preprocess(config.vision.image_size, config.pixels)
-            tokenizer = Tokenizer(text.context_length, "open_clip", missing=text.tokenizer)
-            return from_parameters(config, params), pixels, tokenizer
-        model, preprocess = load(self.name)
-        if self.library == "open_clip_torch":
-            return model, preprocess, load_tokenizer(self.name)
-        return model, preprocess, Tokenizer(model.config.text.context_length)
+            model = from_parameters(config, params)
+            preprocess = Preprocess(config.vision.image_size, config.pixels)
+        else:
+            model, preprocess = load(self.name)
+        text = model.config.text
+        rules = "open_clip" if self.library == "open_clip_torch" else "openai"
+        return model, preprocess, Tokenizer(text.context_length, rules, missing=text.tokenizer)
 
     def _of_transformers(self) -> tuple[Model, Preprocess | None, Tokenizer | None]:
         assert self.path is not None
@@ -86,6 +89,11 @@ class Subject:
             return load_huggingface(self.path)
         if self.library == "open_clip_torch":
             assert self.path is not None
+            if self.path.is_dir() and family_of(self.path) == "native":
+                with tempfile.TemporaryDirectory() as made:
+                    exported = Path(made, "exported")
+                    to_open_clip(*read_native(self.path), exported)
+                    return load_open_clip(exported)
             return load_open_clip(self.path, self.document)
         return load_reference(self.name)
 
@@ -134,8 +142,11 @@ def find_subject(
     if found.document is not None:
         return Subject(name, "open_clip_torch", found.path, found.document)
     family = family_of(found.path)
-    if family == "native":
+    if family == "huggingface":
+        import_library("transformers")
+        return Subject(name, "transformers", found.path)
+    if family == "native" and not deviations(read_native(found.path)[0]).keys() - {"resnet"}:
         import_reference()
         return Subject(name, "clip-anytorch", found.path)
-    import_library("open_clip" if family == "open_clip" else "transformers")
-    return Subject(name, "open_clip_torch" if family == "open_clip" else "transformers", found.path)
+    import_library("open_clip")
+    return Subject(name, "open_clip_torch", found.path)
