@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -421,3 +422,17 @@ def test_a_number_of_layers_that_no_arrays_fill_is_refused_at_once(kind, tmp_pat
     load = clip_jax.load if kind == "clip" else clip_jax.load_text_model
     with pytest.raises(CheckpointError, match="arrays can't fill 2,147,483"):
         load(tmp_path / "m")
+
+
+def test_the_command_names_a_wrong_model_of_a_file_in_one_line(tmp_path, capsys):
+    path = tmp_path / "m.safetensors"
+    save_file({"visual.conv1.weight": np.zeros(2, np.float32)}, path)
+    for model, status, said in [
+        ("ViT-H-15", 2, "must be the name of one of OpenCLIP's architectures"),
+        ("ViT-B-32/openay", 2, "did you mean 'openai'"),
+        ("ViT-B-32/openai", 1, "do not fit|arrays can't fill"),
+    ]:
+        options = ["--model", model] + ([] if "/" in model else ["--activation", "gelu"])
+        assert main(["convert", str(path), str(tmp_path / "out"), *options]) == status
+        assert re.search(said, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
