@@ -59,7 +59,7 @@ def _mix(
 ) -> Float[Array, "*h q c"]:
     scores = jnp.matmul(q, k, preferred_element_type=jnp.float32)
     if mask is not None:
-        scores = jnp.where(mask, scores, -jnp.inf)
+        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
     weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(-1, keepdims=True)))
     total = weights.sum(-1, keepdims=True)
     mixed = jnp.matmul(weights.astype(v.dtype), v, preferred_element_type=jnp.float32) / total
