@@ -177,6 +177,35 @@ def test_one_tower_alone_is_compared_with_transformers_class(
     assert given[: len(stages)] == stages and given[-1] == f"{stages[-1].split()[0]} features"
 
 
+def in_flax(arrays):
+    """Arrays by PyTorch's names as the nested tree of transformers 4's Flax classes."""
+    tree = {}
+    for name, array in arrays.items():
+        *path, leaf = name.split(".")
+        if leaf == "weight":
+            kinds = {1: "scale", 2: "kernel", 4: "kernel"}
+            leaf = "embedding" if "n_embedding" in path[-1] else kinds[array.ndim]
+            if leaf == "kernel":
+                array = array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
+        node = tree
+        for key in path:
+            node = node.setdefault(key, {})
+        node[leaf] = np.array(array, order="C")
+    return tree
+
+
+def test_flaxs_msgpack_is_exported_for_transformers_which_does_not_read_it(
+    of_transformers, tmp_path
+):
+    flax = pytest.importorskip("flax.serialization")
+    arrays = load_file(of_transformers / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((of_transformers / "config.json").read_bytes())
+    (tmp_path / "flax_model.msgpack").write_bytes(flax.msgpack_serialize(in_flax(arrays)))
+    given = load_huggingface(tmp_path).model.state_dict()
+    assert given.keys() == arrays.keys()
+    assert all(np.array_equal(given[name], array) for name, array in arrays.items())
+
+
 def test_a_native_folder_of_another_architecture_is_exported_for_openclip(tmp_path, capsys):
     peer("open_clip")
     gelu = dataclasses.replace(SMALL_VIT, activation="gelu")
