@@ -13,14 +13,10 @@ from clip_jax.config import CLIPConfig, TextConfig, ViTConfig
 from clip_jax.convert import to_huggingface
 from clip_jax.errors import CheckpointError
 from clip_jax.nn import flatten, from_parameters, parameters, unflatten
-from clip_jax.parity import (
-    compare,
-    find_subject,
-    first_difference,
-    load_huggingface,
-    load_open_clip,
-    pictures,
-)
+from clip_jax.parity import compare, find_subject, first_difference
+from clip_jax.parity.huggingface import load_huggingface
+from clip_jax.parity.inputs import pictures
+from clip_jax.parity.open_clip import load_open_clip
 from clip_jax.parity.reference import quiet
 from clip_jax.weights import save_parameters
 from tests import reference
