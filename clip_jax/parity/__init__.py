@@ -3,13 +3,8 @@
 from clip_jax.parity.comparison import Row as Row
 from clip_jax.parity.comparison import compare as compare
 from clip_jax.parity.comparison import first_difference as first_difference
-from clip_jax.parity.huggingface import HuggingFace as HuggingFace
-from clip_jax.parity.huggingface import load_huggingface as load_huggingface
 from clip_jax.parity.inputs import CAPTIONS as CAPTIONS
 from clip_jax.parity.inputs import pictures as pictures
-from clip_jax.parity.open_clip import OpenCLIP as OpenCLIP
-from clip_jax.parity.open_clip import load_open_clip as load_open_clip
-from clip_jax.parity.peer import Peer as Peer
 from clip_jax.parity.pytorch import Reference as Reference
 from clip_jax.parity.pytorch import load_reference as load_reference
 from clip_jax.parity.subject import Subject as Subject

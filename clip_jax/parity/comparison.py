@@ -77,8 +77,7 @@ def compare(
     Args:
         model: our model, in float32; a whole one, or one tower.
         preprocess: its preprocessing, from `clip_jax.load`; None for a text tower.
-        reference: the same checkpoint in PyTorch, from `load_reference`, `load_open_clip` or
-            `load_huggingface`.
+        reference: the same checkpoint in PyTorch, from `load_reference` or `Subject.load_peer`.
         images: pictures of any modes and sizes; by default `pictures()`.
         texts: captions of any length.
         tokenizer: the model's tokenizer, from `clip_jax.load_tokenizer`; OpenAI's by default.

@@ -37,7 +37,7 @@ Library = Literal["clip-anytorch", "open_clip_torch", "transformers"]
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A model to be compared.
+    """A model to be compared, with the library that it is compared with.
 
     Attributes:
         name: its name or path, as the caller gave it.
