@@ -8,6 +8,46 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
+class Columns:
+    """The columns that all parts of a job must have.
+
+    Attributes:
+        towers: the tower of each column of embeddings, "image" or "text".
+        dim: the dimension of the embeddings.
+        dtype: the name of their dtype.
+        others: the columns passed through.
+    """
+
+    towers: Mapping[str, str]
+    dim: int
+    dtype: str
+    others: Sequence[str]
+
+    def are_in(self, schema: Any, path: str, inside: bool) -> bool:
+        """Whether a part's Arrow schema has these columns, of the right types.
+
+        Args:
+            schema: the schema.
+            path: the name of the column of paths.
+            inside: whether the embeddings are in the table, too.
+        """
+        import pyarrow as pa
+
+        names, embeddings = schema.names, list(self.towers) if inside else []
+        if not {"key", *embeddings, *self.others} <= {*names}:
+            return False
+        types = dict(zip(names, schema.types, strict=True))
+        return all(
+            types[name] == pa.string() for name in ("key", path, "caption") if name in types
+        ) and all(
+            pa.types.is_fixed_size_list(types[name])
+            and types[name].list_size == self.dim
+            and types[name].value_type.to_pandas_dtype() == np.dtype(self.dtype)
+            for name in embeddings
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Part:
     """The rows of a chunk that could be embedded, in order.
 
@@ -103,3 +143,9 @@ def error_table(errors: Sequence[Error]) -> Any:
 
     rows = [dataclasses.asdict(error) for error in errors]
     return pa.Table.from_pylist(rows, schema=_error_type())
+
+
+def is_error_table(schema: Any) -> bool:
+    """Whether an Arrow schema is that of a table of errors."""
+    expected = _error_type()
+    return (schema.names, schema.types) == (expected.names, expected.types)

@@ -11,6 +11,7 @@ import numpy as np
 from clip_jax.embed.counts import Counts
 from clip_jax.embed.identity import JOB, claim, fingerprint, read_job
 from clip_jax.embed.part_builder import Layout
+from clip_jax.embed.parts import Columns as PartColumns
 from clip_jax.embed.parts import NpyParts, Parts
 from clip_jax.loading import CpuGate, Loader
 from clip_jax.nn import CLIP, model_digest
@@ -156,7 +157,8 @@ def prepare(
         "embeddings": TOWERS[what],
         "normalized": True,
     }
-    parts = NpyParts(out, about, TOWERS[what]) if format == "npy" else Parts(out, about)
+    parts_columns = PartColumns(TOWERS[what], model.config.embed_dim, dtype, columns.others)
+    parts = (NpyParts if format == "npy" else Parts)(out, about, parts_columns)
     _check_apart(source, rows, parts)
     return Job(source, out, model, rows, layout, identity, claimed, parts, exif_transpose)
 
