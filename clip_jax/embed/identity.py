@@ -35,7 +35,6 @@ _IDENTITY = {
     "format": lambda value: value in ("parquet", "npy"),
     "dtype": lambda value: value in ("float32", "float16"),
     "rows_per_part": lambda value: _is_count(value),
-    "columns": lambda value: isinstance(value, list) and all(isinstance(n, str) for n in value),
 }
 _EMBEDDINGS = {"embedding": lambda value: value in ("image", "text")}
 

@@ -121,7 +121,7 @@ def embed(
     if is_ours:
         job.take_noted_types()
     else:
-        job.parts.check_unclaimed()
+        job.check_unclaimed()
     counts = Counts()
 
     def planned() -> tuple[Plan, Comparison]:

@@ -8,23 +8,32 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
-class Columns:
-    """The columns that all parts of a job must have.
+class Expected:
+    """What all parts of a job have in common.
 
     Attributes:
         towers: the tower of each column of embeddings, "image" or "text".
         dim: the dimension of the embeddings.
         dtype: the name of their dtype.
         others: the columns passed through.
+        rows_per_part: the rows of a chunk; the last one of a shard may have fewer.
+        shards: how many files the input has; None if an earlier version began the job.
     """
 
     towers: Mapping[str, str]
     dim: int
     dtype: str
     others: Sequence[str]
+    rows_per_part: int
+    shards: int | None
 
-    def are_in(self, schema: Any, path: str, inside: bool) -> bool:
-        """Whether a part's Arrow schema has these columns, of the right types.
+    def rows(self, name: str, shard_rows: int) -> int:
+        """Returns how many rows a chunk has, given its name and its shard's number of rows."""
+        begin = int(name.partition("-")[2]) * self.rows_per_part
+        return max(min(self.rows_per_part, shard_rows - begin), 0)
+
+    def has_columns(self, schema: Any, path: str, inside: bool) -> bool:
+        """Whether a part's Arrow schema has the columns that it must have, of the right types.
 
         Args:
             schema: the schema.

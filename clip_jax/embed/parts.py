@@ -14,28 +14,27 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.embed.chunks import Chunk
+from clip_jax.embed.chunks import Chunk, shard_of
 from clip_jax.embed.encoding import ABOUT as ABOUT
 from clip_jax.embed.encoding import FILE as FILE
 from clip_jax.embed.encoding import ROW_GROUP as ROW_GROUP
 from clip_jax.embed.encoding import Contents, contents, encoded, npy
 from clip_jax.embed.encoding import matrix as matrix
-from clip_jax.embed.footer import Footer, footer_length, is_damage, mark_of, read_footer
+from clip_jax.embed.footer import Footer, is_damage, mark_of
 from clip_jax.embed.identity import JOB
-from clip_jax.embed.part import Columns as Columns
 from clip_jax.embed.part import Error as Error
+from clip_jax.embed.part import Expected as Expected
 from clip_jax.embed.part import Finished as Finished
 from clip_jax.embed.part import Part as Part
 from clip_jax.embed.part import Written as Written
 from clip_jax.embed.part import error_table, is_error_table
-from clip_jax.errors import is_exhausted
+from clip_jax.embed.tables import chunks_with, end_of
+from clip_jax.messages import counted, some
 from clip_jax.storage import Disk, Unreachable, storage
 
 ERRORS, STAMPS = "errors", "stamps"
 # The suffix of an array that replaces the previous one once its table has been written.
 NEXT = ".next"
-# Bytes at a file's end that hold the footer of most parts.
-FOOTER = 1 << 16
 
 
 class Parts:
@@ -46,16 +45,16 @@ class Parts:
     table = "part-{}.parquet"
     path_column = "path"
 
-    def __init__(self, out: str, about: Mapping[str, Any], columns: Columns):
+    def __init__(self, out: str, about: Mapping[str, Any], expected: Expected):
         """Reads no file yet.
 
         Args:
             out: the folder.
             about: metadata common to all parts: `fingerprint`, and the model's identity.
-            columns: the columns that a part must have.
+            expected: what the parts must have.
         """
         self._out, self._storage, self._about = out, storage(out), dict(about)
-        self._columns = columns
+        self._expected = expected
         self._errors = f"{ERRORS}/{self.table.rpartition('/')[2]}"
         self._stamps = f"{STAMPS}/{{}}.json"
 
@@ -70,12 +69,25 @@ class Parts:
         )
 
     def names(self) -> set[str]:
-        """Returns the names of the chunks that have a table, valid or not."""
-        folder, _, pattern = f"{self._out}/{self.table}".rpartition("/")
-        head, _, tail = pattern.partition("{}")
-        ours = re.compile(rf"{re.escape(head)}(\d{{6,}}-\d{{6,}}){re.escape(tail)}")
-        found = map(ours.fullmatch, self._storage.names(folder))  # not copies such as "x (1)"
-        return {match[1] for match in found if match}
+        """Returns the names of the job's chunks that have a table, valid or not."""
+        shards = self._expected.shards
+        found = chunks_with(self._out, self.table)
+        return {name for name in found if shards is None or shard_of(name) < shards}
+
+    def check_strays(self) -> None:
+        """Raises an error if there are parts of files that the input doesn't have.
+
+        Raises:
+            ValueError: there are; the message names them.
+        """
+        files = counted(self._expected.shards or 0, "file")
+        self.refuse(chunks_with(self._out, self.table) - self.names(), f"the input has {files}")
+
+    def refuse(self, strays: Collection[str], why: str) -> None:
+        """Raises a ValueError that says to remove some parts, if there are any."""
+        if strays:
+            paths = some((self.path(self.table, name) for name in sorted(strays)), most=3)
+            raise ValueError(f"{why}, and the output has parts of more (copies?): remove {paths}")
 
     def finished(self, name: str, entirely: bool = False) -> Finished | None:
         """Returns the metadata of a chunk's part, or None if it isn't complete or of this job.
@@ -128,36 +140,10 @@ class Parts:
         return (
             footer.chunk in (None, name)  # else a copy of another chunk's
             and footer.rows == footer.embedded == sum(footer.groups)
-            and self._columns.are_in(footer.schema, self.path_column, inside=not self.beside)
+            and footer.embedded + footer.errors == self._expected.rows(name, footer.shard_rows)
+            and self._expected.has_columns(footer.schema, self.path_column, not self.beside)
             and footer.beside.keys() >= self.beside.keys()
         )
-
-    def check_unclaimed(self) -> None:
-        """Raises an error if the folder holds parts of another job but no `job.json`.
-
-        Raises:
-            ValueError: it does; the message gives both fingerprints.
-            OSError: the parts can't be read.
-        """
-        for name in sorted(self.names()):
-            path = self.path(self.table, name)
-            try:
-                found = read_footer(self._tail(path))
-            except FileNotFoundError:
-                continue
-            except OSError as error:
-                if isinstance(error, Unreachable) or is_exhausted(error):
-                    raise
-                continue
-            if found is None:
-                continue  # damaged, so it belongs to no job
-            if found.fingerprint != self._about["fingerprint"]:
-                raise ValueError(
-                    f"{self._out} holds parts of another job, {found.fingerprint}, and no {JOB}; "
-                    f"this one is {self._about['fingerprint']}. Give another folder, or the same "
-                    "input, model and options; or remove the parts."
-                )
-            return
 
     def write(
         self,
@@ -320,7 +306,7 @@ class Parts:
     def _whole(self, path: str, entirely: bool) -> Contents | None:
         """Reads a file; returns None if it is missing, damaged or another job's."""
         try:
-            data = self._storage.read(path) if entirely else self._tail(path)
+            data = self._storage.read(path) if entirely else end_of(path)
         except FileNotFoundError:
             return None
         except Unreachable:
@@ -332,14 +318,6 @@ class Parts:
         if found is None or found.footer.fingerprint != self._about["fingerprint"]:
             return None
         return found
-
-    def _tail(self, path: str) -> bytes:
-        size = self._storage.size(path)
-        tail = self._storage.read_range(path, max(size - FOOTER, 0), size)
-        length = footer_length(tail)
-        if len(tail) < length <= size:
-            tail = self._storage.read_range(path, size - length, size)
-        return tail
 
     def _array(self, path: str, expected: Mapping[str, int], entirely: bool) -> str | None:
         """Finds the array that a table expects: at its final path, or waiting beside it."""
@@ -381,12 +359,12 @@ class NpyParts(Parts):
     table = "metadata/metadata_{}.parquet"
     path_column = "image_path"
 
-    def __init__(self, out: str, about: Mapping[str, Any], columns: Columns):
-        super().__init__(out, about, columns)
+    def __init__(self, out: str, about: Mapping[str, Any], expected: Expected):
+        super().__init__(out, about, expected)
         folders = {"image": "img_emb", "text": "text_emb"}
         self.beside = {
             column: "{0}/{0}_".format(folders[tower]) + "{}.npy"
-            for column, tower in columns.towers.items()
+            for column, tower in expected.towers.items()
         }
 
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from clip_jax.embed.chunks import shard_of
 from clip_jax.embed.gaps import Gaps, gaps
 from clip_jax.embed.identity import read_job
-from clip_jax.embed.parts import Columns, Finished, NpyParts, Parts
+from clip_jax.embed.parts import Expected, Finished, NpyParts, Parts
 from clip_jax.errors import is_exhausted
 from clip_jax.storage import folder, storage
 
@@ -78,10 +78,19 @@ def finished_job(out: str) -> dict[str, Any]:
 def parts_of(out: str, job: dict[str, Any]) -> Parts:
     """Returns the parts of a job."""
     identity = job["identity"]
-    others = identity["columns"][3:]  # after those of pictures, captions and keys
-    columns = Columns(job["embeddings"], job["dim"], identity["dtype"], others)
+    columns = identity.get("columns")
+    # After those of pictures, captions and keys.
+    others = columns[3:] if isinstance(columns, list) else []
+    expected = Expected(
+        job["embeddings"],
+        job["dim"],
+        identity["dtype"],
+        others,
+        identity["rows_per_part"],
+        job.get("shards"),
+    )
     kind = NpyParts if identity["format"] == "npy" else Parts
-    return kind(out, {"fingerprint": job["fingerprint"]}, columns)
+    return kind(out, {"fingerprint": job["fingerprint"]}, expected)
 
 
 @dataclasses.dataclass(frozen=True)
