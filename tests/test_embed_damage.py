@@ -5,6 +5,7 @@ import re
 import shutil
 import warnings
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -49,7 +50,7 @@ def out(whole, tmp_path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "out"))
 
 
-def format_of(out: Path) -> str:
+def format_of(out: Path) -> Literal["parquet", "npy"]:
     return "npy" if (out / "metadata").exists() else "parquet"
 
 
