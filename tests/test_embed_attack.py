@@ -1,15 +1,19 @@
 """What an attacker found: inputs and outputs that change, and servers that fail, during a job."""
 
+import errno
 import http.server
+import os
+import stat
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 from clip_jax import attempts
-from clip_jax.embed import embed, read_embeddings
+from clip_jax.embed import embed, read_embeddings, read_results
 from clip_jax.sources import lines, tar
 from clip_jax.sources import parquet as parquet_module
 from clip_jax.storage import Refused, Unreachable
@@ -178,3 +182,52 @@ def test_a_server_that_ignores_ranges_is_named_and_not_the_tar_file(model, tmp_p
     web.body, web.has_ranges = write_rows(tmp_path / "a.tar", 0).read_bytes(), False
     with pytest.raises(Refused, match="sends whole files where a part is asked for: download it"):
         embed(web.address("a.tar"), model, tmp_path / "out", **TWO)
+
+
+def test_too_many_errors_of_earlier_runs_fail_a_run_with_nothing_to_do(model, tmp_path):
+    members = {"good.bmp": bmp(0), **{f"{i}.bmp": b"bad" for i in range(3)}}
+    source, out = write_tar(tmp_path / "a.tar", members), "out"
+    assert embed(source, model, tmp_path / out, **TWO).errors == 3
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="3 rows could not be embedded, more than max_errors=1; "):
+        embed(source, model, tmp_path / out, **TWO, max_errors=1)
+    assert contents(tmp_path) == before
+    assert embed(source, model, tmp_path / out, **TWO, max_errors=3).parts == 0
+
+
+def test_numpys_integer_is_a_number_of_rows_and_other_types_are_refused_at_once(model, tmp_path):
+    source, out = write_rows(tmp_path / "a.tar", 0), tmp_path / "out"
+    number: Any = np.int64(2)
+    assert embed(source, model, out, **QUIET, rows_per_part=number).parts == 2
+    assert embed(source, model, out, **TWO).parts == 0
+    bad: Any
+    for bad in (True, 2.0, "2", 0):
+        with pytest.raises(ValueError, match=f"rows_per_part must be an int.* Got {bad!r}"):
+            embed(source, model, out, **QUIET, rows_per_part=bad)
+    for bad in ("0/2", (0,), (0, True), (0.0, 2)):
+        with pytest.raises(ValueError, match=r"shard must be two ints, such as \(0, 2\)"):
+            embed(source, model, out, **TWO, shard=bad)
+
+
+def test_results_are_read_from_a_path(model, tmp_path):
+    source = write_rows(tmp_path / "a.tar", 0)
+    embed(source, model, tmp_path / "out", **TWO)
+    assert len(read_results(tmp_path / "out", ["key"]).table) == 4
+
+
+def test_a_disk_that_fails_while_a_folder_is_flushed_stops_the_job(model, tmp_path, monkeypatch):
+    source, out = write_rows(tmp_path / "a.tar", 0), tmp_path / "out"
+    fsync = os.fsync
+
+    def failing(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", failing)
+    code = errno.EIO
+    with pytest.raises(OSError, match=r"Input/output error.*out"):
+        embed(source, model, out, **TWO)
+    code = errno.EINVAL  # a file system that can't flush folders
+    embed(source, model, out, **TWO)
+    assert len(read_embeddings(out).to_table()) == 4

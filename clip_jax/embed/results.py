@@ -110,7 +110,7 @@ class Results:
     unknown: int
 
 
-def read_results(source: str, columns: Sequence[str]) -> Results:
+def read_results(source: str | os.PathLike[str], columns: Sequence[str]) -> Results:
     """Reads the image embeddings of a job, and some other columns, from its valid parts.
 
     Raises:
@@ -122,7 +122,7 @@ def read_results(source: str, columns: Sequence[str]) -> Results:
     Warns:
         Incomplete: the job is not finished, as far as the existing parts show.
     """
-    source = source.rstrip("/")
+    source = folder(source)
     with _arrows_errors(source):
         return _read(source, columns)
 
