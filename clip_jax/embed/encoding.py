@@ -2,8 +2,9 @@
 
 The schema's metadata names the job and the rows. The footer's gives the end of the content, its
 CRC, and the offsets of the embeddings, which are neither compressed nor encoded, so that they can
-be mapped. The digests of the pictures follow the columns, where Parquet readers don't look: in the
-footer they would have to be read at every start.
+be mapped. It also holds the CRC of the footer itself, with zeros in place of these eight digits.
+The digests of the pictures follow the columns, where Parquet readers don't look: in the footer they
+would have to be read at every start.
 """
 
 import dataclasses
@@ -15,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.errors import is_exhausted
+from clip_jax.embed.footer import ABOUT as ABOUT
+from clip_jax.embed.footer import FILE as FILE
+from clip_jax.embed.footer import SEAL, UNSEALED, Footer, is_damage, read_footer, sealed
 
-# Keys of the metadata.
-ABOUT, FILE = b"clip_jax", b"clip_jax.file"
 # Each row group must fit in one page: pyarrow begins a new page after 20,000 rows.
 ROW_GROUP = 8192
 # The columns of embeddings.
@@ -30,25 +31,19 @@ class Contents:
     """The content of a valid file.
 
     Attributes:
-        about: its metadata.
-        rows: how many rows it has.
-        mark: distinguishes it from other versions of the file.
-        digests: the offset of the pictures' digests; None if it has none.
+        footer: its footer.
         data: the bytes of the file, or of its end.
     """
 
-    about: dict[str, Any]
-    rows: int
-    mark: int
-    digests: int | None
+    footer: Footer
     data: bytes
 
     @property
     def pictures(self) -> np.ndarray | None:
         """(rows,) uint64, the digests of the pictures; needs the whole file in `data`."""
-        if self.digests is None:
+        if self.footer.digests is None:
             return None
-        return np.frombuffer(self.data, "<u8", self.rows, self.digests)
+        return np.frombuffer(self.data, "<u8", self.footer.rows, self.footer.digests)
 
     def table(self) -> tuple[Any, dict[str, np.ndarray]]:
         """Returns the columns as an Arrow table without metadata, and the embeddings."""
@@ -67,22 +62,25 @@ def contents(data: bytes, is_whole: bool) -> Contents | None:
 
     Args:
         data: the bytes of the file, or of its end from the footer on.
-        is_whole: whether it is the whole file; only then the CRC is checked.
+        is_whole: whether it is the whole file; only then the content is checked.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        found = pq.read_metadata(pa.BufferReader(data))
-        about, file = (json.loads(found.metadata[key]) for key in (ABOUT, FILE))
-        if is_whole and zlib.crc32(memoryview(data)[: file["end"]]) != file["crc32"]:
-            return None
-        digests = file.get("pictures")
-    except (OSError, pa.ArrowException, ValueError, TypeError, LookupError) as error:
-        if is_exhausted(error):
-            raise
+    footer = read_footer(data)
+    if footer is None:
         return None
-    return Contents(about, found.num_rows, mark_of(data), digests, data)
+    found = Contents(footer, data)
+    if not is_whole:
+        return found
+    if zlib.crc32(memoryview(data)[: footer.end]) != footer.crc32:
+        return None
+    if not footer.is_sealed:  # of an earlier version: what its footer says shows by decoding only
+        try:
+            found.table()
+            _ = found.pictures
+        except Exception as error:
+            if not is_damage(error):
+                raise
+            return None
+    return found
 
 
 def encoded(
@@ -121,6 +119,7 @@ def encoded(
         "crc32": zlib.crc32(content),
         "groups": ROW_GROUP,
         "at": {},
+        SEAL: UNSEALED,
     }
     for name, matrix in embeddings.items():
         groups = [matrix[i : i + ROW_GROUP] for i in range(0, len(matrix), ROW_GROUP)]
@@ -130,23 +129,13 @@ def encoded(
         file["pictures"] = begin
     writer.add_key_value_metadata({FILE: json.dumps(file, sort_keys=True)})
     writer.close()
-    return sink.getvalue()
+    return sealed(sink.getvalue())
 
 
 def matrix(column: Any) -> np.ndarray:
     """Returns a column of fixed-size lists as an array (rows, d)."""
     values = column.combine_chunks().flatten()
     return values.to_numpy().reshape(len(column), column.type.list_size)
-
-
-def footer_length(data: bytes) -> int:
-    """Returns the bytes of a Parquet file's footer, its length and magic number included."""
-    return int.from_bytes(data[-8:-4], "little") + 8
-
-
-def mark_of(data: bytes) -> int:
-    """Returns the CRC of a part's footer, which holds the CRC of everything else."""
-    return zlib.crc32(data[-footer_length(data) :])
 
 
 def npy(matrix: np.ndarray) -> bytes:

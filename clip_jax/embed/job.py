@@ -102,7 +102,8 @@ def embed(
         KeyboardInterrupt: Ctrl-C; its note says what is kept.
         ModuleNotFoundError: the extra `embed`, or `remote` for addresses, is not installed.
     """
-    _check(what, preset, dtype, format, rows_per_part, max_errors)
+    rows_per_part = _as_int(rows_per_part)
+    _check(what, preset, dtype, format, rows_per_part, max_errors, shard)
     _require_pyarrow()
     worker = Worker(*(shard or (jax.process_index(), jax.process_count())))
     job = prepare(
@@ -121,7 +122,7 @@ def embed(
     if is_ours:
         job.take_noted_types()
     else:
-        job.parts.check_unclaimed()
+        job.check_unclaimed()
     counts = Counts()
 
     def planned() -> tuple[Plan, Comparison]:
@@ -181,6 +182,7 @@ def embed(
         if not has_begun:  # nothing to do, but job.json may be missing
             job.claim(dry=False)
         show()
+        _check_errors(counts, max_errors)  # of earlier runs, where there was nothing to do
         return counts.summary()
 
 
@@ -323,8 +325,9 @@ def _check(
     preset: str,
     dtype: str,
     format: str,
-    rows_per_part: int,
+    rows_per_part: object,
     max_errors: int | None,
+    shard: Any,
 ) -> None:
     choices: Sequence[tuple[str, object, tuple]] = (
         ("what", what, (None, *TOWERS)),
@@ -335,10 +338,17 @@ def _check(
     for name, value, known in choices:
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}. Got {value!r}.")
-    if rows_per_part < 1:
-        raise ValueError(f"rows_per_part must be at least 1. Got {rows_per_part}.")
+    if type(rows_per_part) is not int or rows_per_part < 1:
+        raise ValueError(f"rows_per_part must be an int, at least 1. Got {rows_per_part!r}.")
+    if shard is not None and [type(number) for number in shard] != [int, int]:
+        raise ValueError(f"shard must be two ints, such as (0, 2). Got {shard!r}.")
     if max_errors is not None and max_errors < 0:
         raise ValueError(f"max_errors must be at least 0. Got {max_errors}.")
+
+
+def _as_int(number: Any) -> Any:
+    """Returns NumPy's integers as an int; anything else as it is."""
+    return int(number) if isinstance(number, np.integer) else number
 
 
 def _check_some(source: str, plan: Plan) -> None:
@@ -349,7 +359,8 @@ def _check_some(source: str, plan: Plan) -> None:
 def _check_errors(counts: Counts, max_errors: int | None) -> None:
     count = counts.errors + counts.errors_before
     if max_errors is not None and count > max_errors:
+        last = f"the last one: {counts.last_error}" if counts.last_error else "all in earlier runs"
         raise ValueError(
-            f"{count} rows could not be embedded, more than max_errors={max_errors}; the last one: "
-            f"{counts.last_error}. Parts that are finished count."
+            f"{count} rows could not be embedded, more than max_errors={max_errors}; {last}. Parts "
+            "that are finished count."
         )

@@ -8,6 +8,55 @@ import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
+class Expected:
+    """What all parts of a job have in common.
+
+    Attributes:
+        towers: the tower of each column of embeddings, "image" or "text".
+        dim: the dimension of the embeddings.
+        dtype: the name of their dtype.
+        others: the columns passed through.
+        rows_per_part: the rows of a chunk; the last one of a shard may have fewer.
+        shards: how many files the input has; None if an earlier version began the job.
+    """
+
+    towers: Mapping[str, str]
+    dim: int
+    dtype: str
+    others: Sequence[str]
+    rows_per_part: int
+    shards: int | None
+
+    def rows(self, name: str, shard_rows: int) -> int:
+        """Returns how many rows a chunk has, given its name and its shard's number of rows."""
+        begin = int(name.partition("-")[2]) * self.rows_per_part
+        return max(min(self.rows_per_part, shard_rows - begin), 0)
+
+    def has_columns(self, schema: Any, path: str, inside: bool) -> bool:
+        """Whether a part's Arrow schema has the columns that it must have, of the right types.
+
+        Args:
+            schema: the schema.
+            path: the name of the column of paths.
+            inside: whether the embeddings are in the table, too.
+        """
+        import pyarrow as pa
+
+        names, embeddings = schema.names, list(self.towers) if inside else []
+        if not {"key", *embeddings, *self.others} <= {*names}:
+            return False
+        types = dict(zip(names, schema.types, strict=True))
+        return all(
+            types[name] == pa.string() for name in ("key", path, "caption") if name in types
+        ) and all(
+            pa.types.is_fixed_size_list(types[name])
+            and types[name].list_size == self.dim
+            and types[name].value_type.to_pandas_dtype() == np.dtype(self.dtype)
+            for name in embeddings
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class Part:
     """The rows of a chunk that could be embedded, in order.
 
@@ -103,3 +152,9 @@ def error_table(errors: Sequence[Error]) -> Any:
 
     rows = [dataclasses.asdict(error) for error in errors]
     return pa.Table.from_pylist(rows, schema=_error_type())
+
+
+def is_error_table(schema: Any) -> bool:
+    """Whether an Arrow schema is that of a table of errors."""
+    expected = _error_type()
+    return (schema.names, schema.types) == (expected.names, expected.types)

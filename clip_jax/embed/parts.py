@@ -14,26 +14,27 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.embed.chunks import Chunk
+from clip_jax.embed.chunks import Chunk, shard_of
 from clip_jax.embed.encoding import ABOUT as ABOUT
 from clip_jax.embed.encoding import FILE as FILE
 from clip_jax.embed.encoding import ROW_GROUP as ROW_GROUP
-from clip_jax.embed.encoding import Contents, contents, encoded, footer_length, mark_of, npy
+from clip_jax.embed.encoding import Contents, contents, encoded, npy
 from clip_jax.embed.encoding import matrix as matrix
+from clip_jax.embed.footer import Footer, is_damage, mark_of
 from clip_jax.embed.identity import JOB
 from clip_jax.embed.part import Error as Error
+from clip_jax.embed.part import Expected as Expected
 from clip_jax.embed.part import Finished as Finished
 from clip_jax.embed.part import Part as Part
 from clip_jax.embed.part import Written as Written
-from clip_jax.embed.part import error_table
-from clip_jax.errors import is_exhausted
+from clip_jax.embed.part import error_table, is_error_table
+from clip_jax.embed.tables import chunks_with, end_of
+from clip_jax.messages import counted, some
 from clip_jax.storage import Disk, Unreachable, storage
 
 ERRORS, STAMPS = "errors", "stamps"
 # The suffix of an array that replaces the previous one once its table has been written.
 NEXT = ".next"
-# Bytes at a file's end that hold the footer of most parts.
-FOOTER = 1 << 16
 
 
 class Parts:
@@ -42,15 +43,18 @@ class Parts:
     # Files of a chunk other than its table, by the column of embeddings that they hold.
     beside: Mapping[str, str] = {}
     table = "part-{}.parquet"
+    path_column = "path"
 
-    def __init__(self, out: str, about: Mapping[str, Any]):
+    def __init__(self, out: str, about: Mapping[str, Any], expected: Expected):
         """Reads no file yet.
 
         Args:
             out: the folder.
             about: metadata common to all parts: `fingerprint`, and the model's identity.
+            expected: what the parts must have.
         """
         self._out, self._storage, self._about = out, storage(out), dict(about)
+        self._expected = expected
         self._errors = f"{ERRORS}/{self.table.rpartition('/')[2]}"
         self._stamps = f"{STAMPS}/{{}}.json"
 
@@ -65,12 +69,25 @@ class Parts:
         )
 
     def names(self) -> set[str]:
-        """Returns the names of the chunks that have a table, valid or not."""
-        folder, _, pattern = f"{self._out}/{self.table}".rpartition("/")
-        head, _, tail = pattern.partition("{}")
-        ours = re.compile(rf"{re.escape(head)}(\d{{6,}}-\d{{6,}}){re.escape(tail)}")
-        found = map(ours.fullmatch, self._storage.names(folder))  # not copies such as "x (1)"
-        return {match[1] for match in found if match}
+        """Returns the names of the job's chunks that have a table, valid or not."""
+        shards = self._expected.shards
+        found = chunks_with(self._out, self.table)
+        return {name for name in found if shards is None or shard_of(name) < shards}
+
+    def check_strays(self) -> None:
+        """Raises an error if there are parts of files that the input doesn't have.
+
+        Raises:
+            ValueError: there are; the message names them.
+        """
+        files = counted(self._expected.shards or 0, "file")
+        self.refuse(chunks_with(self._out, self.table) - self.names(), f"the input has {files}")
+
+    def refuse(self, strays: Collection[str], why: str) -> None:
+        """Raises a ValueError that says to remove some parts, if there are any."""
+        if strays:
+            paths = some((self.path(self.table, name) for name in sorted(strays)), most=3)
+            raise ValueError(f"{why}, and the output has parts of more (copies?): remove {paths}")
 
     def finished(self, name: str, entirely: bool = False) -> Finished | None:
         """Returns the metadata of a chunk's part, or None if it isn't complete or of this job.
@@ -85,59 +102,48 @@ class Parts:
         """
         entirely = entirely or isinstance(self._storage, Disk)
         found = self._whole(self.path(self.table, name), entirely)
-        if found is None or found.rows != found.about["rows"]:
+        if found is None or not self._is_table(footer := found.footer, name):
             return None
-        about = found.about
         for column, file in self.beside.items():
             path = self.path(file, name)
-            if self._array(path, about["beside"][column], entirely) is None:
+            if self._array(path, footer.beside[column], entirely) is None:
                 return None
         failed = listed = frozenset()
-        if about["errors"]:
+        if footer.errors:
             listed = frozenset(error.row for error in self.errors(name))
             # An earlier version kept the row numbers in the table of errors only.
-            failed = frozenset(about.get("failed", listed))
-            if len(failed) != about["errors"]:
+            failed = listed if footer.failed is None else frozenset(footer.failed)
+            if len(failed) != footer.errors:
                 return None
         return Finished(
-            about["rows"],
-            about["errors"],
-            about["shard_rows"],
+            footer.rows,
+            footer.errors,
+            footer.shard_rows,
             failed,
             failed - listed,
-            self._stamp(name, found.mark),
-            found.mark,
-            found.digests is not None,
+            self._stamp(name, footer.mark),
+            footer.mark,
+            footer.digests is not None,
         )
 
-    def check_unclaimed(self) -> None:
-        """Raises an error if the folder holds parts of another job but no `job.json`.
+    def footer(self, name: str) -> Footer | None:
+        """Returns the footer of a chunk's table; None if it is damaged or another job's.
 
         Raises:
-            ValueError: it does; the message gives both fingerprints.
-            OSError: the parts can't be read.
+            OSError: it can't be read now.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        found = self._whole(self.path(self.table, name), entirely=False)
+        return found.footer if found is not None and self._is_table(found.footer, name) else None
 
-        for name in sorted(self.names()):
-            path = self.path(self.table, name)
-            try:
-                found = pq.read_metadata(self._storage.arrow(path)).metadata
-                theirs = json.loads(found[ABOUT])["fingerprint"]
-            except Unreachable:
-                raise
-            except (OSError, pa.ArrowException, ValueError, TypeError, LookupError) as error:
-                if is_exhausted(error):
-                    raise
-                continue  # damaged, so it belongs to no job
-            if theirs != self._about["fingerprint"]:
-                raise ValueError(
-                    f"{self._out} holds parts of another job, {theirs}, and no {JOB}; this one is "
-                    f"{self._about['fingerprint']}. Give another folder, or the same input, model "
-                    "and options; or remove the parts."
-                )
-            return
+    def _is_table(self, footer: Footer, name: str) -> bool:
+        """Whether a footer is that of a chunk's table."""
+        return (
+            footer.chunk in (None, name)  # else a copy of another chunk's
+            and footer.rows == footer.embedded == sum(footer.groups)
+            and footer.embedded + footer.errors == self._expected.rows(name, footer.shard_rows)
+            and self._expected.has_columns(footer.schema, self.path_column, not self.beside)
+            and footer.beside.keys() >= self.beside.keys()
+        )
 
     def write(
         self,
@@ -155,6 +161,7 @@ class Parts:
             OSError: a file can't be written; no incomplete file is left.
         """
         about = self._about | {
+            "chunk": chunk.name,
             "rows": len(part.columns),
             "errors": len(errors),
             "shard_rows": shard_rows,
@@ -203,28 +210,37 @@ class Parts:
         """
         finished, found = self.finished(name), self._whole(self.path(self.table, name), True)
         # Another process may have replaced it just now.
-        if finished is None or found is None or finished.mark != found.mark:
+        if finished is None or found is None or finished.mark != found.footer.mark:
             return None
         columns, embeddings = found.table()
         for column, file in self.beside.items():
-            path = self._array(self.path(file, name), found.about["beside"][column], True)
+            path = self._array(self.path(file, name), found.footer.beside[column], True)
             if path is None:
                 return None
             embeddings[column] = np.load(io.BytesIO(self._storage.read(path)))
         part = Part(columns, embeddings, found.pictures)
         errors = [error for error in self.errors(name) if error.row in finished.failed]
-        return Written(part, finished.embedded(begin), errors, found.mark)
+        return Written(part, finished.embedded(begin), errors, finished.mark)
 
     def keys(self, name: str) -> list[str]:
         """Reads the keys of a valid part.
 
         Raises:
             OSError: they can't be read.
+            ValueError: the part is damaged: on object stores only the footers are checked.
         """
         import pyarrow.parquet as pq
 
-        source = self._storage.arrow(self.path(self.table, name))
-        return pq.read_table(source, columns=["key"])["key"].to_pylist()
+        path = self.path(self.table, name)
+        source = self._storage.arrow(path)
+        try:
+            return pq.read_table(source, columns=["key"])["key"].to_pylist()
+        except Exception as error:
+            if not is_damage(error):
+                raise
+            raise ValueError(
+                f"{path} is damaged: run the same clip-jax embed command again, with --verify"
+            ) from None
 
     def errors(self, name: str) -> list[Error]:
         """Reads the rows of a chunk that could not be embedded; none if their table is damaged.
@@ -233,7 +249,10 @@ class Parts:
             OSError: they can't be read.
         """
         found = self._whole(self.path(self._errors, name), True)
-        if found is None or found.rows != found.about["errors"]:
+        if found is None or not is_error_table(found.footer.schema):
+            return []
+        footer = found.footer
+        if footer.rows != footer.errors or footer.chunk not in (None, name):
             return []
         return [Error(**error) for error in found.table()[0].to_pylist()]
 
@@ -275,7 +294,8 @@ class Parts:
     def _put_next(self, name: str, column: str, path: str) -> None:
         """Moves a waiting array to its final path, or removes it if its table is missing."""
         table = self._whole(self.path(self.table, name), True)
-        if table is not None and self._is_array(_next(path), table.about["beside"][column], True):
+        expected = None if table is None else table.footer.beside.get(column)
+        if expected is not None and self._is_array(_next(path), expected, True):
             self._storage.write(path, self._storage.read(_next(path)))
         self._storage.remove(_next(path))
 
@@ -286,7 +306,7 @@ class Parts:
     def _whole(self, path: str, entirely: bool) -> Contents | None:
         """Reads a file; returns None if it is missing, damaged or another job's."""
         try:
-            data = self._storage.read(path) if entirely else self._tail(path)
+            data = self._storage.read(path) if entirely else end_of(path)
         except FileNotFoundError:
             return None
         except Unreachable:
@@ -295,17 +315,9 @@ class Parts:
             advice = "try again, or remove it to have its rows embedded again"
             raise OSError(error.errno, f"{error.strerror}: {advice}", path) from None
         found = contents(data, is_whole=entirely)
-        if found is None or found.about.get("fingerprint") != self._about["fingerprint"]:
+        if found is None or found.footer.fingerprint != self._about["fingerprint"]:
             return None
         return found
-
-    def _tail(self, path: str) -> bytes:
-        size = self._storage.size(path)
-        tail = self._storage.read_range(path, max(size - FOOTER, 0), size)
-        length = footer_length(tail)
-        if len(tail) < length <= size:
-            tail = self._storage.read_range(path, size - length, size)
-        return tail
 
     def _array(self, path: str, expected: Mapping[str, int], entirely: bool) -> str | None:
         """Finds the array that a table expects: at its final path, or waiting beside it."""
@@ -345,13 +357,14 @@ class NpyParts(Parts):
     """The layout of clip-retrieval: NumPy arrays, and Parquet files with the metadata."""
 
     table = "metadata/metadata_{}.parquet"
+    path_column = "image_path"
 
-    def __init__(self, out: str, about: Mapping[str, Any], towers: Mapping[str, str]):
-        """As `Parts`; `towers` gives the tower of each column, "image" or "text"."""
-        super().__init__(out, about)
+    def __init__(self, out: str, about: Mapping[str, Any], expected: Expected):
+        super().__init__(out, about, expected)
         folders = {"image": "img_emb", "text": "text_emb"}
         self.beside = {
-            column: "{0}/{0}_".format(folders[tower]) + "{}.npy" for column, tower in towers.items()
+            column: "{0}/{0}_".format(folders[tower]) + "{}.npy"
+            for column, tower in expected.towers.items()
         }
 
 

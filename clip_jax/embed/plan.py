@@ -8,8 +8,10 @@ from clip_jax.embed.chunks import Chunk, Worker, divide, shard_of
 from clip_jax.embed.counts import Counts
 from clip_jax.embed.identity import Other, place, refuse_others
 from clip_jax.embed.parts import Parts
+from clip_jax.messages import counted
 from clip_jax.sources import Input, Record, Rows, faults
 from clip_jax.sources.records import as_key
+from clip_jax.storage import Unreachable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,16 +69,21 @@ class Plan:
             entirely: whether to read whole parts on object stores too.
 
         Raises:
+            ValueError: the output has parts of files that the input doesn't have.
             OSError: the output can't be read.
         """
         self._source, self._parts, self._worker = source, parts, worker
         self._rows_per_part, self._retry, self._counts = rows_per_part, retry_errors, counts
         self._shards = worker.shards(len(source.shards))
+        parts.check_strays()
         mine = [name for name in sorted(parts.names()) if self._is_mine(name)]
         with concurrent.futures.ThreadPoolExecutor(8) as pool:
             found = zip(mine, pool.map(lambda n: parts.finished(n, entirely), mine), strict=True)
             self.finished = {name: finished for name, finished in found if finished}
         counts.parts_before = len(self.finished)
+        self._there: dict[int, set[str]] = {}
+        for name in mine:
+            self._there.setdefault(shard_of(name), set()).add(name)
         # Parts give their shard's number of rows, so that it need not be opened to count them;
         # except to retry a file that could not be read, which counts as one row.
         self._parts_of: dict[int, list[str]] = {}
@@ -122,7 +129,7 @@ class Plan:
         """Yields the chunks to do, each with its shard's rows, or None if not opened yet.
 
         Raises:
-            ValueError: a file has other rows than the existing parts.
+            ValueError: a file has other rows than the existing parts, or was written just now.
             OSError: a store can't be reached.
         """
         for shard in self._shards:
@@ -133,9 +140,14 @@ class Plan:
                 count, before = len(opened), self._rows_before(shard, opened)
                 if before and self.num_rows(shard, opened) <= before:  # but for damage at its end
                     count = before
+            chunks = divide(shard, count, self._rows_per_part)
+            if not isinstance(opened, faults.Unread):
+                strays = self._there.get(shard, set()) - {chunk.name for chunk in chunks}
+                where = self._source.shards[shard].path
+                self._parts.refuse(strays, f"{where} has {counted(count, 'row')}")
             todo = [
                 Pending(chunk, count, rows, self.known.get(chunk.name))
-                for chunk in divide(shard, count, self._rows_per_part)
+                for chunk in chunks
                 if self._worker.takes(chunk, len(self._source.shards))
                 if (rows := self._missing(chunk, count))
             ]
@@ -150,7 +162,7 @@ class Plan:
         """Yields the records to embed, each with its chunk and its row number in the shard.
 
         Raises:
-            ValueError: a file has other rows than the existing parts.
+            ValueError: a file has other rows than the existing parts, or was written just now.
             OSError: a store can't be reached.
         """
         shard, rows = -1, None
@@ -170,7 +182,8 @@ class Plan:
             check: whether to compare its keys with those of the existing parts.
 
         Raises:
-            ValueError: the shard has other rows than the existing parts.
+            ValueError: the shard has other rows than the existing parts, or was written since the
+                input was listed.
             OSError: a store can't be reached.
         """
         rows = faults.opened(self._source.shards[shard])
@@ -178,6 +191,7 @@ class Plan:
             self.opened.add(shard)
             if check:
                 self._check_keys(shard, rows)
+                self._check_as_listed(shard)
         return rows
 
     def read(self, rows: Rows, chunk: Chunk) -> Iterator[tuple[int, Record]]:
@@ -247,6 +261,22 @@ class Plan:
                     path = self._parts.path(self._parts.table, name)
                     how = f"{place(self._source, chunk)}, where row {row} is {key!r}"
                     refuse_others([Other(path, "rows", f"{how} and was {there!r}")])
+
+    def _check_as_listed(self, shard: int) -> None:
+        """Raises an error, before rows are embedded, if a file is not the one that was listed."""
+        found = self._source.shards[shard]
+        try:
+            has_changed = found.has_changed()
+        except Unreachable:
+            raise
+        except OSError:  # the file is gone, but was opened before
+            return
+        if has_changed:
+            raise ValueError(
+                f"{found.path} was written while the job was starting or running. Start the same "
+                "command again once it is complete; if that is refused, the input is another one "
+                "now: give another folder"
+            )
 
     def _missing(self, chunk: Chunk, shard_rows: int) -> range | frozenset[int]:
         """Returns the rows of a chunk that are left to embed."""

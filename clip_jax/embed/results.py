@@ -15,11 +15,13 @@ from jaxtyping import Float
 from clip_jax.embed.chunks import shard_of
 from clip_jax.embed.gaps import Gaps, gaps
 from clip_jax.embed.identity import read_job
-from clip_jax.embed.parts import ERRORS, Finished, NpyParts, Parts
+from clip_jax.embed.parts import Expected, Finished, NpyParts, Parts
 from clip_jax.errors import is_exhausted
-from clip_jax.storage import Storage, folder, storage
+from clip_jax.storage import folder, storage
 
 THREADS = 8
+# In place of an error's reason.
+_LOST = "could not be embedded, and why is lost: run the same clip-jax embed command again"
 
 
 def read_embeddings(out: str | os.PathLike[str]) -> Any:
@@ -75,10 +77,20 @@ def finished_job(out: str) -> dict[str, Any]:
 
 def parts_of(out: str, job: dict[str, Any]) -> Parts:
     """Returns the parts of a job."""
-    about = {"fingerprint": job["fingerprint"]}
-    if job["identity"]["format"] == "npy":
-        return NpyParts(out, about, job["embeddings"])
-    return Parts(out, about)
+    identity = job["identity"]
+    columns = identity.get("columns")
+    # After those of pictures, captions and keys.
+    others = columns[3:] if isinstance(columns, list) else []
+    expected = Expected(
+        job["embeddings"],
+        job["dim"],
+        identity["dtype"],
+        others,
+        identity["rows_per_part"],
+        job.get("shards"),
+    )
+    kind = NpyParts if identity["format"] == "npy" else Parts
+    return kind(out, {"fingerprint": job["fingerprint"]}, expected)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +110,7 @@ class Results:
     unknown: int
 
 
-def read_results(source: str, columns: Sequence[str]) -> Results:
+def read_results(source: str | os.PathLike[str], columns: Sequence[str]) -> Results:
     """Reads the image embeddings of a job, and some other columns, from its valid parts.
 
     Raises:
@@ -110,7 +122,7 @@ def read_results(source: str, columns: Sequence[str]) -> Results:
     Warns:
         Incomplete: the job is not finished, as far as the existing parts show.
     """
-    source = source.rstrip("/")
+    source = folder(source)
     with _arrows_errors(source):
         return _read(source, columns)
 
@@ -136,12 +148,11 @@ def _read(source: str, columns: Sequence[str]) -> Results:
             f"{source} has no column {absent[0]!r}; its columns are {names}. Embed into another "
             f"folder, with --columns {absent[0]} to take it along"
         )
-    problems = [
-        f"{error['key']}: {error['reason']}"
-        for name, finished in whole.items()
-        if finished.errors  # else the table of errors is from an earlier run
-        for error in _rows(where, parts.path(f"{ERRORS}/{parts.table}", name))
-    ]
+    problems = []
+    for name, finished in whole.items():
+        if finished.errors:  # else the table of errors is from an earlier run
+            problems += [f"{error.key}: {error.reason}" for error in parts.errors(name)]
+            problems += [f"row {row} of {name}: {_LOST}" for row in sorted(finished.lost)]
     # A column may be asked for twice: keys can be labels, too.
     table = dataset.to_table(columns=list(dict.fromkeys(("embedding", *columns))))
     if not len(table):
@@ -185,12 +196,6 @@ def _whole(source: str, parts: Parts) -> dict[str, Finished]:
     }
 
 
-def _rows(where: Storage, path: str) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(where.arrow(path)).to_pylist()
-
-
 @contextlib.contextmanager
 def _arrows_errors(source: str) -> Iterator[None]:
     """Turns Arrow's own exceptions, of a dozen kinds, into ValueErrors."""
@@ -204,5 +209,5 @@ def _arrows_errors(source: str) -> Iterator[None]:
         reason = str(error).partition("\n")[0]
         raise ValueError(
             f"{source} has parts that can't be read ({reason}): run the same clip-jax embed "
-            "command again"
+            "command again, with --verify if it is on an object store"
         ) from None

@@ -11,7 +11,8 @@ import numpy as np
 from clip_jax.embed.counts import Counts
 from clip_jax.embed.identity import JOB, claim, fingerprint, read_job
 from clip_jax.embed.part_builder import Layout
-from clip_jax.embed.parts import NpyParts, Parts
+from clip_jax.embed.parts import Expected, NpyParts, Parts
+from clip_jax.embed.tables import check_unclaimed
 from clip_jax.loading import CpuGate, Loader
 from clip_jax.nn import CLIP, model_digest
 from clip_jax.preprocess import Preprocess
@@ -70,6 +71,16 @@ class Job:
             ValueError: it holds the output of another job.
         """
         return claim(self.out, self.identity, self.claimed, dry=dry)
+
+    def check_unclaimed(self) -> None:
+        """Checks that an output without `job.json` holds no parts of another job.
+
+        Raises:
+            ValueError: it does.
+            OSError: the parts can't be read.
+        """
+        tables = (Parts.table, NpyParts.table)
+        check_unclaimed(self.out, fingerprint(self.identity), tables)
 
     def check_ours(self) -> None:
         """Checks that the output is still this job's: somebody may have removed it since.
@@ -156,7 +167,15 @@ def prepare(
         "embeddings": TOWERS[what],
         "normalized": True,
     }
-    parts = NpyParts(out, about, TOWERS[what]) if format == "npy" else Parts(out, about)
+    expected = Expected(
+        TOWERS[what],
+        model.config.embed_dim,
+        dtype,
+        columns.others,
+        rows_per_part,
+        len(rows.shards),
+    )
+    parts = (NpyParts if format == "npy" else Parts)(out, about, expected)
     _check_apart(source, rows, parts)
     return Job(source, out, model, rows, layout, identity, claimed, parts, exif_transpose)
 

@@ -5,14 +5,13 @@ import contextlib
 import dataclasses
 import io
 import itertools
-import json
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from clip_jax.embed.gaps import gaps
-from clip_jax.embed.parts import ABOUT, FILE, ROW_GROUP, matrix
+from clip_jax.embed.parts import ROW_GROUP, matrix
 from clip_jax.embed.results import parts_of
 from clip_jax.errors import is_exhausted
 from clip_jax.storage import Unreachable, storage
@@ -78,7 +77,6 @@ class Index:
         self.dtype = np.dtype(job["identity"]["dtype"])
         self._out, self._job = out, job
         self._parts, self._storage = parts_of(out, job), storage(out)
-        self._fingerprint = job["fingerprint"]
         self._shard_rows: dict[str, int] = {}
         self._names = sorted(self._parts.names())
         with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
@@ -184,37 +182,25 @@ class Index:
             return []
 
     def _read_footer(self, name: str) -> Iterator[RowGroup]:
-        import pyarrow.parquet as pq
-
-        path = self._parts.path(self._parts.table, name)
-        with self._storage.arrow(path) as source:
-            metadata = pq.read_metadata(source)
-        about, file = (json.loads(metadata.metadata[key]) for key in (ABOUT, FILE))
-        if about["fingerprint"] != self._fingerprint:
-            return
+        footer = self._parts.footer(name)
+        _check(footer is not None)
+        assert footer is not None
         if array := self._parts.beside.get("embedding"):
             path = self._parts.path(array, name)
-            offset = self._array_offset(path, metadata.num_rows)
-            groups = [RowGroup(name, path, 0, 0, metadata.num_rows, offset)]
+            offset = self._array_offset(path, footer.rows)
+            groups = [RowGroup(name, path, 0, 0, footer.rows, offset)]
         else:
-            type_ = metadata.schema.to_arrow_schema().field("embedding").type
-            _check(type_.list_size == self.dim)
-            _check(type_.value_type.to_pandas_dtype() == self.dtype)
-            begins = [*range(0, metadata.num_rows, ROW_GROUP)]
-            offsets = file["at"]["embedding"]
-            _check(len(offsets) == len(begins) == metadata.num_row_groups or not begins)
+            path = self._parts.path(self._parts.table, name)
+            begins = [*range(0, footer.rows, ROW_GROUP)]
+            offsets = footer.at["embedding"]
+            _check(len(offsets) == len(begins) == len(footer.groups) or not begins)
             groups = [
-                RowGroup(
-                    name,
-                    path,
-                    group,
-                    begin,
-                    metadata.row_group(group).num_rows,
-                    offset if offset >= 0 else None,
+                RowGroup(name, path, i, begin, rows, offset if offset >= 0 else None)
+                for i, (begin, rows, offset) in enumerate(
+                    zip(begins, footer.groups[: len(begins)], offsets, strict=True)
                 )
-                for group, (begin, offset) in enumerate(zip(begins, offsets, strict=True))
             ]
-        self._shard_rows[name] = int(about["shard_rows"])
+        self._shard_rows[name] = footer.shard_rows
         yield from (group for group in groups if group.rows)
 
     def _array_offset(self, path: str, rows: int) -> int:

@@ -15,6 +15,8 @@ from clip_jax.storage.protocol import Storage
 from clip_jax.unfinished import ASIDE, is_abandoned, put_new, written_aside
 
 T = TypeVar("T")
+# Errors that concern the disk; others mean that a system can't flush a folder.
+_DISK_FAULTS = (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class Disk(Storage):
@@ -119,13 +121,20 @@ def check_regular(path: str | os.PathLike[str]) -> None:
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Flushes a folder's entries to disk, if the system can, so that they survive a power cut."""
-    with contextlib.suppress(OSError):
+    """Flushes a folder's entries to disk, so that they survive a power cut, if the system can.
+
+    Raises:
+        OSError: the disk has failed, or is full.
+    """
+    try:
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+    except OSError as error:
+        if error.errno in _DISK_FAULTS:
+            raise OSError(error.errno, error.strerror, os.fspath(folder)) from None
 
 
 def _walk(

@@ -11,6 +11,7 @@ from clip_jax.attempts import tried
 from clip_jax.errors import Refused
 from clip_jax.file_stat import Stat, number_of_store, of_store
 from clip_jax.storage.protocol import Storage
+from clip_jax.storage.retried import RetriedFile
 
 
 class Store(Storage):
@@ -47,7 +48,12 @@ class Store(Storage):
         return tried(path, lambda: self._fs.cat_file(path))
 
     def read_range(self, path: str, begin: int, end: int) -> bytes:
-        return tried(path, lambda: self._fs.cat_file(path, start=begin, end=end))
+        data = tried(path, lambda: self._fs.cat_file(path, start=begin, end=end))
+        if len(data) > end - begin:
+            raise Refused(
+                f"{path}: the server sends whole files where a part is asked for: download it first"
+            )
+        return data
 
     def read_into(self, path: str, begin: int, target: memoryview) -> int:
         data = self.read_range(path, begin, begin + len(target))
@@ -60,7 +66,10 @@ class Store(Storage):
     def arrow(self, path: str) -> Any:
         import pyarrow
 
-        return pyarrow.PythonFile(self.open(path), "r")
+        file = self.open(path)
+        if getattr(file, "size", None) is not None:  # else a stream
+            file = RetriedFile(path, file)
+        return pyarrow.PythonFile(file, "r")
 
     def descriptor(self, path: str) -> int:
         def fetch() -> int:
