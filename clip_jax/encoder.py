@@ -70,6 +70,7 @@ class Encoder:
         attention: Literal["auto"] | Attention = "auto",
         compile_cache: str | os.PathLike | None = None,
         whole_batches: bool = False,
+        tokenizer: Callable[[Sequence[str]], np.ndarray] | None = None,
     ):
         """Puts the parameters on the devices; programs are compiled when first needed.
 
@@ -97,6 +98,8 @@ class Encoder:
                 TPUs only. See `clip_jax.compile_cache`.
             whole_batches: whether to pad small calls to a whole batch, so that a row runs through
                 the same program whatever the size of the call.
+            tokenizer: what turns strings into token ids, such as `load_tokenizer` gives; by default
+                CLIP's own.
 
         Raises:
             ValueError: a number is out of range, or the placement isn't possible here.
@@ -111,7 +114,7 @@ class Encoder:
         sizes = () if whole_batches else SMALL_SIZES
         small = {_round_up(size, devices) for size in sizes}
         self._sizes = sorted({size for size in small if size < self.batch_size} | {self.batch_size})
-        self._config = model.config
+        self._config, self._tokenizer = model.config, tokenizer
         self.embed_dim = model.config.embed_dim
         context = model.config.text.context_length
         lengths = TEXT_LENGTHS if model.config.text.can_be_cut else ()
@@ -158,8 +161,8 @@ class Encoder:
 
         Args:
             texts: strings, or (b, l) token ids as from `clip_jax.tokenize`, with an end token in
-                each row. Any number of them, also 0. Strings only if the model's ids are those of
-                CLIP's own tokenizer.
+                each row. Any number of them, also 0. Strings only if the encoder was given a
+                tokenizer, or the model's ids are those of CLIP's own.
 
         Returns:
             (b, d) embeddings in the order of the texts; float32.
@@ -184,8 +187,10 @@ class Encoder:
     def _tokens(self, texts: str | Sequence[str] | np.ndarray | Array) -> Int[np.ndarray, "b l"]:
         text = self._config.text
         if not hasattr(texts, "dtype") or np.asarray(texts).dtype.kind in "UOT":
-            text.check_strings()
-            return tokenize(texts, text.context_length)  # pyright: ignore[reportArgumentType]
+            if self._tokenizer is None:
+                text.check_strings()
+                return tokenize(texts, text.context_length)  # pyright: ignore[reportArgumentType]
+            texts = self._tokenizer(texts)  # pyright: ignore[reportArgumentType]
         tokens, end = as_tokens(np.asarray(texts), text), text.end_id
         missing = [] if end is None else np.flatnonzero((tokens != end).all(axis=1)).tolist()
         if missing:

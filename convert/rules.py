@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from clip_jax.memory import release
+
 # Permutations from PyTorch's axes to ours.
 SAME: tuple[int, ...] = ()
 LINEAR = (1, 0)  # (out, in) -> (in, out)
@@ -32,7 +34,12 @@ class Rule:
 
     def to_ours(self, *parts: np.ndarray) -> np.ndarray:
         """Returns an array in our layout: a view, unless it is joined from parts."""
-        array = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        array = parts[0]
+        if len(parts) > 1:
+            array = np.concatenate(parts)
+            for part in parts:  # read, and not needed again: a quarter of a transformer
+                if not part.flags.writeable:  # what was written to a private map would be lost
+                    release(part)
         return array.transpose(self.axes) if self.axes else array
 
     def to_theirs(self, array: np.ndarray) -> list[np.ndarray]:

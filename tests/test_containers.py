@@ -12,6 +12,7 @@ from clip_jax.convert import to_huggingface, to_open_clip
 from clip_jax.convert.folder import WEIGHTS, read_folder, shards_of, weights_file
 from clip_jax.convert.json_file import read_json
 from clip_jax.convert.reader import read_checkpoint
+from clip_jax.convert.rules import Rule
 from clip_jax.errors import CheckpointError
 from clip_jax.weights import load
 from tests import fuzz_checkpoints
@@ -286,3 +287,19 @@ def test_two_descriptions_that_contradict_each_other_are_refused_with_all_that_d
 def test_a_config_of_another_kind_beside_open_clips_is_not_read(both, text):
     (both / "config.json").write_text(text)
     load(both)
+
+
+@pytest.mark.parametrize("mode", ["r", "c"])
+def test_joined_arrays_don_t_stay_in_memory_twice(tmp_path, mode):
+    path = tmp_path / "parts"
+    np.ones((3, 4 << 20), np.float32).tofile(path)
+    whole = np.memmap(path, np.float32, mode, shape=(3, 4 << 20))
+    parts = list(whole)
+    if mode == "c":
+        parts[0][7] = 5  # of this process alone
+    rule = Rule("{q,k,v}", "in_proj")
+    before = resident()
+    joined = rule.to_ours(*parts)
+    assert joined.shape == (12 << 20,) and joined[7] == parts[0][7] == (5 if mode == "c" else 1)
+    if mode == "r":
+        assert resident() - before < 72 << 20  # 48 MB of copies, not as much again of the file

@@ -1,5 +1,7 @@
 """Ids as other libraries make them, and the files in folders that say so."""
 
+import dataclasses
+import functools
 import json
 import random
 import unicodedata
@@ -12,6 +14,7 @@ import pytest
 from clip_jax.catalog import CATALOG
 from clip_jax.config import TextConfig
 from clip_jax.convert.huggingface_tokenizer import tokenizer_files
+from clip_jax.encoder import Encoder
 from clip_jax.errors import CheckpointError
 from clip_jax.model_tokenizer import AddedToken, Tokenizer
 from clip_jax.open_clip_catalog import lookup_tag
@@ -170,6 +173,20 @@ def test_too_long_a_text_is_an_error_unless_it_may_be_cut():
             tokenizer("a b c d")
         assert tokenizer("a b c d", truncate=True)[0].tolist() == [49406, 320, 321, 322, 49407]
         assert tokenizer("a " * 100_000, truncate=True)[0, -1] == 49407
+
+
+def test_an_encoder_takes_texts_by_the_tokenizer_that_it_is_given(model):
+    texts = ["a <start_of_text> b", "a dog’s &amp; a cat"]
+    assert model.config.text.vocab_size == 49408
+    length = model.config.text.context_length
+    padded_by_end = Tokenizer(length, "huggingface", pad_id=49407)
+    for tokenizer in (Tokenizer(length), Tokenizer(length, "open_clip"), padded_by_end):
+        cutting = functools.partial(tokenizer, truncate=True)
+        found = Encoder(model, batch_size=2, tokenizer=cutting).texts(texts)
+        tokens = dataclasses.replace(tokenizer, pad_id=0)(texts, truncate=True)
+        np.testing.assert_array_equal(found, Encoder(model, batch_size=2).texts(tokens))
+    with pytest.raises(ValueError, match="every row of tokens must have the end token"):
+        Encoder(model, tokenizer=lambda texts: np.ones((len(texts), 3), np.int32)).texts(texts)
 
 
 # ---- folders and names --------------------------------------------------------------------------

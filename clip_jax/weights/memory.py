@@ -5,14 +5,13 @@ import contextlib
 import itertools
 import math
 import mmap
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 
-from clip_jax.memory import ALIGNMENT, round_up
+from clip_jax.memory import ALIGNMENT, populate, release, round_up
 from clip_jax.nn import flatten, unflatten
 
 
@@ -55,10 +54,9 @@ def _memory(arrays: Iterable[np.ndarray]) -> list[np.ndarray]:
 
 def _float32(array: np.ndarray, target: np.ndarray) -> np.ndarray:
     # Populated at once, because faults page by page cost more than the conversion.
-    _advise(array, _POPULATE_READ)
+    populate(array)
     _copy(target, array)
-    # Released, because pages that were read count as memory of this process.
-    _advise(array, getattr(mmap, "MADV_DONTNEED", None))
+    release(array)
     return target
 
 
@@ -76,23 +74,3 @@ def _copy(target: np.ndarray, array: np.ndarray) -> None:
 
 
 _COLUMNS = ALIGNMENT // 4
-
-# MADV_POPULATE_READ of Linux, which Python has no name for yet.
-_POPULATE_READ = 22 if sys.platform == "linux" else None
-
-
-def _advise(array: np.ndarray, advice: int | None) -> None:
-    """Calls madvise for the pages of a mapped array, where the system has it."""
-    owner: Any = array
-    while isinstance(owner, np.ndarray):
-        owner = owner.base
-    if not isinstance(owner, mmap.mmap) or advice is None:
-        return
-    low, high = np.lib.array_utils.byte_bounds(array)
-    base = np.frombuffer(owner, np.uint8).ctypes.data
-    # Only pages that lie entirely in this array: its neighbours are still to be read.
-    begin = -(-(low - base) // mmap.PAGESIZE) * mmap.PAGESIZE
-    end = (high - base) // mmap.PAGESIZE * mmap.PAGESIZE
-    if begin < end:
-        with contextlib.suppress(OSError):  # an older kernel
-            owner.madvise(advice, begin, end - begin)
