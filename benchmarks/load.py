@@ -1,8 +1,8 @@
 """Start-up: loading archives and folders, the second load, memory, import time.
 
-Archives are in the official format (TorchScript, partly float16) with random weights; folders are
-Hugging Face's and OpenCLIP's (safetensors, float32). Every measurement runs in a process of its
-own; contenders alternate, medians are printed.
+Archives are in the official format (TorchScript, partly float16) with random weights; a folder is
+Hugging Face's (safetensors, float32). Every measurement runs in a process of its own; contenders
+alternate, medians are printed.
 
     python -m benchmarks.load --out benchmarks/results/load.md
 """
@@ -27,7 +27,6 @@ COLUMNS = ("what", "measured")
 TITLES = {
     "official": "# Loading",
     "folders": "# Loading a folder of Hugging Face",
-    "towers": "# Memory of a text tower out of a large checkpoint",
 }
 
 
@@ -58,15 +57,12 @@ def _table(name: str, out: str | None) -> list[tuple[str, ...]]:
             notes = (
                 f"{times} The first load of a name begins with the archive in place of a download."
             )
-        elif name == "folders":
+        else:
             rows = list(_folders(place))
             notes = (
                 f"{times} The files are in the page cache. transformers maps them, and reads "
                 f"weights when they are first used; ours are read and transposed by the call."
             )
-        else:
-            rows = list(_text_tower(place))
-            notes = "The largest resident memory of the whole process."
     table = report.table([row[:2] for row in rows], COLUMNS)
     report.write_section(out, "\n\n".join([TITLES[name], report.header(), notes, table]))
     for row in rows:
@@ -131,21 +127,6 @@ def _folders(folder: Path):
         )
 
 
-def _text_tower(folder: Path):
-    place = folder / "ViT-bigG-14"
-    _measured("make_open_clip", place, "ViT-bigG-14")
-    size = (place / "open_clip_model.safetensors").stat().st_size / 1e9
-    tower = 4 * 694_659_840 / 1e6
-    peak = _measured("text_tower_memory", place)
-    yield _row(
-        f"peak memory, `load_text_model` of an OpenCLIP ViT-bigG-14 folder of {size:.1f} GB, whose "
-        f"text tower has {tower:,.0f} MB in float32",
-        f"{peak:,.0f} MB",
-        f"at most {1.25 * tower + 400:,.0f} MB",
-        peak <= 1.25 * tower + 400,
-    )
-
-
 def _importing():
     times = [_measured("import_time") for _ in range(ROUNDS)]
     seconds = statistics.median(times)
@@ -206,17 +187,6 @@ def make_huggingface(path: Path) -> float:
     return 0.0
 
 
-def make_open_clip(path: Path, name: Path) -> float:
-    from benchmarks.parity_families import save_open_clip
-    from clip_jax.parity.reference import quiet
-    from tests import reference
-
-    reference.clip()  # also puts torchvision on its feet
-    with quiet(), reference.torch().inference_mode():
-        save_open_clip(str(name), path)
-    return 0.0
-
-
 def load_transformers(path: Path, read: Path | None = None) -> float:
     """The call maps the file, so that weights are read when they are first used."""
     from clip_jax.parity.reference import import_library, loading
@@ -230,18 +200,6 @@ def load_transformers(path: Path, read: Path | None = None) -> float:
         if read is not None:
             sum(float(parameter.detach().sum()) for parameter in model.parameters())
         return time.perf_counter() - begin
-
-
-def text_tower_memory(path: Path) -> float:
-    import jax
-    import numpy as np
-
-    import clip_jax
-
-    model, _ = clip_jax.load_text_model(path)
-    leaves = jax.block_until_ready(jax.tree.leaves(model))
-    assert sum(np.size(leaf) for leaf in leaves) == 694_659_840
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 def load_path(path: Path) -> float:
@@ -311,10 +269,8 @@ MEASURES = {
     for f in (
         make_archive,
         make_huggingface,
-        make_open_clip,
         load_reference,
         load_transformers,
-        text_tower_memory,
         load_path,
         load_name,
         convert_memory,
