@@ -4,6 +4,7 @@ import errno
 import http.server
 import os
 import stat
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from clip_jax import attempts
 from clip_jax.embed import embed, read_embeddings, read_results
+from clip_jax.search import search
 from clip_jax.sources import lines, tar
 from clip_jax.sources import parquet as parquet_module
 from clip_jax.storage import Refused, Unreachable
@@ -201,7 +203,7 @@ def test_numpys_integer_is_a_number_of_rows_and_other_types_are_refused_at_once(
     assert embed(source, model, out, **QUIET, rows_per_part=number).parts == 2
     assert embed(source, model, out, **TWO).parts == 0
     bad: Any
-    for bad in (True, 2.0, "2", 0):
+    for bad in (True, 2.0, "2"):
         with pytest.raises(ValueError, match=f"rows_per_part must be an int.* Got {bad!r}"):
             embed(source, model, out, **QUIET, rows_per_part=bad)
     for bad in ("0/2", (0,), (0, True), (0.0, 2)):
@@ -231,3 +233,19 @@ def test_a_disk_that_fails_while_a_folder_is_flushed_stops_the_job(model, tmp_pa
     code = errno.EINVAL  # a file system that can't flush folders
     embed(source, model, out, **TWO)
     assert len(read_embeddings(out).to_table()) == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are UTF-8 on other systems")
+def test_an_output_whose_name_is_not_utf8_can_be_searched_and_is_read_under_another(
+    model, tmp_path
+):
+    source, out = write_rows(tmp_path / "a.csv", 0), tmp_path / os.fsdecode(b"o\xff")
+    embed(source, model, out, **TWO)
+    assert embed(source, model, out, **TWO).parts == 0
+    assert len(search(out, model, "a", k=9)) == 4
+    for read in (read_embeddings, lambda out: read_results(out, ["key"])):
+        with pytest.raises(ValueError, match=r"o\\xff: its name is not UTF-8; rename it"):
+            read(out)
+    out.rename(tmp_path / "out")
+    assert len(read_embeddings(tmp_path / "out").to_table()) == 4
+    assert embed(source, model, tmp_path / "out", **TWO).parts == 0

@@ -18,7 +18,15 @@ import numpy as np
 
 from clip_jax.embed.footer import ABOUT as ABOUT
 from clip_jax.embed.footer import FILE as FILE
-from clip_jax.embed.footer import SEAL, UNSEALED, Footer, is_damage, read_footer, sealed
+from clip_jax.embed.footer import (
+    SEAL,
+    UNSEALED,
+    Footer,
+    footer_length,
+    is_damage,
+    read_footer,
+    sealed,
+)
 
 # Each row group must fit in one page: pyarrow begins a new page after 20,000 rows.
 ROW_GROUP = 8192
@@ -129,7 +137,12 @@ def encoded(
         file["pictures"] = begin
     writer.add_key_value_metadata({FILE: json.dumps(file, sort_keys=True)})
     writer.close()
-    return sealed(sink.getvalue())
+    length = footer_length(bytes(sink.getbuffer()[-8:]))
+    sink.seek(-length, io.SEEK_END)
+    footer = sink.read()
+    sink.seek(-length, io.SEEK_END)
+    sink.write(sealed(footer))
+    return sink.getvalue()
 
 
 def matrix(column: Any) -> np.ndarray:

@@ -110,11 +110,10 @@ def is_damage(error: Exception) -> bool:
     return isinstance(error, (*kinds, ArithmeticError, NotImplementedError, RecursionError))
 
 
-def sealed(data: bytes) -> bytes:
-    """Returns a file with the CRC of its footer in the place that was kept for it."""
-    place = data.rindex(_SEAL) + len(_SEAL)
-    crc = mark_of(data)
-    return b"".join((data[:place], b"%08x" % crc, data[place + len(UNSEALED) :]))
+def sealed(footer: bytes) -> bytes:
+    """Returns a footer with its CRC in the place that was kept for it."""
+    place = footer.rindex(_SEAL) + len(_SEAL)
+    return b"".join((footer[:place], b"%08x" % zlib.crc32(footer), footer[place + len(UNSEALED) :]))
 
 
 def mark_of(data: bytes) -> int:

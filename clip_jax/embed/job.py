@@ -338,8 +338,10 @@ def _check(
     for name, value, known in choices:
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}. Got {value!r}.")
-    if type(rows_per_part) is not int or rows_per_part < 1:
-        raise ValueError(f"rows_per_part must be an int, at least 1. Got {rows_per_part!r}.")
+    if type(rows_per_part) is not int:
+        raise ValueError(f"rows_per_part must be an int. Got {rows_per_part!r}.")
+    if rows_per_part < 1:
+        raise ValueError(f"rows_per_part must be at least 1. Got {rows_per_part}.")
     if shard is not None and [type(number) for number in shard] != [int, int]:
         raise ValueError(f"shard must be two ints, such as (0, 2). Got {shard!r}.")
     if max_errors is not None and max_errors < 0:

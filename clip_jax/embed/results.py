@@ -17,6 +17,7 @@ from clip_jax.embed.gaps import Gaps, gaps
 from clip_jax.embed.identity import read_job
 from clip_jax.embed.parts import Expected, Finished, NpyParts, Parts
 from clip_jax.errors import is_exhausted
+from clip_jax.sources.records import as_text
 from clip_jax.storage import folder, storage
 
 THREADS = 8
@@ -47,7 +48,7 @@ def read_embeddings(out: str | os.PathLike[str]) -> Any:
     """
     import pyarrow.dataset
 
-    out = folder(out)
+    out = _named_in_utf8(folder(out))
     job = finished_job(out)
     if job["identity"]["format"] != "parquet":
         raise ValueError(f"{out} holds arrays: read img_emb/ and text_emb/ with numpy.load")
@@ -122,7 +123,7 @@ def read_results(source: str | os.PathLike[str], columns: Sequence[str]) -> Resu
     Warns:
         Incomplete: the job is not finished, as far as the existing parts show.
     """
-    source = folder(source)
+    source = _named_in_utf8(folder(source))
     with _arrows_errors(source):
         return _read(source, columns)
 
@@ -172,6 +173,15 @@ def embeddings_of(table: Any, column: str) -> Float[np.ndarray, "n d"]:
 
 def _gaps(job: Mapping[str, Any], whole: Mapping[str, Finished]) -> Gaps:
     return gaps(job, {name: finished.shard_rows for name, finished in whole.items()})
+
+
+def _named_in_utf8(path: str) -> str:
+    """Returns the path; raises ValueError if Arrow's datasets can't read a folder of that name."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{as_text(path)}: its name is not UTF-8; rename it to read it") from None
+    return path
 
 
 def _whole(source: str, parts: Parts) -> dict[str, Finished]:

@@ -66,7 +66,7 @@ class Disk(Storage):
         import pyarrow
 
         check_regular(path)
-        return _opened(lambda: pyarrow.OSFile(path))
+        return _opened(lambda: pyarrow.OSFile(os.fsencode(path)))  # names that aren't UTF-8, too
 
     def descriptor(self, path: str) -> int:
         check_regular(path)
