@@ -240,3 +240,15 @@ def test_a_copy_of_a_part_under_another_number_is_not_read(folder, model, tmp_pa
     shutil.copy(table_of(out, "000000-000000"), table_of(out, "000000-000002"))
     assert embed(folder, model, out, **QUIET, rows_per_part=2).parts == 1
     assert contents(out) == before
+
+
+def test_parts_of_another_job_under_other_numbers_are_left_alone(folder, model, tmp_path):
+    for name, rows in (("out", 2), ("other", 3)):
+        embed(folder, model, tmp_path / name, **QUIET, rows_per_part=rows)
+    out, other = tmp_path / "out", table_of(tmp_path / "other", "000000-000001")
+    for number in ("000003-000000", "000000-000009"):
+        shutil.copy(other, table_of(out, number))
+    before = contents(out)
+    assert embed(folder, model, out, **QUIET, rows_per_part=2).parts == 0
+    assert contents(out) == before
+    assert len(read_embeddings(out).to_table()) == 5

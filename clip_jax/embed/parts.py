@@ -84,10 +84,17 @@ class Parts:
         self.refuse(chunks_with(self._out, self.table) - self.names(), f"the input has {files}")
 
     def refuse(self, strays: Collection[str], why: str) -> None:
-        """Raises a ValueError that says to remove some parts, if there are any."""
-        if strays:
-            paths = some((self.path(self.table, name) for name in sorted(strays)), most=3)
-            raise ValueError(f"{why}, and the output has parts of more (copies?): remove {paths}")
+        """Raises an error that says to remove those of some parts that are this job's.
+
+        Raises:
+            OSError: they can't be read.
+            ValueError: there are some.
+        """
+        paths = [self.path(self.table, name) for name in sorted(strays)]
+        if found := [path for path in paths if self._whole(path, entirely=False)]:
+            raise ValueError(
+                f"{why}, and the output has parts of more (copies?): remove {some(found)}"
+            )
 
     def finished(self, name: str, entirely: bool = False) -> Finished | None:
         """Returns the metadata of a chunk's part, or None if it isn't complete or of this job.
