@@ -8,6 +8,7 @@ import clip_jax
 from clip_jax.errors import NotFiniteError
 from clip_jax.evaluate import ZeroShotClassifier
 from clip_jax.evaluate import classifier as classifier_module
+from clip_jax.model_tokenizer import Tokenizer
 from tests.evaluation import unit
 from tests.models import SMALL_VIT, random_images, small, to_float
 
@@ -60,7 +61,7 @@ def test_logits_are_those_of_float64_and_leave_jax_as_it_was(classifier):
 def test_many_prompts_are_embedded_once_for_a_model(model, monkeypatch):
     monkeypatch.setattr(classifier_module, "FEW", 1)
     first = ZeroShotClassifier(model, NAMES, TEMPLATES)
-    monkeypatch.setattr(classifier_module, "_tokens", None)
+    monkeypatch.setattr(classifier_module, "tokenize", None)
     again = ZeroShotClassifier(model, NAMES, TEMPLATES)
     assert again.weights is first.weights
     other = small(SMALL_VIT)
@@ -129,3 +130,15 @@ def test_what_can_not_be_classified_is_refused(classifier):
         classifier.logits(np.ones((2, 5)))
     with pytest.raises(ValueError, match="k must be from 1 to 3. Got 4"):
         classifier.top_k(random_images(1, 32), 4)
+
+
+@pytest.mark.parametrize("few", [1, 64])
+def test_prompts_are_made_ids_by_the_tokenizer_that_is_given(model, monkeypatch, few):
+    monkeypatch.setattr(classifier_module, "FEW", few)
+    plain = ZeroShotClassifier(model, ["a &amp; b", "c"], ["{}"])
+    theirs = Tokenizer(77, "huggingface", pad_id=49407)  # which doesn't resolve entities
+    given = ZeroShotClassifier(model, ["a &amp; b", "c"], ["{}"], tokenizer=theirs)
+    expected = unit(model.encode_text(theirs(["a &amp; b", "c"])))
+    np.testing.assert_allclose(given.weights, expected, atol=1e-5)
+    assert np.abs(plain.weights[0] - given.weights[0]).max() > 1e-3
+    np.testing.assert_allclose(plain.weights[1], given.weights[1], atol=1e-5)

@@ -34,8 +34,8 @@ def add(commands: Any) -> None:
     )
     add_model(
         parser,
-        "a name that `clip-jax models` lists, a .pt or .safetensors file, or a folder that "
-        "`clip-jax convert` wrote",
+        "a name that `clip-jax models --all` lists, a repository of the Hugging Face Hub, a file "
+        "of weights, or a folder of clip_jax, transformers or OpenCLIP",
         "ViT-B/32",
     )
     parser.add_argument(
@@ -80,7 +80,7 @@ def _results(args: argparse.Namespace, paths: Sequence[str]) -> Iterator[dict[st
     from clip_jax.errors import NotFiniteError
     from clip_jax.evaluate import ZeroShotClassifier
 
-    model, preprocess = _load(args.model)
+    model, preprocess, tokenizer = _load(args.model)
     try:
         classifier = ZeroShotClassifier(
             model,
@@ -88,6 +88,7 @@ def _results(args: argparse.Namespace, paths: Sequence[str]) -> Iterator[dict[st
             [args.template],
             # No larger than what there is to embed: a batch that isn't full is padded.
             batch_size=min(BATCH, max(len(paths), len(args.labels))),
+            tokenizer=tokenizer,
         )
     except NotFiniteError as error:
         raise _damaged(args.model, f"the label {args.labels[error.rows[0]]!r}") from None
@@ -108,11 +109,12 @@ def _results(args: argparse.Namespace, paths: Sequence[str]) -> Iterator[dict[st
             yield {"image": path, "scores": scores}
 
 
-def _load(name: str) -> tuple[Any, Any]:
-    from clip_jax import DownloadError, load
+def _load(name: str) -> tuple[Any, Any, Any]:
+    from clip_jax import DownloadError, load, load_tokenizer
 
     try:
-        return load(name)
+        # A file of weights has no tokenizer beside it: its strings are CLIP's.
+        return *load(name), None if os.path.isfile(name) else load_tokenizer(name)
     except DownloadError as error:
         raise DownloadError(
             f"{error}. A small model that knows emoji needs no network: --model emoji"

@@ -1,7 +1,7 @@
 """Zero-shot classification by the names of the classes (Radford et al. 2021, section 3.1)."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +56,7 @@ class ZeroShotClassifier:
         templates: Sequence[str] = TEMPLATES,
         *,
         batch_size: int | None = None,
+        tokenizer: Callable[[Sequence[str]], np.ndarray] | None = None,
     ):
         """Embeds the prompts. Many are kept for the next classifier of the same model and prompts.
 
@@ -64,6 +65,8 @@ class ZeroShotClassifier:
             class_names: at least one, all different.
             templates: sentences with `{}` where the name goes.
             batch_size: of images and of prompts, as for `Encoder`.
+            tokenizer: what turns prompts into token ids, such as `load_tokenizer` gives; by default
+                CLIP's own.
 
         Raises:
             ValueError: a name is blank or given twice, a template has no `{}`, a prompt is too
@@ -73,26 +76,36 @@ class ZeroShotClassifier:
         self.class_names, self.templates = check_prompts(class_names, templates)
         self._encoder = Encoder(model, batch_size=batch_size)
         self._scale = _logit_scale(model)
+        if tokenizer is None:
+            model.config.text.check_strings()
+        self._tokenizer = tokenizer
         self.weights = self._class_embeddings(model)
 
     def _class_embeddings(self, model: CLIP) -> Float[np.ndarray, "k d"]:
         names, templates = self.class_names, self.templates
         text = model.config.text
-        text.check_strings()
         if len(names) * len(templates) <= FEW:
-            tokens = _tokens(names, templates, text.context_length)
+            tokens = self._tokens(text.context_length)
             longest = text.context_length
             if text.can_be_cut:
                 longest = np.max(pooled_positions(tokens, text)) + 1
             return _class_means(np.asarray(model.encode_text(tokens[:, :longest])), len(names))
         compute = f"{model.dtype} {model.precision}"
-        key = (model_digest(model), compute, names, templates)
+        key = (model_digest(model), compute, names, templates, self._tokenizer)
         if key not in _kept:
-            tokens = _tokens(names, templates, text.context_length)
+            tokens = self._tokens(text.context_length)
             _kept[key] = _class_means(self._encoder.texts(tokens), len(names))
             while len(_kept) > KEPT:
                 _kept.popitem(last=False)
         return _kept[key]
+
+    def _tokens(self, context_length: int) -> Int[np.ndarray, "p l"]:
+        """Returns the prompts of the first class, then those of the second, and so on."""
+        names, templates = self.class_names, self.templates
+        prompts = [template.replace("{}", name) for name in names for template in templates]
+        if self._tokenizer is None:
+            return tokenize(prompts, context_length)
+        return self._tokenizer(prompts)
 
     def logits(self, embeddings: Float[np.ndarray, "b d"]) -> Float[np.ndarray, "b k"]:
         """Returns the scaled cosines of image embeddings with the classes.
@@ -186,14 +199,6 @@ def check_prompts(
             f"Got {bad[0]!r}."
         )
     return names, templates
-
-
-def _tokens(
-    names: Sequence[str], templates: Sequence[str], context_length: int
-) -> Int[np.ndarray, "p l"]:
-    """Returns the prompts of the first class, then those of the second, and so on."""
-    prompts = [template.replace("{}", name) for name in names for template in templates]
-    return tokenize(prompts, context_length)
 
 
 def _logit_scale(model: CLIP) -> float:
