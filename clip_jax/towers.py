@@ -14,7 +14,7 @@ from clip_jax.nn.clip import (
     text_hidden_state,
     text_outputs,
 )
-from clip_jax.nn.inputs import as_images, as_tokens
+from clip_jax.nn.inputs import as_images, as_mask, as_tokens
 from clip_jax.nn.linear import Rngs
 from clip_jax.nn.outputs import ImageOutput, TextOutput
 from clip_jax.nn.pixels import normalize_pixels
@@ -47,7 +47,11 @@ class TextModel(TextTower):
         self.dtype, self.precision = check_dtype(dtype), precision
 
     def __call__(
-        self, tokens: ArrayLike, hidden_states: bool = False, attentions: bool = False
+        self,
+        tokens: ArrayLike,
+        hidden_states: bool = False,
+        attentions: bool = False,
+        attention_mask: ArrayLike | None = None,
     ) -> TextOutput:
         """Computes the tower on token ids, (b, l) as for `CLIP.encode_text`.
 
@@ -55,25 +59,33 @@ class TextModel(TextTower):
             tokens: the ids.
             hidden_states: whether to return the result of every block.
             attentions: whether to return the weights of every block's attention.
+            attention_mask: (b, l), 0 where a token is padding that no other may see; without it all
+                are seen, as in training.
 
         Raises:
             ValueError: the shape or dtype is wrong, or (checked on NumPy arrays) an id is invalid.
         """
-        return text_outputs(self, as_tokens(tokens, self.config), hidden_states, attentions)
+        tokens = as_tokens(tokens, self.config)
+        mask = as_mask(attention_mask, tokens.shape)
+        return text_outputs(self, tokens, hidden_states, attentions, mask)
 
-    def hidden_state(self, tokens: ArrayLike, number: int) -> Float[Array, "b l w"]:
+    def hidden_state(
+        self, tokens: ArrayLike, number: int, attention_mask: ArrayLike | None = None
+    ) -> Float[Array, "b l w"]:
         """Returns one of the hidden states by its number; later blocks are not computed.
 
         Args:
             tokens: (b, l) ids.
             number: 0 for the embeddings, i for the result of block i, negative from the end: -2 is
                 the result of the block before the last.
+            attention_mask: as for the call.
 
         Raises:
             ValueError: there is no such number, or the ids are wrong.
         """
         count = _block_count(number, self.config.num_layers)
-        return text_hidden_state(self, as_tokens(tokens, self.config), count)
+        tokens = as_tokens(tokens, self.config)
+        return text_hidden_state(self, tokens, count, as_mask(attention_mask, tokens.shape))
 
     def encode_text(self, tokens: ArrayLike) -> Float[Array, "b d"]:
         """Embeds token ids in the joint space, as `CLIP.encode_text`.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -142,11 +143,14 @@ def test_tags_give_their_activation_and_their_pixels():
 
 
 def test_widths_of_mlps_are_truncated_as_in_openclip():
-    widths = {
-        name: oc.from_document({"model_cfg": architectures()[name]}).vision.mlp_width
-        for name in ("ViT-H-14", "ViT-g-14", "ViT-bigG-14", "ViT-e-14")
-    }
-    assert list(widths.values()) == [None, 6144, 8192, 15360]
+    for name, width in {
+        "ViT-H-14": None,
+        "ViT-g-14": 6144,
+        "ViT-bigG-14": 8192,
+        "ViT-e-14": 15360,
+    }.items():
+        vision = oc.from_document({"model_cfg": architectures()[name]}).vision
+        assert isinstance(vision, ViTConfig) and vision.mlp_width == width, name
 
 
 @pytest.mark.parametrize(
@@ -421,3 +425,17 @@ def test_a_number_of_layers_that_no_arrays_fill_is_refused_at_once(kind, tmp_pat
     load = clip_jax.load if kind == "clip" else clip_jax.load_text_model
     with pytest.raises(CheckpointError, match="arrays can't fill 2,147,483"):
         load(tmp_path / "m")
+
+
+def test_the_command_names_a_wrong_model_of_a_file_in_one_line(tmp_path, capsys):
+    path = tmp_path / "m.safetensors"
+    save_file({"visual.conv1.weight": np.zeros(2, np.float32)}, path)
+    for model, status, said in [
+        ("ViT-H-15", 2, "must be the name of one of OpenCLIP's architectures"),
+        ("ViT-B-32/openay", 2, "did you mean 'openai'"),
+        ("ViT-B-32/openai", 1, "do not fit|arrays can't fill"),
+    ]:
+        options = ["--model", model] + ([] if "/" in model else ["--activation", "gelu"])
+        assert main(["convert", str(path), str(tmp_path / "out"), *options]) == status
+        assert re.search(said, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()

@@ -89,6 +89,22 @@ def test_every_output_of_the_text_tower_is_that_of_transformers(theirs, folder):
 
 
 @torch
+def test_padding_that_a_mask_hides_changes_what_transformers_changes(theirs, folder):
+    text, _ = clip_jax.load_text_model(folder)
+    tokens = some_tokens()
+    mask = (np.arange(13)[None] <= np.array([5, 9, 12, 3])[:, None]).astype(np.int32)
+    ours = text(tokens, hidden_states=True, attentions=True, attention_mask=mask)
+    inputs = {"input_ids": ids(tokens), "attention_mask": ids(mask)}
+    expected = all_of(tower(theirs, "Text"), **inputs)
+    check(ours, expected, TOLERANCE)
+    assert relative_error(ours.last_hidden_state, text(tokens).last_hidden_state) > 1e-3
+    given = text.hidden_state(tokens, 1, attention_mask=mask)
+    assert relative_error(given, expected.hidden_states[1]) < TOLERANCE
+    with pytest.raises(ValueError, match=r"attention_mask must have the tokens' shape, \(4, 13\)"):
+        text(tokens, attention_mask=mask[:, :5])
+
+
+@torch
 def test_every_output_of_the_vision_tower_is_that_of_transformers(theirs, folder):
     vision, preprocess = clip_jax.load_vision_model(folder)
     images = random_images(2, 32)
@@ -206,12 +222,17 @@ def test_an_earlier_hidden_state_does_not_compute_the_last_block(text):
         for number in (0, 1, 2)
     }
     assert counts[0] == 0 and counts[2] == 2 * counts[1] > 0
+
     # Asked of all outputs, inside the caller's jit, the compiler leaves out what isn't used.
-    penultimate = jax.jit(lambda t: text(t, hidden_states=True).hidden_states[-2])  # pyright: ignore
+    def penultimate(tokens):
+        states = text(tokens, hidden_states=True).hidden_states
+        assert states is not None
+        return states[-2]
+
     whole = jax.jit(lambda t: text(t, hidden_states=True))
     flops = [
-        function.lower(jnp.asarray(tokens)).compile().cost_analysis()["flops"]
-        for function in (penultimate, whole)
+        function.lower(jnp.asarray(tokens)).compile().cost_analysis()["flops"]  # pyright: ignore[reportOptionalSubscript]
+        for function in (jax.jit(penultimate), whole)
     ]
     assert flops[0] < 0.6 * flops[1]
 

@@ -18,6 +18,7 @@ from clip_jax.nn.layers import (
     RowIds,
     Tap,
     Transformer,
+    Visible,
     causal_mask,
     dot_product_attention,
     ignore,
@@ -38,11 +39,18 @@ class RowAttention(Attention):
         adopt(self, attention)
 
     def __call__(
-        self, x: Float[Array, "b l w"], *, is_causal: bool, rows: RowIds | None = None
+        self,
+        x: Float[Array, "b l w"],
+        *,
+        is_causal: bool,
+        rows: RowIds | None = None,
+        **mask: Visible | None,
     ) -> Float[Array, "b r w"]:
+        if mask:  # of padding, which no fast way is for
+            return rows_of(super().__call__(x, is_causal=is_causal, **mask), rows)
         q, k, v = (split_heads(y, self.num_heads) for y in jnp.split(self.in_proj(x), 3, axis=-1))
-        mask = rows_of(causal_mask(x.shape[1]), rows)[:, None] if is_causal else None
-        mixed = dot_product_attention(rows_of(q, rows), k, v, mask)  # b r h c
+        seen = rows_of(causal_mask(x.shape[1]), rows)[:, None] if is_causal else None
+        mixed = dot_product_attention(rows_of(q, rows), k, v, seen)  # b r h c
         return self.out_proj(mixed.reshape(*mixed.shape[:2], x.shape[-1]))
 
 
@@ -55,9 +63,15 @@ class PooledBlock(ResidualBlock):
         self.attn: RowAttention = attn if isinstance(attn, RowAttention) else RowAttention(attn)
 
     def __call__(
-        self, x: Float[Array, "b l w"], *, is_causal: bool, rows: RowIds | None = None
+        self,
+        x: Float[Array, "b l w"],
+        *,
+        is_causal: bool,
+        rows: RowIds | None = None,
+        **mask: Visible,
     ) -> Float[Array, "b r w"]:
-        x = rows_of(x, rows) + self.ls_1(self.attn(self.ln_1(x), is_causal=is_causal, rows=rows))
+        y = self.attn(self.ln_1(x), is_causal=is_causal, rows=rows, **mask)
+        x = rows_of(x, rows) + self.ls_1(y)
         return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
@@ -78,9 +92,10 @@ class PooledTransformer(Transformer):
         *,
         is_causal: bool = False,
         tap: Tap = ignore,
+        **mask: Visible,
     ) -> Float[Array, "b w"] | Float[Array, "b l w"]:
-        if tap is not ignore or rows is None:
-            return super().__call__(x, rows, is_causal=is_causal, tap=tap)
+        if tap is not ignore or rows is None or mask:
+            return super().__call__(x, rows, is_causal=is_causal, tap=tap, **mask)
         blocks: list[Any] = list(self.resblocks)
         for block in blocks[:-1]:
             x = block(x, is_causal=is_causal)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float
 
 from clip_jax.backends.cpu.linear import multiply_transposed, transposed_kernel
 from clip_jax.backends.pooled_row import RowAttention
-from clip_jax.nn.layers import RowIds, causal_mask, split_heads, take_rows
+from clip_jax.nn.layers import RowIds, Visible, causal_mask, split_heads, take_rows
 
 
 def attend_from(
@@ -64,10 +64,15 @@ class SingleQueryAttention(RowAttention):
     query_dtype: DTypeLike | None = None
 
     def __call__(
-        self, x: Float[Array, "b l w"], *, is_causal: bool, rows: RowIds | None = None
+        self,
+        x: Float[Array, "b l w"],
+        *,
+        is_causal: bool,
+        rows: RowIds | None = None,
+        **mask: Visible | None,
     ) -> Float[Array, "b r w"]:
-        if rows is None:
-            return super().__call__(x, is_causal=is_causal)
+        if rows is None or mask:
+            return super().__call__(x, is_causal=is_causal, rows=rows, **mask)
         return self.from_rows(x, rows, is_causal=is_causal)
 
     def from_rows(

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from clip_jax.config import CLIPConfig, ViTConfig
-from clip_jax.nn.inputs import as_images, as_tokens
+from clip_jax.nn.inputs import as_images, as_mask, as_tokens
 from clip_jax.nn.layers import Tap, ignore
 from clip_jax.nn.linear import parameter
 from clip_jax.nn.outputs import ImageOutput, TextOutput
@@ -139,6 +139,7 @@ class CLIP(TextTower):
         tokens: ArrayLike | Sequence[Any],
         hidden_states: bool = False,
         attentions: bool = False,
+        attention_mask: ArrayLike | None = None,
     ) -> TextOutput:
         """Computes the text tower, and returns its hidden states too.
 
@@ -146,12 +147,15 @@ class CLIP(TextTower):
             tokens: as for `encode_text`.
             hidden_states: whether to return the result of every block.
             attentions: whether to return the weights of every block's attention.
+            attention_mask: (b, l), 0 where a token is padding that no other may see; without it all
+                are seen, as in training.
 
         Raises:
             ValueError: as for `encode_text`.
         """
         tokens = as_tokens(tokens, self.config.text)
-        return text_outputs(self, tokens, hidden_states, attentions)
+        mask = as_mask(attention_mask, tokens.shape)
+        return text_outputs(self, tokens, hidden_states, attentions, mask)
 
     def image_outputs(
         self,
@@ -232,11 +236,13 @@ def _encode_text(model: CLIP, tokens: Array) -> Array:
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
-def text_outputs(model: Any, tokens: Array, hidden_states: bool, attentions: bool) -> TextOutput:
+def text_outputs(
+    model: Any, tokens: Array, hidden_states: bool, attentions: bool, mask: Mapping[str, Array]
+) -> TextOutput:
     """Computes all that a text tower has to give."""
     with computing(model.precision):
         return model.outputs(
-            tokens, model.dtype, hidden_states=hidden_states, attentions=attentions
+            tokens, model.dtype, hidden_states=hidden_states, attentions=attentions, **mask
         )
 
 
@@ -250,11 +256,11 @@ def image_outputs(model: Any, images: Array, hidden_states: bool, attentions: bo
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def text_hidden_state(model: Any, tokens: Array, count: int) -> Array:
+def text_hidden_state(model: Any, tokens: Array, count: int, mask: Mapping[str, Array]) -> Array:
     """Computes the first `count` blocks of a text tower."""
     with computing(model.precision):
         x = model.embeddings(tokens, model.dtype)
-        return model.transformer.first(x, count, is_causal=model.text_config.is_causal)
+        return model.transformer.first(x, count, is_causal=model.text_config.is_causal, **mask)
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -73,6 +73,20 @@ def as_tokens(
     return tokens
 
 
+def as_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> dict[str, Array]:
+    """Returns an attention mask as the keyword that the layers take; none for None.
+
+    Raises:
+        ValueError: it has another shape than the tokens.
+    """
+    if mask is None:
+        return {}
+    mask = _as_array(mask, "attention_mask")
+    if mask.shape != shape:
+        raise ValueError(f"attention_mask must have the tokens' shape, {shape}. Got {mask.shape}.")
+    return {"visible": jnp.asarray(mask) != 0}
+
+
 def _as_array(values: ArrayLike | Sequence[Any], name: str) -> np.ndarray | Array:
     if isinstance(values, Array):
         return values

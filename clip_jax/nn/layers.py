@@ -22,6 +22,8 @@ Config = TextConfig | ViTConfig
 
 # Whether a query (second-to-last axis) sees a key (last axis).
 Mask = Bool[Array, "#b #h q k"]
+# Which positions of each sequence may be seen: those that are no padding.
+Visible = Bool[Array, "b l"]
 # One row of each sequence: the same index for all, or one for each.
 RowIds = int | Int[Array, " b"]
 
@@ -105,6 +107,15 @@ def causal_mask(length: int) -> Bool[Array, "1 l l"]:
     return jnp.tril(jnp.ones((1, length, length), bool))
 
 
+def attention_mask(length: int, is_causal: bool, visible: Visible | None) -> Mask | None:
+    """Returns the mask of a sequence's attention to itself; None if all see all."""
+    mask = causal_mask(length)[:, None] if is_causal else None
+    if visible is None:
+        return mask
+    keys = jnp.broadcast_to(visible[:, None, None], (len(visible), 1, length, length))
+    return keys if mask is None else keys & mask
+
+
 def take_rows(x: Shaped[Array, "#b l *w"], rows: RowIds) -> Shaped[Array, "#b 1 *w"]:
     """Returns one row of each sequence, with its axis kept."""
     if isinstance(rows, int):
@@ -137,15 +148,19 @@ class Attention(nnx.Module):
         )
         self.out_proj = Linear(width, width, kernel_init=init.out_proj, bias_init=zeros, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b l w"], *, is_causal: bool) -> Float[Array, "b l w"]:
+    def __call__(
+        self, x: Float[Array, "b l w"], *, is_causal: bool, visible: Visible | None = None
+    ) -> Float[Array, "b l w"]:
         q, k, v = (split_heads(y, self.num_heads) for y in jnp.split(self.in_proj(x), 3, axis=-1))
-        mask = causal_mask(x.shape[1])[:, None] if is_causal else None
+        mask = attention_mask(x.shape[1], is_causal, visible)
         return self.out_proj(dot_product_attention(q, k, v, mask).reshape(x.shape))
 
-    def weights(self, x: Float[Array, "b l w"], *, is_causal: bool) -> Float[Array, "b h l l"]:
+    def weights(
+        self, x: Float[Array, "b l w"], *, is_causal: bool, visible: Visible | None = None
+    ) -> Float[Array, "b h l l"]:
         """Returns how much each position takes of each, whose values `__call__` mixes so."""
         q, k, _ = (split_heads(y, self.num_heads) for y in jnp.split(self.in_proj(x), 3, axis=-1))
-        mask = causal_mask(x.shape[1])[:, None] if is_causal else None
+        mask = attention_mask(x.shape[1], is_causal, visible)
         return attention_weights(q, k, mask).astype(x.dtype)
 
 
@@ -175,8 +190,10 @@ class ResidualBlock(nnx.Module):
         self.mlp = MLP(width, hidden or 4 * width, activation, init=init, rngs=rngs)
         self.ls_2 = identity if scale is None else LayerScale(width, scale, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b l w"], *, is_causal: bool) -> Float[Array, "b l w"]:
-        x = x + self.ls_1(self.attn(self.ln_1(x), is_causal=is_causal))
+    def __call__(
+        self, x: Float[Array, "b l w"], *, is_causal: bool, **mask: Visible
+    ) -> Float[Array, "b l w"]:
+        x = x + self.ls_1(self.attn(self.ln_1(x), is_causal=is_causal, **mask))
         return x + self.ls_2(self.mlp(self.ln_2(x)))
 
 
@@ -196,26 +213,27 @@ class Transformer(nnx.Module):
         *,
         is_causal: bool = False,
         tap: Tap = ignore,
+        **mask: Visible,
     ) -> Float[Array, "b w"] | Float[Array, "b l w"]:
         for i, block in enumerate(self.resblocks):
-            x = block(x, is_causal=is_causal)
+            x = block(x, is_causal=is_causal, **mask)
             tap(f"transformer.resblocks.{i}", x)
         return x if rows is None else take_rows(x, rows)[:, 0]
 
     def first(
-        self, x: Float[Array, "b l w"], count: int, *, is_causal: bool = False
+        self, x: Float[Array, "b l w"], count: int, *, is_causal: bool = False, **mask: Visible
     ) -> Float[Array, "b l w"]:
         """Applies the first `count` blocks."""
         for block in list(self.resblocks)[:count]:
-            x = block(x, is_causal=is_causal)
+            x = block(x, is_causal=is_causal, **mask)
         return x
 
     def attentions(
-        self, states: Sequence[Float[Array, "b l w"]], *, is_causal: bool = False
+        self, states: Sequence[Float[Array, "b l w"]], *, is_causal: bool = False, **mask: Visible
     ) -> tuple[Float[Array, "b h l l"], ...]:
         """Returns the weights of every block's attention, given what enters each block."""
         return tuple(
-            block.attn.weights(block.ln_1(x), is_causal=is_causal)
+            block.attn.weights(block.ln_1(x), is_causal=is_causal, **mask)
             for block, x in zip(self.resblocks, states, strict=False)
         )
 

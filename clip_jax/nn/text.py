@@ -9,7 +9,15 @@ from jax.nn.initializers import normal, zeros
 from jaxtyping import Array, Float, Integer
 
 from clip_jax.config import Activation, TextConfig
-from clip_jax.nn.layers import LayerNorm, Tap, Transformer, ignore, take_rows, text_block_init
+from clip_jax.nn.layers import (
+    LayerNorm,
+    Tap,
+    Transformer,
+    Visible,
+    ignore,
+    take_rows,
+    text_block_init,
+)
 from clip_jax.nn.linear import Linear, Rngs, parameter, project
 from clip_jax.nn.outputs import TextOutput
 
@@ -88,16 +96,19 @@ class TextTower(nnx.Module):
         *,
         hidden_states: bool,
         attentions: bool,
+        **mask: Visible,
     ) -> TextOutput:
-        """Computes all that the tower has to give."""
+        """Computes all that the tower has to give; `visible` may say which tokens are seen."""
         is_causal = self.text_config.is_causal
         states = [self.embeddings(tokens, dtype)]
         x = self.transformer(
-            states[0], None, is_causal=is_causal, tap=lambda _, y: states.append(y)
+            states[0], None, is_causal=is_causal, tap=lambda _, y: states.append(y), **mask
         )
         x = self.ln_final(x)  # b l w
         pooled = take_rows(x, pooled_positions(tokens, self.text_config))[:, 0]
-        weights = self.transformer.attentions(states, is_causal=is_causal) if attentions else None
+        weights = None
+        if attentions:
+            weights = self.transformer.attentions(states, is_causal=is_causal, **mask)
         return TextOutput(
             last_hidden_state=x,
             pooler_output=pooled,

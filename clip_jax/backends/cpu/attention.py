@@ -9,7 +9,7 @@ from clip_jax.backends.cpu.slices import in_slices
 from clip_jax.backends.pooled_row import rows_of
 from clip_jax.backends.single_query import SingleQueryAttention, attend_from
 from clip_jax.backends.swap import adopt
-from clip_jax.nn.layers import Attention, Mask, RowIds, causal_mask, split_heads
+from clip_jax.nn.layers import Attention, Mask, RowIds, Visible, causal_mask, split_heads
 from clip_jax.nn.resnet import AttentionPool
 
 # Queries and heads at a time. For up to 256 queries, XLA's library has one kernel for both products
@@ -88,15 +88,22 @@ class CachedAttention(SingleQueryAttention):
             self.query_blocks = 2
 
     def __call__(
-        self, x: Float[Array, "b l w"], *, is_causal: bool, rows: RowIds | None = None
+        self,
+        x: Float[Array, "b l w"],
+        *,
+        is_causal: bool,
+        rows: RowIds | None = None,
+        **mask: Visible | None,
     ) -> Float[Array, "b r w"]:
+        if mask:
+            return super().__call__(x, is_causal=is_causal, rows=rows, **mask)
         if rows is not None and len(x) >= MANY_SEQUENCES:
             return self.from_rows(x, rows, is_causal=is_causal)
         q, k, v = (split_heads(y, self.num_heads) for y in jnp.split(self.in_proj(x), 3, axis=-1))
-        mask = rows_of(causal_mask(x.shape[1]), rows)[:, None] if is_causal else None
+        seen = rows_of(causal_mask(x.shape[1]), rows)[:, None] if is_causal else None
         heads, blocks = (self.heads_at_once, self.query_blocks) if rows is None else (None, 1)
         mixed = attention_in_blocks(
-            rows_of(q, rows), k, v, mask, heads_at_once=heads, query_blocks=blocks
+            rows_of(q, rows), k, v, seen, heads_at_once=heads, query_blocks=blocks
         )
         return self.out_proj(mixed.reshape(*mixed.shape[:2], x.shape[-1]))
 
