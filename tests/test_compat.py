@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
+from flax import linen, traverse_util
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import clip_jax
@@ -20,6 +20,7 @@ from clip_jax.compat import (
     FlaxCLIPTextModelWithProjection,
     FlaxCLIPVisionModel,
     FlaxCLIPVisionModelWithProjection,
+    FlaxCLIPVisionModule,
 )
 from clip_jax.compat.names import to_flax
 from clip_jax.convert import to_huggingface
@@ -321,3 +322,28 @@ def test_dropout_drops_in_training_alone():
     assert (call(dropout_rng=keys[0])[0] == call()[0]).all()
     with pytest.raises(ValueError, match=r"drops a fraction of attention, 0.4.*dropout_rng"):
         call(train=True)
+
+
+class SafetyChecker(linen.Module):
+    """As in diffusers: a Linen module with the vision tower inside."""
+
+    config: object
+
+    def setup(self):
+        self.vision_model = FlaxCLIPVisionModule(self.config)
+        self.visual_projection = linen.Dense(20, use_bias=False)
+
+    def __call__(self, clip_input):
+        return self.visual_projection(self.vision_model(clip_input)[1])
+
+
+def test_the_vision_tower_is_a_part_of_a_linen_module(vision):
+    model, params = vision
+    images = cases.pixels().transpose(0, 2, 3, 1)
+    checker = SafetyChecker(model.config)
+    made = checker.init(jax.random.key(0), images)["params"]
+    assert jax.tree.map(jnp.shape, made["vision_model"]) == jax.tree.map(jnp.shape, params)
+    made = {**made, "vision_model": params}
+    given = checker.apply({"params": made}, images)
+    pooled = model(cases.pixels(), params=params).pooler_output
+    assert relative_error(given, pooled @ made["visual_projection"]["kernel"]) < 1e-5

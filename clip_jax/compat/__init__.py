@@ -17,3 +17,4 @@ from clip_jax.compat.models import FlaxCLIPVisionModel as FlaxCLIPVisionModel
 from clip_jax.compat.models import (
     FlaxCLIPVisionModelWithProjection as FlaxCLIPVisionModelWithProjection,
 )
+from clip_jax.compat.modules import FlaxCLIPVisionModule as FlaxCLIPVisionModule

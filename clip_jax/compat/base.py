@@ -184,12 +184,13 @@ class FlaxPreTrainedModel:
         """
         kept = flatten(params) if params is not None else {}
         arrays = {
-            path: kept[path] if path in kept else self._initial(rng, path, shape)
+            path: kept[path] if path in kept else self.initial(rng, path, shape)
             for path, shape in self._shapes().items()
         }
         return unflatten(arrays)
 
-    def _initial(self, rng: Array, path: str, shape: tuple[int, ...]) -> Array:
+    def initial(self, rng: Array, path: str, shape: tuple[int, ...]) -> Array:
+        """Returns a random array for a path of the tree."""
         if path == "logit_scale":
             value = document_of(self.config).get("logit_scale_init_value", math.log(1 / 0.07))
             return jnp.asarray(value, jnp.float32)
