@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import serialization
 
 import clip_jax
 from clip_jax import compat
@@ -112,6 +113,16 @@ def test_a_configuration_may_be_given_in_place_of_the_folders(folder):
     config.num_hidden_layers = 3
     with pytest.raises(ValueError, match=r"(?s)16 arrays of params do not fit.*layers/2/"):
         compat.FlaxCLIPTextModel.from_pretrained(folder, config=config)
+
+
+@pytest.mark.parametrize("from_pt", [False, True])
+def test_a_folder_that_flax_wrote_is_read_to_the_bit(from_pt, text, tmp_path):
+    (tmp_path / "config.json").write_text(text.config.to_json_string())
+    tree = jax.tree.map(np.asarray, text.params)
+    (tmp_path / "flax_model.msgpack").write_bytes(serialization.msgpack_serialize(tree))
+    again = compat.FlaxCLIPTextModel.from_pretrained(tmp_path, from_pt=from_pt)
+    for path, array in flatten(again.params).items():
+        assert np.asarray(array).tobytes() == flatten(tree)[path].tobytes(), path
 
 
 def test_a_tower_without_projection_has_no_embeddings(tmp_path):

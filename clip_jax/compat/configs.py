@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from clip_jax.compat.folders import PLACES, find_folder
 from clip_jax.config import CLIPConfig as Architecture
 from clip_jax.config import TextConfig, ViTConfig
 from clip_jax.convert import huggingface_config
@@ -56,8 +57,6 @@ class PretrainedConfig:
         Raises:
             CheckpointError: it can't be read, or is of another kind of model.
         """
-        from clip_jax.compat.folders import PLACES, find_folder
-
         place = {name: options.pop(name) for name in PLACES if name in options}
         return cls.of_folder(find_folder(name_or_path, **place), **options)
 
