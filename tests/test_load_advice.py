@@ -11,14 +11,14 @@ from safetensors.numpy import save_file
 
 from clip_jax.cli import main
 from clip_jax.config import CLIPConfig, TextConfig, ViTConfig
-from clip_jax.convert import to_pytorch
+from clip_jax.convert import to_huggingface, to_pytorch
 from clip_jax.convert.open_clip_config import from_document
 from clip_jax.errors import CheckpointError
 from clip_jax.open_clip_catalog import lookup_tag
 from clip_jax.weights import load, read_model
 from clip_jax.weights.tokenizers import load_tokenizer
 from tests import reference
-from tests.models import TINY_VIT, random_parameters
+from tests.models import SMALL_VIT, TINY_VIT, random_parameters
 
 
 def described(**text):
@@ -97,3 +97,27 @@ def test_heads_of_a_width_that_has_others_are_said_to_be_assumed(tmp_path):
         read_model(path, activation="gelu")
     save_file(arrays_of(TINY_VIT), path)
     read_model(path)  # without a warning
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of transformers."""
+    to_huggingface(SMALL_VIT, random_parameters(SMALL_VIT), tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+def test_a_float16_variant_is_read_where_it_is_the_only_weights(folder):
+    weights = folder / "model.safetensors"
+    weights.rename(folder / "model.fp16.safetensors")
+    assert read_model(folder)[0] == "huggingface"
+    (folder / "model.bf16.safetensors").write_bytes(b"")
+    advice = r"rename the ones that are meant \(model.bf16.*, model.fp16.*\) to model.safetensors"
+    with pytest.raises(CheckpointError, match=advice):
+        read_model(folder)
+
+
+def test_shards_without_an_index_say_that_it_is_missing(folder):
+    weights = folder / "model.safetensors"
+    weights.rename(folder / "model-00001-of-00002.safetensors")
+    with pytest.raises(CheckpointError, match=r"not their index, expected model.safetensors.index"):
+        read_model(folder)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from clip_jax.convert.folder import WEIGHTS, Family, weights_among
+from clip_jax.convert.folder import WEIGHTS, Family, lacking, weights_among
 from clip_jax.convert.sharded import INDEX, read_index
 from clip_jax.errors import CheckpointError, DownloadError, is_exhausted
 from clip_jax.messages import some
@@ -200,8 +200,7 @@ class _Request:
                 wanted = [_CONFIGS[family], *(optional if family == "huggingface" else ())]
                 return [*(name for name in wanted if name in names), weights]
         raise DownloadError(
-            f"{self}: has no weights, expected one of {', '.join(WEIGHTS[families[0]])}; it has "
-            f"{some(sorted(names))}: take another revision or repository"
+            f"{self}: {lacking(names, families[0])}, or take another revision or repository"
         )
 
     def missing(self, names: Collection[str]) -> str:
@@ -251,8 +250,10 @@ def _downloaded(request: _Request, hub: Any) -> Path:
             f"{request.name}: has no folder {request.subfolder}, expected one of "
             f"{some(folders) or 'none: leave out subfolder='}"
         )
-    # In whatever form the weights are in the cache, they needn't be downloaded in another.
-    if request.what != "tokenizer" and (found := request.complete(info.sha)):
+    # In whatever form the weights are in the cache, they needn't be downloaded in another; but a
+    # float16 variant, which another library has left there, is not what was published first.
+    found = None if request.what == "tokenizer" else request.complete(info.sha)
+    if found and any(map(_is_weights, os.listdir(found))):
         names = [name for name in names if not _is_weights(name) or (found / name).exists()]
     wanted = request.needed(names)
 
