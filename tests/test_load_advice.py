@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from clip_jax.cli import main
 from clip_jax.config import CLIPConfig, TextConfig, ViTConfig
-from clip_jax.convert import to_huggingface, to_pytorch
+from clip_jax.convert import to_huggingface, to_open_clip, to_pytorch
 from clip_jax.convert.open_clip_config import from_document
 from clip_jax.errors import CheckpointError
 from clip_jax.open_clip_catalog import lookup_tag
@@ -121,3 +121,27 @@ def test_shards_without_an_index_say_that_it_is_missing(folder):
     weights.rename(folder / "model-00001-of-00002.safetensors")
     with pytest.raises(CheckpointError, match=r"not their index, expected model.safetensors.index"):
         read_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"model_type": "cl', "config.json: is not valid JSON.*it was cut or damaged"),
+        ("{}", "config.json: holds an empty object"),
+        ("", "config.json: is empty"),
+        ("version https://git-lfs.github.com/spec/v1", "config.json: is a Git LFS pointer"),
+    ],
+)
+def test_a_broken_configuration_is_named_as_what_is_wrong(content, message, folder):
+    (folder / "config.json").write_text(content)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        read_model(folder)
+    assert "weights' file" not in str(caught.value)
+
+
+def test_weights_of_openclip_without_their_configuration_say_that_it_is_missing(tmp_path):
+    to_open_clip(SMALL_VIT, random_parameters(SMALL_VIT), tmp_path / "oc")
+    (tmp_path / "oc" / "open_clip_config.json").unlink()
+    advice = "no open_clip_config.json.*`clip-jax convert FILE DST --model NAME --activation A`"
+    with pytest.raises(CheckpointError, match=f"open_clip_model.safetensors, but {advice}"):
+        read_model(tmp_path / "oc")
