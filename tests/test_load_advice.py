@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import shutil
 import warnings
 
 import numpy as np
@@ -13,7 +14,7 @@ from clip_jax.cli import main
 from clip_jax.config import CLIPConfig, TextConfig, ViTConfig
 from clip_jax.convert import to_huggingface, to_open_clip, to_pytorch
 from clip_jax.convert.open_clip_config import from_document
-from clip_jax.errors import CheckpointError
+from clip_jax.errors import CheckpointError, DownloadError
 from clip_jax.open_clip_catalog import lookup_tag
 from clip_jax.weights import load, read_model
 from clip_jax.weights.tokenizers import load_tokenizer
@@ -145,3 +146,58 @@ def test_weights_of_openclip_without_their_configuration_say_that_it_is_missing(
     advice = "no open_clip_config.json.*`clip-jax convert FILE DST --model NAME --activation A`"
     with pytest.raises(CheckpointError, match=f"open_clip_model.safetensors, but {advice}"):
         read_model(tmp_path / "oc")
+
+
+COMMIT = "c" * 40
+
+
+@pytest.fixture
+def snapshot(tmp_path, monkeypatch):
+    """The folder of a repository's files in the Hub's cache, without the network."""
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    repository = tmp_path / "hub" / "models--owner--name"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    (repository / "snapshots").mkdir()
+    return repository / "snapshots" / COMMIT
+
+
+def test_a_wrong_subfolder_is_named_with_those_that_are_there(folder, snapshot):
+    (folder / "tokenizer").mkdir()
+    for wrong in (load, load_tokenizer):
+        with pytest.raises(ValueError, match="no folder 'tokeniser', expected one of tokenizer"):
+            wrong(folder, subfolder="tokeniser")
+    shutil.copytree(folder, snapshot)
+    for wrong in (load, load_tokenizer):
+        with pytest.raises(DownloadError, match="has no folder tokeniser of it, .* tokenizer"):
+            wrong("owner/name", subfolder="tokeniser")
+
+
+def test_a_missing_shard_in_the_cache_is_named_with_what_is_there(folder, snapshot):
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    index = {"weight_map": {"x": "a.safetensors", "y": "b.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    shutil.copytree(folder, snapshot)
+    with pytest.raises(DownloadError, match=r"has no b.safetensors, of its files a.safetensors"):
+        load("owner/name")
+    (snapshot / "model.safetensors.index.json").unlink()
+    (snapshot / "a.safetensors").unlink()
+    with pytest.raises(DownloadError, match=r"has no weights of it, of its files config.json"):
+        load("owner/name")
+
+
+def test_names_may_have_openclips_prefixes(folder, snapshot):
+    shutil.copytree(folder, snapshot)
+    for name in ("hf-hub:owner/name", f"local-dir:{folder}"):
+        assert load(name)[0].config.embed_dim == SMALL_VIT.embed_dim
+        assert load_tokenizer(name) == load_tokenizer(folder)
+    with pytest.raises(ValueError, match="there is no folder owner/name"):
+        load("local-dir:owner/name")
+
+
+@pytest.mark.parametrize("take", [load, load_tokenizer])
+def test_an_unknown_architecture_before_a_tag_is_said(take, snapshot):
+    with pytest.raises(ValueError, match="no architecture 'ViT-B-99'.*did you mean ViT-B-"):
+        take("ViT-B-99/openai")
