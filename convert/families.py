@@ -102,7 +102,8 @@ def family_of(folder: str | os.PathLike[str]) -> Family:
             f"which describes the model: download or copy it too, or name the model of the file: "
             f"`clip-jax convert FILE DST --model NAME --activation A`"
         )
-    if CONFIG in names and not document:
+    has_weights = any(name.endswith((".safetensors", ".bin", ".msgpack")) for name in names)
+    if CONFIG in names and has_weights and not document:
         raise CheckpointError(
             f"{folder / CONFIG}: holds an empty object, expected the description of a model: "
             f"get it from its source again"

@@ -87,6 +87,9 @@ def test_what_lies_beside_the_weights_tells_a_training_script(beside, tmp_path):
         read_model(tmp_path / "epoch_1.pt")
     torch.save({"state_dict": arrays}, tmp_path / "plain.pt")
     read_model(tmp_path / "plain.pt")  # without a warning
+    (tmp_path / "plain.pt").rename(tmp_path / "open_clip_pytorch_model.bin")
+    with pytest.warns(UserWarning, match="quick_gelu"):
+        read_model(tmp_path / "open_clip_pytorch_model.bin")
 
 
 def test_heads_of_a_width_that_has_others_are_said_to_be_assumed(tmp_path):

@@ -8,7 +8,7 @@ from typing import Any
 
 from clip_jax.config import Activation, CLIPConfig, ViTConfig
 from clip_jax.convert.agreement import check_agreement
-from clip_jax.convert.families import Family, family_of
+from clip_jax.convert.families import OPEN_CLIP_WEIGHTS, Family, family_of
 from clip_jax.convert.folder import read_folder
 from clip_jax.convert.huggingface import from_huggingface
 from clip_jax.convert.open_clip import from_arrays, from_open_clip
@@ -94,7 +94,8 @@ def read_model(
 def _warn_of_assumptions(path: Path, config: CLIPConfig, activation: Activation | None) -> None:
     """Warns if a file looks like OpenCLIP's, of which OpenAI's numbers needn't be true."""
     is_wide = isinstance(config.vision, ViTConfig) and config.vision.width in _WIDE
-    if not is_wide and (activation is not None or not is_training_checkpoint(path)):
+    is_theirs = OPEN_CLIP_WEIGHTS.match(path.name) is not None
+    if not is_wide and (activation or not (is_theirs or is_training_checkpoint(path))):
         return
     gelu = "" if activation else "the activation quick_gelu and "
     other = "another activation with activation=, and " if not activation else ""
