@@ -83,10 +83,11 @@ def lookup_tag(name: str) -> PretrainedTag | None:
     """Returns the tag of a name such as `ViT-H-14/dfn5b`, or `ViT-H-14-quickgelu/dfn5b`.
 
     Returns:
-        The tag; None if the name doesn't begin with an architecture of OpenCLIP's.
+        The tag; None if the name has the form of neither an architecture of OpenCLIP's nor a tag.
 
     Raises:
-        ValueError: the architecture has no such tag, or is none that can be read.
+        ValueError: the architecture has no such tag, is none that can be read, or is unknown before
+            a tag that is known.
     """
     architecture, _, tag = name.partition("/")
     for beginning, what in _REFUSED.items():
@@ -97,6 +98,14 @@ def lookup_tag(name: str) -> PretrainedTag | None:
                 f"lists them"
             )
     if architecture not in architectures():
+        known = {known.tag for known in pretrained_tags()}
+        if tag in known and re.match(r"ViT-|RN\d", architecture, re.IGNORECASE):
+            near = difflib.get_close_matches(architecture, architectures(), n=3)
+            hint = f"did you mean {some(near)}? " if near else ""
+            raise ValueError(
+                f"{name}: OpenCLIP has no architecture {architecture!r} that is read here: "
+                f"{hint}`clip-jax models --all` lists them"
+            )
         return None
     found = {known.tag: known for known in pretrained_tags(architecture)}
     if tag in found:

@@ -1,6 +1,5 @@
 """Tells whose checkpoint something is, by the files of a folder or the names of the arrays."""
 
-import contextlib
 import os
 import re
 from collections.abc import Collection
@@ -10,10 +9,12 @@ from typing import Literal
 from clip_jax.convert.archive import shown
 from clip_jax.convert.json_file import read_json
 from clip_jax.errors import CheckpointError, is_exhausted
+from clip_jax.messages import some
 
 Family = Literal["native", "open_clip", "huggingface"]
 
 CONFIG, OPEN_CLIP_CONFIG, PIPELINE = "config.json", "open_clip_config.json", "model_index.json"
+OPEN_CLIP_WEIGHTS = re.compile(r"open_clip_.*\.(safetensors|bin|pth?)$")
 # The kinds of folders of transformers that hold CLIP, or one of its towers.
 CLIP, TEXT, VISION = "clip", "clip_text_model", "clip_vision_model"
 
@@ -76,8 +77,11 @@ def family_of(folder: str | os.PathLike[str]) -> Family:
         raise CheckpointError(f"{folder} can't be read ({error.strerror or error})") from None
     document: dict[str, object] = {}
     if CONFIG in names:
-        with contextlib.suppress(CheckpointError):  # whoever reads it next says what is wrong
+        try:
             document = read_json(folder / CONFIG)
+        except CheckpointError:
+            if OPEN_CLIP_CONFIG not in names:  # which is enough
+                raise
     vision = document.get("vision")
     if isinstance(vision, dict) and "type" in vision:
         return "native"
@@ -91,6 +95,18 @@ def family_of(folder: str | os.PathLike[str]) -> Family:
         raise CheckpointError(
             f"{folder} is a pipeline of diffusers, expected one model: give one of its folders "
             f"({', '.join(parts) or 'it has no text_encoder and no image_encoder'})"
+        )
+    if weights := sorted(name for name in names if OPEN_CLIP_WEIGHTS.match(name)):
+        raise CheckpointError(
+            f"{folder} has weights of OpenCLIP, {some(weights, 3)}, but no {OPEN_CLIP_CONFIG}, "
+            f"which describes the model: download or copy it too, or name the model of the file: "
+            f"`clip-jax convert FILE DST --model NAME --activation A`"
+        )
+    has_weights = any(name.endswith((".safetensors", ".bin", ".msgpack")) for name in names)
+    if CONFIG in names and has_weights and not document:
+        raise CheckpointError(
+            f"{folder / CONFIG}: holds an empty object, expected the description of a model: "
+            f"get it from its source again"
         )
     return "native"
 

@@ -2,12 +2,14 @@
 
 import errno
 import os
+import re
 from collections.abc import Collection
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from clip_jax.convert.archive import shown
 from clip_jax.convert.reader import read_checkpoint
 from clip_jax.convert.sharded import INDEX, read_index
 from clip_jax.errors import CheckpointError
@@ -36,6 +38,9 @@ WEIGHTS: dict[Family, tuple[str, ...]] = {
         "model.pth",
     ),
 }
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".msgpack")
+_RENAMED = (".safetensors", ".bin", ".pth", ".msgpack")
+_SHARD = re.compile(r"-[0-9]{5}-of-[0-9]{5}\.(safetensors|bin|msgpack)$")
 
 
 def weights_among(names: Collection[str], family: Family) -> str | None:
@@ -45,7 +50,30 @@ def weights_among(names: Collection[str], family: Family) -> str | None:
         names: the names of the folder's files.
         family: the library that wrote the folder.
     """
-    return next((name for name in WEIGHTS[family] if name in names), None)
+    found = next((name for name in WEIGHTS[family] if name in names), None)
+    return found or _half(names, family)
+
+
+def lacking(names: Collection[str], family: Family) -> str:
+    """Says of a folder without weights what was looked for, what is there, and what to do."""
+    shard = next((name for name in sorted(names) if _SHARD.search(name)), None)
+    if shard is not None:
+        index = _SHARD.sub(r".\1", shard).replace(".fp16.", ".") + INDEX
+        return (
+            f"has shards, such as {shown(shard)}, but not their index, expected {shown(index)}, "
+            f"which says what is in which: download or copy it too"
+        )
+    others = sorted(name for name in names if name.endswith(_SUFFIXES))
+    remedy = "download or copy the weights too"
+    if others:
+        remedy += f", or rename the ones that are meant ({some(others, 3)})"
+        suffix = next((end for end in _RENAMED if others[0].endswith(end)), None)
+        name = next((n for n in WEIGHTS[family] if suffix and n.endswith(suffix)), None)
+        remedy += f" to {name}" if name else ""
+    return (
+        f"has no weights, expected one of {', '.join(WEIGHTS[family])}; it has "
+        f"{some(sorted(names)) or 'no files'}: {remedy}"
+    )
 
 
 def weights_file(folder: str | os.PathLike[str], family: Family) -> Path:
@@ -70,10 +98,7 @@ def weights_file(folder: str | os.PathLike[str], family: Family) -> Path:
         ) from None
     if found := weights_among(names, family):
         return folder / found
-    raise CheckpointError(
-        f"{folder}: has no weights, expected one of {', '.join(WEIGHTS[family])}; it has "
-        f"{some(sorted(names)) or 'no files'}: download or copy the weights too{_variants(names)}"
-    )
+    raise CheckpointError(f"{folder}: {lacking(names, family)}")
 
 
 def shards_of(path: str | os.PathLike[str]) -> list[Path]:
@@ -107,8 +132,12 @@ def read_folder(folder: str | os.PathLike[str], family: Family) -> dict[str, np.
     return read_checkpoint(weights_file(folder, family))
 
 
-def _variants(names: Collection[str]) -> str:
-    """Names what is there in another precision, which nobody takes without being asked to."""
-    suffixes = (".safetensors", ".bin", ".pt", ".pth", ".msgpack")
-    others = sorted(name for name in names if name.endswith(suffixes))
-    return f", or give the file itself ({some(others, 3)})" if others else ""
+def _half(names: Collection[str], family: Family) -> str | None:
+    """Returns the float16 variant of the weights, as diffusers names it, if nothing else is there.
+
+    Where there is another precision too, nobody has said which is meant.
+    """
+    if not all(".fp16." in name for name in names if name.endswith(_SUFFIXES)):
+        return None
+    halves = {name.replace(".fp16.", "."): name for name in names if ".fp16." in name}
+    return next((halves[name] for name in WEIGHTS[family] if name in halves), None)

@@ -63,6 +63,8 @@ def _object(content: bytes) -> dict[str, Any]:
         raise CheckpointError(
             "is a Git LFS pointer, expected the file it stands for: run `git lfs pull`"
         )
+    if not content.strip():
+        raise CheckpointError("is empty, expected JSON: the download or copy failed, repeat it")
     try:
         found = json.loads(content, object_pairs_hook=without_duplicates)
     except RecursionError:
@@ -71,7 +73,8 @@ def _object(content: bytes) -> dict[str, Any]:
         ) from None
     except ValueError as error:  # UnicodeDecodeError is one
         raise CheckpointError(
-            f"is not valid JSON ({shown(str(error))}): get it from its source again"
+            f"is not valid JSON ({shown(str(error))}), expected all of a JSON object: it was cut "
+            f"or damaged, get it from its source again"
         ) from None
     if not isinstance(found, dict):
         raise CheckpointError(

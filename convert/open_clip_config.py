@@ -4,6 +4,7 @@ As in OpenCLIP, unknown keys are errors in what describes the model; in what des
 they are ignored.
 """
 
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -18,6 +19,7 @@ from clip_jax.config import (
     TextConfig,
     ViTConfig,
 )
+from clip_jax.convert.archive import shown
 from clip_jax.convert.deviations import deviations
 from clip_jax.convert.fields import Fields, raise_problems
 
@@ -53,8 +55,11 @@ TEXT = {
     "proj_type": "linear",
     "proj_bias": False,
     "hf_tokenizer_name": None,
+    "tokenizer_kwargs": None,
     **TOWER,
 }
+# Options of OpenCLIP's own tokenizer that leave its ids as they are.
+TOKENIZER = {"clean": "lower", "additional_special_tokens": None, "reduction_mask": ""}
 # Keys that are for training, for the form of outputs, or for what is refused by another key.
 VISION_IGNORED = {
     "patch_dropout",
@@ -71,7 +76,6 @@ VISION_IGNORED = {
 }
 TEXT_IGNORED = {
     "pad_id",
-    "tokenizer_kwargs",
     "tokenizer_mode",
     "output_tokens",
     "final_ln_after_pool",
@@ -250,9 +254,21 @@ def _text(fields: Fields, quick: bool, embed_dim: int) -> TextConfig | None:
         eos_id=fields.whole("eos_id", 2, least=0) if pooling == "eos" else None,
         has_projection=has_projection,
         has_projection_bias=fields.flag("proj_bias", False) and bool(has_projection),
-        tokenizer=fields.text("hf_tokenizer_name", None),
+        tokenizer=fields.text("hf_tokenizer_name", None) or _changed_tokenizer(fields),
         **_blocks(fields, width, quick),
     )
+
+
+def _changed_tokenizer(fields: Fields) -> str | None:
+    """Names the tokenizer of a model whose options give other ids than CLIP's; else None."""
+    options = fields.inner("tokenizer_kwargs", {})
+    defaults = {**TOKENIZER, "context_length": fields.get("context_length", 77)}
+    changes = {
+        key: options[key]
+        for key in options
+        if options[key] is not None and (key not in defaults or options[key] != defaults[key])
+    }
+    return f"open_clip with {shown(json.dumps(changes, default=repr))}" if changes else None
 
 
 def _blocks(fields: Fields, width: int, quick: bool) -> dict[str, Any]:

@@ -186,8 +186,8 @@ def test_a_folder_without_weights_says_what_was_looked_for(tmp_path):
         f"{tmp_path}: has no weights, expected one of {', '.join(WEIGHTS['huggingface'])}; it has "
         "config.json: download or copy the weights too"
     )
-    (tmp_path / "model.fp16.safetensors").write_text("")
-    with pytest.raises(CheckpointError, match=r"or give the file itself \(model.fp16"):
+    (tmp_path / "model.ema.safetensors").write_text("")
+    with pytest.raises(CheckpointError, match=r"rename the ones that are meant \(model.ema"):
         read_folder(tmp_path, "open_clip")
     with pytest.raises(FileNotFoundError, match="no such folder"):
         read_folder(tmp_path / "nothing", "open_clip")

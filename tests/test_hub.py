@@ -186,7 +186,7 @@ def test_what_can_not_be_had_is_one_error(hub):
     assert "has no revision 'v9'" in refusal(revision="v9")
     hub.files["a/readme"] = {"README.md": b"", ".gitattributes": b""}
     assert "holds no CLIP model" in refusal("a/readme") and "README.md" in refusal("a/readme")
-    hub.files["a/config"] = {"config.json": b"{}", "model.fp16.safetensors": b""}
+    hub.files["a/config"] = {"config.json": b"{}", "model.ema.safetensors": b""}
     message = refusal("a/config")
     assert f"has no weights, expected one of {', '.join(WEIGHTS['huggingface'])}" in message
     hub.gated.add(NAME)

@@ -93,6 +93,7 @@ def safetensors(model, path):
     save_file({n: t.contiguous() for n, t in model.state_dict().items()}, path)
 
 
+@pytest.mark.filterwarnings("ignore:.*heads of 64 are assumed")
 @pytest.mark.parametrize("save", [reference.save_state_dict, nested, safetensors])
 def test_float32_state_dicts_pass(tmp_path, save):
     """The reference rounds such weights to float16 as it loads; that must not count."""

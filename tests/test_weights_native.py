@@ -111,7 +111,7 @@ def test_model_can_be_saved_over_the_folder_it_is_mapped_from(model_folder):
 
 def test_folder_of_another_library(model_folder):
     (model_folder / "config.json").write_text(json.dumps({"colour": "green"}))
-    with pytest.raises(CheckpointError, match="not a configuration of clip_jax"):
+    with pytest.raises(CheckpointError, match="nests too deeply|not a configuration of clip_jax"):
         load(model_folder)
 
 
@@ -124,7 +124,7 @@ def test_folder_of_another_model_of_hugging_face_is_named(model_folder):
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"vision": {"type": []}}'])
 def test_nested_configuration_is_refused(model_folder, text):
     (model_folder / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match="not a configuration of clip_jax"):
+    with pytest.raises(CheckpointError, match="nests too deeply|not a configuration of clip_jax"):
         load(model_folder)
 
 
@@ -137,7 +137,7 @@ def test_folder_without_permission_is_refused(model_folder, monkeypatch):
         return status(path, **options)
 
     monkeypatch.setattr(os, "stat", refuse)
-    with pytest.raises(CheckpointError, match="model can't be read .Permission denied"):
+    with pytest.raises(CheckpointError, match="config.json: can't be read .Permission denied"):
         load(model_folder)
 
 

@@ -1,5 +1,6 @@
 """Finds what a name or a path given to `load` stands for, and fetches it where necessary."""
 
+import contextlib
 import dataclasses
 import os
 import warnings
@@ -10,9 +11,12 @@ from typing import Any
 from clip_jax.catalog import CATALOG, suggestion
 from clip_jax.convert.families import OPEN_CLIP_CONFIG
 from clip_jax.errors import DownloadError
+from clip_jax.messages import some
 from clip_jax.open_clip_catalog import PretrainedTag, lookup_tag
 from clip_jax.weights.cache import native_folder
 from clip_jax.weights.hub import is_cached, is_repository_name, remedy, repository_folder
+
+_SCHEMES = ("hf-hub", "local-dir")  # what OpenCLIP's names of models may begin with
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +58,7 @@ def find(
             `subfolder` is given for what has none.
         DownloadError: it can't be downloaded; the message says how to put it there by hand.
     """
-    name = os.fspath(name_or_path)
+    name = without_scheme(os.fspath(name_or_path))
     of_repository = {"revision": revision, "subfolder": subfolder}
     if isinstance(name_or_path, str) and name in CATALOG:
         _check_absent(name, **of_repository)
@@ -74,7 +78,7 @@ def find(
         _check_absent(name, revision=revision)
         path = Path(name, subfolder or "")
         if not path.exists():
-            raise ValueError(f"{name} has no folder {subfolder!r}.")
+            raise ValueError(no_subfolder(name, subfolder or ""))
         return Found(path)
     if isinstance(name_or_path, str) and (tag := _tag(name)):
         _check_absent(name, **of_repository)
@@ -86,6 +90,31 @@ def find(
         f"{name!r} is neither the name of a model nor a file or folder that exists: "
         f"{suggestion(name)}; the Hugging Face Hub's repositories by owner/name, OpenCLIP's "
         f"weights by architecture/tag (`clip-jax models --all`)"
+    )
+
+
+def without_scheme(name: str) -> str:
+    """Drops OpenCLIP's `hf-hub:` or `local-dir:` from a name, unless a file is called so.
+
+    Raises:
+        ValueError: there is no such local folder.
+    """
+    scheme, _, rest = name.partition(":")
+    if not rest or scheme not in _SCHEMES or os.path.exists(name):
+        return name
+    if scheme == "local-dir" and not os.path.exists(rest):
+        raise ValueError(f"{name}: there is no folder {rest}, check the path.")
+    return rest
+
+
+def no_subfolder(name: str, subfolder: str) -> str:
+    """Says that a folder hasn't one of this name, and which it has."""
+    folders = []
+    with contextlib.suppress(OSError):
+        folders = sorted(entry.name for entry in os.scandir(name) if entry.is_dir())
+    return (
+        f"{name} has no folder {subfolder!r}, expected one of "
+        f"{some(folders) or 'none: leave out subfolder='}."
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from clip_jax.convert.folder import WEIGHTS, Family, weights_among
+from clip_jax.convert.folder import WEIGHTS, Family, lacking, weights_among
 from clip_jax.convert.sharded import INDEX, read_index
 from clip_jax.errors import CheckpointError, DownloadError, is_exhausted
 from clip_jax.messages import some
@@ -110,7 +110,7 @@ def repository_folder(
     except Exception as error:  # of the library, and of any client below it
         if is_exhausted(error):
             raise
-        return cached or request.refuse(_reason(error, request))
+        return cached or request.refuse(_reason(error, request) + request.lack())
 
 
 def is_offline() -> bool:
@@ -150,15 +150,20 @@ class _Request:
         self.name, self.revision, self.subfolder, self.what = name, revision, subfolder, what
         self.place = cache / f"models--{name.replace('/', '--')}"
 
-    def cached(self) -> Path | None:
-        """Returns the folder in the cache, if it has all that is needed."""
+    def snapshot(self) -> Path | None:
+        """Returns where the cache has the revision's files, if it knows the revision."""
         commit = self.revision
         if not _COMMIT.fullmatch(commit):
             try:
                 commit = (self.place / "refs" / self.revision).read_text()[:64].strip()
             except (OSError, ValueError):
                 return None
-        return self.complete(commit) if _COMMIT.fullmatch(commit) else None
+        return self.place / "snapshots" / commit if _COMMIT.fullmatch(commit) else None
+
+    def cached(self) -> Path | None:
+        """Returns the folder in the cache, if it has all that is needed."""
+        snapshot = self.snapshot()
+        return None if snapshot is None else self.complete(snapshot.name)
 
     def complete(self, commit: str) -> Path | None:
         """Returns the folder of a commit in the cache, if it has all that is needed."""
@@ -200,8 +205,7 @@ class _Request:
                 wanted = [_CONFIGS[family], *(optional if family == "huggingface" else ())]
                 return [*(name for name in wanted if name in names), weights]
         raise DownloadError(
-            f"{self}: has no weights, expected one of {', '.join(WEIGHTS[families[0]])}; it has "
-            f"{some(sorted(names))}: take another revision or repository"
+            f"{self}: {lacking(names, families[0])}, or take another revision or repository"
         )
 
     def missing(self, names: Collection[str]) -> str:
@@ -220,7 +224,28 @@ class _Request:
         """Raises the error of a repository that isn't here, or not all of it."""
         snapshots = self.place / "snapshots"
         where = "is in the cache only in part" if snapshots.is_dir() else "isn't in the cache"
-        self.refuse(f"{where}: {reason}")
+        self.refuse(f"{where}: {reason}{self.lack()}")
+
+    def lack(self) -> str:
+        """Says which folder or files a part of the repository in the cache lacks; "" if none is."""
+        snapshot = self.snapshot()
+        if snapshot is None or not snapshot.is_dir():
+            return ""
+        folder = snapshot / self.subfolder
+        if not folder.is_dir():
+            others = sorted(entry.name for entry in os.scandir(snapshot) if entry.is_dir())
+            there = some(others) or "none: leave out subfolder="
+            return f"; the cache has no folder {self.subfolder} of it, of its folders {there}"
+        names = {entry.name for entry in os.scandir(folder) if os.path.exists(entry.path)}
+        there = f"of its files {some(sorted(names)) or 'none'}"
+        for family in self.families(names):
+            weights = weights_among(names, family)
+            if weights and not _is_whole(folder / weights, names):
+                shards = sorted(set(read_index(folder / weights).values()) - names)
+                return f"; the cache has no {some(shards)}, {there}"
+            if not weights:
+                return f"; the cache has no weights of it, {there}"
+        return f"; the cache has no configuration of it, {there}"
 
     def refuse(self, reason: str) -> NoReturn:
         """Raises the error of a repository that can't be had; says how to get it by hand."""
@@ -251,8 +276,10 @@ def _downloaded(request: _Request, hub: Any) -> Path:
             f"{request.name}: has no folder {request.subfolder}, expected one of "
             f"{some(folders) or 'none: leave out subfolder='}"
         )
-    # In whatever form the weights are in the cache, they needn't be downloaded in another.
-    if request.what != "tokenizer" and (found := request.complete(info.sha)):
+    # In whatever form the weights are in the cache, they needn't be downloaded in another; but a
+    # float16 variant, which another library has left there, is not what was published first.
+    found = None if request.what == "tokenizer" else request.complete(info.sha)
+    if found and any(map(_is_weights, os.listdir(found))):
         names = [name for name in names if not _is_weights(name) or (found / name).exists()]
     wanted = request.needed(names)
 

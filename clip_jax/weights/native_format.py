@@ -130,7 +130,10 @@ def read_native(folder: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[str, A
         if is_exhausted(error):
             raise
         reason = shown(str(error).rstrip("."), 1_000)
-        advice = "If the folder is another library's, give its weights' file instead"
+        advice = (
+            f"If the folder is of Hugging Face's transformers, its {CONFIG} lacks a model_type: "
+            f"get it from its source again"
+        )
         raise CheckpointError(
             f"{folder / CONFIG} is not a configuration of clip_jax: {reason}. {advice}"
         ) from None

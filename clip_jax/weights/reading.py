@@ -1,21 +1,25 @@
 """Reads a model of any kind that is known, from a folder or a file."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clip_jax.config import Activation, CLIPConfig
+from clip_jax.config import Activation, CLIPConfig, ViTConfig
 from clip_jax.convert.agreement import check_agreement
-from clip_jax.convert.families import Family, family_of
+from clip_jax.convert.families import OPEN_CLIP_WEIGHTS, Family, family_of
 from clip_jax.convert.folder import read_folder
 from clip_jax.convert.huggingface import from_huggingface
 from clip_jax.convert.open_clip import from_arrays, from_open_clip
 from clip_jax.convert.pytorch import from_pytorch
-from clip_jax.convert.reader import read_checkpoint
+from clip_jax.convert.reader import is_training_checkpoint, read_checkpoint
 from clip_jax.errors import CheckpointError
 from clip_jax.weights.finding import Found
 from clip_jax.weights.native_format import WEIGHTS, read_native
+
+# Widths of OpenCLIP's Vision Transformers whose heads are not 64 wide: there are 16 of them.
+_WIDE = (1280, 1408, 1664, 1792)
 
 
 def read_found(
@@ -44,6 +48,8 @@ def read_model(
         model: for a file of OpenCLIP's: which model it holds, as for `from_open_clip`.
         activation: for a file: the activation that it was trained with; "quick_gelu" by default,
             unless `model` is given.
+
+    Warns of a file that looks like OpenCLIP's, whose activation or heads are then only assumed.
 
     Returns:
         Whose folder it is, None for a file; the configuration; and the tree.
@@ -78,6 +84,24 @@ def read_model(
             f"together with its config.json, instead of {WEIGHTS} alone"
         )
     try:
-        return None, *from_pytorch(arrays, activation or "quick_gelu")
+        config, params = from_pytorch(arrays, activation or "quick_gelu")
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
+    _warn_of_assumptions(path, config, activation)
+    return None, config, params
+
+
+def _warn_of_assumptions(path: Path, config: CLIPConfig, activation: Activation | None) -> None:
+    """Warns if a file looks like OpenCLIP's, of which OpenAI's numbers needn't be true."""
+    is_wide = isinstance(config.vision, ViTConfig) and config.vision.width in _WIDE
+    is_theirs = OPEN_CLIP_WEIGHTS.match(path.name) is not None
+    if not is_wide and (activation or not (is_theirs or is_training_checkpoint(path))):
+        return
+    gelu = "" if activation else "the activation quick_gelu and "
+    other = "another activation with activation=, and " if not activation else ""
+    warnings.warn(
+        f"{path} doesn't say all of its model; {gelu}attention heads of 64 are assumed, as in "
+        f"OpenAI's models. If it is OpenCLIP's, say {other}another width of heads by its "
+        f"architecture: `clip-jax convert FILE DST --model NAME --activation A`, then load DST",
+        stacklevel=4,
+    )

@@ -19,6 +19,7 @@ from clip_jax.messages import counted, some
 from clip_jax.model_tokenizer import VOCAB_SIZE, AddedToken, Rules, Tokenizer
 from clip_jax.open_clip_catalog import lookup_tag
 from clip_jax.tokenizer import END
+from clip_jax.weights.finding import no_subfolder, without_scheme
 from clip_jax.weights.hub import is_repository_name, repository_folder
 
 Preprocessing = Literal["openai", "huggingface"]
@@ -67,10 +68,12 @@ def load_tokenizer(
     if preprocessing not in ("openai", "huggingface"):
         raise ValueError(f"preprocessing must be 'openai' or 'huggingface'. Got {preprocessing!r}.")
     cleaning: Rules = preprocessing
-    name = os.fspath(name_or_path)
+    name = without_scheme(os.fspath(name_or_path))
     if name in CATALOG:
         return _of_config(CATALOG[name].config.text, cleaning)
     path = Path(name) / (subfolder or "")
+    if subfolder and os.path.isdir(name) and not os.path.exists(path):
+        raise ValueError(no_subfolder(name, subfolder))
     if not os.path.exists(path):
         tag = lookup_tag(name)
         if tag is not None:
