@@ -33,10 +33,9 @@ width = 64
 num_layers = 1
 num_heads = 1
 [model.text]
-width = 64
+width = 8
 num_layers = 1
 num_heads = 1
-vocab_size = 8
 [data]
 train = "{data}"
 text_length = 12

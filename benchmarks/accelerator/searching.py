@@ -120,7 +120,15 @@ def finished_job(folder: Path, rows: int, part_rows: int) -> tuple[Any, Path, in
     source.write_text("\n" * 2)
     # Its job.json, by a job that stops at its first row, which is blank.
     with contextlib.suppress(ValueError):
-        embed(source, model, out, dtype="float16", progress=False, max_errors=0)
+        embed(
+            source,
+            model,
+            out,
+            dtype="float16",
+            rows_per_part=part_rows,
+            progress=False,
+            max_errors=0,
+        )
     target = parts_of(str(out), json.loads((out / "job.json").read_text()))
     drawn = np.random.default_rng(0).standard_normal((part_rows, DIM), np.float32)
     drawn /= np.linalg.norm(drawn, axis=1, keepdims=True)
