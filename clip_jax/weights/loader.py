@@ -1,19 +1,22 @@
 """`load`: returns a model and its preprocessing, given a name or a path."""
 
+import dataclasses
 import os
-from typing import Literal
+from pathlib import Path
+from typing import get_args
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from clip_jax.config import Activation
+from clip_jax.config import Activation, CLIPConfig, PixelConfig
 from clip_jax.errors import CheckpointError
 from clip_jax.nn import CLIP, from_parameters
 from clip_jax.preprocess import Preprocess
 from clip_jax.preprocess_huggingface import HuggingFacePreprocess
-from clip_jax.weights.finding import find
+from clip_jax.weights.finding import Found, find
 from clip_jax.weights.memory import on_device
 from clip_jax.weights.reading import read_found
+from clip_jax.weights.tokenizers import Preprocessing, load_tokenizer
 
 
 def load(
@@ -25,7 +28,7 @@ def load(
     activation: Activation | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
-    preprocessing: Literal["openai", "huggingface"] = "openai",
+    preprocessing: Preprocessing = "openai",
 ) -> tuple[CLIP, Preprocess]:
     """Loads a model with its weights, and the preprocessing that its images need.
 
@@ -71,22 +74,58 @@ def load(
             f"activation is only for .pt and .safetensors files; {os.fspath(name_or_path)!r} "
             f"knows its own. Got {activation!r}."
         )
-    if preprocessing not in ("openai", "huggingface"):
-        raise ValueError(f'preprocessing must be "openai" or "huggingface". Got {preprocessing!r}.')
+    check_preprocessing(preprocessing)
     try:
         family, config, params = read_found(found, activation)
     except CheckpointError as error:
         if found.advice is None:
             raise
         raise CheckpointError(f"{error}. Of {name_or_path}: {found.advice}") from None
+    if family == "huggingface":
+        config = _with_tokenizer(config, found.path)
+    params = on_device(params, adopt=family == "native")
+    model = from_parameters(config, params, dtype=dtype, precision=precision)
+    size, pixels = config.vision.image_size, config.pixels
+    return model, preprocess_of(name_or_path, found, family, size, pixels, preprocessing)
+
+
+def check_preprocessing(preprocessing: str) -> None:
+    """Raises ValueError if there is no such way to make pixels and ids."""
+    if preprocessing not in get_args(Preprocessing):
+        raise ValueError(f'preprocessing must be "openai" or "huggingface". Got {preprocessing!r}.')
+
+
+def preprocess_of(
+    name_or_path: str | os.PathLike[str],
+    found: Found,
+    family: str | None,
+    image_size: int,
+    pixels: PixelConfig,
+    preprocessing: Preprocessing,
+) -> Preprocess:
+    """Returns the preprocessing of a model's images, by OpenAI's rules or by transformers'.
+
+    Raises:
+        ValueError: transformers' are asked for, and the model is none of its folders.
+    """
     if preprocessing == "huggingface":
         if family != "huggingface":
             raise ValueError(
                 f'preprocessing="huggingface" is for folders of Hugging Face\'s transformers, '
                 f"which say it; {os.fspath(name_or_path)!r} is none."
             )
-        preprocess = HuggingFacePreprocess.from_folder(found.path, config.vision.image_size)
-    else:
-        preprocess = Preprocess(config.vision.image_size, config.pixels)
-    params = on_device(params, adopt=family == "native")
-    return from_parameters(config, params, dtype=dtype, precision=precision), preprocess
+        return HuggingFacePreprocess.from_folder(found.path, image_size)
+    return Preprocess(image_size, pixels)
+
+
+def _with_tokenizer(config: CLIPConfig, folder: Path) -> CLIPConfig:
+    """Returns the configuration, which says so if the folder's tokenizer isn't CLIP's.
+
+    Strings are refused then wherever CLIP's own tokenizer would make their ids.
+    """
+    try:
+        load_tokenizer(folder)
+    except CheckpointError:
+        text = dataclasses.replace(config.text, tokenizer=f"the folder {folder.name}")
+        return dataclasses.replace(config, text=text)
+    return config

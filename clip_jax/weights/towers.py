@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from typing import Any, Literal
+from typing import Any
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -15,14 +15,12 @@ from clip_jax.errors import CheckpointError
 from clip_jax.model_tokenizer import Tokenizer
 from clip_jax.nn import set_parameters
 from clip_jax.preprocess import Preprocess
-from clip_jax.preprocess_huggingface import HuggingFacePreprocess
 from clip_jax.towers import TextModel, VisionModel
 from clip_jax.weights.finding import Found, find
+from clip_jax.weights.loader import check_preprocessing, preprocess_of
 from clip_jax.weights.memory import on_device
 from clip_jax.weights.reading import read_found
-from clip_jax.weights.tokenizers import load_tokenizer
-
-Preprocessing = Literal["openai", "huggingface"]
+from clip_jax.weights.tokenizers import Preprocessing, load_tokenizer
 
 
 def load_text_model(
@@ -54,6 +52,7 @@ def load_text_model(
         CheckpointError: it can't be read, holds another kind of encoder, or doesn't fit.
         DownloadError: it can't be downloaded; the message says how to put it there by hand.
     """
+    check_preprocessing(preprocessing)
     if os.path.isfile(name_or_path) and (single := read_single_file(name_or_path, subfolder)):
         config, embed_dim, pad_id, tree = single
         model = TextModel(config, embed_dim, dtype=dtype, precision=precision)
@@ -73,7 +72,7 @@ def load_text_model(
     set_parameters(model, on_device(tree, adopt=family == "native"))
     source = found.path if found.path.is_dir() and not found.document else name_or_path
     if not found.path.is_dir():  # a file of OpenAI's layout, which says nothing of its tokenizer
-        return model, Tokenizer(config.context_length)
+        return model, Tokenizer(config.context_length, preprocessing)
     return model, load_tokenizer(source, preprocessing=preprocessing)
 
 
@@ -99,11 +98,12 @@ def load_vision_model(
         preprocessing: whose pixels, as for `load`.
 
     Raises:
-        ValueError: there is no model of that name and nothing at that path, or its vision tower is
-            a ResNet.
+        ValueError: there is no model of that name and nothing at that path, its vision tower is
+            a ResNet, or `preprocessing` is none that it has.
         CheckpointError: it can't be read, holds another kind of encoder, or doesn't fit.
         DownloadError: it can't be downloaded; the message says how to put it there by hand.
     """
+    check_preprocessing(preprocessing)
     found = find(name_or_path, download_root=download_root, revision=revision, subfolder=subfolder)
     if _is_huggingface(found):
         config, embed_dim, pixels, tree = read_vision_tower(found.path)
@@ -119,9 +119,8 @@ def load_vision_model(
         embed_dim, pixels, tree = whole.embed_dim, whole.pixels, {"visual": params["visual"]}
     model = VisionModel(config, embed_dim, pixels=pixels, dtype=dtype, precision=precision)
     set_parameters(model, on_device(tree, adopt=family == "native"))
-    if preprocessing == "huggingface" and family == "huggingface":
-        return model, HuggingFacePreprocess.from_folder(found.path, config.image_size)
-    return model, Preprocess(config.image_size, pixels)
+    size = config.image_size
+    return model, preprocess_of(name_or_path, found, family, size, pixels, preprocessing)
 
 
 def _is_huggingface(found: Found) -> bool:

@@ -1,0 +1,74 @@
+"""A folder's own tokenizer: strings are refused where CLIP's would make other ids of them."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import clip_jax
+from clip_jax.cli import main
+from clip_jax.convert import to_huggingface
+from clip_jax.evaluate import ZeroShotClassifier
+from clip_jax.nn import parameters
+from tests.models import TINY_VIT, relative_error, small
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of transformers with CLIP's tokenizer."""
+    model = small(TINY_VIT)
+    (tmp_path / "hf").mkdir()
+    to_huggingface(model.config, parameters(model), tmp_path / "hf")
+    return tmp_path / "hf"
+
+
+def test_another_vocabulary_of_the_same_size_is_noticed_wherever_strings_are_taken(
+    folder, tmp_path, capsys
+):
+    path = folder / "vocab.json"
+    vocabulary = json.loads(path.read_text())
+    vocabulary["cat</w>"], vocabulary["dog</w>"] = vocabulary["dog</w>"], vocabulary["cat</w>"]
+    path.write_text(json.dumps(vocabulary))
+    model, _ = clip_jax.load(folder)
+    with pytest.raises(ValueError, match="not those of CLIP's tokenizer.* of the folder hf"):
+        clip_jax.Encoder(model).texts(["a cat"])
+    with pytest.raises(ValueError, match="not those of CLIP's tokenizer"):
+        ZeroShotClassifier(model, ["cat", "dog"])
+    clip_jax.save(model, tmp_path / "native")  # keeps it
+    with pytest.raises(ValueError, match="of the folder hf"):
+        clip_jax.Encoder(clip_jax.load(tmp_path / "native")[0]).texts(["a cat"])
+    (tmp_path / "texts.txt").write_text("a cat\n")
+    Image.new("RGB", (48, 48)).save(tmp_path / "a.png")
+    for command in (
+        ["embed", str(tmp_path / "texts.txt"), "--out", str(tmp_path / "out")],
+        ["classify", str(tmp_path / "a.png"), "--labels", "cat", "dog"],
+    ):
+        assert main([*command, "--model", str(folder)]) in (1, 2)
+        said = capsys.readouterr().err
+        assert "its tokenizer is another" in said or "of the folder hf" in said
+    # Ids of its own are computed as ever.
+    tokens = clip_jax.tokenize(["a cat"])
+    expected = small(TINY_VIT).encode_text(tokens)
+    assert relative_error(np.asarray(model.encode_text(tokens)), expected) < 1e-6
+
+
+def test_clips_own_vocabulary_takes_strings(folder):
+    model, _ = clip_jax.load(folder)
+    assert clip_jax.Encoder(model).texts(["a cat"]).shape == (1, TINY_VIT.embed_dim)
+
+
+@pytest.mark.parametrize(
+    "load", [clip_jax.load, clip_jax.load_text_model, clip_jax.load_vision_model]
+)
+def test_an_unknown_preprocessing_is_refused(load, folder):
+    with pytest.raises(ValueError, match="preprocessing.*must be.* Got 'timm'"):
+        load(folder, preprocessing="timm")
+
+
+@pytest.mark.parametrize("load", [clip_jax.load, clip_jax.load_vision_model])
+def test_transformers_pixels_are_those_of_its_folders(load, folder, tmp_path):
+    assert type(load(folder, preprocessing="huggingface")[1]).__name__ == "HuggingFacePreprocess"
+    clip_jax.save(clip_jax.load(folder)[0], tmp_path / "native")
+    with pytest.raises(ValueError, match="for folders of Hugging Face's transformers"):
+        load(tmp_path / "native", preprocessing="huggingface")
