@@ -1,13 +1,15 @@
 """Checks and error messages common to the readers of checkpoints."""
 
+import contextlib
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
 import numpy as np
 
-from clip_jax.errors import CheckpointError
+from clip_jax.errors import CheckpointError, is_exhausted
 from clip_jax.messages import some
 
 MAX_NAME_LENGTH = 1_000
@@ -128,3 +130,25 @@ def raise_all(problems: list[str], expected: str, unread: list[str], remedy: str
         return
     rest = f"expected {expected}: {DAMAGED}" if problems else remedy
     raise CheckpointError(f"{some(every, MAX_TOLD, '; ')}; {rest}")
+
+
+@contextlib.contextmanager
+def naming(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Has errors of reading a file name it; that there is none, and exhaustion, pass as they are.
+
+    Raises:
+        CheckpointError: it can't be read, or the block has raised that.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if is_exhausted(error):
+            raise
+        raise CheckpointError(
+            f"{path}: can't be read ({error.strerror or error}), expected a readable file: check "
+            f"its permissions and the disk it lies on"
+        ) from None
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.convert.archive import shown
-from clip_jax.errors import CheckpointError, is_exhausted
+from clip_jax.convert.checks import naming
+from clip_jax.errors import CheckpointError
 
 # A configuration has a few kilobytes; old ones list the ids of generation.
 MAX_CONFIG_BYTES = 1 << 20
@@ -27,19 +28,8 @@ def read_json(path: str | os.PathLike[str], most: int = MAX_CONFIG_BYTES) -> dic
         OSError: there are too many open files.
     """
     path = Path(path)
-    try:
+    with naming(path):
         return _object(_content(path, most))
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        if is_exhausted(error):
-            raise
-        raise CheckpointError(
-            f"{path}: can't be read ({error.strerror or error}), expected a readable file: check "
-            f"its permissions and the disk it lies on"
-        ) from None
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
 
 
 def _content(path: Path, most: int) -> bytes:

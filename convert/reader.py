@@ -16,6 +16,7 @@ from clip_jax.convert.checks import (
     check_count,
     check_name,
     empty,
+    naming,
     numbers,
     opened,
     raise_all,
@@ -25,7 +26,7 @@ from clip_jax.convert.flax_msgpack import is_msgpack, read_msgpack
 from clip_jax.convert.safetensors import read_safetensors
 from clip_jax.convert.sharded import INDEX, read_sharded
 from clip_jax.convert.unpickle import Record, Tensor, load
-from clip_jax.errors import CheckpointError, is_exhausted
+from clip_jax.errors import CheckpointError
 
 # Keys under which training scripts store the model's state dictionary in a checkpoint.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
@@ -65,22 +66,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
     if path.name.endswith(INDEX):
         return read_sharded(path, read_checkpoint)
     try:
-        with opened(path) as file:
+        with naming(path), opened(path) as file:
             data = np.memmap(file, dtype=np.uint8, mode="r")
             return _read(file, data)
     except FileNotFoundError:
         raise FileNotFoundError(
             errno.ENOENT, "no such checkpoint, check the path or download it first", str(path)
         ) from None
-    except OSError as error:
-        if is_exhausted(error):  # the file isn't at fault
-            raise
-        raise CheckpointError(
-            f"{path}: can't be read ({error.strerror or error}), expected a readable file: check "
-            f"its permissions and the disk it lies on"
-        ) from None
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
 
 
 def is_training_checkpoint(path: str | os.PathLike[str]) -> bool:

@@ -1,4 +1,8 @@
-"""Attention by cuDNN's fused kernel, for half precision on NVIDIA GPUs."""
+"""Attention by cuDNN's fused kernel, for half precision on NVIDIA GPUs.
+
+1.35 times as fast at 257 tokens as XLA's: H200, jax 0.11.2, accelerator-h200.md. The table in
+`clip_jax.backends.defaults` says from how many tokens on it pays.
+"""
 
 import jax
 import jax.numpy as jnp

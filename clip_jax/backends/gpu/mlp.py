@@ -1,4 +1,7 @@
-"""QuickGELU without a division, for half precision on GPUs."""
+"""QuickGELU without a division, for half precision on GPUs.
+
+With `norm.py` ViT-L/14 is 1.04 times as fast: H200, jax 0.11.2, accelerator-h200.md.
+"""
 
 import jax
 import jax.numpy as jnp
