@@ -132,6 +132,19 @@ def add_model(
     parser.add_argument("--model", default=default, metavar="NAME_OR_PATH", help=description)
 
 
+def add_columns(parser: argparse.ArgumentParser) -> None:
+    """Declares the options that name a table's columns."""
+    others = {"image": "filepath or file_name", "caption": "title or text", "key": ""}
+    for column, names in others.items():
+        also = f"; {names} where a table has neither image nor caption" if names else ""
+        parser.add_argument(
+            f"--{column}-column",
+            default=column,
+            metavar="NAME",
+            help=f"of tables (default: %(default)s{also})",
+        )
+
+
 def add_batch_size(parser: argparse.ArgumentParser, description: str) -> None:
     """Declares `--batch-size`; the description says of what."""
     parser.add_argument("--batch-size", type=positive_int, metavar="N", help=description)

@@ -7,6 +7,7 @@ from typing import Any
 from clip_jax.cli import distributed
 from clip_jax.cli.arguments import (
     add_batch_size,
+    add_columns,
     add_distributed,
     add_model,
     non_negative_int,
@@ -32,8 +33,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "source",
         metavar="INPUT",
-        help="a folder of pictures; WebDataset's .tar, .txt, .csv, .jsonl or .parquet files, by a "
-        "path or a quoted pattern such as 'shards/{000..099}.tar'; s3:// and the like, too",
+        help="a folder of pictures; WebDataset's .tar, .txt, .csv, .tsv, .jsonl or .parquet files, "
+        "by a path or a quoted pattern such as 'shards/{000..099}.tar'; s3:// and the like, too",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="where the embeddings go")
     add_model(parser, "as for classify", "ViT-B/32")
@@ -69,9 +70,7 @@ def add(commands: Any) -> None:
         "%(default)s)",
     )
     add_batch_size(parser, "rows that are computed at one time")
-    parser.add_argument("--image-column", default="image", metavar="NAME", help="of tables")
-    parser.add_argument("--caption-column", default="caption", metavar="NAME", help="of tables")
-    parser.add_argument("--key-column", default="key", metavar="NAME", help="of tables")
+    add_columns(parser)
     parser.add_argument(
         "--columns", nargs="+", default=(), metavar="NAME", help="columns to copy to the output"
     )

@@ -5,6 +5,7 @@ from typing import Any
 
 from clip_jax.cli.arguments import (
     add_batch_size,
+    add_columns,
     add_json,
     add_model,
     positive_float,
@@ -20,8 +21,8 @@ from clip_jax.cli.figures import (
 
 _DATA = (
     "a folder with a folder of pictures for each class; WebDataset's .tar files, whose members "
-    "that end in .cls are the labels; a .csv, .jsonl or .parquet table; or the output of clip-jax "
-    "embed, with a column of labels"
+    "that end in .cls are the labels; a .csv, .tsv, .jsonl or .parquet table; or the output of "
+    "clip-jax embed, with a column of labels"
 )
 _MODEL = "as for classify (default: that of the embedding job, else ViT-B/32)"
 _BATCH = "pictures that are computed at one time"
@@ -81,10 +82,12 @@ def _add_retrieval(kinds: Any) -> None:
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="WebDataset's .tar files, a folder with a table of captions or such a table, as for "
-        "training; or the output of clip-jax embed --what both",
+        help="WebDataset's .tar files, tables of captions or a folder with one, or a folder of "
+        "pictures with .txt files beside them, as for training; or the output of clip-jax embed "
+        "--what both",
     )
     add_model(parser, _MODEL)
+    add_columns(parser)
     add_batch_size(parser, _BATCH)
     add_json(parser)
     parser.set_defaults(run=run_retrieval)
@@ -188,8 +191,14 @@ def run_zeroshot(args: argparse.Namespace) -> int:
 def run_retrieval(args: argparse.Namespace) -> int:
     """Evaluates, and prints the recalls."""
     from clip_jax.evaluate import retrieval
+    from clip_jax.sources import Columns
 
-    result = retrieval(args.data, args.model, batch_size=args.batch_size)
+    result = retrieval(
+        args.data,
+        args.model,
+        columns=Columns(args.image_column, args.caption_column, args.key_column),
+        batch_size=args.batch_size,
+    )
     show_retrieval(retrieval_document(result), args.json)
     return report_left_out(result.left_out)
 

@@ -155,7 +155,7 @@ def prepare(
         "model": name,
         "source": absolute(source),
         "shards": len(rows.shards),
-        "image_column": columns.image,
+        "image_column": rows.columns.image,
         "embeddings": TOWERS[what],
         "dim": model.config.embed_dim,
         "types": layout.noted_types(),

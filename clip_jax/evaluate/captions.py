@@ -15,7 +15,7 @@ from clip_jax.evaluate.results import LeftOut
 from clip_jax.nn import CLIP
 from clip_jax.preprocess import Preprocess, decode_image
 from clip_jax.progress import Progress
-from clip_jax.sources import open_pairs
+from clip_jax.sources import Columns, open_pairs
 from clip_jax.storage import Unreachable
 from clip_jax.tokenizer import tokenize
 
@@ -64,16 +64,20 @@ def embed_captioned(
     source: str | os.PathLike[str],
     model: CLIP,
     *,
+    columns: Columns | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Captioned:
-    """Embeds the pictures and all captions of WebDataset's tar files or of a table.
+    """Embeds the pictures and all captions of WebDataset's tar files, of tables or of a folder.
 
-    Captions that are too long for the model are cut. Pictures that can't be read are left out.
+    Captions that are too long for the model are cut. Pairs without caption or picture, and pictures
+    that can't be read, are left out. A picture that several rows of a table have is one.
 
     Args:
-        source: as for training: .tar files, a table of captions, or a folder that holds one.
+        source: as for training: .tar files, tables of captions, or a folder that holds one, or
+            pictures with their captions beside them.
         model: any CLIP model.
+        columns: the names of a table's columns.
         batch_size: of pictures and of captions, as for `Encoder`.
         progress: whether to show progress on standard error.
 
@@ -82,28 +86,33 @@ def embed_captioned(
         OSError: the source can't be read.
     """
     model.config.text.check_strings()
-    pairs = open_pairs(source)
+    pairs = open_pairs(source, columns, max_skipped=1.0)
     preprocess = Preprocess(model.config.vision.image_size, model.config.pixels)
     encoder = Encoder(model, batch_size=batch_size)
     captions: list[str] = []
     image_of: list[int] = []
-    problems: list[str] = []
+    problems = pairs.left_out.all()
+    numbers: dict[object, int] = {}  # of images, by what identifies their pictures
 
     def pixels() -> Iterator[np.ndarray]:
-        images = 0
         for number in range(len(pairs)):
+            picture = pairs.picture(number)
+            if picture in numbers:
+                captions.extend(pairs.captions(number))
+                image_of.extend([numbers[picture]] * len(pairs.captions(number)))
+                continue
             try:
                 pair = pairs[number]
                 image = preprocess.pixels(decode_image(pair.image))
             except (OSError, ValueError) as error:
                 if isinstance(error, Unreachable) or is_exhausted(error):
                     raise
-                problems.append(f"pair {number}: {error}")
+                problems.append(f"{pairs.key(number)}: {error}")
                 continue
             captions.extend(pair.captions)
-            image_of.extend([images] * len(pair.captions))
-            images += 1
-            bar.update(images, errors=len(problems), total=len(pairs))
+            numbers[picture] = len(numbers)
+            image_of.extend([numbers[picture]] * len(pair.captions))
+            bar.update(len(numbers), errors=len(problems), total=len(pairs))
             yield image
 
     with Progress(progress) as bar:

@@ -13,6 +13,7 @@ from clip_jax.evaluate.captions import Captioned, embed_captioned, read_captione
 from clip_jax.evaluate.data import Features, Images, embed_images, read_images
 from clip_jax.nn import CLIP
 from clip_jax.progress import announce
+from clip_jax.sources import Columns
 from clip_jax.sources.patterns import expand
 from clip_jax.storage import storage
 from clip_jax.weights import load
@@ -81,13 +82,19 @@ def find_images(
 
 
 def find_captioned(
-    source: str, model: Model | None, *, batch_size: int | None, progress: bool
+    source: str,
+    model: Model | None,
+    *,
+    columns: Columns | None,
+    batch_size: int | None,
+    progress: bool,
 ) -> Captioned:
     """Reads embeddings of images and captions, or embeds both; raises as the two functions do.
 
     Args:
         source: an embedding job's output, or pairs.
         model: as for `find_model`; for embeddings it is only compared with theirs.
+        columns: as for `embed_captioned`.
         batch_size: as for `embed_captioned`.
         progress: whether to show progress on standard error.
     """
@@ -97,7 +104,7 @@ def find_captioned(
     found = find_model(source, model, progress)
     if is_embedded:
         return read_captioned(source)
-    return embed_captioned(source, found, batch_size=batch_size, progress=progress)
+    return embed_captioned(source, found, columns=columns, batch_size=batch_size, progress=progress)
 
 
 def _model_name(source: str, job: dict[str, Any] | None) -> str:

@@ -20,6 +20,7 @@ from clip_jax.evaluate.recall import recall_at_k
 from clip_jax.evaluate.results import LeftOut, ProbeResult, RetrievalResult, ZeroShotResult
 from clip_jax.evaluate.scores import blocks, score_blocks
 from clip_jax.progress import announce
+from clip_jax.sources import Columns
 
 
 def zeroshot(
@@ -102,12 +103,15 @@ def retrieval(
     source: str | os.PathLike[str],
     model: Model | None = None,
     *,
+    columns: Columns | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> RetrievalResult:
     r"""Searches for captions by pictures and for pictures by captions.
 
-    Pictures that can't be read are left out with their captions, and listed in `result.left_out`.
+    Pictures that can't be read are left out with their captions, and so are pairs that lack one of
+    the two; `result.left_out` lists them. Rows of a table with the same picture are one picture
+    with several captions.
 
     Example:
         >>> import pathlib, tempfile
@@ -122,10 +126,12 @@ def retrieval(
         (2, 2, 1.0)
 
     Args:
-        source: WebDataset's .tar files, a table of captions or a folder that holds one; or the
-            output folder of `clip_jax.embed.embed` with `what="both"`.
+        source: WebDataset's .tar files; tables of captions, or a folder that holds one; a folder
+            of pictures with their captions beside them, in .txt files; or the output folder of
+            `clip_jax.embed.embed` with `what="both"`.
         model: a model, or what `clip_jax.load` takes; None for ViT-B/32 where the source is
             pictures. Embeddings need none; where one is given, they must be of that model.
+        columns: the names of a table's columns, as for `clip_jax.embed.embed`.
         batch_size: of pictures and of captions, as for `clip_jax.Encoder`.
         progress: whether to show progress on standard error.
 
@@ -141,7 +147,9 @@ def retrieval(
         UserWarning: the embedding job is not finished.
     """
     source = os.fspath(source)
-    captioned = find_captioned(source, model, batch_size=batch_size, progress=progress)
+    captioned = find_captioned(
+        source, model, columns=columns, batch_size=batch_size, progress=progress
+    )
     return RetrievalResult(
         num_images=len(captioned.images),
         num_texts=len(captioned.texts),

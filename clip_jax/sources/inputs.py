@@ -10,15 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from clip_jax.sources.addresses import read_address
+from clip_jax.sources.columns import Columns, lacking
 from clip_jax.sources.folder import FolderShard
-from clip_jax.sources.lines import Columns, LinesShard
+from clip_jax.sources.lines import LinesShard
 from clip_jax.sources.parquet import ParquetShard, column_types, read_row
 from clip_jax.sources.patterns import expand
 from clip_jax.sources.records import Shard, as_name
 from clip_jax.sources.tar import TarShard, read_member
 from clip_jax.storage import Unreachable, is_remote, plain, storage
 
-TABLES = ("txt", "csv", "jsonl", "parquet")
+TABLES = ("txt", "csv", "tsv", "jsonl", "parquet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Input:
         fingerprint: a hash of the files' names and of the fingerprints of tables and tar files. A
             folder's excludes sizes, so that unreadable pictures can be repaired.
         types: the Arrow types of the columns passed through; None, for text, if untyped.
+        columns: the names of the columns as the tables have them.
     """
 
     shards: Sequence[Shard]
@@ -39,14 +41,16 @@ class Input:
     has_captions: bool
     fingerprint: str
     types: Mapping[str, Any]
+    columns: Columns = Columns()
 
 
 def open_input(source: str | os.PathLike[str], columns: Columns | None = None) -> Input:
     """Lists the files of an input.
 
     Args:
-        source: a folder of pictures; tar files; or tables: .txt, .csv, .jsonl, .parquet. A pattern
-            with `*`, `?`, `[...]` and braces may name several files. Any address that fsspec knows.
+        source: a folder of pictures; tar files; or tables: .txt, .csv, .tsv, .jsonl, .parquet. A
+            pattern with `*`, `?`, `[...]` and braces may name several files. Any address that
+            fsspec knows.
         columns: the names of a table's columns.
 
     Raises:
@@ -71,15 +75,21 @@ def open_input(source: str | os.PathLike[str], columns: Columns | None = None) -
     if suffix == "tar":
         shards = [TarShard(path, columns.others) for path in paths]
         _first(shards, TarShard.check)
-        return Input(shards, True, True, _listing(shards), dict.fromkeys(columns.others))
+        types = dict.fromkeys(columns.others)
+        return Input(shards, True, True, _listing(shards), types, columns)
     types: dict[str, Any] = dict.fromkeys(columns.others)
+    kind: Any = ParquetShard if suffix == "parquet" else LinesShard
+    shards = [kind(path, columns) for path in paths]
+    names = _first(shards, kind.names)
+    try:
+        found = columns.found_in(names)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    if found != columns:
+        columns = found
+        shards = [kind(path, columns) for path in paths]
     if suffix == "parquet":
-        shards = [ParquetShard(path, columns) for path in paths]
-        names = _first(shards, ParquetShard.names)
         types |= column_types(shards, columns.others)
-    else:
-        shards = [LinesShard(path, columns) for path in paths]
-        names = _first(shards, LinesShard.names)
     _check(source, names, columns)
     if suffix == "parquet" and (
         unknown := [name for name in columns.others if types[name] is None]
@@ -88,7 +98,8 @@ def open_input(source: str | os.PathLike[str], columns: Columns | None = None) -
             f"{source}: no file with the column {unknown[0]!r} can be read now: start the same "
             "command again"
         )
-    return Input(shards, columns.image in names, columns.caption in names, _listing(shards), types)
+    has_images, has_captions = columns.image in names, columns.caption in names
+    return Input(shards, has_images, has_captions, _listing(shards), types, columns)
 
 
 def read_picture(path: str, image_column: str = Columns.image) -> bytes:
@@ -153,11 +164,7 @@ def _check(source: str, names: Sequence[str], columns: Columns) -> None:
     if not missing and columns.image not in names and columns.caption not in names:
         missing = [columns.image, columns.caption]
     if missing:
-        raise ValueError(
-            f"{source}: no column {' and no column '.join(map(repr, missing))}; its columns are "
-            f"{', '.join(map(repr, names)) or 'none'}. Say which hold what: image_column, "
-            f"caption_column, key_column."
-        )
+        raise lacking(source, missing, names)
 
 
 def _listing(shards: Sequence[Shard]) -> str:

@@ -21,6 +21,8 @@ Batches = Iterator[dict[str, np.ndarray]]
 TEXT_LENGTHS = (16, 24, 32, 48)
 # The most pixels of a resized picture before it is cropped; only long, thin pictures have more.
 MOST_PIXELS = 1 << 26
+# How many of the unreadable pictures a run names; the others are only counted.
+NAMED = 20
 
 
 class Skipped:
@@ -38,7 +40,15 @@ class Skipped:
         self._max_share, self._num_pairs = max_share, num_pairs
         self.count = self.seen = 0
         self.last = ""
+        self._named: dict[str, bool] = {}  # reasons, and whether they have been told
         self._lock = threading.Lock()
+
+    def new(self) -> list[str]:
+        """Returns the reasons that it hasn't returned before: at most `NAMED` of all of them."""
+        with self._lock:
+            found = [reason for reason, is_told in self._named.items() if not is_told]
+            self._named |= dict.fromkeys(found, True)
+            return found
 
     def add(self, reason: str | None) -> None:
         """Counts one picture, and the reason if it is skipped.
@@ -53,6 +63,8 @@ class Skipped:
                 return
             self.count += 1
             self.last = reason
+            if len(self._named) < NAMED:
+                self._named.setdefault(reason, False)
             if self.count == self.seen >= self._num_pairs:
                 raise ValueError(f"none of the pictures can be read; the last one: {reason}")
             # A few at the start are no meaningful fraction yet.

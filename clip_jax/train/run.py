@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from clip_jax.config import CLIPConfig
 from clip_jax.nn import CLIP
+from clip_jax.progress import remark
 from clip_jax.sources import open_pairs
 from clip_jax.train.checkpoints import Checkpoints
 from clip_jax.train.config import TrainConfig
-from clip_jax.train.data import batches, group_by_length
+from clip_jax.train.data import Skipped, batches, group_by_length
 from clip_jax.train.identity import identity_of
 from clip_jax.train.metrics import Metrics
 from clip_jax.train.step import TrainState, compiler_options, init_state, make_step, model_of
@@ -68,8 +69,12 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
             f"model's texts depend on their padding. Got {text_length}."
         )
     model.config.text.check_strings()
-    pairs = open_pairs(config.data.train)
-    iterator, _ = batches(
+    pairs = open_pairs(
+        config.data.train, config.data.columns(), max_skipped=config.data.max_skipped
+    )
+    is_first = jax.process_index() == 0
+    remark(str(pairs.left_out), show=progress and is_first)
+    iterator, skipped = batches(
         pairs,
         batch_size=rows,
         image_size=model.config.vision.image_size,
@@ -101,7 +106,16 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
             state = checkpoints.restore(state, iterator)
             metrics = Metrics(out, int(state.step))
             state = _loop(
-                config, architecture, state, step_at, iterator, checkpoints, metrics, mesh, progress
+                config,
+                architecture,
+                state,
+                step_at,
+                iterator,
+                checkpoints,
+                metrics,
+                mesh,
+                progress=progress and is_first,
+                skipped=skipped,
             )
             checkpoints.wait()
         except KeyboardInterrupt as stop:
@@ -110,7 +124,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
             stop.add_note(f"the same command {where}, in {out}")
             raise
         trained = model_of(state, architecture)
-        if jax.process_index() == 0:
+        if is_first:
             save(trained, out / "model")
             metrics.plot()
     return out / "model"
@@ -154,15 +168,19 @@ def _loop(
     checkpoints: Checkpoints,
     metrics: Metrics,
     mesh: Mesh,
+    *,
     progress: bool,
+    skipped: Skipped,
 ) -> TrainState:
     begin, end = int(state.step), config.optimizer.total_steps
     split = NamedSharding(mesh, PartitionSpec(AXIS))
     key = jax.random.key(config.run.seed)
     waiting: list[tuple[int, dict]] = []
     since = time.monotonic()
-    hidden = not progress or jax.process_index() != 0
-    with tqdm(total=end, initial=begin, unit="step", disable=hidden) as bar, stopping() as asked:
+    with (
+        tqdm(total=end, initial=begin, unit="step", disable=not progress) as bar,
+        stopping() as asked,
+    ):
         for i in range(begin + 1, end + 1):
             arrays = next(iterator)
             tried = int(arrays.pop("positions")[-1]) + 1
@@ -181,9 +199,11 @@ def _loop(
                 fetched = [(at, jax.device_get(values)) for at, values in waiting]
                 waiting = []
                 _check_loss(fetched, checkpoints)
-                skipped = total(tried) - i * config.run.batch_size
+                count = total(tried) - i * config.run.batch_size
+                for reason in skipped.new():
+                    remark(f"skipped: {reason}", show=progress)
                 checkpoints.check_claimed()
-                record = _record(fetched, config.run.batch_size, seconds, skipped)
+                record = _record(fetched, config.run.batch_size, seconds, count)
                 metrics.add(record)
                 bar.update(i - bar.n)
                 bar.set_postfix_str(
