@@ -10,7 +10,9 @@ from clip_jax.cli.arguments import (
     add_columns,
     add_distributed,
     add_model,
+    add_pictures,
     non_negative_int,
+    pictures_of,
     positive_int,
     shard,
 )
@@ -79,6 +81,7 @@ def add(commands: Any) -> None:
         action="store_true",
         help="rotate pictures as their EXIF data say; the reference doesn't",
     )
+    add_pictures(parser)
     parser.add_argument(
         "--formats",
         nargs="+",
@@ -142,6 +145,7 @@ def run(args: argparse.Namespace) -> int:
             args.image_column, args.caption_column, args.key_column, tuple(args.columns)
         ),
         exif_transpose=args.exif_transpose,
+        pictures=pictures_of(args),
         formats=args.formats,
         shard=args.shard,
         dry_run=args.dry_run,
@@ -151,6 +155,8 @@ def run(args: argparse.Namespace) -> int:
         num_threads=args.threads,
     )
     print(summary)
+    for sentence in summary.remarks:
+        complain(sentence)
     if summary.errors and not (summary.rows or summary.rows_before or args.dry_run):
         complain(
             f"no row could be embedded; {ERRORS}/ in {args.out} says why of each. Mend the cause, "

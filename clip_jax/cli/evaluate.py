@@ -8,6 +8,8 @@ from clip_jax.cli.arguments import (
     add_columns,
     add_json,
     add_model,
+    add_pictures,
+    pictures_of,
     positive_float,
     positive_int,
 )
@@ -88,6 +90,7 @@ def _add_retrieval(kinds: Any) -> None:
     )
     add_model(parser, _MODEL)
     add_columns(parser)
+    add_pictures(parser)
     add_batch_size(parser, _BATCH)
     add_json(parser)
     parser.set_defaults(run=run_retrieval)
@@ -153,6 +156,10 @@ def _add_common(parser: Any) -> None:
         metavar="NAME",
         help="of shards, tables and embeddings (default: cls in shards, else label)",
     )
+    parser.add_argument(
+        "--image-column", default="image", metavar="NAME", help="of tables (default: %(default)s)"
+    )
+    add_pictures(parser)
     add_batch_size(parser, _BATCH)
     add_json(parser)
 
@@ -181,6 +188,8 @@ def run_zeroshot(args: argparse.Namespace) -> int:
         class_names=class_names,
         templates=templates,
         label_column=args.label_column,
+        image_column=args.image_column,
+        pictures=pictures_of(args),
         batch_size=args.batch_size,
     )
     show_classification(classification_document(result), args.json)
@@ -197,6 +206,7 @@ def run_retrieval(args: argparse.Namespace) -> int:
         args.data,
         args.model,
         columns=Columns(args.image_column, args.caption_column, args.key_column),
+        pictures=pictures_of(args),
         batch_size=args.batch_size,
     )
     show_retrieval(retrieval_document(result), args.json)
@@ -218,6 +228,8 @@ def run_probe(args: argparse.Namespace) -> int:
         tol=args.tol,
         dtype=args.dtype,
         label_column=args.label_column,
+        image_column=args.image_column,
+        pictures=pictures_of(args),
         batch_size=args.batch_size,
     )
     show_classification(classification_document(result), args.json)

@@ -25,7 +25,7 @@ from clip_jax.encoder import Encoder
 from clip_jax.loading import CpuGate, loading
 from clip_jax.nn import CLIP
 from clip_jax.placement import device_of
-from clip_jax.preprocess import known_formats
+from clip_jax.preprocess import PictureOptions, known_formats
 from clip_jax.progress import Progress
 from clip_jax.sources import Columns
 from clip_jax.storage import storage
@@ -44,6 +44,7 @@ def embed(
     batch_size: int | None = None,
     columns: Columns | None = None,
     exif_transpose: bool = False,
+    pictures: PictureOptions | None = None,
     formats: Sequence[str] | None = None,
     shard: tuple[int, int] | None = None,
     dry_run: bool = False,
@@ -76,6 +77,8 @@ def embed(
         batch_size: rows of a batch over the devices of this process, as in `Encoder`.
         columns: the roles of a table's columns, and those to pass through.
         exif_transpose: whether to rotate pictures by their EXIF data; the reference doesn't.
+        pictures: whether pictures are cropped, padded or squashed, and the like; by default as for
+            the model.
         formats: the picture formats to accept, by Pillow's names, whatever the files' names;
             `clip_jax.preprocess.FORMATS` by default.
         shard: (i, n), to be worker i of n, counted from 0. By default one worker, or under
@@ -117,6 +120,8 @@ def embed(
         rows_per_part=rows_per_part,
         columns=columns or Columns(),
         exif_transpose=exif_transpose,
+        pictures=pictures or PictureOptions(),
+        formats=formats,
     )
     is_ours = job.claim(dry=True)
     if is_ours:
@@ -124,6 +129,8 @@ def embed(
     else:
         job.check_unclaimed()
     counts = Counts()
+    if job.rows.remark:
+        counts.remarks.append(job.rows.remark)
 
     def planned() -> tuple[Plan, Comparison]:
         plan = Plan(
@@ -212,6 +219,7 @@ def _embed_rows(
     is_cpu = device_of(job.model).platform == "cpu"
     gate = CpuGate(is_shared=is_cpu)
     loader = job.loader(counts, gate, formats)
+    counts.losses = loader.losses
     encoder: Encoder | None = None
     builder: PartBuilder | None = None
     with (

@@ -15,7 +15,7 @@ from clip_jax.embed.parts import Expected, NpyParts, Parts
 from clip_jax.embed.tables import check_unclaimed
 from clip_jax.loading import CpuGate, Loader
 from clip_jax.nn import CLIP, model_digest
-from clip_jax.preprocess import Preprocess
+from clip_jax.preprocess import PictureOptions, suffixes_of
 from clip_jax.sources import Columns, Input, open_input
 from clip_jax.storage import absolute, folder, plain
 from clip_jax.weights import load
@@ -52,6 +52,7 @@ class Job:
         claimed: what `job.json` says besides.
         parts: the output's parts.
         exif_transpose: whether to rotate pictures by their EXIF data.
+        pictures: the options of the preprocessing.
     """
 
     source: str
@@ -63,6 +64,7 @@ class Job:
     claimed: Mapping[str, Any]
     parts: Parts
     exif_transpose: bool
+    pictures: PictureOptions = PictureOptions()
 
     def claim(self, *, dry: bool) -> bool:
         """Returns whether the output is this job's; unless `dry`, makes it this job's.
@@ -100,7 +102,7 @@ class Job:
     def loader(self, counts: Counts, gate: CpuGate, formats: Sequence[str]) -> Loader:
         """Returns what turns the input's records into inputs of the encoder."""
         config, what = self.model.config, self.layout.what
-        preprocess = Preprocess(config.vision.image_size, config.pixels)
+        preprocess = self.pictures.preprocess(config)
         return Loader(
             preprocess=None if what == "texts" else preprocess,
             context_length=None if what == "images" else config.text.context_length,
@@ -123,6 +125,8 @@ def prepare(
     rows_per_part: int,
     columns: Columns,
     exif_transpose: bool,
+    pictures: PictureOptions,
+    formats: Sequence[str] | None = None,
 ) -> Job:
     """Lists the input and loads the model; the arguments are those of `embed`.
 
@@ -131,7 +135,7 @@ def prepare(
         OSError: the input can't be read.
     """
     source, out = plain(source), absolute(folder(out))
-    rows = open_input(source, columns)
+    rows = open_input(source, columns, suffixes=suffixes_of(formats))
     what = what or ("images" if rows.has_images else "texts")
     _check_has(source, rows, what)
     layout = Layout(rows, what, columns.others, np.dtype(dtype), format)
@@ -150,6 +154,8 @@ def prepare(
         "rows_per_part": rows_per_part,
         "columns": [columns.image, columns.caption, columns.key, *columns.others],
         "input": rows.fingerprint,
+        # Only where they are chosen: jobs begun before there were any go on.
+        **pictures.chosen(),
     }
     claimed = {
         "model": name,
@@ -177,7 +183,7 @@ def prepare(
     )
     parts = (NpyParts if format == "npy" else Parts)(out, about, expected)
     _check_apart(source, rows, parts)
-    return Job(source, out, model, rows, layout, identity, claimed, parts, exif_transpose)
+    return Job(source, out, model, rows, layout, identity, claimed, parts, exif_transpose, pictures)
 
 
 def _loaded(model: CLIP | str | os.PathLike[str], preset: Preset) -> tuple[str | None, CLIP]:

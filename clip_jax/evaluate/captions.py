@@ -7,14 +7,16 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float, Int
 
+from clip_jax.channels import Losses
 from clip_jax.embed import embeddings_of, read_results
 from clip_jax.encoder import Encoder
 from clip_jax.errors import is_exhausted
 from clip_jax.evaluate.data import BATCHES, encode_in_batches
 from clip_jax.evaluate.results import LeftOut
+from clip_jax.naming import reading
 from clip_jax.nn import CLIP
-from clip_jax.preprocess import Preprocess, decode_image
-from clip_jax.progress import Progress
+from clip_jax.preprocess import PictureOptions, decode_image
+from clip_jax.progress import Progress, remark
 from clip_jax.sources import Columns, open_pairs
 from clip_jax.storage import Unreachable
 from clip_jax.tokenizer import tokenize
@@ -65,6 +67,7 @@ def embed_captioned(
     model: CLIP,
     *,
     columns: Columns | None = None,
+    pictures: PictureOptions | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Captioned:
@@ -78,6 +81,7 @@ def embed_captioned(
             pictures with their captions beside them.
         model: any CLIP model.
         columns: the names of a table's columns.
+        pictures: how pictures become pixels; by default as for the model.
         batch_size: of pictures and of captions, as for `Encoder`.
         progress: whether to show progress on standard error.
 
@@ -87,7 +91,7 @@ def embed_captioned(
     """
     model.config.text.check_strings()
     pairs = open_pairs(source, columns, max_skipped=1.0)
-    preprocess = Preprocess(model.config.vision.image_size, model.config.pixels)
+    preprocess, losses = (pictures or PictureOptions()).preprocess(model.config), Losses()
     encoder = Encoder(model, batch_size=batch_size)
     captions: list[str] = []
     image_of: list[int] = []
@@ -103,13 +107,16 @@ def embed_captioned(
                 continue
             try:
                 pair = pairs[number]
-                image = preprocess.pixels(decode_image(pair.image))
+                with reading(pair.key):
+                    decoded = decode_image(pair.image)
+                    image = preprocess.pixels(decoded)
             except (OSError, ValueError) as error:
                 if isinstance(error, Unreachable) or is_exhausted(error):
                     raise
                 problems.append(f"{pairs.key(number)}: {error}")
                 continue
             captions.extend(pair.captions)
+            losses.add(preprocess.losses(decoded), pair.key)
             numbers[picture] = len(numbers)
             image_of.extend([numbers[picture]] * len(pair.captions))
             bar.update(len(numbers), errors=len(problems), total=len(pairs))
@@ -117,6 +124,8 @@ def embed_captioned(
 
     with Progress(progress) as bar:
         parts = encode_in_batches(pixels(), encoder.images, BATCHES * encoder.batch_size)
+    for sentence in losses.sentences():
+        remark(sentence, progress)
     if not parts:
         raise ValueError(f"{source}: no picture can be read; the first: {problems[0]}")
     texts = encoder.texts(tokenize(captions, model.config.text.context_length, truncate=True))

@@ -12,6 +12,7 @@ from clip_jax.embed import check_model, read_job
 from clip_jax.evaluate.captions import Captioned, embed_captioned, read_captioned
 from clip_jax.evaluate.data import Features, Images, embed_images, read_images
 from clip_jax.nn import CLIP
+from clip_jax.preprocess import PictureOptions
 from clip_jax.progress import announce
 from clip_jax.sources import Columns
 from clip_jax.sources.patterns import expand
@@ -53,6 +54,8 @@ def find_images(
     model: CLIP | None,
     *,
     label_column: str | None,
+    image_column: str = Columns.image,
+    pictures: PictureOptions | None = None,
     features: Features = "after",
     batch_size: int | None,
     progress: bool,
@@ -63,6 +66,8 @@ def find_images(
         source: an embedding job's output, or pictures.
         model: may be None for embeddings, which are read as they are.
         label_column: as for `embed_images`; "label" for embeddings if None.
+        image_column: as for `embed_images`.
+        pictures: as for `embed_images`; embeddings are read as they are.
         features: as for `embed_images`; embeddings are always after the projection.
         batch_size: as for `embed_images`.
         progress: whether to show progress on standard error.
@@ -75,6 +80,8 @@ def find_images(
         source,
         model,
         label_column=label_column,
+        image_column=image_column,
+        pictures=pictures,
         features=features,
         batch_size=batch_size,
         progress=progress,
@@ -86,6 +93,7 @@ def find_captioned(
     model: Model | None,
     *,
     columns: Columns | None,
+    pictures: PictureOptions | None,
     batch_size: int | None,
     progress: bool,
 ) -> Captioned:
@@ -95,6 +103,7 @@ def find_captioned(
         source: an embedding job's output, or pairs.
         model: as for `find_model`; for embeddings it is only compared with theirs.
         columns: as for `embed_captioned`.
+        pictures: as for `embed_captioned`.
         batch_size: as for `embed_captioned`.
         progress: whether to show progress on standard error.
     """
@@ -104,7 +113,9 @@ def find_captioned(
     found = find_model(source, model, progress)
     if is_embedded:
         return read_captioned(source)
-    return embed_captioned(source, found, columns=columns, batch_size=batch_size, progress=progress)
+    return embed_captioned(
+        source, found, columns=columns, pictures=pictures, batch_size=batch_size, progress=progress
+    )
 
 
 def _model_name(source: str, job: dict[str, Any] | None) -> str:

@@ -19,6 +19,7 @@ from clip_jax.evaluate.linear_probe import LinearProbe, check_parameters, class_
 from clip_jax.evaluate.recall import recall_at_k
 from clip_jax.evaluate.results import LeftOut, ProbeResult, RetrievalResult, ZeroShotResult
 from clip_jax.evaluate.scores import blocks, score_blocks
+from clip_jax.preprocess import PictureOptions
 from clip_jax.progress import announce
 from clip_jax.sources import Columns
 
@@ -30,6 +31,8 @@ def zeroshot(
     class_names: Sequence[str] | None = None,
     templates: Sequence[str] = TEMPLATES,
     label_column: str | None = None,
+    image_column: str = Columns.image,
+    pictures: PictureOptions | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> ZeroShotResult:
@@ -62,6 +65,9 @@ def zeroshot(
         templates: sentences with `{}` where the name goes.
         label_column: the column that holds the labels, or "cls" for WebDataset's .cls members;
             None for "cls" in .tar files and "label" elsewhere.
+        image_column: the column of a table that holds the pictures.
+        pictures: whether pictures are cropped, padded or squashed, and the like; by default as for
+            the model.
         batch_size: of pictures and of prompts, as for `clip_jax.Encoder`.
         progress: whether to show progress on standard error.
 
@@ -81,7 +87,13 @@ def zeroshot(
     check_prompts(name_classes(class_folders(source), class_names)[0] or ["a"], templates)
     found = find_model(source, model, progress)
     images = find_images(
-        source, found, label_column=label_column, batch_size=batch_size, progress=progress
+        source,
+        found,
+        label_column=label_column,
+        image_column=image_column,
+        pictures=pictures,
+        batch_size=batch_size,
+        progress=progress,
     )
     names, targets = name_classes(images.labels, class_names)
     announce("embedding the prompts", progress)
@@ -104,6 +116,7 @@ def retrieval(
     model: Model | None = None,
     *,
     columns: Columns | None = None,
+    pictures: PictureOptions | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> RetrievalResult:
@@ -132,6 +145,7 @@ def retrieval(
         model: a model, or what `clip_jax.load` takes; None for ViT-B/32 where the source is
             pictures. Embeddings need none; where one is given, they must be of that model.
         columns: the names of a table's columns, as for `clip_jax.embed.embed`.
+        pictures: as for `zeroshot`.
         batch_size: of pictures and of captions, as for `clip_jax.Encoder`.
         progress: whether to show progress on standard error.
 
@@ -148,7 +162,7 @@ def retrieval(
     """
     source = os.fspath(source)
     captioned = find_captioned(
-        source, model, columns=columns, batch_size=batch_size, progress=progress
+        source, model, columns=columns, pictures=pictures, batch_size=batch_size, progress=progress
     )
     return RetrievalResult(
         num_images=len(captioned.images),
@@ -169,6 +183,8 @@ def probe(
     tol: float = 1e-4,
     dtype: Literal["float32", "float64"] = "float32",
     label_column: str | None = None,
+    image_column: str = Columns.image,
+    pictures: PictureOptions | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> ProbeResult:
@@ -202,6 +218,8 @@ def probe(
         tol: as for `LinearProbe`.
         dtype: as for `LinearProbe`.
         label_column: as for `zeroshot`.
+        image_column: as for `zeroshot`.
+        pictures: as for `zeroshot`.
         batch_size: as for `clip_jax.Encoder`.
         progress: whether to show progress on standard error.
 
@@ -228,6 +246,8 @@ def probe(
             each,
             found,
             label_column=label_column,
+            image_column=image_column,
+            pictures=pictures,
             features=features,
             batch_size=batch_size,
             progress=progress,

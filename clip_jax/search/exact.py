@@ -1,11 +1,13 @@
 """Exact search: every embedding is compared with the query, block by block on the device."""
 
 import concurrent.futures
+import dataclasses
 import functools
 import operator
 import os
 import threading
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,7 +22,7 @@ from clip_jax.embed.results import finished_job, parts_of
 from clip_jax.memory import aligned_empty
 from clip_jax.nn import CLIP, normalize
 from clip_jax.placement import default_device
-from clip_jax.preprocess import Preprocess, open_image
+from clip_jax.preprocess import Fit, PictureOptions, open_image
 from clip_jax.search.index import Damaged, Index
 from clip_jax.storage import folder
 from clip_jax.tokenizer import tokenize
@@ -40,6 +42,8 @@ def search(
     model: CLIP | str | os.PathLike[str] | None,
     query: str | Image.Image | os.PathLike[str],
     k: int = 10,
+    *,
+    fit: Fit | None = None,
 ) -> list[dict[str, Any]]:
     """Finds the rows of an embedding job whose embeddings are nearest to a query's.
 
@@ -49,6 +53,8 @@ def search(
             had, if that was given by name or path.
         query: a text (`str`); or a picture, as an image or as an `os.PathLike` path.
         k: how many rows.
+        fit: how a picture becomes a square, as for `clip_jax.Preprocess`; by default as the
+            pictures of the job did, whose other options it always has.
 
     Returns:
         Dicts of `key`, `score` (the cosine), `path` (None for texts), and `caption` if the rows
@@ -69,7 +75,7 @@ def search(
     job = finished_job(out)
     model = _model(out, job, model)
     index = Index(out, job)
-    embedding = embed_query(model, query)
+    embedding = embed_query(model, query, _pictures(job, fit))
     while True:
         try:
             scores, numbers = best_rows(index, embedding, k)
@@ -90,7 +96,9 @@ def search(
 
 
 def embed_query(
-    model: CLIP, query: str | Image.Image | os.PathLike[str]
+    model: CLIP,
+    query: str | Image.Image | os.PathLike[str],
+    pictures: PictureOptions = PictureOptions(),  # noqa: B008 - frozen
 ) -> Float[np.ndarray, " d"]:
     """Returns the normalised embedding of a text or a picture."""
     if isinstance(query, str):
@@ -98,7 +106,7 @@ def embed_query(
         tokens = tokenize(query, model.config.text.context_length, truncate=True)
         return np.asarray(normalize(model.encode_text(tokens))[0], np.float32)
     image = query if isinstance(query, Image.Image) else open_image(query)
-    pixels = Preprocess(model.config.vision.image_size, model.config.pixels).pixels(image)
+    pixels = pictures.preprocess(model.config).pixels(image)
     return np.asarray(normalize(model.encode_image(pixels[None]))[0], np.float32)
 
 
@@ -163,6 +171,14 @@ def _best(
     is_there = jnp.arange(len(rows)) < count
     is_sound = (jnp.abs(scores) <= MOST) | ~is_there  # false for NaN
     return *jax.lax.top_k(jnp.where(is_there, scores, -jnp.inf), k), is_sound.all()
+
+
+def _pictures(job: Mapping[str, Any], fit: Fit | None) -> PictureOptions:
+    """Returns the options with which a job has made pixels of its pictures."""
+    names = [field.name for field in dataclasses.fields(PictureOptions)]
+    noted = {name: job["identity"][name] for name in names if name in job["identity"]}
+    pictures = PictureOptions(**noted)
+    return dataclasses.replace(pictures, fit=fit) if fit else pictures
 
 
 def _model(out: str, job: dict[str, Any], model: CLIP | str | os.PathLike[str] | None) -> CLIP:

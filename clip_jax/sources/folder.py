@@ -7,6 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
+from clip_jax.messages import counted, some
 from clip_jax.sources.addresses import forget, read_address
 from clip_jax.sources.records import IMAGES, Record, as_key
 from clip_jax.storage import absolute, storage
@@ -17,10 +18,17 @@ class FolderShard:
 
     Links are followed, except to a folder that contains them. An unreadable picture is a row too,
     with a problem.
+
+    Attributes:
+        others: how many files there are besides, by suffix; hidden ones don't count.
     """
 
-    def __init__(self, folder: str):
+    def __init__(self, folder: str, suffixes: Sequence[str] = ()):
         """Lists the folder.
+
+        Args:
+            folder: the folder.
+            suffixes: those of pictures, besides `IMAGES`.
 
         Raises:
             ValueError: there is no picture in it; the message says what there is.
@@ -31,12 +39,13 @@ class FolderShard:
         self._problems: dict[str, str] = {}
         self._names: list[str] = []
         stamps: dict[str, int] = {}
-        others: collections.Counter[str] = collections.Counter()
+        self.others = others = collections.Counter[str]()
+        known = {*IMAGES, *suffixes}
         for name, found in self._storage.walk(folder):
             if isinstance(found, str):
                 self._problems[name] = found
-            elif (suffix := _suffix(name)) not in IMAGES:
-                others[suffix] += 1
+            elif (suffix := _suffix(name)) not in known:
+                others[suffix] += not any(part.startswith(".") for part in name.split("/"))
                 continue
             else:
                 stamps[name] = found
@@ -83,7 +92,8 @@ class FolderShard:
 
 
 def _suffix(name: str) -> str:
-    return name.rpartition(".")[2].lower()
+    _, dot, suffix = name.rpartition("/")[2].rpartition(".")
+    return suffix.lower() if dot else ""
 
 
 def _instead(others: Mapping[str, int]) -> str:
@@ -91,3 +101,13 @@ def _instead(others: Mapping[str, int]) -> str:
         if suffix in others:
             return f"; it holds .{suffix} files: give them as a pattern, such as '*.{suffix}'"
     return f" among its {sum(others.values())} files" if others else ": it is empty"
+
+
+def others_of(folder: str, others: Mapping[str, int]) -> str:
+    """Returns the sentence that tells of files that are no pictures; empty if there are none."""
+    counts = sorted(((count, suffix) for suffix, count in others.items() if count), reverse=True)
+    if not counts:
+        return ""
+    named = [f"{count:,} {'.' + suffix if suffix else 'without'}" for count, suffix in counts]
+    total = counted(sum(others.values()), "file")
+    return f"left out of {folder}: {total} not named as pictures are: {some(named)}"

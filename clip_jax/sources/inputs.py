@@ -11,7 +11,7 @@ from typing import Any
 
 from clip_jax.sources.addresses import read_address
 from clip_jax.sources.columns import Columns, lacking
-from clip_jax.sources.folder import FolderShard
+from clip_jax.sources.folder import FolderShard, others_of
 from clip_jax.sources.lines import LinesShard
 from clip_jax.sources.parquet import ParquetShard, column_types, read_row
 from clip_jax.sources.patterns import expand
@@ -34,6 +34,7 @@ class Input:
             folder's excludes sizes, so that unreadable pictures can be repaired.
         types: the Arrow types of the columns passed through; None, for text, if untyped.
         columns: the names of the columns as the tables have them.
+        remark: what was left out of a folder; empty if nothing was.
     """
 
     shards: Sequence[Shard]
@@ -42,9 +43,15 @@ class Input:
     fingerprint: str
     types: Mapping[str, Any]
     columns: Columns = Columns()
+    remark: str = ""
 
 
-def open_input(source: str | os.PathLike[str], columns: Columns | None = None) -> Input:
+def open_input(
+    source: str | os.PathLike[str],
+    columns: Columns | None = None,
+    *,
+    suffixes: Sequence[str] = (),
+) -> Input:
     """Lists the files of an input.
 
     Args:
@@ -52,6 +59,7 @@ def open_input(source: str | os.PathLike[str], columns: Columns | None = None) -
             pattern with `*`, `?`, `[...]` and braces may name several files. Any address that
             fsspec knows.
         columns: the names of a table's columns.
+        suffixes: of a folder's files that are pictures, besides the usual ones.
 
     Raises:
         ValueError: the input is empty, or a table lacks columns; the message lists those it has.
@@ -63,7 +71,7 @@ def open_input(source: str | os.PathLike[str], columns: Columns | None = None) -
     known = suffix in ("tar", *TABLES)
     # A folder may be named like a file: Spark writes tables as folders.
     if not (known and _is_pattern(source)) and storage(source).is_folder(source):
-        return _folder(source, columns)
+        return _folder(source, columns, suffixes)
     if not known:
         if not _is_pattern(source):
             storage(source).size(source)  # raises if there is nothing
@@ -131,11 +139,12 @@ def _read_picture(path: str, image_column: str) -> bytes:
     return read_address(path)
 
 
-def _folder(source: str, columns: Columns) -> Input:
+def _folder(source: str, columns: Columns, suffixes: Sequence[str]) -> Input:
     if columns.others:
         raise ValueError(f"{source} is a folder of pictures, which has no columns to take along.")
-    shards = [FolderShard(source)]
-    return Input(shards, True, False, _listing(shards), {})
+    shard = FolderShard(source, suffixes)
+    remark = others_of(source, shard.others)
+    return Input([shard], True, False, _listing([shard]), {}, remark=remark)
 
 
 def _is_pattern(source: str) -> bool:

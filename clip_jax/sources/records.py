@@ -8,8 +8,13 @@ from typing import Any, Protocol
 
 from clip_jax.sources.left_out import LeftOut
 
-# Suffixes of picture files.
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "ppm", "tif", "tiff")
+# Suffixes of picture files: of all formats in `clip_jax.preprocess.FORMATS`, also where this
+# machine's Pillow lacks one, so that all machines list the same rows.
+IMAGES = (
+    *("jpg", "jpeg", "png", "webp", "gif", "bmp", "ppm", "tif", "tiff"),
+    *("jpe", "jfif", "apng", "dib", "pbm", "pgm", "pnm", "pfm", "ico", "avif", "avifs"),
+    *("jp2", "j2k", "jpc", "jpf", "jpx", "j2c", "heic", "heif", "hif"),
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax.channels import CLIPPED, Losses, is_clipped
 from clip_jax.errors import Unreachable, is_exhausted
+from clip_jax.naming import reading
 from clip_jax.preprocess import decode_image
 from clip_jax.sources import Pair, Pairs
 from clip_jax.tokenizer import tokenize
@@ -34,12 +36,14 @@ class Skipped:
         count: how many were skipped so far.
         seen: how many were tried so far.
         last: the key of the last skipped one, and its problem.
+        losses: the pictures that have lost something on their way to pixels, once an epoch.
     """
 
     def __init__(self, max_share: float = 1.0, num_pairs: int = 1 << 62):
         self._max_share, self._num_pairs = max_share, num_pairs
         self.count = self.seen = 0
         self.last = ""
+        self.losses = Losses()
         self._named: dict[str, bool] = {}  # reasons, and whether they have been told
         self._lock = threading.Lock()
 
@@ -142,8 +146,12 @@ def batches(
         caption = pair.captions[int(rng.integers(len(pair.captions)))]
         text = templates[int(rng.integers(len(templates)))].replace("{}", caption)
         try:
-            image = decode_image(pair.image)
-            _check_shape(image.size, image_size * config.scale[1])
+            with reading(pair.key):
+                image = decode_image(pair.image)
+            if config.fit in (None, "crop"):
+                _check_shape(image.size, image_size * config.scale[1])
+            if is_clipped(image) and (not config.scale_16_bit or image.mode == "F"):
+                skipped.losses.add((CLIPPED,), pair.key)
             pixels = augment(image, image_size, config, rng)
         except Exception as error:  # decoders raise errors of any kind
             _raise_if_exhausted(error, pair.key)

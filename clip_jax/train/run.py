@@ -15,7 +15,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from clip_jax.config import CLIPConfig
-from clip_jax.nn import CLIP
+from clip_jax.nn import CLIP, parameters
+from clip_jax.preprocess import FITS
 from clip_jax.progress import remark
 from clip_jax.sources import open_pairs
 from clip_jax.train.checkpoints import Checkpoints
@@ -26,7 +27,7 @@ from clip_jax.train.metrics import Metrics
 from clip_jax.train.step import TrainState, compiler_options, init_state, make_step, model_of
 from clip_jax.train.stopping import stopping
 from clip_jax.train.together import total
-from clip_jax.weights import load, save
+from clip_jax.weights import load, save_parameters
 
 AXIS = "data"
 
@@ -125,7 +126,9 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
             raise
         trained = model_of(state, architecture)
         if is_first:
-            save(trained, out / "model")
+            save_parameters(_finished(architecture, config), parameters(trained), out / "model")
+            for sentence in skipped.losses.sentences():
+                remark(sentence, show=progress)
             metrics.plot()
     return out / "model"
 
@@ -134,6 +137,14 @@ def _model(config: TrainConfig) -> CLIP:
     if isinstance(config.model, str):
         return load(config.model)[0]
     return CLIP(config.model, rngs=nnx.Rngs(config.run.seed))
+
+
+def _finished(model: CLIPConfig, config: TrainConfig) -> CLIPConfig:
+    """Returns the configuration of the finished model: it is shown pictures as in training."""
+    if config.augment.fit is None:
+        return model
+    pixels = dataclasses.replace(model.pixels, resize=FITS[config.augment.fit])
+    return dataclasses.replace(model, pixels=pixels)
 
 
 def _share(batch_size: int, mesh: Mesh) -> int:
