@@ -134,3 +134,24 @@ def test_captions_may_lie_beside_their_pictures(folder):
 def test_a_folder_without_any_caption_says_what_was_expected(folder):
     with pytest.raises(ValueError, match="no table of captions; expected captions.csv.* a.txt"):
         open_pairs(folder)
+
+
+def test_captions_beside_pictures_can_be_embedded(folder):
+    (folder / "a.txt").write_text("a dog\n")
+    found = open_input(folder, captions=True)
+    assert found.has_captions and not open_input(folder).has_captions
+    (shard,) = found.shards
+    a, b = shard.open().records(0, 2)
+    assert (a.key, a.caption, a.problem) == ("a.png", "a dog", None)
+    assert (b.key, b.caption, b.problem) == ("b.png", None, None)
+    (before,) = open_input(folder).shards
+    stamps = [shard.stamp([row]) for row in range(2)]
+    assert stamps[1] == before.stamp([1]) and stamps[0] != before.stamp([0])
+    (folder / "a.txt").write_text("another")
+    (changed,) = open_input(folder, captions=True).shards
+    assert changed.stamp([0]) != stamps[0] and before.stamp([0]) == open_input(folder).shards[
+        0
+    ].stamp([0])
+    (folder / "a.txt").write_bytes(b" ")
+    (record,) = changed.open().records(0, 1)
+    assert record.problem == "a.txt: a blank caption"

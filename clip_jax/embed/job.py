@@ -63,9 +63,9 @@ def embed(
     are truncated.
 
     Args:
-        source: a folder of pictures, subfolders included; WebDataset's tar files; or tables: .txt,
-            .csv, .jsonl, .parquet. A pattern with `*` and braces may name several files. Any
-            address that fsspec knows.
+        source: a folder of pictures, subfolders included, where captions may lie beside them, as in
+            a.jpg and a.txt; WebDataset's tar files; or tables: .txt, .csv, .tsv, .jsonl, .parquet.
+            A pattern with `*` and braces may name several files. Any address that fsspec knows.
         model: a model, or what `clip_jax.load` takes.
         out: the folder of the output; any address that fsspec knows.
         what: what to embed; by default pictures if the input has some, else texts.

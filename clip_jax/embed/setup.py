@@ -135,7 +135,9 @@ def prepare(
         OSError: the input can't be read.
     """
     source, out = plain(source), absolute(folder(out))
-    rows = open_input(source, columns, suffixes=suffixes_of(formats))
+    rows = open_input(
+        source, columns, suffixes=suffixes_of(formats), captions=what in ("texts", "both")
+    )
     what = what or ("images" if rows.has_images else "texts")
     _check_has(source, rows, what)
     layout = Layout(rows, what, columns.others, np.dtype(dtype), format)

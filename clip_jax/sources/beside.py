@@ -44,13 +44,11 @@ class FolderPairs:
             if isinstance(found, str):
                 self.left_out.damage.append(f"{name}: {found}")
                 continue
-            stem, _, suffix = name.rpartition(".")
             if any(part.startswith(".") for part in name.split("/")):
                 continue
-            if suffix.lower() in IMAGES:
+            if name.rpartition(".")[2].lower() in IMAGES:
                 pictures.append(name)
-            elif suffix.lower() in TEXTS and (stem not in texts or suffix.lower() == TEXTS[0]):
-                texts[stem] = name
+            add_text(texts, name)
         with_picture = {name.rpartition(".")[0] for name in pictures}
         if not with_picture & texts.keys():
             raise ValueError(
@@ -93,16 +91,22 @@ class FolderPairs:
         """Returns the captions in a file; raises ValueError if there are none."""
         if name is None:
             raise ValueError("no caption beside it")
-        return captions_in(str(self._folder / name))
+        data = Disk().read_range(str(self._folder / name), 0, MOST_OF_A_TEXT)
+        return captions_in(name, data)
 
 
-def captions_in(path: str) -> tuple[str, ...]:
-    """Reads the captions of a .txt or .json file, as those of a shard's members.
+def add_text(texts: dict[str, str], name: str) -> None:
+    """Adds a file to those that hold captions, by its name without the suffix, if it is one."""
+    stem, _, suffix = name.rpartition(".")
+    if suffix.lower() in TEXTS and (stem not in texts or suffix.lower() == TEXTS[0]):
+        texts[stem] = name
+
+
+def captions_in(name: str, data: bytes) -> tuple[str, ...]:
+    """Returns the captions in a .txt or .json file, as of a shard's members.
 
     Raises:
         ValueError: there are none.
-        OSError: it can't be read.
     """
-    data = Disk().read_range(path, 0, MOST_OF_A_TEXT)
-    is_text = path.rpartition(".")[2].lower() == "txt"
+    is_text = name.rpartition(".")[2].lower() == TEXTS[0]
     return (Group(txt=data) if is_text else Group(json=data)).captions()

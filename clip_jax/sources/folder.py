@@ -9,7 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from clip_jax.messages import counted, some
 from clip_jax.sources.addresses import forget, read_address
+from clip_jax.sources.beside import TEXTS, add_text, captions_in
+from clip_jax.sources.faults import problem_of
 from clip_jax.sources.records import IMAGES, Record, as_key
+from clip_jax.sources.tar_index import MOST_OF_A_TEXT
 from clip_jax.storage import absolute, storage
 
 
@@ -23,12 +26,13 @@ class FolderShard:
         others: how many files there are besides, by suffix; hidden ones don't count.
     """
 
-    def __init__(self, folder: str, suffixes: Sequence[str] = ()):
+    def __init__(self, folder: str, suffixes: Sequence[str] = (), *, captions: bool = False):
         """Lists the folder.
 
         Args:
             folder: the folder.
             suffixes: those of pictures, besides `IMAGES`.
+            captions: whether to read captions beside the pictures, as `FolderPairs` does.
 
         Raises:
             ValueError: there is no picture in it; the message says what there is.
@@ -41,10 +45,16 @@ class FolderShard:
         stamps: dict[str, int] = {}
         self.others = others = collections.Counter[str]()
         known = {*IMAGES, *suffixes}
+        texts: dict[str, str] = {}
+        text_stamps: dict[str, int] = {}
         for name, found in self._storage.walk(folder):
             if isinstance(found, str):
                 self._problems[name] = found
             elif (suffix := _suffix(name)) not in known:
+                if captions and suffix in TEXTS:
+                    add_text(texts, name)
+                    text_stamps[name] = found
+                    continue
                 others[suffix] += not any(part.startswith(".") for part in name.split("/"))
                 continue
             else:
@@ -57,7 +67,18 @@ class FolderShard:
         for name in self._names:
             digest.update(os.fsencode(name) + b"\0")
         self.name, self.fingerprint = digest.hexdigest(), str(len(self._names))
+        self._texts = texts if captions else None
+        for name in self._names if captions else ():
+            if (text := self._text(name)) and stamps.get(name):
+                both = f"{stamps[name]} {text_stamps[text]}".encode()
+                digest = hashlib.blake2b(both, digest_size=8).digest()
+                stamps[name] = int.from_bytes(digest, "big") * bool(text_stamps[text])
         self._stamps = array.array("Q", (stamps.get(name, 0) for name in self._names))
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether there are captions beside pictures, and they were asked for."""
+        return bool(self._texts)
 
     def open(self) -> "FolderShard":
         return self
@@ -85,7 +106,18 @@ class FolderShard:
             path = f"{self.path}/{name}"
             read = functools.partial(read_address, path, self._storage)
             problem = self._problems.get(name)
-            yield Record(as_key(name), read, as_key(path), problem=problem)
+            caption = None
+            if problem is None and (text := self._text(name)):
+                try:
+                    data = self._storage.read_range(f"{self.path}/{text}", 0, MOST_OF_A_TEXT)
+                    caption = captions_in(text, data)[0]
+                except Exception as error:  # as of a picture: it must not stop the others
+                    problem = f"{text}: {problem_of(error)}"
+            yield Record(as_key(name), read, as_key(path), caption, problem=problem)
+
+    def _text(self, name: str) -> str | None:
+        """Returns the file with a picture's caption; None if there is none."""
+        return self._texts.get(name.rpartition(".")[0]) if self._texts else None
 
     def keys(self, begin: int, end: int) -> list[str | None]:
         return [as_key(name) for name in self._names[begin:end]]

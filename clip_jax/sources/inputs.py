@@ -51,6 +51,7 @@ def open_input(
     columns: Columns | None = None,
     *,
     suffixes: Sequence[str] = (),
+    captions: bool = False,
 ) -> Input:
     """Lists the files of an input.
 
@@ -60,6 +61,8 @@ def open_input(
             fsspec knows.
         columns: the names of a table's columns.
         suffixes: of a folder's files that are pictures, besides the usual ones.
+        captions: whether to read the captions that a folder may have beside its pictures, in .txt
+            or .json files of the same name.
 
     Raises:
         ValueError: the input is empty, or a table lacks columns; the message lists those it has.
@@ -71,7 +74,7 @@ def open_input(
     known = suffix in ("tar", *TABLES)
     # A folder may be named like a file: Spark writes tables as folders.
     if not (known and _is_pattern(source)) and storage(source).is_folder(source):
-        return _folder(source, columns, suffixes)
+        return _folder(source, columns, suffixes, captions)
     if not known:
         if not _is_pattern(source):
             storage(source).size(source)  # raises if there is nothing
@@ -139,12 +142,12 @@ def _read_picture(path: str, image_column: str) -> bytes:
     return read_address(path)
 
 
-def _folder(source: str, columns: Columns, suffixes: Sequence[str]) -> Input:
+def _folder(source: str, columns: Columns, suffixes: Sequence[str], captions: bool) -> Input:
     if columns.others:
         raise ValueError(f"{source} is a folder of pictures, which has no columns to take along.")
-    shard = FolderShard(source, suffixes)
+    shard = FolderShard(source, suffixes, captions=captions)
     remark = others_of(source, shard.others)
-    return Input([shard], True, False, _listing([shard]), {}, remark=remark)
+    return Input([shard], True, shard.has_captions, _listing([shard]), {}, remark=remark)
 
 
 def _is_pattern(source: str) -> bool:
