@@ -75,28 +75,6 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         ) from None
 
 
-def is_training_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether a training script wrote a file, which `read_checkpoint` has read.
-
-    That is known by what lies beside the weights, and by the prefix `module.` of their names.
-    """
-    path = Path(path)
-    if path.name.endswith(INDEX):
-        return False
-    with opened(path) as file:
-        data = np.memmap(file, dtype=np.uint8, mode="r")
-        if data[:4].tobytes() == b"PK\x03\x04":
-            root: Any = load(Archive(file, data).read("data.pkl", MAX_INDEX_BYTES))
-        else:
-            root = {} if is_msgpack(data[:9].tobytes()) else read_safetensors(data)[0]
-    if not isinstance(root, dict):
-        return False
-    nested = next((root[key] for key in _WRAPPERS if isinstance(root.get(key), dict)), None)
-    names = root if nested is None else nested
-    has_prefix = bool(names) and all(str(name).startswith("module.") for name in names)
-    return has_prefix or (nested is not None and not _BESIDE.isdisjoint(root))
-
-
 def _read(file: BinaryIO, data: np.memmap) -> dict[str, np.ndarray]:
     if data[:4].tobytes() == b"PK\x03\x04":
         return _read_archive(Archive(file, data))

@@ -12,12 +12,11 @@ from clip_jax.encoder import Encoder
 from clip_jax.errors import is_exhausted
 from clip_jax.evaluate.data import BATCHES, encode_in_batches
 from clip_jax.evaluate.results import LeftOut
-from clip_jax.nn import CLIP
-from clip_jax.preprocess import Preprocess, decode_image
+from clip_jax.preprocess import decode_image
 from clip_jax.progress import Progress
 from clip_jax.sources import open_pairs
 from clip_jax.storage import Unreachable
-from clip_jax.tokenizer import tokenize
+from clip_jax.weights.opened import Opened
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,7 @@ def read_captioned(source: str) -> Captioned:
 
 def embed_captioned(
     source: str | os.PathLike[str],
-    model: CLIP,
+    opened: Opened,
     *,
     batch_size: int | None = None,
     progress: bool = True,
@@ -73,7 +72,7 @@ def embed_captioned(
 
     Args:
         source: as for training: .tar files, a table of captions, or a folder that holds one.
-        model: any CLIP model.
+        opened: any CLIP model, with what makes its inputs.
         batch_size: of pictures and of captions, as for `Encoder`.
         progress: whether to show progress on standard error.
 
@@ -81,10 +80,10 @@ def embed_captioned(
         ValueError: the pairs are unfit, which it lists, or no picture can be read.
         OSError: the source can't be read.
     """
-    model.config.text.check_strings()
+    opened.check_strings()
     pairs = open_pairs(source)
-    preprocess = Preprocess(model.config.vision.image_size, model.config.pixels)
-    encoder = Encoder(model, batch_size=batch_size)
+    preprocess = opened.preprocess
+    encoder = Encoder(opened.model, batch_size=batch_size)
     captions: list[str] = []
     image_of: list[int] = []
     problems: list[str] = []
@@ -110,5 +109,5 @@ def embed_captioned(
         parts = encode_in_batches(pixels(), encoder.images, BATCHES * encoder.batch_size)
     if not parts:
         raise ValueError(f"{source}: no picture can be read; the first: {problems[0]}")
-    texts = encoder.texts(tokenize(captions, model.config.text.context_length, truncate=True))
+    texts = encoder.texts(opened.tokens(captions))
     return Captioned(np.concatenate(parts), texts, np.array(image_of), LeftOut(problems))

@@ -1,5 +1,6 @@
 """What evaluations return: their figures, and what they had to leave out."""
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 
@@ -44,7 +45,8 @@ class ClassificationResult:
     Attributes:
         scores: the figures.
         class_names: (k) names of the classes.
-        targets: (n,) the class of each image, as an index into `class_names`.
+        targets: (n,) the class of each image, as an index into `class_names`; of several right
+            ones, the one that has the highest logit.
         keys: (n) names of the images within their source.
         paths: (n) paths of the images; None for those that have none, such as members of archives.
         left_out: images that could not be used.
@@ -59,10 +61,16 @@ class ClassificationResult:
 
     @property
     def per_class(self) -> dict[str, float]:
-        """The accuracy of each class that has images, from 0 to 1, by the name of the class."""
+        """The accuracy of each class that has images, from 0 to 1, by the name of the class.
+
+        Classes of the same name have their number after it.
+        """
         rows, right = self.scores.confusion.sum(axis=1), self.scores.confusion.diagonal()
+        counts = collections.Counter(self.class_names)
         return {
-            name: float(right[i] / rows[i]) for i, name in enumerate(self.class_names) if rows[i]
+            f"{name} ({i})" if counts[name] > 1 else name: float(right[i] / rows[i])
+            for i, name in enumerate(self.class_names)
+            if rows[i]
         }
 
 
