@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from clip_jax.convert.folder import WEIGHTS, Family, lacking, weights_among
-from clip_jax.convert.sharded import INDEX, read_index
+from clip_jax.convert.sharded import is_index, read_index
 from clip_jax.errors import CheckpointError, DownloadError, is_exhausted
 from clip_jax.messages import some
 from clip_jax.weights.places import expanded
@@ -293,7 +293,7 @@ def _downloaded(request: _Request, hub: Any) -> Path:
     commit = first.relative_to(request.place / "snapshots").parts[0]
     for name in wanted[1:]:
         fetch(name, commit)
-    if wanted[-1].endswith(INDEX):
+    if is_index(wanted[-1]):
         for shard in dict.fromkeys(read_index(first.parent / wanted[-1]).values()):
             fetch(shard, commit)
     return first.parent
@@ -304,7 +304,7 @@ def _is_weights(name: str) -> bool:
 
 
 def _is_whole(weights: Path, names: Collection[str]) -> bool:
-    if not weights.name.endswith(INDEX):
+    if not is_index(weights.name):
         return True
     try:
         return set(read_index(weights).values()) <= set(names)
