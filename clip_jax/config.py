@@ -6,6 +6,8 @@ import math
 from typing import Any, Literal, get_args
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
+# Attention heads: the vision tower's, or those of the vision and the text tower.
+NumHeads = int | tuple[int, int]
 TextPooling = Literal["argmax", "eos", "first", "last"]
 VisionPooling = Literal["class", "mean"]
 Interpolation = Literal["bicubic", "bilinear"]

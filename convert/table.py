@@ -74,7 +74,14 @@ def from_tree(config: CLIPConfig, params: Mapping[str, Any], table: Table) -> di
     Raises:
         CheckpointError: parameters are missing, unexpected or misshapen; lists all of them.
     """
-    targets, arrays = parameter_shapes(config), flatten(params)
+    return from_targets(parameter_shapes(config), params, table)
+
+
+def from_targets(
+    targets: Mapping[str, tuple[int, ...]], params: Mapping[str, Any], table: Table
+) -> dict[str, np.ndarray]:
+    """Returns the arrays of a part of a model, such as a tower; as `from_tree`."""
+    arrays = flatten(params)
     if problems := misfits(targets, arrays):
         heading = f"{len(problems)} parameters do not fit the configuration:"
         raise CheckpointError(f"{heading}\n{listed(problems)}")

@@ -218,7 +218,8 @@ class _Request:
                 f"is a pipeline of several models, {expected}: say which with subfolder=, such as "
                 f"{'tokenizer' if self.what == 'tokenizer' else 'text_encoder'}"
             )
-        return f"holds no CLIP model, {expected}; it has {some(sorted(names)) or 'no files'}"
+        has = some(sorted(names)) or "no files"
+        return f"holds no CLIP model, {expected}; it has {has}: check the name, or take another"
 
     def refuse_uncached(self, reason: str) -> NoReturn:
         """Raises the error of a repository that isn't here, or not all of it."""
@@ -234,8 +235,8 @@ class _Request:
         folder = snapshot / self.subfolder
         if not folder.is_dir():
             others = sorted(entry.name for entry in os.scandir(snapshot) if entry.is_dir())
-            there = some(others) or "none: leave out subfolder="
-            return f"; the cache has no folder {self.subfolder} of it, of its folders {there}"
+            there = f"of its folders {some(others)}" if others else "nor any other: leave it out"
+            return f"; the cache has no folder {self.subfolder} of it, {there}"
         names = {entry.name for entry in os.scandir(folder) if os.path.exists(entry.path)}
         there = f"of its files {some(sorted(names)) or 'none'}"
         for family in self.families(names):
@@ -272,10 +273,8 @@ def _downloaded(request: _Request, hub: Any) -> Path:
     names = [name for name in here if "/" not in name]
     if not names and inside:
         folders = sorted({posixpath.dirname(file) for file in files} - {""})
-        raise DownloadError(
-            f"{request.name}: has no folder {request.subfolder}, expected one of "
-            f"{some(folders) or 'none: leave out subfolder='}"
-        )
+        there = f"expected one of {some(folders)}" if folders else "nor any other: leave it out"
+        raise DownloadError(f"{request.name}: has no folder {request.subfolder}, {there}")
     # In whatever form the weights are in the cache, they needn't be downloaded in another; but a
     # float16 variant, which another library has left there, is not what was published first.
     found = None if request.what == "tokenizer" else request.complete(info.sha)
