@@ -25,7 +25,7 @@ CASES = {
     "a/bare": "has no weights, expected one of model.safetensors",
     "a/pipeline": "is a pipeline of several models.* subfolder=, such as text_encoder",
     "a/index": "'../../x' is not the name of a file in this folder",
-    "a/siglip": "of the type siglip, which is not supported yet",
+    "a/other": "of the type chinese_clip, which is not supported: expected clip",
 }
 
 
@@ -41,7 +41,7 @@ def repositories(tmp_path_factory):
         "a/bare": {"config.json": good["config.json"]},
         "a/pipeline": {"model_index.json": b"{}", "text_encoder/config.json": b"{}"},
         "a/index": {"config.json": good["config.json"], "model.safetensors.index.json": INDEX},
-        "a/siglip": {**good, "config.json": b'{"model_type": "siglip"}'},
+        "a/other": {**good, "config.json": b'{"model_type": "chinese_clip"}'},
     }
 
 
