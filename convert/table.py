@@ -100,13 +100,12 @@ def count_blocks(names: Collection[str], prefix: str) -> int:
 
 
 def _heading(problems: Collection[str], description: str | None) -> str:
-    many = len(problems) > 1
-    arrays = f"{counted(len(problems), 'array')} {'do' if many else 'does'} not fit"
+    arrays = counted(len(problems), "array") + (" do" if len(problems) > 1 else " does")
     if description is None:
-        return f"{arrays} a CLIP checkpoint:"
+        return f"{arrays} not fit a CLIP checkpoint:"
     return (
-        f"{arrays} the model that {description} describes: one of the two is another model's or "
-        f"was changed, so take the description and the weights from the same source:"
+        f"{arrays} not fit the model that {description} describes: one of the two is another "
+        f"model's or was changed, so take the description and the weights from the same source:"
     )
 
 
