@@ -166,15 +166,15 @@ def test_a_report_that_fails_leaves_the_one_before(run, data, tmp_path, monkeypa
 
     assert run("zeroshot", "out", "--report", tmp_path)[0] == 0
     before = files()
-    assert set(before) == {"report.html", "per_class.csv", "confusion.png"}
+    assert set(before) == {"report.html", "report.json", "per_class.csv", "confusion.png"}
     (data / "more.txt").write_text("\n".join([*COLOURS, "another"]))
 
-    def contact_sheet(*_, **__):
+    def page(*_, **__):
         raise OSError(errno.EIO, "Input/output error")
 
     command = ("zeroshot", "out", "--classes", "more.txt", "--report", tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(report, "contact_sheet", contact_sheet)
+        patch.setattr(report, "classification_page", page)
         assert run(*command)[0] == 1
     assert files() == before
     assert run(*command)[0] == 0
@@ -217,8 +217,10 @@ def test_a_row_without_a_label_is_left_out_and_told(run, data, tmp_path):
     write_tar(data / "half.tar", members)
     embed(data / "half.tar", data / "model", data / "half-out", batch_size=8,
           columns=Columns(others=("label",)), progress=False)  # fmt: skip
+    (data / "two.txt").write_text("red\nblue\n")
     for source in ("half.tar", "half-out"):
-        status, out, err = run("zeroshot", source, "--label-column", "label", "--json")
+        options = ("--classes", "two.txt", "--label-column", "label", "--json")
+        status, out, err = run("zeroshot", source, *options)
         assert (status, json.loads(out)["count"], err) == (1, 1, ["clip-jax: a: no 'label'"])
 
 
