@@ -1,5 +1,7 @@
 """Pages of search and evaluation: one style, no request to anywhere, links to the originals."""
 
+import base64
+import hashlib
 import re
 
 import pytest
@@ -48,6 +50,13 @@ def test_every_page_has_the_one_style_and_may_load_nothing(folder, kind):
         assert attributes.get("src", "data:image/").startswith("data:image/")
         assert not any(name.startswith("on") for name in attributes)
     assert "url(" not in page and "@import" not in page
+
+
+def test_the_policy_lets_the_pages_own_script_run_and_no_other(folder):
+    page = all_pages(folder)["classification"]
+    (script,) = re.findall("(?s)<script>(.*?)</script>", page)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'\"" in page
 
 
 @pytest.mark.parametrize("kind", ["search", "classification", "retrieval"])
