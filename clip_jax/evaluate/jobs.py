@@ -97,7 +97,7 @@ def zeroshot(
         source, found, label_column=label_column, batch_size=batch_size, progress=progress
     )
     names, targets = name_classes(images.labels, class_names)
-    check_classes(source, images.labels, class_names)
+    check_classes(source, names, class_names)
     announce("embedding the prompts", progress)
     classifier = ZeroShotClassifier(found, names, templates, batch_size=batch_size)
     slices = blocks(len(targets), len(names))
