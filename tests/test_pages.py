@@ -114,5 +114,5 @@ def test_long_names_are_cut():
 
 
 def test_a_search_page_says_what_it_was_made_from():
-    page = contact_sheet([], "q", facts={"Model": "a<b", "Of": None})
-    assert "<dt>Model</dt><dd><bdi>a&lt;b</bdi></dd>" in page and "<dt>Of" not in page
+    page = contact_sheet([], "q", facts={"Model": "a<b", "Input": None})
+    assert "<dt>Model</dt><dd><bdi>a&lt;b</bdi></dd>" in page and "<dt>Input" not in page

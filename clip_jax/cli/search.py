@@ -83,7 +83,7 @@ def _facts(args: argparse.Namespace, job: dict[str, Any]) -> dict[str, str | Non
 
     return {
         "Embeddings": args.folder,
-        "Of": job.get("source"),
+        "Input": job.get("source"),
         "Model": args.model or job["model"] or "given as an object",
         "Fingerprint": job["identity"]["model"][:16],
         "Made": f"{now().replace('T', ' ')}, by clip_jax {__version__}",
