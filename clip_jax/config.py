@@ -281,6 +281,8 @@ class CLIPConfig:
         logit_bias: the initial value of the number that is added to all logits (Zhai et al. 2023);
             None for no such parameter.
         pixels: how images become pixels.
+        open_clip: what an `open_clip_config.json` said beside the model, as JSON, to be written
+            back to one.
     """
 
     embed_dim: int
@@ -290,6 +292,7 @@ class CLIPConfig:
     _: dataclasses.KW_ONLY
     logit_bias: float | None = None
     pixels: PixelConfig = PixelConfig()
+    open_clip: str | None = None
 
     def __post_init__(self):
         _check_fields(self)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.config import Activation, CLIPConfig, NumHeads, check_activation
+from clip_jax.convert.archive import shown
 from clip_jax.convert.deviations import deviations
 from clip_jax.convert.families import check_official
 from clip_jax.convert.infer import infer_config
@@ -13,9 +14,11 @@ from clip_jax.convert.long_clip import with_one_table
 from clip_jax.convert.rules import RULES, source_to_target
 from clip_jax.convert.table import check_arrays, from_tree, to_tree
 from clip_jax.errors import CheckpointError
+from clip_jax.messages import some
 from clip_jax.nn.tree import listed
 from clip_jax.shapes import check_blocks, parameter_shapes
 
+EXAMPLES = "visual.conv1.weight, token_embedding.weight and so on"
 # Three scalars of the official archives, which repeat what the shapes say.
 IGNORED = ("input_resolution", "context_length", "vocab_size")
 
@@ -50,6 +53,11 @@ def from_pytorch(
     arrays = {name: array for name, array in arrays.items() if name not in IGNORED}
     arrays = with_one_table(arrays)
     check_official(arrays)
+    if arrays and not any(map(source_to_target, arrays)):
+        raise CheckpointError(
+            f"has none of a CLIP model's arrays, expected {EXAMPLES}; it has "
+            f"{some(sorted(map(shown, arrays)), 5)}: check that it is the right file"
+        )
     try:
         shapes = {name: array.shape for name, array in arrays.items()}
         config = infer_config(shapes, activation, num_heads)

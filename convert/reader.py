@@ -24,14 +24,12 @@ from clip_jax.convert.checks import (
 )
 from clip_jax.convert.flax_msgpack import is_msgpack, read_msgpack
 from clip_jax.convert.safetensors import read_safetensors
-from clip_jax.convert.sharded import INDEX, read_sharded
+from clip_jax.convert.sharded import is_index, read_sharded
 from clip_jax.convert.unpickle import Record, Tensor, load
 from clip_jax.errors import CheckpointError
 
 # Keys under which training scripts store the model's state dictionary in a checkpoint.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-# Keys beside it that only a training script has a use for.
-_BESIDE = {"epoch", "optimizer"}
 
 # Expanded (stride 0) and shared tensors let a small file describe a huge model. A view is free, but
 # a copy of it is not, so the total size of all views must be in proportion to the file. Tied
@@ -63,7 +61,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       MemoryError: there is not enough memory.
     """
     path = Path(path)
-    if path.name.endswith(INDEX):
+    if is_index(path.name):
         return read_sharded(path, read_checkpoint)
     try:
         with naming(path), opened(path) as file:

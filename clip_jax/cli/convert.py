@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
             source, model=args.model, activation=args.activation, num_heads=args.num_heads
         )
     except ValueError as error:
-        raise argparse.ArgumentError(None, str(error)) from None
+        raise argparse.ArgumentError(None, str(error).rstrip(".")) from None
     if family == "native" and to == "native":
         raise argparse.ArgumentError(
             None, f"{source} is a native folder already: give --to, or a DST that ends with .pt"
@@ -142,6 +142,8 @@ def _unsaid(config: CLIPConfig) -> list[str]:
             f"how many heads there are: give --num-heads {heads} with it, or num_heads=({heads}) "
             f"to clip_jax.load"
         )
+    if config.text.tokenizer is not None:
+        lost.append("that its ids are another tokenizer's than CLIP's: keep the folder")
     if config.pixels != type(config.pixels)():
         lost.append("how the pixels are prepared, if not as OpenAI's: keep the folder")
     return lost

@@ -7,6 +7,7 @@ from typing import Any
 
 from clip_jax.config import Activation, CLIPConfig, NumHeads
 from clip_jax.convert.agreement import check_agreement
+from clip_jax.convert.checks import named
 from clip_jax.convert.families import Family, family_of
 from clip_jax.convert.folder import read_folder
 from clip_jax.convert.huggingface import from_huggingface
@@ -15,6 +16,7 @@ from clip_jax.errors import CheckpointError
 from clip_jax.weights.bare_file import read_bare_file
 from clip_jax.weights.finding import Found
 from clip_jax.weights.native_format import read_native
+from clip_jax.weights.tokenizers import with_tokenizer_of
 
 
 def read_found(
@@ -27,7 +29,7 @@ def read_found(
         arrays = read_folder(found.path, "open_clip")
         return "open_clip", *from_arrays(arrays, found.document)
     except CheckpointError as error:
-        raise CheckpointError(f"{found.path}: {error}") from None
+        raise named(found.path, error) from None
 
 
 def read_model(
@@ -70,6 +72,8 @@ def read_model(
         config, params = read(path)
         if family == "open_clip":
             check_agreement(path, config)
+        if family == "huggingface":
+            config = with_tokenizer_of(path, config)
         return family, config, params
     if model is not None:
         if num_heads is not None:

@@ -43,8 +43,9 @@ def load_text_model(
         dtype: dtype in which the tower computes; parameters are float32 in any case.
         precision: precision of matrix products, as for `load`.
         download_root: as for `load`.
-        activation: of a bare file, as for `load`.
-        num_heads: of a bare file, as for `load`.
+        activation: of a bare file, as for `load`, or of a text tower in a single file of Stable
+            Diffusion; known for those of Stable Diffusion 1, 2 and XL.
+        num_heads: the attention heads of such a file, likewise.
         revision: of a repository, as for `load`.
         subfolder: of a repository or folder, such as "text_encoder"; or the same name of a text
             tower in a single file that has two. Diffusion pipelines have the
@@ -52,15 +53,15 @@ def load_text_model(
         preprocessing: how texts are cleaned, as for `load_tokenizer`.
 
     Raises:
-        ValueError: there is no model of that name and nothing at that path.
+        ValueError: there is no model of that name and nothing at that path, or `activation` or
+            `num_heads` is given for what says its own.
         CheckpointError: it can't be read, holds another kind of encoder, or doesn't fit.
         DownloadError: it can't be downloaded; the message says how to put it there by hand.
     """
     check_preprocessing(preprocessing)
-    if os.path.isfile(name_or_path) and (single := read_single_file(name_or_path, subfolder)):
-        for option, value in (("activation", activation), ("num_heads", num_heads)):
-            if value is not None:
-                raise ValueError(f"{option}: {name_or_path} is a pipeline, whose tower is known.")
+    told = {"activation": activation, "num_heads": _text_heads(num_heads)}
+    is_file = os.path.isfile(name_or_path)
+    if is_file and (single := read_single_file(name_or_path, subfolder, **told)):
         config, embed_dim, pad_id, tree = single
         model = TextModel(config, embed_dim, dtype=dtype, precision=precision)
         set_parameters(model, on_device(tree, adopt=False))
@@ -134,6 +135,11 @@ def load_vision_model(
     set_parameters(model, on_device(tree, adopt=family == "native"))
     size = config.image_size
     return model, preprocess_of(name_or_path, found, family, size, pixels, preprocessing)
+
+
+def _text_heads(num_heads: NumHeads | None) -> int | None:
+    """Returns the heads of a text tower: of two numbers the second is its own."""
+    return num_heads[1] if isinstance(num_heads, tuple) else num_heads
 
 
 def _is_huggingface(found: Found) -> bool:
