@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -35,6 +35,7 @@ class Captioned:
         paths: (i) paths of the images; None for those that have none.
         captions: (t) the texts.
         left_out: images that could not be read, or have not been embedded.
+        read: reads the file of an image without a path, given its index; None if there is no such.
     """
 
     images: Float[np.ndarray, "i d"]
@@ -44,6 +45,7 @@ class Captioned:
     paths: Sequence[str | None]
     captions: Sequence[str]
     left_out: LeftOut
+    read: Callable[[int], bytes] | None = None
 
 
 def read_captioned(source: str) -> Captioned:
@@ -142,7 +144,8 @@ def embed_captioned(
         np.concatenate(texts),
         np.array(image_of),
         [pairs.key(number) for number in read],
-        [pairs.path(number) for number in read],
+        [None] * len(read),
         captions,
         LeftOut(problems),
+        lambda image: pairs[read[image]].image,
     )

@@ -210,6 +210,7 @@ def retrieval(
         paths=captioned.paths,
         captions=captioned.captions,
         provenance=provenance,
+        read=captioned.read,
     )
 
 

@@ -2,7 +2,7 @@
 
 import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -121,6 +121,7 @@ class RetrievalResult:
         paths: (i) paths of the images; None for those that have none.
         captions: (t) the captions.
         provenance: where the figures come from.
+        read: reads the file of an image without a path, given its index; None if there is no such.
     """
 
     num_images: int
@@ -135,3 +136,4 @@ class RetrievalResult:
     paths: Sequence[str | None] = dataclasses.field(repr=False)
     captions: Sequence[str] = dataclasses.field(repr=False)
     provenance: Provenance | None = dataclasses.field(default=None, compare=False)
+    read: Callable[[int], bytes] | None = dataclasses.field(default=None, compare=False, repr=False)
