@@ -21,7 +21,7 @@ from clip_jax.channels import (
     is_uncovered,
     scaled,
 )
-from clip_jax.config import CLIPConfig, PixelConfig, Resize
+from clip_jax.config import PixelConfig, Resize
 from clip_jax.errors import Unreachable, exhausted
 from clip_jax.naming import reading
 from clip_jax.resample import EIGHT_BITS, NEAREST, nearest_middle, resize_middle
@@ -86,9 +86,10 @@ class Preprocess:
     image_size: int
     config: PixelConfig = PixelConfig()
     _: dataclasses.KW_ONLY
-    fit: Fit | None = None
-    background: str | None = None
-    scale_16_bit: bool = False
+    # Not in the repr, which is part of what some embedding jobs are.
+    fit: Fit | None = dataclasses.field(default=None, repr=False)
+    background: str | None = dataclasses.field(default=None, repr=False)
+    scale_16_bit: bool = dataclasses.field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.fit is not None and self.fit not in FITS:
@@ -187,18 +188,15 @@ class PictureOptions:
     scale_16_bit: bool = False
 
     def __post_init__(self) -> None:
-        self._of(1, PixelConfig())
+        Preprocess(1, **dataclasses.asdict(self))  # raises what is wrong
 
-    def preprocess(self, config: CLIPConfig) -> Preprocess:
-        """Returns the preprocessing of a model's images with these options."""
-        return self._of(config.vision.image_size, config.pixels)
+    def applied_to(self, preprocess: Preprocess) -> Preprocess:
+        """Returns a model's preprocessing with these options."""
+        return dataclasses.replace(preprocess, **self.chosen())
 
     def chosen(self) -> dict[str, Any]:
         """Returns the options that differ from their defaults, by name."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value}
-
-    def _of(self, image_size: int, pixels: PixelConfig) -> Preprocess:
-        return Preprocess(image_size, pixels, **dataclasses.asdict(self))
 
 
 def shortest_to(n: int, width: int, height: int) -> tuple[int, int]:

@@ -55,7 +55,7 @@ def test_every_mode_can_be_shown_in_every_way(mode, fit):
     image = random_image(mode, (20, 11), np.random.default_rng(0))
     options = PictureOptions(fit, "white", scale_16_bit=True)
     for preprocess in (
-        options.preprocess(SMALL_VIT),
+        options.applied_to(Preprocess(32)),
         HuggingFacePreprocess(32, fit=fit, background="white", scale_16_bit=True),
     ):
         pixels = preprocess.pixels(image)

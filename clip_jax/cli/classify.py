@@ -1,7 +1,6 @@
 """`clip-jax classify`: scores pictures against labels."""
 
 import argparse
-import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from clip_jax.cli.arguments import (
     add_model,
     add_pictures,
     label,
+    load_options,
     pictures_of,
     positive_int,
     template,
@@ -91,8 +91,8 @@ def _results(args: argparse.Namespace, paths: Sequence[str]) -> Iterator[dict[st
     from clip_jax.errors import NotFiniteError
     from clip_jax.evaluate import ZeroShotClassifier
 
-    model, preprocess, tokenizer = _load(args.model)
-    preprocess = dataclasses.replace(preprocess, **pictures_of(args).chosen())
+    model, preprocess, tokenizer = _load(args.model, load_options(args))
+    preprocess = pictures_of(args).applied_to(preprocess)
     try:
         classifier = ZeroShotClassifier(
             model,
@@ -121,12 +121,15 @@ def _results(args: argparse.Namespace, paths: Sequence[str]) -> Iterator[dict[st
             yield {"image": path, "scores": scores}
 
 
-def _load(name: str) -> tuple[Any, Any, Any]:
+def _load(name: str, options: dict[str, Any]) -> tuple[Any, Any, Any]:
     from clip_jax import DownloadError, load, load_tokenizer
 
     try:
         # A file of weights has no tokenizer beside it: its strings are CLIP's.
-        return *load(name), None if os.path.isfile(name) else load_tokenizer(name)
+        model, preprocess = load(name, **options)
+        if os.path.isfile(name):
+            return model, preprocess, None
+        return model, preprocess, load_tokenizer(name, preprocessing=options["preprocessing"])
     except DownloadError as error:
         raise DownloadError(
             f"{error}. A small model that knows emoji needs no network: --model emoji"

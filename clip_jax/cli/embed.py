@@ -11,6 +11,7 @@ from clip_jax.cli.arguments import (
     add_distributed,
     add_model,
     add_pictures,
+    load_options,
     non_negative_int,
     pictures_of,
     positive_int,
@@ -153,6 +154,7 @@ def run(args: argparse.Namespace) -> int:
         verify=args.verify,
         max_errors=args.max_errors,
         num_threads=args.threads,
+        **load_options(args),
     )
     print(summary)
     for sentence in summary.remarks:
