@@ -110,6 +110,13 @@ def add(commands: Any) -> None:
         "part",
     )
     parser.add_argument(
+        "--extend",
+        action="store_true",
+        help="the input has got more pictures, files, or rows at the ends of its files, since the "
+        "job began: embed these into parts of their own (without it, more pictures or files are "
+        "embedded with a warning, and a file with more rows is refused)",
+    )
+    parser.add_argument(
         "--max-errors",
         type=non_negative_int,
         metavar="N",
@@ -148,6 +155,7 @@ def run(args: argparse.Namespace) -> int:
         dry_run=args.dry_run,
         retry_errors=args.retry_errors,
         verify=args.verify,
+        extend=args.extend,
         max_errors=args.max_errors,
         num_threads=args.threads,
     )

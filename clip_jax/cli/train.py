@@ -31,6 +31,13 @@ def add(commands: Any) -> None:
         metavar="KEY=VALUE",
         help="replace a value of the file, such as optimizer.learning_rate=1e-4",
     )
+    parser.add_argument(
+        "--continue",
+        dest="more_steps",
+        action="store_true",
+        help="give a run more steps than it had, with --set optimizer.total_steps=N (without this, "
+        "one that has finished goes on with a warning, and one that hasn't is refused)",
+    )
     add_distributed(parser, "train together")
     parser.set_defaults(run=run)
 
@@ -47,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         # So that SIGTERM stops all processes at the same step.
         distributed.join("leave it out to train on this host alone", agrees_on_sigterm=True)
     announce(f"training in {config.out}")
-    print(train(config))
+    print(train(config, more_steps=args.more_steps))
     return 0
 
 

@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -49,6 +50,7 @@ def embed(
     dry_run: bool = False,
     retry_errors: bool = False,
     verify: bool = False,
+    extend: bool = False,
     max_errors: int | None = None,
     num_threads: int | None = None,
     read_ahead: int = 256 << 20,
@@ -84,6 +86,10 @@ def embed(
         retry_errors: whether to try again the rows that earlier runs could not embed.
         verify: whether to read all embedded rows of the input again, and compare each with its
             part, before going on.
+        extend: whether it is meant that the input has got more pictures, files, or rows at the ends
+            of its files, since the job began: they are embedded into parts of their own, and the
+            rest stays as it is. Without it more pictures and files are embedded with a warning,
+            and a file with more rows is refused.
         max_errors: how many rows of this worker may fail; by default any number.
         num_threads: threads that read and decode; by default one per core.
         read_ahead: the most bytes of rows to read ahead of the device.
@@ -117,7 +123,14 @@ def embed(
         rows_per_part=rows_per_part,
         columns=columns or Columns(),
         exif_transpose=exif_transpose,
+        extend=extend,
     )
+    if job.grown.added and not extend:
+        warnings.warn(
+            f"{job.source} has {job.grown.added} than when {job.out} was begun: what is new goes "
+            "into parts of its own",
+            stacklevel=2,
+        )
     is_ours = job.claim(dry=True)
     if is_ours:
         job.take_noted_types()

@@ -9,9 +9,11 @@ from typing import Any, Literal
 import numpy as np
 
 from clip_jax.embed.counts import Counts
-from clip_jax.embed.identity import JOB, claim, fingerprint, read_job
+from clip_jax.embed.growth import Changed, Grown, grown
+from clip_jax.embed.identity import JOB, SHOWN, another_job, claim, fingerprint, read_job
 from clip_jax.embed.part_builder import Layout
 from clip_jax.embed.parts import Expected, NpyParts, Parts
+from clip_jax.embed.results import parts_of
 from clip_jax.embed.tables import check_unclaimed
 from clip_jax.loading import CpuGate, Loader
 from clip_jax.nn import CLIP, model_digest
@@ -52,6 +54,7 @@ class Job:
         claimed: what `job.json` says besides.
         parts: the output's parts.
         exif_transpose: whether to rotate pictures by their EXIF data.
+        grown: what the input has got since the job began.
     """
 
     source: str
@@ -63,6 +66,7 @@ class Job:
     claimed: Mapping[str, Any]
     parts: Parts
     exif_transpose: bool
+    grown: Grown
 
     def claim(self, *, dry: bool) -> bool:
         """Returns whether the output is this job's; unless `dry`, makes it this job's.
@@ -70,7 +74,9 @@ class Job:
         Raises:
             ValueError: it holds the output of another job.
         """
-        return claim(self.out, self.identity, self.claimed, dry=dry)
+        if not dry:
+            self.grown.write_listings(self.out, self.identity["input"])
+        return claim(self.out, self.identity, self.claimed, dry, self.grown.extensions)
 
     def check_unclaimed(self) -> None:
         """Checks that an output without `job.json` holds no parts of another job.
@@ -123,18 +129,20 @@ def prepare(
     rows_per_part: int,
     columns: Columns,
     exif_transpose: bool,
+    extend: bool,
 ) -> Job:
     """Lists the input and loads the model; the arguments are those of `embed`.
 
     Raises:
-        ValueError: the input lacks what is to be embedded, or matches the job's own parts.
+        ValueError: the input lacks what is to be embedded, or matches the job's own parts; or what
+            has been embedded of it is gone or has changed.
         OSError: the input can't be read.
     """
     source, out = plain(source), absolute(folder(out))
     rows = open_input(source, columns)
     what = what or ("images" if rows.has_images else "texts")
     _check_has(source, rows, what)
-    layout = Layout(rows, what, columns.others, np.dtype(dtype), format)
+    Layout(rows, what, columns.others, np.dtype(dtype), format)  # checks the columns
     name, model = _loaded(model, preset)
     if what != "images":
         model.config.text.check_strings()
@@ -151,6 +159,13 @@ def prepare(
         "columns": [columns.image, columns.caption, columns.key, *columns.others],
         "input": rows.fingerprint,
     }
+    begun = read_job(out)
+    growth = Grown(rows)
+    if begun is not None and _are_alike(begun["identity"], identity):
+        growth = _grown(rows, out, begun, identity, extend)
+        identity["input"] = begun["identity"]["input"]
+    rows = growth.rows
+    layout = Layout(rows, what, columns.others, np.dtype(dtype), format)
     claimed = {
         "model": name,
         "source": absolute(source),
@@ -175,9 +190,29 @@ def prepare(
         rows_per_part,
         len(rows.shards),
     )
-    parts = (NpyParts if format == "npy" else Parts)(out, about, expected)
+    parts = (NpyParts if format == "npy" else Parts)(out, about, expected, growth.extensions)
     _check_apart(source, rows, parts)
-    return Job(source, out, model, rows, layout, identity, claimed, parts, exif_transpose)
+    return Job(source, out, model, rows, layout, identity, claimed, parts, exif_transpose, growth)
+
+
+def _are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two identities differ in nothing but their input."""
+    return {**one, "input": ""} == {**other, "input": ""}
+
+
+def _grown(
+    rows: Input, out: str, job: dict[str, Any], identity: Mapping[str, Any], extend: bool
+) -> Grown:
+    try:
+        found = grown(rows, out, job, parts_of(out, job), with_rows=extend)
+    except Changed as error:
+        lines = [f"  {problem}" for problem in error.problems[:SHOWN]]
+        if more := len(error.problems) - SHOWN:
+            lines += [f"  and {more:,} more"] * (more > 0)
+        raise another_job(out, job, identity, lines) from None
+    if found is None:
+        raise another_job(out, job, identity)
+    return found
 
 
 def _loaded(model: CLIP | str | os.PathLike[str], preset: Preset) -> tuple[str | None, CLIP]:

@@ -30,7 +30,7 @@ from clip_jax.weights import load, save
 AXIS = "data"
 
 
-def train(config: TrainConfig, *, progress: bool = True) -> Path:
+def train(config: TrainConfig, *, progress: bool = True, more_steps: bool = False) -> Path:
     """Trains a model, or resumes an earlier call that was stopped.
 
     Whenever it was stopped, the final parameters are the same to the bit on the same devices. With
@@ -39,6 +39,9 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
     Args:
         config: the configuration of the run.
         progress: whether to show a bar on standard error with step, loss and pairs per second.
+        more_steps: whether it is meant that `optimizer.total_steps` has grown since the run began.
+            Without it a finished run goes on with a warning, and one that hasn't finished is
+            refused. Its learning rates are from then on those of a run of so many steps.
 
     Returns:
         The folder of the finished model, `model` in `config.out`, which `clip_jax.load` takes.
@@ -95,7 +98,9 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
 
     with (
         contextlib.closing(iterator),  # else its thread would read on, even at Python's exit
-        Checkpoints(out, identity, keep=config.run.keep_checkpoints) as checkpoints,
+        Checkpoints(
+            out, identity, keep=config.run.keep_checkpoints, more_steps=more_steps
+        ) as checkpoints,
     ):
         try:
             state = checkpoints.restore(state, iterator)
