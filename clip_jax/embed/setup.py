@@ -75,6 +75,7 @@ class Job:
             ValueError: it holds the output of another job.
         """
         if not dry:
+            claim(self.out, self.identity, self.claimed, dry)  # else what follows may be another's
             self.grown.write_listings(self.out, self.identity["input"])
         return claim(self.out, self.identity, self.claimed, dry, self.grown.extensions)
 
