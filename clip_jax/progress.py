@@ -1,8 +1,10 @@
 """Progress of a long job: a bar on a terminal, elsewhere lines of JSON."""
 
+import contextlib
 import json
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -24,7 +26,38 @@ def announce(step: str, show: bool = True) -> None:
         show: whether to print at all.
     """
     if show and sys.stderr.isatty():
-        print(f"{step} ...", file=sys.stderr)
+        tqdm.write(f"{step} ...", file=sys.stderr)  # above a bar, if there is one
+
+
+@contextlib.contextmanager
+def announcing(show: bool = True) -> Iterator[None]:
+    """Has the block announce each program that is compiled, which may take minutes.
+
+    Args:
+        show: whether to do so; else what surrounds the block decides.
+    """
+    before = _compiling.show
+    _compiling.show = show or before
+    try:
+        yield
+    finally:
+        _compiling.show = before
+
+
+def announce_compilation(what: str) -> None:
+    """Announces in `announcing` that a program is compiled.
+
+    Args:
+        what: what the program is for, such as "pictures".
+    """
+    announce(f"compiling for {what}", _compiling.show)
+
+
+class _Compiling:
+    show = False  # of all threads: the encoder may be called in another
+
+
+_compiling = _Compiling()
 
 
 class Progress:

@@ -5,6 +5,10 @@ import collections
 import re
 from typing import Any
 
+# What Ctrl-C leaves of a command that says nothing better itself.
+GOES_ON = "what was finished is kept, and the same command goes on"
+BEGINS_AGAIN = "nothing is left half-written, and the same command begins again"
+
 
 def positive_int(text: str) -> int:
     """Returns a whole number from 1 on.

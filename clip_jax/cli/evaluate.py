@@ -1,15 +1,18 @@
 """`clip-jax eval`: zero-shot classification, retrieval and the linear probe on one's own data."""
 
 import argparse
+import errno
 from typing import Any
 
 from clip_jax.cli.arguments import (
+    BEGINS_AGAIN,
     add_batch_size,
     add_json,
     add_model,
     positive_float,
     positive_int,
 )
+from clip_jax.cli.asking import may_write
 from clip_jax.cli.figures import (
     classification_document,
     report_left_out,
@@ -17,6 +20,10 @@ from clip_jax.cli.figures import (
     show_classification,
     show_retrieval,
 )
+from clip_jax.cli.output import tell_what_it_knows
+
+# Files that show that a folder is a report.
+OWN = ("report.html",)
 
 _DATA = (
     "a folder with a folder of pictures for each class; WebDataset's .tar files, whose members "
@@ -66,7 +73,7 @@ def _add_zeroshot(kinds: Any) -> None:
     )
     _add_common(parser)
     _add_report(parser)
-    parser.set_defaults(run=run_zeroshot)
+    parser.set_defaults(run=run_zeroshot, kept=BEGINS_AGAIN)
 
 
 def _add_retrieval(kinds: Any) -> None:
@@ -87,7 +94,7 @@ def _add_retrieval(kinds: Any) -> None:
     add_model(parser, _MODEL)
     add_batch_size(parser, _BATCH)
     add_json(parser)
-    parser.set_defaults(run=run_retrieval)
+    parser.set_defaults(run=run_retrieval, kept=BEGINS_AGAIN)
 
 
 def _add_probe(kinds: Any) -> None:
@@ -141,7 +148,7 @@ def _add_probe(kinds: Any) -> None:
     )
     _add_common(parser)
     _add_report(parser)
-    parser.set_defaults(run=run_probe)
+    parser.set_defaults(run=run_probe, kept=BEGINS_AGAIN)
 
 
 def _add_common(parser: Any) -> None:
@@ -189,6 +196,7 @@ def run_retrieval(args: argparse.Namespace) -> int:
     """Evaluates, and prints the recalls."""
     from clip_jax.evaluate import retrieval
 
+    tell_what_it_knows(args.model)
     result = retrieval(args.data, args.model, batch_size=args.batch_size)
     show_retrieval(retrieval_document(result), args.json)
     return report_left_out(result.left_out)
@@ -217,8 +225,15 @@ def run_probe(args: argparse.Namespace) -> int:
 
 
 def _prepare_report(args: argparse.Namespace) -> None:
-    """Makes the report's folder; what prevents that is said before hours of work."""
+    """Makes the report's folder; what prevents that is said before hours of work.
+
+    Raises:
+        FileExistsError: it holds other things, and the user wants it left alone.
+    """
+    tell_what_it_knows(args.model)
     if args.report:
+        if not may_write(args.report, OWN):
+            raise FileExistsError(errno.EEXIST, "is left alone: give another --report", args.report)
         from clip_jax.evaluate.report import prepare
 
         prepare(args.report)

@@ -27,7 +27,7 @@ from clip_jax.loading import CpuGate, loading
 from clip_jax.nn import CLIP
 from clip_jax.placement import device_of
 from clip_jax.preprocess import known_formats
-from clip_jax.progress import Progress
+from clip_jax.progress import Progress, announcing
 from clip_jax.sources import Columns
 from clip_jax.storage import storage
 
@@ -159,7 +159,12 @@ def embed(
         _check_some(job.source, plan)
         return counts.summary(sum(to_do), len(to_do))
 
-    with Progress(progress) as bar, _alone(job.out, worker) as alone, _kept(counts):
+    with (
+        Progress(progress) as bar,
+        announcing(progress),
+        _alone(job.out, worker) as alone,
+        _kept(counts),
+    ):
         if is_ours:
             alone()
         plan, comparison = planned()

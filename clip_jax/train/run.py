@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from clip_jax.config import CLIPConfig
 from clip_jax.nn import CLIP
+from clip_jax.progress import announce
 from clip_jax.sources import open_pairs
 from clip_jax.train.checkpoints import Checkpoints
 from clip_jax.train.config import TrainConfig
@@ -162,6 +163,7 @@ def _loop(
     progress: bool,
 ) -> TrainState:
     begin, end = int(state.step), config.optimizer.total_steps
+    compiled: set[Callable] = set()
     split = NamedSharding(mesh, PartitionSpec(AXIS))
     key = jax.random.key(config.run.seed)
     waiting: list[tuple[int, dict]] = []
@@ -177,7 +179,11 @@ def _loop(
             batch = jax.tree.map(
                 functools.partial(jax.make_array_from_process_local_data, split), arrays
             )
-            state, measured = step_at(i)(state, batch, jax.random.fold_in(key, i))
+            step = step_at(i)
+            if step not in compiled:
+                compiled.add(step)
+                announce("compiling the step", not hidden)
+            state, measured = step(state, batch, jax.random.fold_in(key, i))
             waiting.append((i, measured))
             stop = asked(i)
             is_checkpoint = i % config.run.checkpoint_every == 0 or i == end or stop is not None
