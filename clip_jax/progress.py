@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from tqdm import tqdm
-
 from clip_jax.messages import counted
 
 # Seconds between lines of JSON.
@@ -26,6 +24,8 @@ def announce(step: str, show: bool = True) -> None:
         show: whether to print at all.
     """
     if show and sys.stderr.isatty():
+        from tqdm import tqdm
+
         tqdm.write(f"{step} ...", file=sys.stderr)  # above a bar, if there is one
 
 
@@ -79,6 +79,8 @@ class Progress:
         Args:
             show: whether to show anything.
         """
+        from tqdm import tqdm  # not above: commands that compute nothing are quick without it
+
         self._start = self._last = self._shown = time.monotonic()
         self._is_terminal = sys.stderr.isatty()
         self._show = show

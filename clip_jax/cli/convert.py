@@ -102,13 +102,14 @@ def run(args: argparse.Namespace) -> int:
 def _is_model(name: str) -> bool:
     """Whether a text that is no path may be the name of a model."""
     from clip_jax.catalog import CATALOG
+
+    is_file = Path(name).suffix in (*PYTORCH, ".safetensors", ".bin", ".npz", ".msgpack")
+    if "/" not in name or is_file:
+        return name in CATALOG
     from clip_jax.open_clip_catalog import lookup_tag
     from clip_jax.weights.hub import is_repository_name
 
-    if name in CATALOG:
-        return True
-    is_file = Path(name).suffix in (*PYTORCH, ".safetensors", ".bin", ".npz", ".msgpack")
-    return "/" in name and not is_file and bool(lookup_tag(name) or is_repository_name(name))
+    return name in CATALOG or bool(lookup_tag(name)) or is_repository_name(name)
 
 
 def _check_kinds(
