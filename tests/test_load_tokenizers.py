@@ -9,8 +9,10 @@ from PIL import Image
 import clip_jax
 from clip_jax.cli import main
 from clip_jax.convert import to_huggingface
+from clip_jax.errors import CheckpointError
 from clip_jax.evaluate import ZeroShotClassifier
 from clip_jax.nn import parameters
+from clip_jax.weights import tokenizers
 from tests.models import TINY_VIT, relative_error, small
 
 
@@ -72,3 +74,17 @@ def test_transformers_pixels_are_those_of_its_folders(load, folder, tmp_path):
     clip_jax.save(clip_jax.load(folder)[0], tmp_path / "native")
     with pytest.raises(ValueError, match="for folders of Hugging Face's transformers"):
         load(tmp_path / "native", preprocessing="huggingface")
+
+
+def test_clips_vocabulary_is_known_by_its_digests():
+    vocabulary, merges = tokenizers._expected()
+    in_order = sorted(vocabulary, key=vocabulary.__getitem__)
+    assert tokenizers._digest(in_order) == tokenizers._VOCABULARY_SHA256
+    assert tokenizers._digest(merges) == tokenizers._MERGES_SHA256
+
+
+def test_two_swapped_ids_are_no_vocabulary_of_clips(tmp_path):
+    vocabulary, _ = tokenizers._expected()
+    swapped = {**vocabulary, "a": vocabulary["b"], "b": vocabulary["a"]}
+    with pytest.raises(CheckpointError, match=r"2 tokens of 49,408 differ"):
+        tokenizers._check_same(tmp_path, swapped)
