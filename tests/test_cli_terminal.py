@@ -78,7 +78,6 @@ def test_programs_that_are_compiled_are_announced_at_a_terminal(command, monkeyp
     assert "compiling" not in command(*words, "one", "two")[2]
     at_a_terminal(monkeypatch, "")
     err = command(*words, "three", "four")[2]
-    assert re.search(r"compiling for \d texts? of up to 8 tokens \.\.\.\n", err)
     assert re.search(r"compiling for \d pictures? \.\.\.\n", err)
 
 
