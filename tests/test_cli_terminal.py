@@ -183,3 +183,21 @@ def test_extras_are_quoted_for_shells_that_expand_brackets(folder):
     assert files
     bare = re.compile(r"pip install (?:-\S+ )*[\w.-]+\[")
     assert not [str(path) for path in files if bare.search(path.read_text())]
+
+
+def test_what_threads_compute_with_is_there_until_the_process_of_a_stopped_command_is_gone():
+    script = """
+import types
+from clip_jax.cli import dispatch, program
+class Arrays:
+    def __del__(self):
+        print("freed", flush=True)
+def work(_):
+    arrays = Arrays()
+    raise KeyboardInterrupt
+arguments = types.SimpleNamespace(run=work)
+dispatch._parser = lambda: types.SimpleNamespace(parse_args=lambda argv: arguments)
+program()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (130, "")

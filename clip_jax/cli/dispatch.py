@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt as stop:
             # What a command adds, such as how much it has kept, stands in the same line.
             _complain("; ".join([word_for(stop), *getattr(stop, "__notes__", [])]))
+            if _is_program:
+                _held.append(stop)
             return exit_status(stop)
         except BrokenPipeError:  # whoever read our output has seen enough
             return BROKEN_PIPE
@@ -60,8 +62,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return FAILURE
 
 
+# Of a process that a signal ends: its exception, whose frames hold arrays and programs that threads
+# may still be computing with. Freed before the process is gone, they crash it.
+_held: list[BaseException] = []
+_is_program = False
+
+
 def program() -> NoReturn:
     """Does what `clip_jax.cli.program` says."""
+    global _is_program
+    _is_program = True
     status = main()
     if status in STOPPED:
         # Threads may be computing, and would crash as Python takes their world apart. What is to
