@@ -17,10 +17,10 @@ from clip_jax.embed.results import parts_of
 from clip_jax.embed.tables import check_unclaimed
 from clip_jax.loading import CpuGate, Loader
 from clip_jax.nn import CLIP, model_digest
-from clip_jax.preprocess import Preprocess
 from clip_jax.sources import Columns, Input, open_input
 from clip_jax.storage import absolute, folder, plain
 from clip_jax.weights import load
+from clip_jax.weights.opened import LoadOptions, Opened, open_model
 
 What = Literal["images", "texts", "both"]
 Preset = Literal["parity", "fast"]
@@ -47,7 +47,7 @@ class Job:
     Attributes:
         source: the input's address.
         out: the absolute address of the output folder.
-        model: the model.
+        opened: the model, with what makes its inputs.
         rows: the input.
         layout: the columns of a part.
         identity: what may not differ between the runs of one job.
@@ -59,7 +59,7 @@ class Job:
 
     source: str
     out: str
-    model: CLIP
+    opened: Opened
     rows: Input
     layout: Layout
     identity: Mapping[str, Any]
@@ -67,6 +67,11 @@ class Job:
     parts: Parts
     exif_transpose: bool
     grown: Grown
+
+    @property
+    def model(self) -> CLIP:
+        """The model."""
+        return self.opened.model
 
     def claim(self, *, dry: bool) -> bool:
         """Returns whether the output is this job's; unless `dry`, makes it this job's.
@@ -107,14 +112,14 @@ class Job:
     def loader(self, counts: Counts, gate: CpuGate, formats: Sequence[str]) -> Loader:
         """Returns what turns the input's records into inputs of the encoder."""
         config, what = self.model.config, self.layout.what
-        preprocess = Preprocess(config.vision.image_size, config.pixels)
         return Loader(
-            preprocess=None if what == "texts" else preprocess,
+            preprocess=None if what == "texts" else self.opened.preprocess,
             context_length=None if what == "images" else config.text.context_length,
             exif_transpose=self.exif_transpose,
             timing=counts.timing,
             gate=gate,
             formats=formats,
+            tokens_of=self.opened.tokens,
         )
 
 
@@ -131,6 +136,7 @@ def prepare(
     columns: Columns,
     exif_transpose: bool,
     extend: bool,
+    options: LoadOptions,
 ) -> Job:
     """Lists the input and loads the model; the arguments are those of `embed`.
 
@@ -144,9 +150,10 @@ def prepare(
     what = what or ("images" if rows.has_images else "texts")
     _check_has(source, rows, what)
     Layout(rows, what, columns.others, np.dtype(dtype), format)  # checks the columns
-    name, model = _loaded(model, preset)
+    name, opened = _opened(model, preset, options)
+    model = opened.model
     if what != "images":
-        model.config.text.check_strings()
+        opened.check_strings()
     identity = {
         "version": VERSION,
         "model": model_digest(model),
@@ -159,6 +166,7 @@ def prepare(
         "rows_per_part": rows_per_part,
         "columns": [columns.image, columns.caption, columns.key, *columns.others],
         "input": rows.fingerprint,
+        **_inputs_of_its_own(opened, options, what),
     }
     begun = read_job(out)
     growth = Grown(rows)
@@ -175,6 +183,7 @@ def prepare(
         "embeddings": TOWERS[what],
         "dim": model.config.embed_dim,
         "types": layout.noted_types(),
+        **({"load": given} if (given := options.given()) else {}),
     }
     about = {
         "fingerprint": fingerprint(identity),
@@ -193,7 +202,7 @@ def prepare(
     )
     parts = (NpyParts if format == "npy" else Parts)(out, about, expected, growth.extensions)
     _check_apart(source, rows, parts)
-    return Job(source, out, model, rows, layout, identity, claimed, parts, exif_transpose, growth)
+    return Job(source, out, opened, rows, layout, identity, claimed, parts, exif_transpose, growth)
 
 
 def _are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
@@ -216,14 +225,29 @@ def _grown(
     return found
 
 
-def _loaded(model: CLIP | str | os.PathLike[str], preset: Preset) -> tuple[str | None, CLIP]:
+def _inputs_of_its_own(opened: Opened, options: LoadOptions, what: What) -> dict[str, Any]:
+    """Returns what of pixels and ids isn't as by default; earlier versions knew only the default.
+
+    A job of theirs can't be continued with other inputs, and any other job can.
+    """
+    own: dict[str, Any] = {}
+    if what != "texts" and options.preprocessing != "openai":
+        own["preprocessing"] = repr(opened.preprocess)
+    if what != "images" and opened.own_ids:
+        own["tokenizer"] = opened.own_ids
+    return own
+
+
+def _opened(
+    model: CLIP | str | os.PathLike[str], preset: Preset, options: LoadOptions
+) -> tuple[str | None, Opened]:
     if isinstance(model, CLIP):
         if PRESETS[preset]:
             raise ValueError(f"preset={preset!r} is for models by name or path; cast this one")
-        return None, model
+        return None, open_model(model, options)
     name = os.fspath(model)
     name = os.path.abspath(name) if os.path.exists(name) else name
-    return name, load(model, **PRESETS[preset])[0]
+    return name, open_model(model, options, load, **PRESETS[preset])
 
 
 def _check_has(source: str, rows: Input, what: str) -> None:
