@@ -33,11 +33,12 @@ from clip_jax.compilation import compile_cache
 from clip_jax.config import ViTConfig
 from clip_jax.errors import NotFiniteError
 from clip_jax.inputs import as_images, as_tokens
-from clip_jax.messages import some
+from clip_jax.messages import counted, some
 from clip_jax.nn import CLIP, normalize
 from clip_jax.nn.clip import computing
 from clip_jax.nn.text import pooled_positions
 from clip_jax.placement import Device, Parallel, place
+from clip_jax.progress import announce_compilation
 from clip_jax.tokenizer import tokenize
 
 # Lengths of the programs for texts; the context length is added as the last.
@@ -245,6 +246,7 @@ class Encoder:
             function = functools.partial(self._embed, features)
             tower = "image" if features is CLIP.image_features else "text"
             options = compiler_options(self.attention[tower])
+            announce_compilation(_described(tower, rows))
             with compile_cache(self._compile_cache, self.device.platform):
                 self._programs[key] = self._placement.compile(function, self._leaves, rows, options)
         return self._programs[key]
@@ -271,6 +273,13 @@ class Encoder:
 
 def _text_features(model: Any, tokens: Array) -> Array:
     return model.text_features(tokens, model.dtype)
+
+
+def _described(tower: str, rows: Array) -> str:
+    """Describes what a program is for: how many rows of what."""
+    if tower == "image":
+        return counted(len(rows), "picture")
+    return f"{counted(len(rows), 'text')} of up to {rows.shape[1]} tokens"
 
 
 def _attention(
