@@ -9,6 +9,7 @@ import collections
 import functools
 import operator
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -136,6 +137,7 @@ class Encoder:
         leaves, self._treedef = jax.tree.flatten(model)
         self._leaves = self._placement.put_leaves(leaves)
         self._programs: dict[tuple, Callable] = {}
+        self._compiling = threading.Lock()  # several threads may share an encoder
 
     @property
     def num_compilations(self) -> int:
@@ -197,7 +199,7 @@ class Encoder:
                 text.check_strings()
                 return tokenize(texts, text.context_length)  # pyright: ignore[reportArgumentType]
             texts = self._tokenizer(texts)  # pyright: ignore[reportArgumentType]
-        tokens, end = as_tokens(np.asarray(texts), text), text.end_id
+        tokens, end = np.asarray(as_tokens(np.asarray(texts), text)), text.end_id
         missing = [] if end is None else np.flatnonzero((tokens != end).all(axis=1)).tolist()
         if missing:
             raise ValueError(
@@ -240,14 +242,18 @@ class Encoder:
             yield from ((begin, self.batch_size) for begin in range(0, count, self.batch_size))
 
     def _program(self, features: Callable, rows: Array) -> Callable:
+        function = functools.partial(self._embed, features)
+        if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+            return self._placement.uncompiled(function)
         key = (features, rows.shape, rows.dtype)
-        if key not in self._programs:
-            function = functools.partial(self._embed, features)
-            tower = "image" if features is CLIP.image_features else "text"
-            options = compiler_options(self.attention[tower])
-            with compile_cache(self._compile_cache, self.device.platform):
-                self._programs[key] = self._placement.compile(function, self._leaves, rows, options)
-        return self._programs[key]
+        with self._compiling:
+            if key not in self._programs:
+                tower = "image" if features is CLIP.image_features else "text"
+                options = compiler_options(self.attention[tower])
+                with compile_cache(self._compile_cache, self.device.platform):
+                    program = self._placement.compile(function, self._leaves, rows, options)
+                self._programs[key] = program
+            return self._programs[key]
 
     def _embed(self, features: Callable, leaves: list[Array], rows: Array) -> Array:
         model = jax.tree.unflatten(self._treedef, leaves)

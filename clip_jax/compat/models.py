@@ -34,7 +34,7 @@ from clip_jax.convert import from_huggingface
 from clip_jax.convert.huggingface_towers import read_text_tower, read_vision_tower
 from clip_jax.errors import CheckpointError
 from clip_jax.nn import ImageOutput, TextOutput, normalize
-from clip_jax.nn.inputs import as_tokens
+from clip_jax.nn.inputs import as_tokens, check_axes
 
 
 class FlaxCLIPTextModel(FlaxPreTrainedModel):
@@ -330,6 +330,8 @@ def _pixels(tower: Tower, pixels: Any) -> Any:
         )
     if not jnp.issubdtype(pixels.dtype, jnp.floating):
         raise ValueError(f"pixel_values must be normalised floats. Got {pixels.dtype}.")
+    if isinstance(pixels, Array):
+        check_axes(pixels, "pixel_values")
     return pixels
 
 
