@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from clip_jax.arrays import check_axes
 from clip_jax.compat.base import FlaxPreTrainedModel, Params
 from clip_jax.compat.configs import (
     CLIPConfig,
@@ -34,7 +35,7 @@ from clip_jax.convert import from_huggingface
 from clip_jax.convert.huggingface_towers import read_text_tower, read_vision_tower
 from clip_jax.errors import CheckpointError
 from clip_jax.nn import ImageOutput, TextOutput, normalize
-from clip_jax.nn.inputs import as_tokens, check_axes
+from clip_jax.nn.inputs import as_tokens
 
 
 class FlaxCLIPTextModel(FlaxPreTrainedModel):

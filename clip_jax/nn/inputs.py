@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 from jaxtyping import Integer, Shaped
 
+from clip_jax.arrays import check_axes, for_layers
 from clip_jax.config import TextConfig
 
 
@@ -39,7 +39,7 @@ def as_images(
         raise ValueError(f"images must have shape (batch, {n}, {n}, 3). Got {shape}.{hint}")
     if dtype != jnp.uint8 and not _is_float(dtype):
         raise ValueError(f"images must be uint8 pixels or normalised floats. Got {dtype}.")
-    return _for_layers(images)
+    return for_layers(images)
 
 
 def as_tokens(
@@ -52,6 +52,10 @@ def as_tokens(
     """
     tokens = _as_array(tokens, "tokens")
     shape, dtype = tokens.shape, tokens.dtype
+    if dtype.kind in "USOT":  # NumPy's kinds of strings and of objects
+        raise ValueError(
+            f"tokens must be ids, not texts: give clip_jax.tokenize(texts). Got {dtype}."
+        )
     if len(shape) != 2 or not 1 <= shape[1] <= config.context_length:
         raise ValueError(
             f"tokens must have shape (batch, length) with length 1 to {config.context_length}. "
@@ -71,7 +75,7 @@ def as_tokens(
             raise ValueError(
                 f"token ids must lie in 0..{config.vocab_size - 1}. Got {low}..{high}."
             )
-    return _for_layers(tokens)
+    return for_layers(tokens)
 
 
 def as_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> dict[str, Array]:
@@ -88,25 +92,6 @@ def as_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> dict[str, Array]:
     return {"visible": jnp.asarray(mask) != 0}
 
 
-def check_axes(
-    array: Array, name: str, otherwise: str = "call the model in jax.sharding.auto_axes"
-) -> None:
-    """Raises ValueError for an array that is split over axes whose type is Explicit.
-
-    Args:
-        array: the array.
-        name: what it is called in the message.
-        otherwise: what to do with such a mesh, for the message.
-    """
-    spec = jax.typeof(array).sharding.spec  # of axes of other types it says nothing
-    if any(axis is not None for axis in spec):
-        raise ValueError(
-            f"{name} are split over a mesh whose axes are Explicit, {spec}, expected Auto: "
-            f"clip_jax never says where an array lies. Make the mesh with axis_types="
-            f"(jax.sharding.AxisType.Auto,) for each axis, or {otherwise}."
-        )
-
-
 def _as_array(values: ArrayLike | Sequence[Any], name: str) -> np.ndarray | Array:
     if isinstance(values, Array):
         check_axes(values, name)
@@ -116,12 +101,6 @@ def _as_array(values: ArrayLike | Sequence[Any], name: str) -> np.ndarray | Arra
     except ValueError:  # NumPy's message doesn't name the argument
         raise ValueError(f"{name} must have one shape. Got a list of several.") from None
     return array.astype(array.dtype.newbyteorder("="), copy=False)  # JAX needs native byte order
-
-
-def _for_layers(array: np.ndarray | Array) -> np.ndarray | Array:
-    """Returns JAX's array where no jit makes one of NumPy's: layers run on JAX's alone."""
-    is_traced = not jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
-    return array if is_traced else jnp.asarray(array)
 
 
 def _is_float(dtype: np.dtype) -> bool:

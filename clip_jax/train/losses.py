@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
+from clip_jax.arrays import check_axes
 from clip_jax.nn import normalize
-from clip_jax.nn.inputs import check_axes
 
 # Columns of similarities that a device holds at a time.
 COLUMNS = 1024
