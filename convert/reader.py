@@ -13,11 +13,11 @@ from clip_jax.convert.flax_msgpack import is_msgpack, read_msgpack
 from clip_jax.convert.legacy import LegacyFile, is_legacy
 from clip_jax.convert.pickled import Record, Storage, kind_of
 from clip_jax.convert.safetensors import read_safetensors
-from clip_jax.convert.sharded import INDEX, read_sharded
+from clip_jax.convert.sharded import is_index, read_sharded
 from clip_jax.convert.tensors import Span, arrays_of
 from clip_jax.convert.torchscript import module_values
 from clip_jax.convert.unpickle import load
-from clip_jax.convert.wrappers import is_wrapped, state_values, without_prefix
+from clip_jax.convert.wrappers import state_values, without_prefix
 from clip_jax.errors import CheckpointError
 
 
@@ -47,7 +47,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       MemoryError: there is not enough memory.
     """
     path = Path(path)
-    if path.name.endswith(INDEX):
+    if is_index(path.name):
         return read_sharded(path, read_checkpoint)
     try:
         with naming(path), opened(path) as file:
@@ -57,28 +57,6 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise FileNotFoundError(
             errno.ENOENT, "no such checkpoint, check the path or download it first", str(path)
         ) from None
-
-
-def is_training_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether a training script wrote a file, which `read_checkpoint` has read.
-
-    That is known by what lies beside the weights, and by wrappers' prefixes of their names.
-    """
-    path = Path(path)
-    if path.name.endswith(INDEX):
-        return False
-    with opened(path) as file:
-        data = np.memmap(file, dtype=np.uint8, mode="r")
-        if _is_archive(data):
-            root = load(Archive(file, data).read("data.pkl", MAX_INDEX_BYTES))
-        elif is_legacy(data[:32].tobytes()):
-            root = LegacyFile(data).root
-        elif is_msgpack(data[:9].tobytes()):
-            return False
-        else:
-            names = read_safetensors(data)[0]
-            return without_prefix(names).keys() != names.keys()
-    return isinstance(root, dict) and is_wrapped(root)
 
 
 def _read(file: BinaryIO, data: np.memmap) -> dict[str, np.ndarray]:

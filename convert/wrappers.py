@@ -16,8 +16,6 @@ _WEIGHTS = re.compile(
 )
 # Keys of what has tensors too, but is no model's.
 _OTHERS = re.compile(r"(\w*_)?(optim|sched|scaler|amp|rng|random|callback|loop|loss|grad)\w*|opt")
-# Keys beside the weights that only a training script has a use for.
-_BESIDE = {"epoch", "optimizer"}
 _MAX_DEPTH = 4
 
 # Names that a wrapper adds to the paths of what it wraps: torch.compile, FSDP, checkpointing of
@@ -65,17 +63,6 @@ def state_values(root: dict[Any, Any], kind: type = Tensor) -> dict[str, Any]:
             f"of arrays: torch.save the model's state_dict()"
         )
     return without_prefix(state)
-
-
-def is_wrapped(root: dict[Any, Any]) -> bool:
-    """Whether a training script wrote a file with this content.
-
-    That is known by what lies beside the weights, and by wrappers' prefixes.
-    """
-    if not _BESIDE.isdisjoint(key for key in root if isinstance(key, str)):
-        return any(path for path, _ in _candidates(root, Tensor))
-    state = state_values(root)
-    return not all(name in state for name in root if isinstance(root[name], Tensor))
 
 
 def without_prefix(state: dict[str, _Value]) -> dict[str, _Value]:
