@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.config import CLIPConfig
-from clip_jax.convert import huggingface_pixels
+from clip_jax.convert import huggingface_pixels, parts
 from clip_jax.convert.checks import named
 from clip_jax.convert.families import CLIP, CONFIG, FOREIGN_TOWER, check_model_type
 from clip_jax.convert.folder import read_folder
@@ -19,6 +19,7 @@ from clip_jax.convert.huggingface_pixels import PREPROCESSOR, read_pixels
 from clip_jax.convert.huggingface_tokenizer import tokenizer_files
 from clip_jax.convert.json_file import read_json
 from clip_jax.convert.long_clip import with_one_table
+from clip_jax.convert.parts import model_arrays
 from clip_jax.convert.rules import HUGGING_FACE
 from clip_jax.convert.table import check_arrays, count_blocks, from_tree, to_tree
 from clip_jax.errors import CheckpointError
@@ -86,6 +87,7 @@ def from_arrays(config: CLIPConfig, arrays: Mapping[str, np.ndarray]) -> dict[st
         CheckpointError: they don't fit the configuration; lists all problems.
     """
     check_arrays(arrays)
+    arrays = model_arrays(arrays, parts.HUGGING_FACE)
     return tree_of(lambda: parameter_shapes(config), arrays, blocks(config))
 
 

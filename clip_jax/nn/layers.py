@@ -112,7 +112,7 @@ def attention_mask(length: int, is_causal: bool, visible: Visible | None) -> Mas
     mask = causal_mask(length)[:, None] if is_causal else None
     if visible is None:
         return mask
-    keys = jnp.broadcast_to(visible[:, None, None], (len(visible), 1, length, length))
+    keys = jnp.broadcast_to(visible[:, None, None], (visible.shape[0], 1, length, length))
     return keys if mask is None else keys & mask
 
 
