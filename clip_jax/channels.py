@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageColor
 
+from clip_jax.bands import bands, in_bands
+
 # Pillow's modes of grey with more than 8 bits; "I" holds the values of 16 bits, "F" any.
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 MOST_OF_16_BITS = 65535
@@ -47,6 +49,10 @@ def scaled(image: Image.Image) -> Image.Image:
     """
     if image.mode not in DEEP or image.mode == "F":
         return image
+    return in_bands(image, "L", _scaled)
+
+
+def _scaled(image: Image.Image) -> Image.Image:
     values = np.asarray(image).astype(np.float32).clip(0, MOST_OF_16_BITS)
     return Image.fromarray(np.rint(values * np.float32(255 / MOST_OF_16_BITS)).astype(np.uint8))
 
@@ -55,9 +61,13 @@ def covered(image: Image.Image, background: str) -> Image.Image:
     """Returns a picture in RGB on a background; one without transparency as it is."""
     if not _has_transparency(image):
         return image
-    image = _with_alpha(image)
-    ground = Image.new("RGBA", image.size, (*color_of(background), 255))
-    return Image.alpha_composite(ground, image).convert("RGB")
+    color = (*color_of(background), 255)
+
+    def on_ground(part: Image.Image) -> Image.Image:
+        ground = Image.new("RGBA", part.size, color)
+        return Image.alpha_composite(ground, _with_alpha(part)).convert("RGB")
+
+    return in_bands(image, "RGB", on_ground)
 
 
 def is_clipped(image: Image.Image) -> bool:
@@ -69,8 +79,11 @@ def is_uncovered(image: Image.Image) -> bool:
     """Whether a picture has pixels that aren't opaque."""
     if not _has_transparency(image):
         return False
-    lowest, _ = _with_alpha(image).getchannel("A").getextrema()
-    return isinstance(lowest, int | float) and lowest < 255
+    for box, _ in bands(image.size):
+        lowest, _ = _with_alpha(image.crop(box)).getchannel("A").getextrema()
+        if isinstance(lowest, int | float) and lowest < 255:
+            return True
+    return False
 
 
 def _has_transparency(image: Image.Image) -> bool:

@@ -23,6 +23,7 @@ from clip_jax.channels import (
 )
 from clip_jax.config import PixelConfig, Resize
 from clip_jax.errors import Unreachable, exhausted
+from clip_jax.jpeg_scans import check_scans
 from clip_jax.naming import reading
 from clip_jax.resample import EIGHT_BITS, NEAREST, nearest_middle, resize_middle
 from clip_jax.storage import check_picture_size, check_regular
@@ -159,11 +160,13 @@ class Preprocess:
             check_area(image, n * max(image.size))
             return image.resize((n, n), resample)
         if self.resize == "longest":
+            size = _size_to_fit(image, n)
             if self.background is None and self.fit is None:
-                return padded(_resized_to_fit(image, n, resample), n)
+                return padded(image.resize(size, resample), n)
             image.info.pop("transparency", None)
             color = color_of(self.background or "black")
-            return padded(_resized_to_fit(image.convert("RGB"), n, resample), n, color)
+            rgb = image if image.mode == "RGB" else image.convert("RGB")
+            return padded(rgb.resize(size, resample), n, color)
         size = shortest_to(n, *image.size)
         if max(image.size) > THIN * min(image.size) and min(image.size) < n:
             if image.mode in EIGHT_BITS:
@@ -225,10 +228,18 @@ def check_image(image: object) -> None:
         raise ValueError(f"the image has no pixels: its size is {image.size}")
 
 
+class TooThin(ValueError):
+    """Resizing a picture would make another one that is absurdly large."""
+
+    def __init__(self, image: Image.Image):
+        """Says the picture's size."""
+        super().__init__(f"its size, {image.size}, is too long and thin for that")
+
+
 def check_area(image: Image.Image, pixels: int) -> None:
-    """Raises ValueError if resizing a picture makes another one that is absurdly large."""
+    """Raises TooThin if resizing a picture makes another one of too many pixels."""
     if pixels > MOST_PIXELS:
-        raise ValueError(f"its size, {image.size}, is too long and thin for that")
+        raise TooThin(image)
 
 
 @contextlib.contextmanager
@@ -236,6 +247,8 @@ def told_faults(image: Image.Image) -> Iterator[None]:
     """Says which mode Pillow can't resize or convert, and that the memory has run out."""
     try:
         yield
+    except TooThin:
+        raise
     except ValueError as error:
         raise ValueError(
             f"Pillow can't resize an image of mode {image.mode!r} or convert it to RGB "
@@ -245,13 +258,14 @@ def told_faults(image: Image.Image) -> Iterator[None]:
         raise exhausted(error) or error from error
 
 
-def _resized_to_fit(image: Image.Image, n: int, resample: Image.Resampling) -> Image.Image:
+def _size_to_fit(image: Image.Image, n: int) -> tuple[int, int]:
+    """Returns the width and height of a picture whose longer side becomes n."""
     ratio = max(side / n for side in image.size)
     width, height = (round(side / ratio) for side in image.size)
     if not width or not height:
-        raise ValueError(f"its size, {image.size}, is too long and thin for that")
+        raise TooThin(image)
     check_area(image, width * image.height)
-    return image.resize((width, height), resample)
+    return width, height
 
 
 def padded(image: Image.Image, n: int, color: int | tuple[int, ...] = 0) -> Image.Image:
@@ -346,6 +360,7 @@ def _known(formats: tuple[str, ...] | None) -> tuple[str, ...]:
 def _loaded(file: str | os.PathLike[str] | io.BytesIO, formats: tuple[str, ...]) -> Image.Image:
     try:
         with Image.open(file, formats=formats) as image:
+            check_scans(image)
             image.load()
             return image
     except Exception as error:

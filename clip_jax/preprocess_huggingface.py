@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from clip_jax.bands import in_bands
 from clip_jax.channels import UNCOVERED
 from clip_jax.convert.fields import Fields, raise_problems
 from clip_jax.convert.huggingface_pixels import PREPROCESSOR, PROCESSOR, from_document
@@ -132,7 +133,10 @@ def _sides(fields: Fields, name: str, default: int, value: Any = None) -> tuple[
 def _on_white(image: Image.Image) -> Image.Image:
     """Returns an image in RGB, with white where it is transparent."""
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, image).convert("RGB")
+        return in_bands(image, "RGB", _part_on_white)
     return image.convert("RGB")
+
+
+def _part_on_white(image: Image.Image) -> Image.Image:
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")

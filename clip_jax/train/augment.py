@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from clip_jax.bands import bands
 from clip_jax.channels import scaled
 from clip_jax.preprocess import FITS, Fit
 
@@ -146,6 +147,18 @@ def _resized(width: int, height: int, side: int, fit: Fit | None) -> tuple[int, 
 
 def _outlined(image: Image.Image) -> Image.Image:
     """Draws edges in black, by how much a pixel's colour or transparency differs from the next."""
+    lines = image.copy()
+    black = (0, 0, 0, 255)[: len(image.getbands())]
+    for box, around in bands(image.size, margin=1):
+        strength = Image.fromarray(_edges(image.crop(around)))
+        left, top = box[0] - around[0], box[1] - around[1]
+        mask = strength.crop((left, top, left + box[2] - box[0], top + box[3] - box[1]))
+        lines.paste(black, box, mask)
+    return lines
+
+
+def _edges(image: Image.Image) -> UInt8[np.ndarray, "h w"]:
+    """Returns how strongly each pixel differs from its neighbours."""
     # The colour of a transparent pixel is arbitrary: compared as seen on white.
     seen = Image.new("RGBA", image.size, WHITE)
     seen.alpha_composite(image.convert("RGBA"))
@@ -162,10 +175,7 @@ def _outlined(image: Image.Image) -> Image.Image:
     ):
         np.maximum(part, step, out=part)
     # Small changes are shading, not edges.
-    strength = np.clip((change - 24) * 6, 0, 255).astype(np.uint8)
-    lines = image.copy()
-    lines.paste((0, 0, 0, 255)[: len(image.getbands())], mask=Image.fromarray(strength))
-    return lines
+    return np.clip((change - 24) * 6, 0, 255).astype(np.uint8)
 
 
 def _bent(

@@ -10,7 +10,7 @@ import numpy as np
 from clip_jax.channels import CLIPPED, Losses, is_clipped
 from clip_jax.errors import Unreachable, is_exhausted
 from clip_jax.naming import reading
-from clip_jax.preprocess import decode_image
+from clip_jax.preprocess import Fit, decode_image
 from clip_jax.sources import Pair, Pairs
 from clip_jax.tokenizer import tokenize
 from clip_jax.train.augment import AugmentConfig, augment
@@ -21,7 +21,8 @@ Batches = Iterator[dict[str, np.ndarray]]
 # Lengths that texts are trimmed to; fewer than the encoder's, because each combination of them
 # compiles another training step, which takes longer.
 TEXT_LENGTHS = (16, 24, 32, 48)
-# The most pixels of a resized picture before it is cropped; only long, thin pictures have more.
+# The most pixels of a resized picture before it is cropped, or before its other side is resized;
+# only long, thin pictures have more.
 MOST_PIXELS = 1 << 26
 # How many of the unreadable pictures a run names; the others are only counted.
 NAMED = 20
@@ -150,8 +151,7 @@ def batches(
         try:
             with reading(pair.key):
                 image = decode_image(pair.image)
-            if config.fit in (None, "crop"):
-                _check_shape(image.size, image_size * config.scale[1])
+            _check_shape(image.size, image_size * config.scale[1], config.fit)
             if is_clipped(image) and (not config.scale_16_bit or image.mode == "F"):
                 skipped.losses.add((CLIPPED,), pair.key)
             pixels = augment(image, image_size, config, rng)
@@ -221,8 +221,10 @@ def _placed(position: int, row: Any) -> dict[str, Any]:
     return {**row, "positions": np.int64(position)}
 
 
-def _check_shape(size: tuple[int, int], side: float) -> None:
-    if max(size) * side * side > MOST_PIXELS * min(size):
+def _check_shape(size: tuple[int, int], side: float, fit: Fit | None = None) -> None:
+    # Of a whole picture, Pillow resizes one side before the other.
+    times = 1 if fit in ("pad", "squash") else side / max(min(size), 1)
+    if max(size) * side * times > MOST_PIXELS:
         raise ValueError(f"the image is too long and thin: its size is {size}")
 
 
