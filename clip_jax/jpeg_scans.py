@@ -18,7 +18,7 @@ _SCAN, _END = b"\xda", b"\xd9"
 
 
 def check_scans(image: Image.Image) -> None:
-    """Raises ValueError for a JPEG file, opened but not loaded, of more than `MOST_SCANS` scans."""
+    """Raises DecompressionBombError for an opened JPEG file of more than `MOST_SCANS` scans."""
     file = getattr(image, "fp", None)
     if not image.info.get("progressive") or file is None:
         return
@@ -29,7 +29,7 @@ def check_scans(image: Image.Image) -> None:
     while (found := _MARKER.search(data, position)) and found[1] != _END:
         scans += found[1] == _SCAN
         if scans > MOST_SCANS:
-            raise ValueError(
+            raise Image.DecompressionBombError(
                 f"has more than {MOST_SCANS} scans, expected about ten of a progressive JPEG: it "
                 "would take too long"
             )

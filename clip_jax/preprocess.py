@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
+from clip_jax.bombs import check_bomb
 from clip_jax.channels import (
     CLIPPED,
     UNCOVERED,
@@ -23,7 +24,6 @@ from clip_jax.channels import (
 )
 from clip_jax.config import PixelConfig, Resize
 from clip_jax.errors import Unreachable, exhausted
-from clip_jax.jpeg_scans import check_scans
 from clip_jax.naming import reading
 from clip_jax.resample import EIGHT_BITS, NEAREST, nearest_middle, resize_middle
 from clip_jax.storage import check_picture_size, check_regular
@@ -360,7 +360,7 @@ def _known(formats: tuple[str, ...] | None) -> tuple[str, ...]:
 def _loaded(file: str | os.PathLike[str] | io.BytesIO, formats: tuple[str, ...]) -> Image.Image:
     try:
         with Image.open(file, formats=formats) as image:
-            check_scans(image)
+            check_bomb(image)
             image.load()
             return image
     except Exception as error:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.convert.archive import MAX_INDEX_BYTES, shown
-from clip_jax.convert.checks import DAMAGED, check_count
+from clip_jax.convert.checks import DAMAGED, check_count, numbers
 from clip_jax.convert.pickled import Storage
 from clip_jax.convert.unpickle import load
 from clip_jax.errors import CheckpointError
@@ -45,8 +45,10 @@ class LegacyFile:
         storages: dict[str, Storage] = {}
         magic, version, machine = (self._load(file, {}) for _ in range(3))
         if magic != _MAGIC or version != _VERSION or not isinstance(machine, dict):
+            # Never the value itself: a few bytes describe one that takes hours to print.
+            told = numbers((version,)) if type(version) is int else f"a {type(version).__name__}"
             raise CheckpointError(
-                f"has version {shown(str(version))} of the format of torch.save before 1.6, "
+                f"has version {told} of the format of torch.save before 1.6, "
                 f"expected {_VERSION}: {DAMAGED}"
             )
         if machine.get("little_endian") is not True:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from clip_jax import bands, channels
 from clip_jax.config import PixelConfig
+from clip_jax.jpeg2000 import _codings
 from clip_jax.jpeg_scans import MOST_SCANS
 from clip_jax.preprocess import Preprocess, decode_image, open_image
 from clip_jax.preprocess_huggingface import HuggingFacePreprocess
@@ -179,3 +180,81 @@ def test_a_scan_hidden_behind_a_comment_is_counted():
 def test_ordinary_progressive_pictures_are_read_whatever_follows_them():
     for data in (progressive(), progressive(100), progressive() + b"\xff\xda\x00\x02" * 1000):
         assert decode_image(data).getpixel((5, 5)) == decode_image(progressive()).getpixel((5, 5))
+
+
+# --- blocks
+
+
+def tiny_blocks(side: int, **options) -> bytes:
+    """A JPEG2000 codestream of 64 x 64 pixels in blocks of 4 x 4, which says that it is larger."""
+    options = {"codeblock_size": (4, 4), "num_resolutions": 1, **options}
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "JPEG2000", no_jp2=True, **options)
+    data = bytearray(file.getvalue())
+    begin = data.index(b"\xff\x51")
+    for place in (6, 10, 22, 26):
+        data[begin + place : begin + place + 4] = side.to_bytes(4)
+    return bytes(data)
+
+
+def test_jpeg2000_of_millions_of_blocks_is_refused_before_it_is_decoded(tmp_path):
+    for side in (4096, 9_000):
+        (tmp_path / "a.jp2").write_bytes(tiny_blocks(side))
+        begin = time.process_time()
+        with pytest.raises(
+            ValueError, match=r"refused, because it is too large: has [\d,]+ blocks"
+        ):
+            open_image(tmp_path / "a.jp2")
+        assert time.process_time() - begin < 1
+    data = tiny_blocks(4096, codeblock_size=(64, 64))
+    with pytest.raises(ValueError, match="damaged"):  # its blocks are few, and missing
+        decode_image(data)
+
+
+def test_blocks_are_counted_wherever_the_file_says_them():
+    tiny = tiny_blocks(4096)
+    place = tiny.index(b"\xff\x52")
+    coding = tiny[place : place + 14]
+    usual = bytearray(tiny)
+    usual[place + 10 : place + 12] = b"\4\4"  # 64 x 64 in the file's header
+    tile = usual.index(b"\xff\x93")  # where the header of its tile ends
+    one = b"\xff\x53\0\x09\0\0" + coding[9:14]  # of a single component
+    for more in (coding, one):
+        with pytest.raises(ValueError, match="blocks"):
+            decode_image(bytes(usual[:tile] + more + usual[tile:]))
+
+
+def test_a_codestream_larger_than_its_container_says_is_refused():
+    file = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(file, "JPEG2000")
+    data = bytearray(file.getvalue())
+    begin = data.index(b"\xff\x4f\xff\x51") + 2
+    data[begin + 6 : begin + 10] = (1 << 20).to_bytes(4)
+    with pytest.raises(ValueError, match=r"says that its size is \(64, 64\), and \(1048576, 64\)"):
+        decode_image(bytes(data))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"codeblock_size": (4, 4)},
+        {"precinct_size": (32, 64), "codeblock_size": (16, 16)},
+        {"tile_size": (128, 128), "irreversible": True},
+        {"quality_mode": "rates", "quality_layers": [80, 40, 20, 10, 5]},
+        {"num_resolutions": 1, "no_jp2": True},
+    ],
+)
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA"])
+def test_ordinary_jpeg2000_pictures_are_read(mode, options):
+    image = random_image(mode, (600, 431), np.random.default_rng(0))
+    file = io.BytesIO()
+    image.save(file, "JPEG2000", **options)
+    assert decode_image(file.getvalue()).size == (600, 431)
+    ((layers, levels),) = list(_codings(file.getvalue()))
+    assert layers == len(options.get("quality_layers", [1]))
+    assert len(levels) == options.get("num_resolutions", 6)
+    exponents = [size.bit_length() - 1 for size in options.get("codeblock_size", (64, 64))]
+    assert levels[-1][0] == tuple(exponents)
+    if "precinct_size" in options:
+        assert levels[-1][1] in ((5, 6), (6, 5))
