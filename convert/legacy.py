@@ -46,7 +46,9 @@ class LegacyFile:
         magic, version, machine = (self._load(file, {}) for _ in range(3))
         if magic != _MAGIC or version != _VERSION or not isinstance(machine, dict):
             # Never the value itself: a few bytes describe one that takes hours to print.
-            told = numbers((version,)) if type(version) is int else f"a {type(version).__name__}"
+            told = f"a {type(version).__name__}"
+            if type(version) is int:
+                told = numbers((version,)).strip("()")
             raise CheckpointError(
                 f"has version {told} of the format of torch.save before 1.6, "
                 f"expected {_VERSION}: {DAMAGED}"

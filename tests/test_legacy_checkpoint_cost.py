@@ -24,10 +24,10 @@ DEEP = b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."
 @pytest.mark.parametrize(
     ("version", "told"),
     [
-        (10**5000, r"has version \(2\^16610\)"),
+        (10**5000, r"has version 2\^16610"),
         (nested(60), "has version a list"),
         (DEEP, "has version a list"),
-        (1002, r"has version \(1002\)"),
+        (1002, r"has version 1002"),
     ],
     ids=["of thousands of digits", "of 2^60 lists", "of 100,000 levels", "of tomorrow"],
 )

@@ -5,7 +5,7 @@ import concurrent.futures
 import itertools
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from clip_jax.sources.columns import Columns
@@ -17,6 +17,9 @@ from clip_jax.storage import Unreachable, storage
 
 # Rows read at a time; few, because pictures are large.
 ROWS = 32
+# Bytes of these rows, at most: a column of one large value, as of a picture that has many captions,
+# holds it once, and every row of it that is read is another copy.
+MOST_IN_ROWS = 1 << 28
 # A failed allocation of more bytes is blamed on a damaged file.
 MOST_AT_ONCE = 1 << 28
 # A row group of more rows, a hundred times the usual number, is checked.
@@ -105,7 +108,7 @@ class ParquetRows:
         number = sum(self._groups[: groups.start])
         if begin >= end:
             return
-        for batch in self._file.iter_batches(ROWS, row_groups=groups, columns=self._names):
+        for batch in batches_of(self._file, groups, self._names):
             low, high = max(begin - number, 0), min(end - number, len(batch))
             if low < high:
                 yield self._rows(batch.slice(low, high - low), number + low)
@@ -169,6 +172,15 @@ def read_row(path: str, number: int, column: str) -> bytes:
         if found.read is not None:
             return found.read()
     raise ValueError(f"{path}: row {number} has no picture in the column {column!r}")
+
+
+def batches_of(file: Any, groups: Iterable[int], columns: Sequence[str]) -> Iterator[Any]:
+    """Yields rows of a Parquet file in batches, of fewer where they may be large."""
+    groups = list(groups)
+    size = max((file.metadata.row_group(i).total_byte_size for i in groups), default=0)
+    # No row is larger than its group.
+    rows = max(min(ROWS, MOST_IN_ROWS // max(size, 1)), 1)
+    yield from file.iter_batches(rows, row_groups=groups, columns=columns)
 
 
 def column_types(shards: Sequence[ParquetShard], names: Sequence[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from clip_jax.sources.faults import guarded
 from clip_jax.sources.left_out import LeftOut, distinct
 from clip_jax.sources.lines import LinesShard, large_cells, parsed_rows
 from clip_jax.sources.members import Member
-from clip_jax.sources.parquet import ROWS, ParquetShard, is_text, open_parquet, rows_of
+from clip_jax.sources.parquet import ParquetShard, batches_of, is_text, open_parquet, rows_of
 from clip_jax.sources.patterns import expand
 from clip_jax.sources.records import Pair, as_captions
 from clip_jax.sources.spool import Spool
@@ -269,6 +269,9 @@ def _rows(table: Path, columns: Columns) -> Iterator[dict[str, Any] | str]:
     file = open_parquet(str(table), extra="train")
     types = {column.name: column.type for column in file.schema_arrow}
     wanted = [name for name in types if name in (columns.image, columns.caption, columns.key)]
-    most = 1 << 14 if is_text(types[columns.image]) else ROWS  # few, because pictures are large
-    for batch in file.iter_batches(most, columns=wanted):
+    if is_text(types[columns.image]):
+        batches = file.iter_batches(1 << 14, columns=wanted)
+    else:
+        batches = batches_of(file, range(file.num_row_groups), wanted)
+    for batch in batches:
         yield from rows_of(batch)
