@@ -20,7 +20,8 @@ def deviations(config: CLIPConfig) -> dict[str, str]:
         if not vision.has_ln_pre:
             found["ln_pre"] = "a vision tower without ln_pre"
         if vision.pooling != "class":  # of the class token alone, the norm is the same anywhere
-            found["vision_pooling"] = "pooling by the mean of the patches"
+            by = {"mean": "the mean of the patches", "attention": "SigLIP's attention"}
+            found["vision_pooling"] = f"pooling by {by[vision.pooling]}"
     found |= _of_blocks(text, "text")
     if activations != {"quick_gelu"}:
         found["activation"] = f"the activation {' and '.join(sorted(activations))}"

@@ -84,9 +84,9 @@ def from_document(document: Mapping[str, Any], pixels: PixelConfig | None = None
     return built
 
 
-def activation(fields: Fields) -> Activation:
+def activation(fields: Fields, default: str = "quick_gelu") -> Activation:
     """Returns a tower's activation."""
-    return fields.choice("hidden_act", ACTIVATIONS, "quick_gelu")
+    return fields.choice("hidden_act", ACTIVATIONS, default)
 
 
 def text_config(fields: Fields, own: Activation | None = None) -> TextConfig | None:
@@ -94,13 +94,13 @@ def text_config(fields: Fields, own: Activation | None = None) -> TextConfig | N
     eos_id = fields.whole("eos_token_id", END, least=0)
     return fields.built(
         TextConfig,
-        *_sizes(fields, TEXT),
+        *sizes(fields, TEXT),
         fields.whole("max_position_embeddings", TEXT["max_position_embeddings"]),
         fields.whole("vocab_size", TEXT["vocab_size"]),
         pooling="argmax" if eos_id == LARGEST else "eos",
         eos_id=eos_id,
         activation=own,
-        **_options(fields, TEXT),
+        **blocks_options(fields, TEXT),
     )
 
 
@@ -112,9 +112,9 @@ def vision_config(fields: Fields, own: Activation | None = None) -> ViTConfig | 
         ViTConfig,
         fields.whole("image_size", VISION["image_size"]),
         fields.whole("patch_size", VISION["patch_size"]),
-        *_sizes(fields, VISION),
+        *sizes(fields, VISION),
         activation=own,
-        **_options(fields, VISION),
+        **blocks_options(fields, VISION),
     )
 
 
@@ -155,7 +155,7 @@ def text_document(text: TextConfig, activation: Activation, embed_dim: int) -> d
         eos_id = END if text.vocab_size == CLIP_VOCAB_SIZE else LARGEST
     return {
         "model_type": "clip_text_model",
-        **_blocks_document(text, activation),
+        **blocks_document(text, activation),
         "max_position_embeddings": text.context_length,
         "vocab_size": text.vocab_size,
         "projection_dim": embed_dim,
@@ -169,7 +169,7 @@ def vision_document(vision: ViTConfig, activation: Activation, embed_dim: int) -
     """Returns the `vision_config` of a vision tower."""
     return {
         "model_type": "clip_vision_model",
-        **_blocks_document(vision, activation),
+        **blocks_document(vision, activation),
         "image_size": vision.image_size,
         "patch_size": vision.patch_size,
         "num_channels": 3,
@@ -188,7 +188,8 @@ def _tower(root: Fields, name: str, defaults: Mapping[str, Any]) -> Fields:
     return Fields(merged, f"{root.where}.{name}_config_dict", root.problems)
 
 
-def _sizes(fields: Fields, defaults: Mapping[str, Any]) -> tuple[int, int, int]:
+def sizes(fields: Fields, defaults: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Returns the width, the number of layers and that of heads of a tower."""
     width, layers, heads = (
         fields.whole(name, defaults[name])
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")
@@ -196,16 +197,18 @@ def _sizes(fields: Fields, defaults: Mapping[str, Any]) -> tuple[int, int, int]:
     return width, layers, heads
 
 
-def _options(fields: Fields, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def blocks_options(fields: Fields, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keyword arguments that the configurations of both towers have."""
     hidden = fields.whole("intermediate_size", defaults["intermediate_size"])
     width = fields.whole("hidden_size", defaults["hidden_size"])
     return {
-        "norm_epsilon": fields.number("layer_norm_eps", 1e-5),
+        "norm_epsilon": fields.number("layer_norm_eps", defaults["layer_norm_eps"]),
         "mlp_width": None if hidden == 4 * width else hidden,
     }
 
 
-def _blocks_document(tower: TextConfig | ViTConfig, activation: Activation) -> dict[str, Any]:
+def blocks_document(tower: TextConfig | ViTConfig, activation: Activation) -> dict[str, Any]:
+    """Returns the keys that the configurations of both towers have."""
     return {
         "hidden_size": tower.width,
         "intermediate_size": tower.mlp_width or 4 * tower.width,

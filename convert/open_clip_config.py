@@ -7,7 +7,7 @@ they are ignored.
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from clip_jax.config import (
     MEAN,
@@ -16,9 +16,11 @@ from clip_jax.config import (
     CLIPConfig,
     PixelConfig,
     ResNetConfig,
+    SigLIPConfig,
     TextConfig,
     ViTConfig,
 )
+from clip_jax.convert import open_clip_siglip
 from clip_jax.convert.archive import shown
 from clip_jax.convert.deviations import deviations
 from clip_jax.convert.fields import Fields, raise_problems
@@ -101,12 +103,20 @@ TEXT_REFUSED = {
     "embed_cls": "CoCa's class token in the text tower",
     **EXPERIMENTAL,
 }
+NO_PLACE = "OpenCLIP's configuration has no place for"
 POOLING = {"tok": "class", "avg": "mean"}
-SUPPORTED = "OpenCLIP's own Vision Transformers, ResNets and text towers are supported"
+SUPPORTED = "OpenCLIP's own towers are supported, and timm's of SigLIP"
 
 
-def from_document(document: Mapping[str, Any]) -> CLIPConfig:
+def from_document(
+    document: Mapping[str, Any], activation: Literal["open_clip"] | None = None
+) -> CLIPConfig:
     """Returns the configuration that an `open_clip_config.json` describes.
+
+    Args:
+        document: the content of the file.
+        activation: "open_clip" for the activations that OpenCLIP gives a SigLIP model, instead of
+            those that it was trained with.
 
     Raises:
         CheckpointError: a key is unknown, missing or refused, or a value is not possible; lists all
@@ -122,7 +132,9 @@ def from_document(document: Mapping[str, Any]) -> CLIPConfig:
     embed_dim = root.whole("embed_dim")
     quick = root.flag("quick_gelu", False)
     vision, text = root.inner("vision_cfg"), root.inner("text_cfg")
-    vision.refuse(VISION_REFUSED, SUPPORTED)
+    tower = open_clip_siglip.tower_of(vision)
+    refused = {k: v for k, v in VISION_REFUSED.items() if not (tower and k == "timm_model_name")}
+    vision.refuse(refused, SUPPORTED)
     text.refuse(TEXT_REFUSED, SUPPORTED)
     if text.get("text_arch", "clip") != "clip":
         text.problem("text_arch", f"a text tower of another kind is not supported: {SUPPORTED}")
@@ -132,14 +144,18 @@ def from_document(document: Mapping[str, Any]) -> CLIPConfig:
     root.flag("custom_text", False)
     root.flag("nonscalar_logit_scale", False)
     # Also after problems, to list those of the towers too.
+    theirs = _text(text, quick, embed_dim)
+    if tower:
+        if quick:
+            root.problem("quick_gelu", "no SigLIP model has it")
+        return open_clip_siglip.config_of(tower, root, vision, theirs, bias, pixels, activation)
+    if activation == "open_clip":
+        root.problem("activation", '"open_clip" is for SigLIP, which OpenCLIP computes otherwise')
     is_resnet = isinstance(vision.get("layers"), list | tuple)
     ours = (_resnet if is_resnet else _vit)(vision, quick)
-    theirs = _text(text, quick, embed_dim)
     raise_problems(problems)
-    activation: Activation = "quick_gelu" if quick else "gelu"
-    built = root.built(
-        CLIPConfig, embed_dim, ours, theirs, activation, logit_bias=bias, pixels=pixels
-    )
+    gelu: Activation = "quick_gelu" if quick else "gelu"
+    built = root.built(CLIPConfig, embed_dim, ours, theirs, gelu, logit_bias=bias, pixels=pixels)
     raise_problems(problems)
     return built
 
@@ -150,13 +166,15 @@ def to_document(config: CLIPConfig) -> dict[str, Any]:
     Raises:
         CheckpointError: OpenCLIP can't express the model; lists all reasons.
     """
+    if isinstance(config, SigLIPConfig):
+        raise_problems(["a SigLIP model, whose vision tower is timm's there"], NO_PLACE)
     found = deviations(config)
     if "quick_gelu" not in {config.text_activation, config.vision_activation}:
         found.pop("activations", None)
     if config.text.tokenizer is not None:  # whose options are not kept
         found["tokenizer"] = f"the options of the tokenizer {config.text.tokenizer}"
     lost = [found[name] for name in ("activations", "tokenizer") if name in found]
-    raise_problems(lost, "OpenCLIP's configuration has no place for")
+    raise_problems(lost, NO_PLACE)
     quick = config.text_activation == "quick_gelu"
     model: dict[str, Any] = {"embed_dim": config.embed_dim, "quick_gelu": quick}
     if config.logit_bias is not None:

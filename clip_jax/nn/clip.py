@@ -134,6 +134,11 @@ class CLIP(TextTower):
             nnx.update(self, statistics)
         return logits, logits.T
 
+    @staticmethod
+    def probabilities(logits: Float[Array, "i t"]) -> Float[Array, "i t"]:
+        """Returns what each image's probabilities of the texts are: the softmax of its logits."""
+        return jax.nn.softmax(logits)
+
     def text_outputs(
         self,
         tokens: ArrayLike | Sequence[Any],

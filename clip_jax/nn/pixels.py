@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from clip_jax.config import MEAN, STD, Color
+from clip_jax.config import MEAN, STD
+from clip_jax.config_fields import Color
 
 
 def normalize_pixels(

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from clip_jax.config import CLIPConfig, build
+from clip_jax.config import CLIPConfig
+from clip_jax.config_fields import build
 from clip_jax.train.augment import AugmentConfig
 from clip_jax.train.optimizer import OptimizerConfig
 from clip_jax.train.step import StepConfig

@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from clip_jax.config import CLIPConfig
-from clip_jax.nn import CLIP
+from clip_jax.nn import CLIP, build
 from clip_jax.sources import open_pairs
 from clip_jax.train.checkpoints import Checkpoints
 from clip_jax.train.config import TrainConfig
@@ -119,7 +119,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
 def _model(config: TrainConfig) -> CLIP:
     if isinstance(config.model, str):
         return load(config.model)[0]
-    return CLIP(config.model, rngs=nnx.Rngs(config.run.seed))
+    return build(config.model, rngs=nnx.Rngs(config.run.seed))
 
 
 def _share(batch_size: int, mesh: Mesh) -> int:

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from clip_jax.backends import optimize_for_training
 from clip_jax.backends.defaults import Attention
 from clip_jax.config import CLIPConfig, ViTConfig
-from clip_jax.nn import CLIP
+from clip_jax.nn import CLIP, build
 from clip_jax.nn.clip import computing
 from clip_jax.nn.resnet import BatchNorm
 from clip_jax.nn.tree import variables
@@ -150,7 +150,7 @@ def model_of(state: TrainState, config: CLIPConfig, **options: Any) -> CLIP:
         config: the architecture that was trained.
         **options: `dtype` and `precision` of the model.
     """
-    model = CLIP(config, **options)
+    model = build(config, **options)
     for path, variable in variables(model).items():
         of = state.parameters if isinstance(variable, nnx.Param) else state.statistics
         variable.set_value(of[path])
@@ -322,7 +322,7 @@ def _embed(
     statistics: Arrays,
     batch: Batch,
 ) -> tuple[tuple[Array, Array], Arrays]:
-    model = CLIP(config, dtype=how.dtype, precision=how.precision)
+    model = build(config, dtype=how.dtype, precision=how.precision)
     for path, variable in variables(model).items():
         of = parameters if isinstance(variable, nnx.Param) else statistics
         variable.set_value(of[path])
