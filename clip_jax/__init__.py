@@ -33,11 +33,13 @@ if TYPE_CHECKING:
     from clip_jax.catalog import available_models as available_models
     from clip_jax.compilation import compile_cache as compile_cache
     from clip_jax.config import CLIPConfig as CLIPConfig
+    from clip_jax.config import SigLIPConfig as SigLIPConfig
     from clip_jax.encoder import Encoder as Encoder
     from clip_jax.errors import CheckpointError as CheckpointError
     from clip_jax.errors import DownloadError as DownloadError
     from clip_jax.model_tokenizer import Tokenizer as Tokenizer
     from clip_jax.nn import CLIP as CLIP
+    from clip_jax.nn import SigLIP as SigLIP
     from clip_jax.nn import from_parameters as from_parameters
     from clip_jax.nn import parameters as parameters
     from clip_jax.preprocess import Preprocess as Preprocess
@@ -59,10 +61,12 @@ _NAMES = {
     "available_models": "catalog",
     "compile_cache": "compilation",
     "CLIPConfig": "config",
+    "SigLIPConfig": "config",
     "Encoder": "encoder",
     "CheckpointError": "errors",
     "DownloadError": "errors",
     "CLIP": "nn",
+    "SigLIP": "nn",
     "from_parameters": "nn",
     "Tokenizer": "model_tokenizer",
     "parameters": "nn",

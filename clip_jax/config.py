@@ -27,6 +27,8 @@ HALF = (0.5, 0.5, 0.5)
 
 # CLIP's own byte pairs: the size of the vocabulary, of which the end token is the last.
 CLIP_VOCAB_SIZE = 49408
+# The files of SigLIP's tokenizers, by the size of their vocabularies.
+SENTENCE_PIECE = {32000: "spiece.model", 250000: "spiece.model", 256000: "tokenizer.json"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -114,7 +116,8 @@ class TextConfig(BlockConfig):
             case _:
                 fits = size == CLIP_VOCAB_SIZE
         if self.tokenizer is not None or not fits:
-            name = f" of {self.tokenizer}" if self.tokenizer else ""
+            file = SENTENCE_PIECE.get(size)
+            name = f" of {self.tokenizer}" if self.tokenizer else f", {file}," if file else ""
             raise ValueError(
                 f"this model's {size:,} ids are not those of CLIP's tokenizer (49,408, the text "
                 f"ending with {end}): make ids (b, l) with its own tokenizer{name} and give those "

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from clip_jax.config import PixelConfig
 from clip_jax.convert.fields import Fields, raise_problems
 from clip_jax.convert.huggingface_pixels import PREPROCESSOR, PROCESSOR, from_document
 from clip_jax.convert.json_file import read_json
@@ -25,6 +26,8 @@ from clip_jax.preprocess import Preprocess, check_area, check_image, shortest_to
 @dataclasses.dataclass(frozen=True)
 class HuggingFacePreprocess(Preprocess):
     """Resizes, crops and normalises images as transformers' `CLIPImageProcessorPil` does.
+
+    Or as `SiglipImageProcessorPil`, which doesn't crop.
 
     Attributes:
         image_size: the side of the square, in pixels.
@@ -59,7 +62,7 @@ class HuggingFacePreprocess(Preprocess):
 
     @classmethod
     def from_folder(
-        cls, folder: str | os.PathLike[str], image_size: int
+        cls, folder: str | os.PathLike[str], image_size: int, default: PixelConfig | None = None
     ) -> "HuggingFacePreprocess":
         """Reads the preprocessing from a folder of transformers.
 
@@ -67,6 +70,7 @@ class HuggingFacePreprocess(Preprocess):
             folder: has `preprocessor_config.json`, or `processor_config.json` of transformers 5;
                 with neither, transformers' defaults are taken.
             image_size: the size of the model's images.
+            default: what holds where the file doesn't say; OpenAI's way if not given.
 
         Raises:
             CheckpointError: the file can't be read, says something that isn't supported, or makes
@@ -80,9 +84,11 @@ class HuggingFacePreprocess(Preprocess):
         if isinstance(resized, Mapping) and resized.keys() == {"shortest_edge"}:
             resized = resized["shortest_edge"]
         resized = _sides(fields, "size", image_size, resized)
-        config = from_document(document, where)
+        config = from_document(document, where, default)
         edge = resized[0] if config.resize == "shortest" else resized
-        if not fields.flag("do_center_crop", True):
+        # SigLIP's image processor has no crop.
+        crops = not str(document.get("image_processor_type")).startswith("Siglip")
+        if not fields.flag("do_center_crop", crops):
             crop = resized
             if config.resize == "shortest":
                 fields.problem("do_center_crop", "without it, images wouldn't be squares")

@@ -11,7 +11,7 @@ from clip_jax.convert.json_file import read_json
 from clip_jax.errors import CheckpointError, is_exhausted
 from clip_jax.messages import some
 
-Family = Literal["native", "open_clip", "huggingface"]
+Family = Literal["native", "open_clip", "huggingface", "big_vision"]
 
 CONFIG, OPEN_CLIP_CONFIG, PIPELINE = "config.json", "open_clip_config.json", "model_index.json"
 OPEN_CLIP_WEIGHTS = re.compile(r"open_clip_.*\.(safetensors|bin|pth?)$")

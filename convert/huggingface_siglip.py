@@ -142,6 +142,10 @@ def to_document(config: SigLIPConfig) -> dict[str, Any]:
             "max_position_embeddings": text.context_length,
             "vocab_size": text.vocab_size,
             "projection_size": config.embed_dim,
+            # They mean nothing, but transformers warns of its defaults, which are CLIP's.
+            "bos_token_id": None,
+            "eos_token_id": 1,
+            "pad_token_id": 1,
         },
         "vision_config": {
             "model_type": "siglip_vision_model",

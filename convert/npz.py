@@ -25,6 +25,11 @@ SUFFIX = ".npz"
 _EXPANSION = 16
 
 
+def is_npz(path: str | os.PathLike[str]) -> bool:
+    """Whether a path or an address is called so, and is no folder."""
+    return os.fspath(path).endswith(SUFFIX) and not os.path.isdir(path)
+
+
 def read_npz(
     path: str | os.PathLike[str], wanted: Callable[[list[str]], list[str]]
 ) -> dict[str, np.ndarray]:

@@ -194,7 +194,6 @@ def _huggingface_blocks(source: str, target: str) -> Iterator[Rule]:
 
 def _timm() -> Iterator[Rule]:
     """Yields OpenCLIP's names of a SigLIP model: its own text tower, and timm's vision tower."""
-    yield from _open_clip("text.")
     source, target = "visual.trunk", "visual"
     yield Rule(f"{source}.patch_embed.proj.weight", f"{target}/conv1/kernel", CONV)
     yield Rule(f"{source}.patch_embed.proj.bias", f"{target}/conv1/bias")
@@ -216,6 +215,7 @@ def _timm() -> Iterator[Rule]:
     yield from _norm(f"{pool}.norm", f"{ours}/ln")
     yield from _linear(f"{pool}.mlp.fc1", f"{ours}/mlp/c_fc")
     yield from _linear(f"{pool}.mlp.fc2", f"{ours}/mlp/c_proj")
+    yield from _open_clip("text.")  # last, because it has names for the vision tower too
 
 
 def _big_vision() -> Iterator[Rule]:

@@ -88,7 +88,7 @@ def zeroshot(
     slices = blocks(len(targets), len(names))
     logits = (classifier.logits(images.embeddings[rows]) for rows in slices)
     return ZeroShotResult(
-        scores=score_blocks(logits, targets),
+        scores=score_blocks(logits, targets, is_independent=classifier.is_independent),
         class_names=names,
         targets=targets,
         keys=images.keys,

@@ -41,6 +41,8 @@ class CLIP(TextTower):
             admits TF32 on GPUs and one bfloat16 pass on TPUs.
     """
 
+    config_class: type[CLIPConfig] = CLIPConfig
+
     def __init__(
         self,
         config: CLIPConfig,
@@ -57,7 +59,16 @@ class CLIP(TextTower):
             precision: for `jax.default_matmul_precision`.
             rngs: the random numbers for the parameters. Without it the model is abstract: it holds
                 shapes, to be filled by `clip_jax.nn.set_parameters`.
+
+        Raises:
+            ValueError: the configuration is another family's; `clip_jax.nn.build` takes any.
         """
+        if type(config) is not self.config_class:
+            ours, theirs = self.config_class.__name__, type(config).__name__
+            raise ValueError(
+                f"{type(self).__name__} takes a {ours}. Got a {theirs}: clip_jax.nn.build(config) "
+                f"makes the model of any configuration."
+            )
         super().__init__(config.text, config.embed_dim, config.activation, rngs=rngs)
         self.config = config
         self.dtype = check_dtype(dtype)

@@ -21,7 +21,7 @@ class SigLIP(CLIP):
     always have the full context length, padding included.
     """
 
-    config: SigLIPConfig
+    config_class = SigLIPConfig
 
     def __init__(self, config: SigLIPConfig, *, rngs: nnx.Rngs | None = None, **options: Any):
         """Builds a model, as `CLIP`."""

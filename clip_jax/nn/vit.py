@@ -108,7 +108,8 @@ class VisionTransformer(nnx.Module):
             else:
                 x = jnp.concatenate([token + positions[0], x + positions[1:][kept]], axis=1)
         x = self.ln_pre(x)
-        tap("ln_pre", x)
+        if self.ln_pre is not identity:
+            tap("ln_pre", x)
         return x
 
     def pool(self, x: Float[Array, "b l w"], tap: Tap = ignore) -> Float[Array, "b w"]:

@@ -172,7 +172,7 @@ def _tokens(
     else:
         tokens = ours(texts, truncate=True)
         rows = [_Difference.of("tokens", tokens, their_tokens).row("tokens", *EXACT)]
-    if (most := max(tokens.max(), their_tokens.max())) >= config.vocab_size or config.tokenizer:
+    if (most := max(tokens.max(), their_tokens.max())) >= config.vocab_size or ours.missing:
         why = "too few for" if most >= config.vocab_size else "others than"
         warnings.warn(
             f"the model's vocabulary has {config.vocab_size:,} ids, {why} those of the captions: "

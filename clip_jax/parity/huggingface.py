@@ -12,7 +12,14 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from clip_jax.convert import from_huggingface, to_huggingface
-from clip_jax.convert.families import CLIP, TEXT, VISION
+from clip_jax.convert.families import (
+    CLIP,
+    SIGLIP,
+    SIGLIP_TEXT,
+    SIGLIP_VISION,
+    TEXT,
+    VISION,
+)
 from clip_jax.convert.folder import read_folder
 from clip_jax.convert.huggingface import read_config
 from clip_jax.convert.huggingface_pixels import PREPROCESSOR, PROCESSOR
@@ -75,7 +82,7 @@ class HuggingFace(Peer):
 
 
 def load_huggingface(folder: str | os.PathLike[str]) -> HuggingFace:
-    """Loads a folder of a `CLIPModel`, or of one of its towers, into transformers.
+    """Loads a folder of a `CLIPModel` or `SiglipModel`, or of a tower, into transformers.
 
     A whole model's weights in Flax's msgpack, which transformers 5 doesn't read, are exported
     first.
@@ -100,15 +107,24 @@ def load_huggingface(folder: str | os.PathLike[str]) -> HuggingFace:
         )
         if missing := info["missing_keys"]:  # they would be random
             raise ValueError(f"it finds no {', '.join(sorted(missing))}")
-        processor = None if kind == TEXT else _processor(library, folder, model)
-        words = None if kind == VISION else _words(folder)
-        return HuggingFace(torch, model.eval(), processor, words, kind == CLIP)
+        is_siglip = kind.startswith(SIGLIP)
+        has_images = kind not in (TEXT, SIGLIP_TEXT)
+        processor = _processor(library, folder, model, is_siglip) if has_images else None
+        # SigLIP's tokenizer is none of CLIP's files.
+        words = None if is_siglip or kind == VISION else _words(folder)
+        return HuggingFace(torch, model.eval(), processor, words, kind in (CLIP, SIGLIP))
 
 
 def _class(folder: Path, kind: str) -> str:
     """Returns the name of the class that uses all of a folder's arrays."""
-    if kind == CLIP:
-        return "CLIPModel"
+    names = {
+        CLIP: "CLIPModel",
+        SIGLIP: "SiglipModel",
+        SIGLIP_TEXT: "SiglipTextModel",
+        SIGLIP_VISION: "SiglipVisionModel",
+    }
+    if kind in names:
+        return names[kind]
     tower, projection = {
         TEXT: ("CLIPTextModel", "text_projection."),
         VISION: ("CLIPVisionModel", "visual_projection."),
@@ -121,12 +137,14 @@ def _embeds(output: Any, name: str) -> Any:
     return output[name] if name in output else output.pooler_output
 
 
-def _processor(library: Any, folder: Path, model: Any) -> Any:
+def _processor(library: Any, folder: Path, model: Any, is_siglip: bool) -> Any:
     """Returns the image processor that uses Pillow; others compute other pixels."""
-    kind = library.CLIPImageProcessorPil
+    kind = library.SiglipImageProcessorPil if is_siglip else library.CLIPImageProcessorPil
     if (folder / PREPROCESSOR).exists() or (folder / PROCESSOR).exists():
         return kind.from_pretrained(folder, local_files_only=True)
     n = getattr(model.config, "vision_config", model.config).image_size
+    if is_siglip:
+        return kind(size={"height": n, "width": n})
     return kind(size={"shortest_edge": n}, crop_size={"height": n, "width": n})
 
 

@@ -16,6 +16,9 @@ from clip_jax.convert.families import OPEN_CLIP_CONFIG
 from clip_jax.parity.peer import Peer, Tower
 from clip_jax.parity.reference import import_library, loading, quiet
 
+# Our names of the modules of timm's tower, which SigLIP has, and theirs.
+TIMM = {"conv1": "patch_embed", "ln_post": "norm"}
+
 
 @dataclasses.dataclass(frozen=True)
 class OpenCLIP(Peer):
@@ -37,6 +40,8 @@ class OpenCLIP(Peer):
         return self.tokenizer(list(texts), context_length=context_length).numpy()
 
     def _module(self, tower: Tower, name: str) -> str:
+        if tower == "image" and hasattr(self.model.visual, "trunk"):
+            return f"visual.trunk.{TIMM.get(name, name.replace('transformer.resblocks', 'blocks'))}"
         if tower == "image":
             return f"visual.{name}"
         # With `custom_text` the text tower is a module of its own.
@@ -44,7 +49,8 @@ class OpenCLIP(Peer):
 
     def _layout(self, tower: Tower, name: str, x: np.ndarray) -> np.ndarray:
         x = super()._layout(tower, name, x)
-        if name == "ln_post" and x.ndim == 3:  # ours is what the projection sees
+        is_whole = hasattr(self.model.visual, "trunk")  # whose pool sees all tokens
+        if name == "ln_post" and x.ndim == 3 and not is_whole:  # ours is what the projection sees
             return x[:, 1:].mean(1) if self.is_pooled_by_mean else x[:, 0]
         return x
 

@@ -2,7 +2,7 @@
 
 OpenAI's files are compared with the reference, OpenCLIP's and Hugging Face's with the library whose
 format they have. A native folder is exported for the reference, or for OpenCLIP, if its model isn't
-of OpenAI's architecture.
+of OpenAI's architecture. One of SigLIP is exported for transformers, and so is big_vision's file.
 """
 
 import dataclasses
@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clip_jax.catalog import CATALOG
-from clip_jax.config import Activation
+from clip_jax.config import Activation, SigLIPConfig
+from clip_jax.convert import to_huggingface
 from clip_jax.convert.deviations import deviations
-from clip_jax.convert.families import TEXT, VISION, family_of
+from clip_jax.convert.families import SIGLIP_TEXT, SIGLIP_VISION, TEXT, VISION, family_of
 from clip_jax.convert.huggingface import read_config
+from clip_jax.convert.npz import is_npz
 from clip_jax.convert.open_clip import described, from_open_clip, to_open_clip
 from clip_jax.model_tokenizer import Tokenizer
-from clip_jax.nn import from_parameters
+from clip_jax.nn import SigLIP, from_parameters
 from clip_jax.open_clip_catalog import lookup_tag
 from clip_jax.parity.comparison import Model
 from clip_jax.parity.huggingface import load_huggingface
@@ -28,9 +30,11 @@ from clip_jax.parity.peer import Peer
 from clip_jax.parity.pytorch import load_reference
 from clip_jax.parity.reference import import_library, import_reference
 from clip_jax.preprocess import Preprocess
+from clip_jax.preprocess_huggingface import HuggingFacePreprocess
 from clip_jax.weights import load, load_text_model, load_vision_model, read_native
 from clip_jax.weights.finding import find
-from clip_jax.weights.tokenizers import load_tokenizer
+from clip_jax.weights.reading import read_model
+from clip_jax.weights.tokenizers import load_tokenizer, tokenizer_of
 
 Library = Literal["clip-anytorch", "open_clip_torch", "transformers"]
 
@@ -54,6 +58,10 @@ class Subject:
     def load(self) -> tuple[Model, Preprocess | None, Tokenizer | None]:
         """Loads it in JAX, with pixels and ids as the library makes them; as `clip_jax.load`."""
         if self.library == "transformers":
+            if self._is_exported():
+                model, preprocess = load(self.name)
+                preprocess = HuggingFacePreprocess(preprocess.image_size, preprocess.config)
+                return model, preprocess, tokenizer_of(model.config.text, "huggingface")
             return self._of_transformers()
         if self.library == "open_clip_torch" and self.path is not None and self.path.is_file():
             config, params = from_open_clip(self.path, model=self.document)
@@ -61,6 +69,8 @@ class Subject:
             preprocess = Preprocess(config.vision.image_size, config.pixels)
         else:
             model, preprocess = load(self.name)
+            if isinstance(model, SigLIP):  # by the activations that OpenCLIP gives it
+                model, preprocess = load(self.name, activation="open_clip")
         text = model.config.text
         rules = "open_clip" if self.library == "open_clip_torch" else "openai"
         return model, preprocess, Tokenizer(text.context_length, rules, missing=text.tokenizer)
@@ -68,13 +78,18 @@ class Subject:
     def _of_transformers(self) -> tuple[Model, Preprocess | None, Tokenizer | None]:
         assert self.path is not None
         kind = read_config(self.path)["model_type"]
-        if kind == TEXT:
+        if kind in (TEXT, SIGLIP_TEXT):
             model, tokenizer = load_text_model(self.name, preprocessing="huggingface")
             return model, None, tokenizer
-        if kind == VISION:
+        if kind in (VISION, SIGLIP_VISION):
             return *load_vision_model(self.name, preprocessing="huggingface"), None
         tokenizer = load_tokenizer(self.name, preprocessing="huggingface")
         return *load(self.name, preprocessing="huggingface"), tokenizer
+
+    def _is_exported(self) -> bool:
+        """Whether transformers is given an export: of a SigLIP model in a form that it lacks."""
+        assert self.path is not None
+        return self.path.is_file() or family_of(self.path) == "native"
 
     def load_peer(self) -> Peer:
         """Loads it into the library.
@@ -86,6 +101,11 @@ class Subject:
         """
         if self.library == "transformers":
             assert self.path is not None
+            if self._is_exported():
+                with tempfile.TemporaryDirectory() as made:
+                    exported = Path(made, "exported")
+                    to_huggingface(*read_model(self.path)[1:], exported)
+                    return load_huggingface(exported)
             return load_huggingface(self.path)
         if self.library == "open_clip_torch":
             assert self.path is not None
@@ -133,6 +153,9 @@ def find_subject(
             )
         import_library("open_clip")
         return Subject(name, "open_clip_torch", Path(name), described(model, activation))
+    if os.path.isfile(name) and is_npz(name):
+        import_library("transformers")
+        return Subject(name, "transformers", Path(name))
     if name in CATALOG or os.path.isfile(name):
         import_reference()
         return Subject(name, "clip-anytorch", None if name in CATALOG else Path(name))
@@ -143,6 +166,9 @@ def find_subject(
         return Subject(name, "open_clip_torch", found.path, found.document)
     family = family_of(found.path)
     if family == "huggingface":
+        import_library("transformers")
+        return Subject(name, "transformers", found.path)
+    if family == "native" and isinstance(read_native(found.path)[0], SigLIPConfig):
         import_library("transformers")
         return Subject(name, "transformers", found.path)
     if family == "native" and not deviations(read_native(found.path)[0]).keys() - {"resnet"}:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from clip_jax.backends import optimize_for_training
 from clip_jax.backends.defaults import Attention
-from clip_jax.config import CLIPConfig, ViTConfig
+from clip_jax.config import CLIPConfig, SigLIPConfig, ViTConfig
 from clip_jax.nn import CLIP, build
 from clip_jax.nn.clip import computing
 from clip_jax.nn.resnet import BatchNorm
@@ -124,7 +124,8 @@ def init_state(model: CLIP, config: OptimizerConfig, loss: str = "softmax") -> T
     Args:
         model: a new model, or one loaded from any checkpoint.
         config: the optimiser.
-        loss: "softmax", or "sigmoid", which starts from its own published scale and bias.
+        loss: "softmax", or "sigmoid", which starts from its own published scale and bias, unless
+            the model is a SigLIP, which has them.
     """
     arrays = variables(model)
     parameters, statistics = (
@@ -135,7 +136,7 @@ def init_state(model: CLIP, config: OptimizerConfig, loss: str = "softmax") -> T
         }
         for kind in (nnx.Param, nnx.BatchStat)
     )
-    if loss == "sigmoid":
+    if loss == "sigmoid" and not isinstance(model.config, SigLIPConfig):
         start = {name: jnp.float32(value) for name, value in SIGMOID_START.items()}
         parameters = {**parameters, **start}
     transformation = make_optimizer(config, model.config)
@@ -190,6 +191,11 @@ def make_step(
     """
     how = step or StepConfig()
     platform = platform or _platform(mesh)
+    if isinstance(model, SigLIPConfig) and how.loss != "sigmoid":
+        raise ValueError(
+            f'SigLIP is trained with loss="sigmoid", as its pairs have probabilities of their own. '
+            f"Got {how.loss!r}: give that, or a CLIP model."
+        )
     if how.patch_dropout and not isinstance(model.vision, ViTConfig):
         raise ValueError("patch_dropout is for Vision Transformers; this model has a ResNet.")
     if how.attention == "cudnn" and platform not in ("gpu", "cuda"):

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -25,7 +25,7 @@ def load(
     dtype: DTypeLike = jnp.float32,
     precision: str = "highest",
     download_root: str | os.PathLike[str] | None = None,
-    activation: Activation | None = None,
+    activation: Activation | Literal["open_clip"] | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
     preprocessing: Preprocessing = "openai",
@@ -45,8 +45,9 @@ def load(
 
     Args:
         name_or_path: one of `available_models()`; a native, Hugging Face or OpenCLIP folder; a
-            `.pt` or `.safetensors` file with the official layout; a repository of the Hugging Face
-            Hub, "owner/name"; or OpenCLIP's architecture and tag, such as "ViT-H-14/dfn5b". A
+            `.pt` or `.safetensors` file with the official layout; a SigLIP checkpoint of
+            big_vision, `.npz`, also by address (`gs://big_vision/...`); a repository of the Hugging
+            Face Hub, "owner/name"; or OpenCLIP's architecture and tag, such as "ViT-H-14/dfn5b". A
             native folder is memory-mapped: while a model of it is in use, replace it as a whole (as
             `clip_jax.save` does), don't write into its files.
         dtype: dtype in which the towers compute; parameters are float32 in any case.
@@ -54,14 +55,16 @@ def load(
             is true float32 everywhere.
         download_root: the folder for downloaded weights.
         activation: the activation of the transformers, for a `.pt` or `.safetensors` file, which
-            doesn't contain it; "quick_gelu" by default.
+            doesn't contain it; "quick_gelu" by default. For a SigLIP model of OpenCLIP's, a folder
+            or a name: "open_clip" for the activations that OpenCLIP computes, which are not always
+            the tanh form that it was trained with.
         revision: the branch, tag or commit of a repository; "main" by default.
         subfolder: the folder in a repository or folder that holds the model.
         preprocessing: "openai" for pixels as the weights were trained with; "huggingface" for those
             of transformers' PIL image processor, for a folder of it.
 
     Returns:
-        The model, and a callable from PIL image to float32 array.
+        The model, a `CLIP` or a `SigLIP`, and a callable from PIL image to float32 array.
 
     Raises:
         ValueError: there is no model of that name and nothing at that path, or no such activation.
@@ -69,7 +72,7 @@ def load(
         DownloadError: they can't be downloaded; the message says how to put them there by hand.
     """
     found = find(name_or_path, download_root=download_root, revision=revision, subfolder=subfolder)
-    if activation is not None and (found.is_named or found.path.is_dir()):
+    if activation not in (None, "open_clip") and (found.is_named or found.path.is_dir()):
         raise ValueError(
             f"activation is only for .pt and .safetensors files; {os.fspath(name_or_path)!r} "
             f"knows its own. Got {activation!r}."
@@ -114,7 +117,7 @@ def preprocess_of(
                 f'preprocessing="huggingface" is for folders of Hugging Face\'s transformers, '
                 f"which say it; {os.fspath(name_or_path)!r} is none."
             )
-        return HuggingFacePreprocess.from_folder(found.path, image_size)
+        return HuggingFacePreprocess.from_folder(found.path, image_size, pixels)
     return Preprocess(image_size, pixels)
 
 

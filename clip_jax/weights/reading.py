@@ -8,10 +8,12 @@ from typing import Any
 
 from clip_jax.config import Activation, CLIPConfig, ViTConfig
 from clip_jax.convert.agreement import check_agreement
+from clip_jax.convert.big_vision import from_big_vision
 from clip_jax.convert.families import OPEN_CLIP_WEIGHTS, Family, family_of
 from clip_jax.convert.folder import read_folder
 from clip_jax.convert.huggingface import from_huggingface
-from clip_jax.convert.open_clip import from_arrays, from_open_clip
+from clip_jax.convert.npz import is_npz
+from clip_jax.convert.open_clip import OpenCLIPs, from_arrays, from_open_clip
 from clip_jax.convert.pytorch import from_pytorch
 from clip_jax.convert.reader import is_training_checkpoint, read_checkpoint
 from clip_jax.errors import CheckpointError
@@ -23,14 +25,15 @@ _WIDE = (1280, 1408, 1664, 1792)
 
 
 def read_found(
-    found: Found, activation: Activation | None = None
+    found: Found, activation: Activation | OpenCLIPs | None = None
 ) -> tuple[Family | None, CLIPConfig, dict[str, Any]]:
     """Reads what `find` has found; as `read_model`."""
     if found.document is None:
-        return read_model(found.path, activation=activation)
+        return read_model(found.address or found.path, activation=activation)
     try:
         arrays = read_folder(found.path, "open_clip")
-        return "open_clip", *from_arrays(arrays, found.document)
+        own = "open_clip" if activation == "open_clip" else None
+        return "open_clip", *from_arrays(arrays, found.document, own)
     except CheckpointError as error:
         raise CheckpointError(f"{found.path}: {error}") from None
 
@@ -39,15 +42,16 @@ def read_model(
     path: str | os.PathLike[str],
     *,
     model: str | Mapping[str, Any] | None = None,
-    activation: Activation | None = None,
+    activation: Activation | OpenCLIPs | None = None,
 ) -> tuple[Family | None, CLIPConfig, dict[str, Any]]:
     """Reads a model's configuration and parameter tree.
 
     Args:
-        path: a native, OpenCLIP or Hugging Face folder, or a file of weights with OpenAI's layout.
+        path: a native, OpenCLIP or Hugging Face folder, a file of weights with OpenAI's layout, or
+            an `.npz` file of big_vision's, also by its address.
         model: for a file of OpenCLIP's: which model it holds, as for `from_open_clip`.
         activation: for a file: the activation that it was trained with; "quick_gelu" by default,
-            unless `model` is given.
+            unless `model` is given. "open_clip" for an OpenCLIP folder, as for `from_open_clip`.
 
     Warns of a file that looks like OpenCLIP's, whose activation or heads are then only assumed.
 
@@ -58,25 +62,31 @@ def read_model(
         CheckpointError: it can't be read, isn't supported or doesn't fit; lists all problems.
         ValueError: `model` or `activation` is unknown, or not for this path.
     """
+    if is_npz(path):
+        if model is not None or activation is not None:
+            raise ValueError(f"{path} knows its own model and activation.")
+        return "big_vision", *from_big_vision(path)
     path = Path(path)
     if path.is_dir():
-        if model is not None or activation is not None:
+        if model is not None or activation not in (None, "open_clip"):
             raise ValueError(
                 f"{'activation' if model is None else 'model'} is only for files of weights; the "
                 f"folder {path} knows its own."
             )
         family = family_of(path)
-        read = {
-            "native": read_native,
-            "open_clip": from_open_clip,
-            "huggingface": from_huggingface,
-        }[family]
-        config, params = read(path)
+        if activation is not None and family != "open_clip":
+            raise ValueError(f'activation="open_clip" is for folders of OpenCLIP, {path} is none.')
+        if family == "open_clip":
+            config, params = from_open_clip(path, activation=activation)
+        else:
+            config, params = (read_native if family == "native" else from_huggingface)(path)
         if family == "open_clip":
             check_agreement(path, config)
         return family, config, params
     if model is not None:
         return None, *from_open_clip(path, model=model, activation=activation)
+    if activation == "open_clip":
+        raise ValueError(f'activation="open_clip" is for folders of OpenCLIP, {path} is a file.')
     arrays = read_checkpoint(path)
     if any("/" in name for name in arrays):
         raise CheckpointError(

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clip_jax.catalog import CATALOG, suggestion
-from clip_jax.config import CLIPConfig, TextConfig
+from clip_jax.config import SENTENCE_PIECE, CLIPConfig, TextConfig
 from clip_jax.convert.archive import MAX_INDEX_BYTES, shown
-from clip_jax.convert.families import CONFIG, OPEN_CLIP_CONFIG
+from clip_jax.convert.families import CONFIG, OPEN_CLIP_CONFIG, SIGLIP
+from clip_jax.convert.fields import Fields, raise_problems
+from clip_jax.convert.huggingface_siglip import text_config as siglip_text_config
 from clip_jax.convert.huggingface_tokenizer import tokenizer_files
 from clip_jax.convert.json_file import read_json
 from clip_jax.convert.open_clip_config import from_document
@@ -70,7 +72,7 @@ def load_tokenizer(
     cleaning: Rules = preprocessing
     name = without_scheme(os.fspath(name_or_path))
     if name in CATALOG:
-        return _of_config(CATALOG[name].config.text, cleaning)
+        return tokenizer_of(CATALOG[name].config.text, cleaning)
     path = Path(name) / (subfolder or "")
     if subfolder and os.path.isdir(name) and not os.path.exists(path):
         raise ValueError(no_subfolder(name, subfolder))
@@ -105,7 +107,7 @@ def _of_folder(folder: Path, cleaning: Rules) -> Tokenizer:
             text = CLIPConfig.from_json(json.dumps(config)).text
         except ValueError as error:
             raise CheckpointError(f"{folder / CONFIG}: {error}") from None
-        return _of_config(text, cleaning)
+        return tokenizer_of(text, cleaning)
     if OPEN_CLIP_CONFIG in names:
         try:
             text = from_document(read_json(folder / OPEN_CLIP_CONFIG)).text
@@ -120,17 +122,19 @@ def _of_folder(folder: Path, cleaning: Rules) -> Tokenizer:
     return _of_hugging_face(folder, names, config, cleaning)
 
 
-def _of_config(text: TextConfig, cleaning: Rules) -> Tokenizer:
+def tokenizer_of(text: TextConfig, cleaning: Rules) -> Tokenizer:
+    """Returns the tokenizer of a text tower; one that refuses texts if it isn't CLIP's."""
     missing = None
     try:
         text.check_strings()
     except ValueError:
-        missing = text.tokenizer or f"that it was trained with ({text.vocab_size:,} ids)"
+        file = SENTENCE_PIECE.get(text.vocab_size, "that it was trained with")
+        missing = text.tokenizer or f"{file} ({text.vocab_size:,} ids)"
     return Tokenizer(text.context_length, cleaning, missing=missing)
 
 
 def _of_open_clip(text: TextConfig, cleaning: Rules) -> Tokenizer:
-    return _of_config(text, "open_clip" if cleaning == "openai" else cleaning)
+    return tokenizer_of(text, "open_clip" if cleaning == "openai" else cleaning)
 
 
 def _of_hugging_face(
@@ -140,6 +144,8 @@ def _of_hugging_face(
         read_json(folder / file, MAX_INDEX_BYTES) if file in names else {}
         for file in (_SETTINGS, _SPECIAL)
     )
+    if str(config.get("model_type")).startswith(SIGLIP):
+        return _of_siglip(folder, config, cleaning)
     inner = config.get("text_config")
     model = inner if isinstance(inner, Mapping) else config
     length = model.get("max_position_embeddings", settings.get("model_max_length", 77))
@@ -157,6 +163,18 @@ def _of_hugging_face(
     ids = {**(vocabulary or {}), **{token.text: token.id for token in added}}
     pad_id = END if pad is None else ids.get(pad, END if vocabulary else {"!": 0}.get(pad, END))
     return Tokenizer(length, cleaning, pad_id, tuple(sorted(added, key=lambda token: token.id)))
+
+
+def _of_siglip(folder: Path, config: dict[str, Any], cleaning: Rules) -> Tokenizer:
+    problems: list[str] = []
+    root = Fields(config, CONFIG, problems)
+    text = siglip_text_config(root.inner("text_config", {}) if "text_config" in config else root)
+    try:
+        raise_problems(problems)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    assert text is not None
+    return tokenizer_of(text, cleaning)
 
 
 def _vocabulary(

@@ -10,6 +10,7 @@ from jax.typing import DTypeLike
 from clip_jax.config import CLIPConfig, ViTConfig
 from clip_jax.convert.families import family_of
 from clip_jax.convert.huggingface_towers import read_text_tower, read_vision_tower
+from clip_jax.convert.npz import is_npz
 from clip_jax.convert.single_file import read_single_file
 from clip_jax.errors import CheckpointError
 from clip_jax.model_tokenizer import Tokenizer
@@ -20,7 +21,7 @@ from clip_jax.weights.finding import Found, find
 from clip_jax.weights.loader import check_preprocessing, preprocess_of
 from clip_jax.weights.memory import on_device
 from clip_jax.weights.reading import read_found
-from clip_jax.weights.tokenizers import Preprocessing, load_tokenizer
+from clip_jax.weights.tokenizers import Preprocessing, load_tokenizer, tokenizer_of
 
 
 def load_text_model(
@@ -53,7 +54,8 @@ def load_text_model(
         DownloadError: it can't be downloaded; the message says how to put it there by hand.
     """
     check_preprocessing(preprocessing)
-    if os.path.isfile(name_or_path) and (single := read_single_file(name_or_path, subfolder)):
+    is_file = os.path.isfile(name_or_path) and not is_npz(name_or_path)
+    if is_file and (single := read_single_file(name_or_path, subfolder)):
         config, embed_dim, pad_id, tree = single
         model = TextModel(config, embed_dim, dtype=dtype, precision=precision)
         set_parameters(model, on_device(tree, adopt=False))
@@ -71,6 +73,8 @@ def load_text_model(
     model = TextModel(config, embed_dim, dtype=dtype, precision=precision)
     set_parameters(model, on_device(tree, adopt=family == "native"))
     source = found.path if found.path.is_dir() and not found.document else name_or_path
+    if family == "big_vision":
+        return model, tokenizer_of(config, preprocessing)
     if not found.path.is_dir():  # a file of OpenAI's layout, which says nothing of its tokenizer
         return model, Tokenizer(config.context_length, preprocessing)
     return model, load_tokenizer(source, preprocessing=preprocessing)
