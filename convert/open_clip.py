@@ -18,7 +18,7 @@ from clip_jax.convert.reader import read_checkpoint
 from clip_jax.convert.rules import OPEN_CLIP, OPEN_CLIP_PREFIXED, OPEN_CLIP_SIGLIP
 from clip_jax.convert.table import check_arrays, count_blocks, from_tree, to_tree
 from clip_jax.errors import CheckpointError
-from clip_jax.open_clip_catalog import architectures, lookup_tag
+from clip_jax.open_clip_catalog import architectures, lookup_tag, pretrained_tags
 from clip_jax.shapes import blocks, check_blocks, parameter_shapes
 
 WEIGHTS = "open_clip_model.safetensors"
@@ -187,6 +187,10 @@ def described(
             f"model must be the name of one of OpenCLIP's architectures, {', '.join(known)}. "
             f"Got {model!r}."
         )
+    if tags := [tag for tag in pretrained_tags(model) if tag.activation == "gelu_tanh"]:
+        if activation not in (None, "gelu_tanh"):
+            raise ValueError(f"{model} was trained with gelu_tanh. Got {activation!r}.")
+        return tags[0].open_clip_config()
     document = dict(known[model])
     if not document.get("quick_gelu"):
         if activation is None:

@@ -28,6 +28,32 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-np.asarray(x, np.float64)))
 
 
+def test_the_paths_of_the_parameter_tree_are_a_format():
+    block = {"ln_1/scale", "ln_1/bias", "ln_2/scale", "ln_2/bias"}
+    linear = {"attn/in_proj", "attn/out_proj", "mlp/c_fc", "mlp/c_proj"}
+    block |= {f"{name}/{kind}" for name in linear for kind in ("kernel", "bias")}
+    expected = {
+        *(f"transformer/resblocks/{i}/{name}" for i in range(2) for name in block),
+        *(f"visual/transformer/resblocks/{i}/{name}" for i in range(3) for name in block),
+        *("logit_scale", "logit_bias", "token_embedding/embedding", "positional_embedding"),
+        *("ln_final/scale", "ln_final/bias", "text_projection/kernel", "text_projection/bias"),
+        *("visual/conv1/kernel", "visual/conv1/bias", "visual/positional_embedding"),
+        *("visual/ln_post/scale", "visual/ln_post/bias", "visual/attnpool/probe"),
+        *(f"visual/attnpool/attn/{x}_proj/{kind}" for x in "qkvc" for kind in ("kernel", "bias")),
+        *("visual/attnpool/ln/scale", "visual/attnpool/ln/bias"),
+        *(
+            f"visual/attnpool/mlp/{x}/{kind}"
+            for x in ("c_fc", "c_proj")
+            for kind in ("kernel", "bias")
+        ),
+    }
+    shapes = parameter_shapes(SIGLIP)
+    assert shapes.keys() == expected
+    assert shapes["visual/attnpool/probe"] == (1, 1, 96)
+    assert shapes["visual/positional_embedding"] == (16, 96)
+    assert shapes["text_projection/kernel"] == (80, 96)
+
+
 def test_logits_are_scaled_cosines_plus_the_bias(siglip):
     image, text = (
         np.asarray(x, np.float64) for x in (siglip.encode_image(IMAGES), siglip.encode_text(IDS))

@@ -312,6 +312,16 @@ def test_a_bare_file_of_siglip_asks_for_its_folder(folder):
         clip_jax.load(folder / WEIGHTS)
 
 
+@pytest.mark.parametrize("name", ["FlaxCLIPModel", "FlaxCLIPTextModel", "FlaxCLIPVisionModel"])
+def test_the_classes_of_flax_clip_refuse_siglip(folder, name):
+    from clip_jax import compat
+
+    with pytest.raises(
+        CheckpointError, match="of the type siglip, which Flax's CLIP classes never"
+    ):
+        getattr(compat, name).from_pretrained(folder)
+
+
 def test_open_clips_activation_is_for_its_own_folders(folder, tmp_path):
     with pytest.raises(ValueError, match='activation="open_clip" is for folders of OpenCLIP'):
         clip_jax.load(folder, activation="open_clip")
