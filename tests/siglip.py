@@ -1,6 +1,7 @@
 """Small SigLIP models, and their arrays in the three forms in which they are published."""
 
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -109,8 +110,10 @@ def to_big_vision(
     linear("txt/head", arrays["text_model.head.weight"], arrays["text_model.head.bias"])
     pool, head = "img/MAPHead_0", "vision_model.head"
     found[f"{pool}/probe"] = arrays[f"{head}.probe"]
-    parts = [np.split(arrays[f"{head}.attention.in_proj_{k}"], 3) for k in ("weight", "bias")]
-    attention(pool, *parts, f"{head}.attention.out_proj", heads["img"])
+    weights, biases = (
+        np.split(arrays[f"{head}.attention.in_proj_{kind}"], 3) for kind in ("weight", "bias")
+    )
+    attention(pool, weights, biases, f"{head}.attention.out_proj", heads["img"])
     norm(f"{pool}/LayerNorm_0", f"{head}.layernorm")
     mlp(pool, f"{head}.mlp")
     found["t"], found["b"] = arrays["logit_scale"], arrays["logit_bias"]
@@ -168,7 +171,8 @@ def to_timm(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray], prefix: str = "params/") -> Path:
     """Writes arrays as big_vision does."""
-    np.savez(path, **{f"{prefix}{name}": array for name, array in arrays.items()})
+    named: dict[str, Any] = {f"{prefix}{name}": array for name, array in arrays.items()}
+    np.savez(path, **named)
     return path
 
 

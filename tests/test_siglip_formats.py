@@ -365,6 +365,7 @@ def test_every_tag_has_its_published_shape():
     tag = lookup_tag("ViT-SO400M-14-SigLIP-384/webli")
     assert tag is not None and tag.repository == "timm/ViT-SO400M-14-SigLIP-384"
     config = oc.from_document(tag.open_clip_config())
+    assert isinstance(config, SigLIPConfig)
     assert (config.vision.image_size, config.vision.num_patches) == (384, 27 * 27)
     assert config.embed_dim == 1152 and config.vision.mlp_width == config.text.mlp_width == 4304
     with pytest.raises(ValueError, match="is a NaFlex model"):

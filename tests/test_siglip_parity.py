@@ -85,6 +85,7 @@ def test_a_folder_gives_what_transformers_computes(name, tmp_path):
     for ours, other in ((image, out.vision_model_output), (text, out.text_model_output)):
         assert relative_error(ours.pooler_output, other.pooler_output) < TOLERANCE
         assert relative_error(ours.last_hidden_state, other.last_hidden_state) < TOLERANCE
+        assert ours.hidden_states is not None
         for mine, its in zip(ours.hidden_states, other.hidden_states, strict=True):
             assert relative_error(mine, its) < TOLERANCE
     assert relative_error(image.image_embeds, out.vision_model_output.pooler_output) < TOLERANCE

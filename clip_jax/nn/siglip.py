@@ -35,7 +35,14 @@ class SigLIP(CLIP):
 
 
 def build(config: CLIPConfig, **options: Any) -> CLIP:
-    """Builds a model of the family of its configuration: `SigLIP` or `CLIP`."""
+    """Builds a model of the family of its configuration: `SigLIP` or `CLIP`, with their arguments.
+
+    Example:
+        >>> import clip_jax
+        >>> model, _ = clip_jax.load("emoji")
+        >>> type(build(model.config)).__name__  # without rngs, of shapes alone
+        'CLIP'
+    """
     return (
         SigLIP(config, **options) if isinstance(config, SigLIPConfig) else CLIP(config, **options)
     )
