@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import clip_jax
+from clip_jax.cli import main
 from clip_jax.config import HALF, SigLIPConfig
 from clip_jax.convert import (
     from_big_vision,
@@ -186,6 +188,21 @@ def test_a_checkpoint_of_big_vision_loads_by_its_address(folder, tmp_path):
     assert model.config == SIGLIP
     with pytest.raises(FileNotFoundError):
         clip_jax.load("memory://siglip/absent.npz")
+    assert main(["convert", "memory://siglip/b_29.npz", str(tmp_path / "native")]) == 0
+    assert clip_jax.load(tmp_path / "native")[0].config == SIGLIP
+    assert main(["convert", "memory://siglip/absent.npz", str(tmp_path / "other")]) == 1
+
+
+def test_a_repository_in_the_hubs_cache_loads_by_its_name(folder, tmp_path, monkeypatch):
+    commit = "0123456789" * 4
+    repository = tmp_path / "models--google--siglip2-base-patch16-224"
+    shutil.copytree(folder, repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    model, _ = clip_jax.load("google/siglip2-base-patch16-224")
+    assert isinstance(model, SigLIP) and model.config == SIGLIP
 
 
 @pytest.mark.parametrize(

@@ -21,13 +21,18 @@ def add(commands: Any) -> None:
         "convert",
         help="convert a checkpoint to or from another library's format",
         description="Convert a model: from a file of weights, or a folder of clip_jax, of Hugging "
-        "Face's transformers or of OpenCLIP; to a native folder (config.json and "
+        "Face's transformers or of OpenCLIP; CLIP or SigLIP; to a native folder (config.json and "
         "model.safetensors), a folder of one of these libraries, or a .pt state dictionary with "
         "OpenAI's names, which needs PyTorch. All numbers stay as they are, to the bit.",
         epilog="example: clip-jax convert ViT-B-32.pt vit-b-32 && "
         "clip-jax convert vit-b-32 vit-b-32-hf --to huggingface",
     )
-    parser.add_argument("source", metavar="SRC", type=Path, help="a file of weights, or a folder")
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        help="a file of weights, or a folder; a SigLIP checkpoint of big_vision (.npz) also by its "
+        "address, such as gs://",
+    )
     parser.add_argument(
         "target", metavar="DST", type=Path, help="a folder, or a file whose name ends with .pt"
     )
@@ -54,8 +59,12 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Converts, and prints what was written."""
-    source, target = args.source, args.target
-    if not source.exists():
+    from clip_jax.convert.npz import is_npz
+    from clip_jax.storage import is_remote
+
+    source, target = Path(args.source), args.target
+    is_address = is_remote(args.source) and is_npz(args.source)
+    if not is_address and not source.exists():
         raise FileNotFoundError(errno.ENOENT, "no such file or folder", str(source))
     to = args.to or ("openai" if target.suffix in PYTORCH else "native")
     _check_kinds(source, target, to, args.model or args.activation)
@@ -71,7 +80,9 @@ def run(args: argparse.Namespace) -> int:
     from clip_jax.weights import read_model
 
     try:
-        family, config, params = read_model(source, model=args.model, activation=args.activation)
+        family, config, params = read_model(
+            args.source if is_address else source, model=args.model, activation=args.activation
+        )
     except ValueError as error:
         raise argparse.ArgumentError(None, str(error)) from None
     if family == "native" and to == "native":
