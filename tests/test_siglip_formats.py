@@ -21,7 +21,7 @@ from clip_jax.convert import (
     to_pytorch,
 )
 from clip_jax.convert import open_clip_config as oc
-from clip_jax.convert.open_clip import from_arrays
+from clip_jax.convert.open_clip import described, from_arrays
 from clip_jax.errors import CheckpointError
 from clip_jax.nn import SigLIP, flatten
 from clip_jax.open_clip_catalog import lookup_tag
@@ -223,7 +223,7 @@ def test_a_repository_in_the_hubs_cache_loads_by_its_name(folder, tmp_path, monk
         (
             {},
             {"vision_model.head.attention.in_proj_bias": np.zeros(96, np.float32)},
-            r"^[^!]*1 arrays do not fit[^!]*! vision_model.head.attention.in_proj_bias: expected "
+            r"1 array does not fit[^!]*! vision_model.head.attention.in_proj_bias: expected "
             r"shape \(288,\)",
         ),
         ({}, {"text_model.head.weight": None}, "- text_model.head.weight: missing"),
@@ -387,3 +387,13 @@ def test_every_tag_has_its_published_shape():
     assert config.embed_dim == 1152 and config.vision.mlp_width == config.text.mlp_width == 4304
     with pytest.raises(ValueError, match="is a NaFlex model"):
         lookup_tag("ViT-B-16-SigLIP2-NaFlex/webli")
+
+
+def test_an_architecture_of_siglip_has_its_own_activation_and_pixels():
+    document = described("ViT-B-16-SigLIP")
+    assert document == described("ViT-B-16-SigLIP", "gelu_tanh")
+    config = oc.from_document(document)
+    assert config.vision_activation == config.text_activation == "gelu_tanh"
+    assert config.pixels.mean == HALF and config.pixels.resize == "squash"
+    with pytest.raises(ValueError, match="ViT-B-16-SigLIP was trained with gelu_tanh. Got 'gelu'"):
+        described("ViT-B-16-SigLIP", "gelu")
