@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import ImageOps
 
+from clip_jax.channels import Losses
+from clip_jax.naming import reading
 from clip_jax.preprocess import Preprocess, decode_image
 from clip_jax.sources import Record
 from clip_jax.sources.faults import problem_of
@@ -103,7 +105,11 @@ def picture_digest(data: bytes) -> int:
 
 
 class Loader:
-    """Turns records into inputs of the encoder."""
+    """Turns records into inputs of the encoder.
+
+    Attributes:
+        losses: the pictures that have lost something on the way.
+    """
 
     def __init__(
         self,
@@ -131,6 +137,7 @@ class Loader:
         self._exif_transpose, self._timing = exif_transpose, timing
         self._gate = gate or CpuGate(is_shared=False)
         self._formats = formats
+        self.losses = Losses()
         self._tokens_of = tokens_of
 
     def size(self, record: Record) -> int:
@@ -171,10 +178,11 @@ class Loader:
         with self._timing("reading"):
             data = record.read()
         self._gate.wait()
-        with self._timing("decoding"):
+        with self._timing("decoding"), reading(record.key):
             image = decode_image(data, self._formats)
             if self._exif_transpose:
                 image = ImageOps.exif_transpose(image)
+            self.losses.add(preprocess.losses(image), record.key)
             return preprocess.pixels(image), picture_digest(data)
 
 

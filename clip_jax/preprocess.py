@@ -6,20 +6,47 @@ import functools
 import io
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
-from clip_jax.config import PixelConfig
+from clip_jax.channels import (
+    CLIPPED,
+    UNCOVERED,
+    color_of,
+    covered,
+    is_clipped,
+    is_uncovered,
+    scaled,
+)
+from clip_jax.config import PixelConfig, Resize
 from clip_jax.errors import Unreachable, exhausted
+from clip_jax.naming import reading
 from clip_jax.resample import EIGHT_BITS, NEAREST, nearest_middle, resize_middle
 from clip_jax.storage import check_picture_size, check_regular
 
 # Accepted formats, whatever the file's name: those that Pillow decodes quickly by itself. Others
 # start programs (EPS: Ghostscript), can hold the GIL for as long as a file of a few kilobytes
 # specifies (FITS), have no signature, so that any bytes can pass for one (TGA), or are rare.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF", "JPEG2000", "ICO")
+# HEIF, of phones, needs a plug-in, which is loaded where it is installed.
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF", "JPEG2000", "ICO"),
+    "HEIF",
+)
+# The first bytes of HEIF files, from the fourth on, and of AVIF.
+_BRANDS = {
+    **dict.fromkeys(
+        (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1", b"ftypheim"),
+        "is a HEIC picture, which needs a plug-in: pip install 'clip-jax-flax[heic]', then try "
+        "again",
+    ),
+    b"ftypavif": "is an AVIF picture, which this Pillow can't read: pip install -U pillow",
+}
+# What a picture that isn't square becomes, and how `PixelConfig` calls that.
+Fit = Literal["crop", "pad", "squash"]
+FITS: dict[Fit, Resize] = {"crop": "shortest", "pad": "longest", "squash": "squash"}
 # Above this aspect ratio, only the part that the crop keeps is resized.
 THIN = 32
 # The most pixels of such a resized picture, for modes that `clip_jax.resample` doesn't have.
@@ -38,16 +65,37 @@ class Preprocess:
     Attributes:
         image_size: the side of the square, in pixels.
         config: filter, way of resizing, mean and standard deviation.
+        fit: "crop", the middle of the picture; "pad", all of it, with margins that are black or of
+            the background's colour; "squash", all of it, whatever that does to its aspect ratio;
+            None for the model's own way, in `config`.
+        background: a colour, such as "white" or "#7f7f7f", to put transparent parts on; None to
+            ignore transparency, as in the reference.
+        scale_16_bit: whether to divide grey pictures of 16 bits by 257; else values above 255 are
+            white, as in the reference.
+
+    Raises:
+        ValueError: `image_size` is no positive integer, or there is no such fit or colour.
 
     Example:
         >>> Preprocess(224)(Image.new("L", (640, 480))).shape
         (224, 224, 3)
+        >>> Preprocess(4, fit="pad").pixels(Image.new("L", (8, 4), 9))[:, 0, 0].tolist()
+        [0, 9, 9, 0]
     """
 
     image_size: int
     config: PixelConfig = PixelConfig()
+    _: dataclasses.KW_ONLY
+    # Not in the repr, which is part of what some embedding jobs are.
+    fit: Fit | None = dataclasses.field(default=None, repr=False)
+    background: str | None = dataclasses.field(default=None, repr=False)
+    scale_16_bit: bool = dataclasses.field(default=False, repr=False)
 
     def __post_init__(self) -> None:
+        if self.fit is not None and self.fit not in FITS:
+            raise ValueError(f"fit must be {', '.join(map(repr, FITS))} or None. Got {self.fit!r}")
+        if self.background is not None:
+            color_of(self.background)
         if not isinstance(self.image_size, int) or self.image_size < 1:
             raise ValueError(f"image_size must be a positive integer, got {self.image_size!r}")
 
@@ -71,19 +119,44 @@ class Preprocess:
         """Returns the cropped image before normalisation, which models accept too; raises alike."""
         check_image(image)
         with told_faults(image):
-            square = self._square(image)
+            square = self._square(self._prepared(image))
             square.info.pop("transparency", None)  # has no effect on RGB, but Pillow may warn
             return np.array(square.convert("RGB"))  # a copy, or it would be read-only
+
+    def losses(self, image: Image.Image) -> tuple[str, ...]:
+        """Returns what of a picture doesn't reach the pixels; see `clip_jax.channels`."""
+        is_lost = {
+            CLIPPED: is_clipped(image) and (not self.scale_16_bit or image.mode == "F"),
+            UNCOVERED: self.background is None and is_uncovered(image),
+        }
+        return tuple(kind for kind, lost in is_lost.items() if lost)
+
+    @property
+    def resize(self) -> Resize:
+        """How pictures become squares: as `fit` says, else in the model's own way."""
+        return FITS[self.fit] if self.fit else self.config.resize
+
+    def _prepared(self, image: Image.Image) -> Image.Image:
+        """Returns the picture on its background, and with 8 bits, where that is asked for."""
+        if self.scale_16_bit:
+            image = scaled(image)
+        if self.background is not None:
+            image = covered(image, self.background)
+        return image
 
     def _square(self, image: Image.Image) -> Image.Image:
         """Returns the resized picture, in its own mode, as a square."""
         n = self.image_size
         resample = Image.Resampling[self.config.interpolation.upper()]
-        if self.config.resize == "squash":
+        if self.resize == "squash":
             check_area(image, n * max(image.size))
             return image.resize((n, n), resample)
-        if self.config.resize == "longest":
-            return _padded(_resized_to_fit(image, n, resample), n)
+        if self.resize == "longest":
+            if self.background is None and self.fit is None:
+                return padded(_resized_to_fit(image, n, resample), n)
+            image.info.pop("transparency", None)
+            color = color_of(self.background or "black")
+            return padded(_resized_to_fit(image.convert("RGB"), n, resample), n, color)
         size = shortest_to(n, *image.size)
         if max(image.size) > THIN * min(image.size) and min(image.size) < n:
             if image.mode in EIGHT_BITS:
@@ -95,6 +168,35 @@ class Preprocess:
         # Python rounds halves to even, and so does the reference
         left, top = (round((side - n) / 2.0) for side in resized.size)
         return resized.crop((left, top, left + n, top + n))
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureOptions:
+    """What of the preprocessing a job may choose; the rest is the model's.
+
+    Attributes:
+        fit: as for `Preprocess`.
+        background: as for `Preprocess`.
+        scale_16_bit: as for `Preprocess`.
+
+    Raises:
+        ValueError: there is no such fit or colour.
+    """
+
+    fit: Fit | None = None
+    background: str | None = None
+    scale_16_bit: bool = False
+
+    def __post_init__(self) -> None:
+        Preprocess(1, **dataclasses.asdict(self))  # raises what is wrong
+
+    def applied_to(self, preprocess: Preprocess) -> Preprocess:
+        """Returns a model's preprocessing with these options."""
+        return dataclasses.replace(preprocess, **self.chosen())
+
+    def chosen(self) -> dict[str, Any]:
+        """Returns the options that differ from their defaults, by name."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value}
 
 
 def shortest_to(n: int, width: int, height: int) -> tuple[int, int]:
@@ -145,11 +247,11 @@ def _resized_to_fit(image: Image.Image, n: int, resample: Image.Resampling) -> I
     return image.resize((width, height), resample)
 
 
-def _padded(image: Image.Image, n: int) -> Image.Image:
-    """Returns the picture in the middle of a black square."""
+def padded(image: Image.Image, n: int, color: int | tuple[int, ...] = 0) -> Image.Image:
+    """Returns the picture in the middle of a square, black by default."""
     left, top = ((n - side) // 2 for side in image.size)
     margins = (left, top, n - image.width - left, n - image.height - top)
-    padded = ImageOps.expand(image, margins, 0)
+    padded = ImageOps.expand(image, margins, color)
     if image.mode == "P" and (palette := image.getpalette()):
         padded.putpalette(palette)
     return padded
@@ -174,7 +276,8 @@ def open_image(path: str | os.PathLike[str], formats: Sequence[str] | None = Non
     try:
         check_regular(path)
         check_picture_size(path, os.path.getsize(path))
-        return _loaded(path, known)
+        with reading(os.fspath(path)):
+            return _loaded(path, known)
     except (FileNotFoundError, Unreachable):
         raise
     except Exception as error:  # decoders raise errors of any kind, SyntaxError included
@@ -209,9 +312,20 @@ def known_formats(formats: Sequence[str] | None = None) -> tuple[str, ...]:
     return _known(None if formats is None else tuple(name.upper() for name in formats))
 
 
+def suffixes_of(formats: Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the usual suffixes, without dots, of files in these formats; none for None."""
+    known = set(known_formats(formats) if formats else ())
+    endings = Image.registered_extensions().items()
+    return tuple(ending.removeprefix(".") for ending, name in endings if name in known)
+
+
 @functools.cache
 def _known(formats: tuple[str, ...] | None) -> tuple[str, ...]:
     Image.init()
+    with contextlib.suppress(ImportError):
+        import pillow_heif  # pyright: ignore[reportMissingImports]
+
+        pillow_heif.register_heif_opener()
     if formats is None:
         return tuple(name for name in FORMATS if name in Image.OPEN)
     if unknown := [name for name in formats if name not in Image.OPEN]:
@@ -253,6 +367,8 @@ def _fault(error: Exception, beginning: bytes) -> str:
     if not beginning:
         return "the file is empty"
     if isinstance(error, Image.UnidentifiedImageError):
+        if advice := _BRANDS.get(beginning[4:12]):
+            return advice
         for name in Image.OPEN.keys() - set(FORMATS):
             with contextlib.suppress(Exception):  # of so short a file
                 if (is_one := Image.OPEN[name][1]) and is_one(beginning) is True:

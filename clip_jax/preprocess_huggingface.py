@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from clip_jax.channels import UNCOVERED
 from clip_jax.config import PixelConfig
 from clip_jax.convert.fields import Fields, raise_problems
 from clip_jax.convert.huggingface_pixels import PREPROCESSOR, PROCESSOR, from_document
@@ -34,6 +35,9 @@ class HuggingFacePreprocess(Preprocess):
         config: filter, way of resizing, mean and standard deviation.
         resized: what the shorter side becomes before the crop, or (height, width) for "squash";
             `image_size` by default.
+        fit: as for `Preprocess`; None for transformers' way.
+        background: as for `Preprocess`; None for white.
+        scale_16_bit: as for `Preprocess`.
     """
 
     resized: int | tuple[int, int] | None = None
@@ -42,7 +46,9 @@ class HuggingFacePreprocess(Preprocess):
         """Returns the cropped image before normalisation, which models accept too; raises alike."""
         check_image(image)
         with told_faults(image):
-            rgb, n = _on_white(image), self.image_size
+            rgb, n = _on_white(self._prepared(image)), self.image_size
+            if self.fit is not None:
+                return np.array(self._square(rgb))
             width, height = self._size(rgb)
             check_area(rgb, width * max(rgb.height, height))
             resized = rgb.resize(
@@ -51,6 +57,10 @@ class HuggingFacePreprocess(Preprocess):
             # Rounded down, also below zero; Pillow's crop is black outside of the image.
             left, top = ((side - n) // 2 for side in resized.size)
             return np.array(resized.crop((left, top, left + n, top + n)))
+
+    def losses(self, image: Image.Image) -> tuple[str, ...]:
+        """As of any other preprocessing; but transparent parts are on white."""
+        return tuple(kind for kind in super().losses(image) if kind != UNCOVERED)
 
     def _size(self, image: Image.Image) -> tuple[int, int]:
         if self.config.resize == "shortest":

@@ -27,6 +27,18 @@ def announce(step: str, show: bool = True) -> None:
         print(f"{step} ...", file=sys.stderr)
 
 
+def remark(text: str, show: bool = True) -> None:
+    """Prints what whoever started a job should know, also where there is no terminal.
+
+    Args:
+        text: the sentence; nothing is printed if it is empty.
+        show: whether to print at all.
+    """
+    if show and text:
+        for line in text.splitlines():
+            tqdm.write(line, file=sys.stderr)  # above a bar
+
+
 class Progress:
     """A display of the number of rows done.
 

@@ -183,6 +183,64 @@ def load_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def add_columns(parser: argparse.ArgumentParser) -> None:
+    """Declares the options that name a table's columns."""
+    others = {"image": "filepath or file_name", "caption": "title or text", "key": ""}
+    for column, names in others.items():
+        also = f"; {names} where a table has neither image nor caption" if names else ""
+        parser.add_argument(
+            f"--{column}-column",
+            default=column,
+            metavar="NAME",
+            help=f"of tables (default: %(default)s{also})",
+        )
+
+
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of how pictures become pixels."""
+    parser.add_argument(
+        "--fit",
+        choices=("crop", "pad", "squash"),
+        help="crop a picture to its middle, show all of it with margins, or squash it (default: as "
+        "the model was trained, which is to crop for CLIP)",
+    )
+    parser.add_argument(
+        "--background",
+        metavar="COLOR",
+        type=color,
+        help="put transparent parts and margins on this colour, such as white (default: the colour "
+        "beneath shows, as in the reference, and margins are black)",
+    )
+    parser.add_argument(
+        "--scale-16-bit",
+        action="store_true",
+        help="scale grey pictures of 16 bits to 8 (default: values above 255 are white, as in the "
+        "reference)",
+    )
+
+
+def pictures_of(args: argparse.Namespace) -> Any:
+    """Returns those options as `clip_jax.preprocess.PictureOptions`."""
+    from clip_jax.preprocess import PictureOptions
+
+    return PictureOptions(args.fit, args.background, args.scale_16_bit)
+
+
+def color(text: str) -> str:
+    """Returns the name of a colour.
+
+    Raises:
+        argparse.ArgumentTypeError: there is none of that name.
+    """
+    from clip_jax.channels import color_of
+
+    try:
+        color_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def add_batch_size(parser: argparse.ArgumentParser, description: str) -> None:
     """Declares `--batch-size`; the description says of what."""
     parser.add_argument("--batch-size", type=positive_int, metavar="N", help=description)

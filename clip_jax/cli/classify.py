@@ -9,8 +9,10 @@ from clip_jax.cli.arguments import (
     Distinct,
     add_json,
     add_model,
+    add_pictures,
     label,
     load_options,
+    pictures_of,
     positive_int,
     template,
 )
@@ -62,6 +64,7 @@ def add(commands: Any) -> None:
         metavar="DIR",
         help="keep compiled programs in this folder for the next time; for GPUs and TPUs",
     )
+    add_pictures(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
@@ -90,6 +93,7 @@ def _results(args: argparse.Namespace, paths: Sequence[str]) -> Iterator[dict[st
     from clip_jax.evaluate import ZeroShotClassifier
 
     model, preprocess, tokenizer = _load(args.model, load_options(args))
+    preprocess = pictures_of(args).applied_to(preprocess)
     try:
         classifier = ZeroShotClassifier(
             model,
@@ -157,13 +161,19 @@ def _batches(paths: Sequence[str], preprocess: Any) -> Iterator[tuple[list[str],
     import numpy as np
 
     from clip_jax import open_image
+    from clip_jax.channels import Losses
     from clip_jax.errors import is_exhausted
+    from clip_jax.naming import reading
 
+    losses = Losses()
     batch: list[str] = []
     pixels = []
     for i, path in enumerate(paths):
         try:
-            pixels.append(preprocess.pixels(open_image(path)))
+            image = open_image(path)
+            with reading(path):
+                pixels.append(preprocess.pixels(image))
+                losses.add(preprocess.losses(image), path)
             batch.append(path)
         except (ValueError, OSError) as error:
             if is_exhausted(error):
@@ -174,6 +184,8 @@ def _batches(paths: Sequence[str], preprocess: Any) -> Iterator[tuple[list[str],
         if batch and (len(batch) == BATCH or i == len(paths) - 1):
             yield batch, np.stack(pixels)
             batch, pixels = [], []
+    for sentence in losses.sentences():
+        complain(sentence)
 
 
 def _print(result: dict[str, Any], *, first: bool) -> None:

@@ -5,6 +5,7 @@ without jax. They raise what they can't do, and `main` says it.
 """
 
 import argparse
+import collections
 import contextlib
 import io
 import os
@@ -16,11 +17,14 @@ from typing import Any, NoReturn, TextIO
 from clip_jax.cli import classify, convert, embed, evaluate, models, parity, search, train
 from clip_jax.cli.output import complain, printable
 from clip_jax.errors import CheckpointError, DownloadError
+from clip_jax.naming import current
 from clip_jax.signals import exit_status, handled, word_for
 
 COMMANDS = (models, classify, embed, search, evaluate, convert, parity, train)
 
 FAILURE, BAD_ARGUMENTS, BROKEN_PIPE = 1, 2, 141
+# How many pictures are named that bring about the same warning.
+NAMED = 5
 STOPPED = (130, 143)  # by Ctrl-C, by SIGTERM
 
 # What a user can bring about and mend; anything else is a defect of ours and shows its traceback.
@@ -36,7 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # file names may hold what can't be encoded
             stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = _Warnings()
+        # Else only the first picture of which Pillow warns would be named.
+        warnings.filterwarnings("always", module=r"PIL\.", append=True)
         try:
             with handled(_complain):
                 return _run(argv)
@@ -164,5 +170,19 @@ def _detail(error: Exception) -> str:
     return f" ({text})" if text else ""
 
 
-def _show_warning(message: Warning | str, *_: Any) -> None:
-    _complain(f"warning: {message}")
+class _Warnings:
+    """Says warnings in one line, with the picture that is being read when Pillow warns of one."""
+
+    def __init__(self):
+        self._counts: collections.Counter[str] = collections.Counter()
+
+    def __call__(self, message: Warning | str, *_: Any) -> None:
+        picture = current()
+        if picture is None:
+            _complain(f"warning: {message}")
+            return
+        self._counts[str(message)] += 1
+        if self._counts[str(message)] <= NAMED:
+            _complain(f"warning: {printable(picture)}: {message}")
+        elif self._counts[str(message)] == NAMED + 1:
+            _complain(f"warning: {message}; further pictures with this warning aren't named")

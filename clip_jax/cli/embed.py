@@ -7,10 +7,13 @@ from typing import Any
 from clip_jax.cli import distributed
 from clip_jax.cli.arguments import (
     add_batch_size,
+    add_columns,
     add_distributed,
     add_model,
+    add_pictures,
     load_options,
     non_negative_int,
+    pictures_of,
     positive_int,
     shard,
 )
@@ -33,8 +36,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "source",
         metavar="INPUT",
-        help="a folder of pictures; WebDataset's .tar, .txt, .csv, .jsonl or .parquet files, by a "
-        "path or a quoted pattern such as 'shards/{000..099}.tar'; s3:// and the like, too",
+        help="a folder of pictures; WebDataset's .tar, .txt, .csv, .tsv, .jsonl or .parquet files, "
+        "by a path or a quoted pattern such as 'shards/{000..099}.tar'; s3:// and the like, too",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="where the embeddings go")
     add_model(parser, "as for classify", "ViT-B/32")
@@ -70,9 +73,7 @@ def add(commands: Any) -> None:
         "%(default)s)",
     )
     add_batch_size(parser, "rows that are computed at one time")
-    parser.add_argument("--image-column", default="image", metavar="NAME", help="of tables")
-    parser.add_argument("--caption-column", default="caption", metavar="NAME", help="of tables")
-    parser.add_argument("--key-column", default="key", metavar="NAME", help="of tables")
+    add_columns(parser)
     parser.add_argument(
         "--columns", nargs="+", default=(), metavar="NAME", help="columns to copy to the output"
     )
@@ -81,6 +82,7 @@ def add(commands: Any) -> None:
         action="store_true",
         help="rotate pictures as their EXIF data say; the reference doesn't",
     )
+    add_pictures(parser)
     parser.add_argument(
         "--formats",
         nargs="+",
@@ -144,6 +146,7 @@ def run(args: argparse.Namespace) -> int:
             args.image_column, args.caption_column, args.key_column, tuple(args.columns)
         ),
         exif_transpose=args.exif_transpose,
+        pictures=pictures_of(args),
         formats=args.formats,
         shard=args.shard,
         dry_run=args.dry_run,
@@ -154,6 +157,8 @@ def run(args: argparse.Namespace) -> int:
         **load_options(args),
     )
     print(summary)
+    for sentence in summary.remarks:
+        complain(sentence)
     if summary.errors and not (summary.rows or summary.rows_before or args.dry_run):
         complain(
             f"no row could be embedded; {ERRORS}/ in {args.out} says why of each. Mend the cause, "

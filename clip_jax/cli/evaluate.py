@@ -5,9 +5,12 @@ from typing import Any
 
 from clip_jax.cli.arguments import (
     add_batch_size,
+    add_columns,
     add_json,
     add_model,
+    add_pictures,
     load_options,
+    pictures_of,
     positive_float,
     positive_int,
 )
@@ -15,8 +18,8 @@ from clip_jax.cli.figures import report_left_out, show_classification, show_retr
 
 _DATA = (
     "a folder with a folder of pictures for each class; WebDataset's .tar files, whose members "
-    "that end in .cls are the labels; a .csv, .jsonl or .parquet table; or the output of clip-jax "
-    "embed, with a column of labels"
+    "that end in .cls are the labels; a .csv, .tsv, .jsonl or .parquet table; or the output of "
+    "clip-jax embed, with a column of labels"
 )
 _MODEL = "as for classify (default: that of the embedding job, else ViT-B/32)"
 _CLASSIFICATION = "the figures of each class, the confusion matrix and the mistakes"
@@ -77,10 +80,13 @@ def _add_retrieval(kinds: Any) -> None:
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="WebDataset's .tar files, a folder with a table of captions or such a table, as for "
-        "training; or the output of clip-jax embed --what both",
+        help="WebDataset's .tar files, tables of captions or a folder with one, or a folder of "
+        "pictures with .txt files beside them, as for training; or the output of clip-jax embed "
+        "--what both",
     )
     add_model(parser, _MODEL)
+    add_columns(parser)
+    add_pictures(parser)
     add_batch_size(parser, _BATCH)
     add_json(parser)
     _add_report(parser, "the recalls, the ranks and the worst mistakes of each direction")
@@ -147,6 +153,10 @@ def _add_common(parser: Any) -> None:
         metavar="NAME",
         help="of shards, tables and embeddings (default: cls in shards, else label)",
     )
+    parser.add_argument(
+        "--image-column", default="image", metavar="NAME", help="of tables (default: %(default)s)"
+    )
+    add_pictures(parser)
     add_batch_size(parser, _BATCH)
     add_json(parser)
 
@@ -176,6 +186,8 @@ def run_zeroshot(args: argparse.Namespace) -> int:
         class_names=class_names,
         templates=templates,
         label_column=args.label_column,
+        image_column=args.image_column,
+        pictures=pictures_of(args),
         batch_size=args.batch_size,
         **load_options(args),
     )
@@ -188,9 +200,17 @@ def run_retrieval(args: argparse.Namespace) -> int:
     """Evaluates, prints the recalls, and writes the report."""
     from clip_jax.evaluate import retrieval
     from clip_jax.evaluate.documents import retrieval_document
+    from clip_jax.sources import Columns
 
     _prepare_report(args, draws=False)
-    result = retrieval(args.data, args.model, batch_size=args.batch_size, **load_options(args))
+    result = retrieval(
+        args.data,
+        args.model,
+        columns=Columns(args.image_column, args.caption_column, args.key_column),
+        pictures=pictures_of(args),
+        batch_size=args.batch_size,
+        **load_options(args),
+    )
     show_retrieval(retrieval_document(result), args.json)
     _write_report(args, f"Retrieval: {args.data}", result)
     return report_left_out(result.left_out)
@@ -212,6 +232,8 @@ def run_probe(args: argparse.Namespace) -> int:
         tol=args.tol,
         dtype=args.dtype,
         label_column=args.label_column,
+        image_column=args.image_column,
+        pictures=pictures_of(args),
         batch_size=args.batch_size,
         **load_options(args),
     )

@@ -21,6 +21,11 @@ def add(commands: Any) -> None:
     parser.add_argument("folder", metavar="DIR", help="the --out folder of clip-jax embed")
     parser.add_argument("query", metavar="QUERY", help="a text; with --image, a picture's file")
     parser.add_argument("--image", action="store_true", help="search for a picture")
+    parser.add_argument(
+        "--fit",
+        choices=("crop", "pad", "squash"),
+        help="how the picture becomes a square (default: as those in the folder did)",
+    )
     add_model(parser, "where the model is now (default: where it was when the folder was written)")
     parser.add_argument(
         "-k", type=positive_int, default=10, metavar="N", help="how many (default: %(default)s)"
@@ -54,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     query = Path(args.query) if args.image else args.query
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", Incomplete)
-        hits = search(args.folder, args.model, query, args.k, **load_options(args))
+        hits = search(args.folder, args.model, query, args.k, fit=args.fit, **load_options(args))
     for warning in caught:
         warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
     lacks_rows = any(getattr(warning.message, "rows", 0) for warning in caught)

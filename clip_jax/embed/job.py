@@ -26,7 +26,7 @@ from clip_jax.encoder import Encoder
 from clip_jax.loading import CpuGate, loading
 from clip_jax.nn import CLIP
 from clip_jax.placement import device_of
-from clip_jax.preprocess import known_formats
+from clip_jax.preprocess import PictureOptions, known_formats
 from clip_jax.progress import Progress
 from clip_jax.sources import Columns
 from clip_jax.storage import storage
@@ -47,6 +47,7 @@ def embed(
     batch_size: int | None = None,
     columns: Columns | None = None,
     exif_transpose: bool = False,
+    pictures: PictureOptions | None = None,
     formats: Sequence[str] | None = None,
     shard: tuple[int, int] | None = None,
     dry_run: bool = False,
@@ -68,9 +69,9 @@ def embed(
     are truncated.
 
     Args:
-        source: a folder of pictures, subfolders included; WebDataset's tar files; or tables: .txt,
-            .csv, .jsonl, .parquet. A pattern with `*` and braces may name several files. Any
-            address that fsspec knows.
+        source: a folder of pictures, subfolders included, where captions may lie beside them, as in
+            a.jpg and a.txt; WebDataset's tar files; or tables: .txt, .csv, .tsv, .jsonl, .parquet.
+            A pattern with `*` and braces may name several files. Any address that fsspec knows.
         model: a model, or what `clip_jax.load` takes.
         out: the folder of the output; any address that fsspec knows.
         what: what to embed; by default pictures if the input has some, else texts.
@@ -82,6 +83,8 @@ def embed(
         batch_size: rows of a batch over the devices of this process, as in `Encoder`.
         columns: the roles of a table's columns, and those to pass through.
         exif_transpose: whether to rotate pictures by their EXIF data; the reference doesn't.
+        pictures: whether pictures are cropped, padded or squashed, and the like; by default as for
+            the model.
         formats: the picture formats to accept, by Pillow's names, whatever the files' names;
             `clip_jax.preprocess.FORMATS` by default.
         shard: (i, n), to be worker i of n, counted from 0. By default one worker, or under
@@ -127,6 +130,8 @@ def embed(
         rows_per_part=rows_per_part,
         columns=columns or Columns(),
         exif_transpose=exif_transpose,
+        pictures=pictures or PictureOptions(),
+        formats=formats,
         options=LoadOptions(activation, num_heads, preprocessing),
     )
     is_ours = job.claim(dry=True)
@@ -135,6 +140,8 @@ def embed(
     else:
         job.check_unclaimed()
     counts = Counts()
+    if job.rows.remark:
+        counts.remarks.append(job.rows.remark)
 
     def planned() -> tuple[Plan, Comparison]:
         plan = Plan(
@@ -223,6 +230,7 @@ def _embed_rows(
     is_cpu = device_of(job.model).platform == "cpu"
     gate = CpuGate(is_shared=is_cpu)
     loader = job.loader(counts, gate, formats)
+    counts.losses = loader.losses
     encoder: Encoder | None = None
     builder: PartBuilder | None = None
     with (

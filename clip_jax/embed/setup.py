@@ -15,6 +15,7 @@ from clip_jax.embed.parts import Expected, NpyParts, Parts
 from clip_jax.embed.tables import check_unclaimed
 from clip_jax.loading import CpuGate, Loader
 from clip_jax.nn import CLIP, model_digest
+from clip_jax.preprocess import PictureOptions, suffixes_of
 from clip_jax.sources import Columns, Input, open_input
 from clip_jax.storage import absolute, folder, plain
 from clip_jax.weights import load
@@ -52,6 +53,7 @@ class Job:
         claimed: what `job.json` says besides.
         parts: the output's parts.
         exif_transpose: whether to rotate pictures by their EXIF data.
+        pictures: the options of the preprocessing.
     """
 
     source: str
@@ -63,6 +65,7 @@ class Job:
     claimed: Mapping[str, Any]
     parts: Parts
     exif_transpose: bool
+    pictures: PictureOptions = PictureOptions()
 
     @property
     def model(self) -> CLIP:
@@ -105,8 +108,9 @@ class Job:
     def loader(self, counts: Counts, gate: CpuGate, formats: Sequence[str]) -> Loader:
         """Returns what turns the input's records into inputs of the encoder."""
         config, what = self.model.config, self.layout.what
+        preprocess = self.pictures.applied_to(self.opened.preprocess)
         return Loader(
-            preprocess=None if what == "texts" else self.opened.preprocess,
+            preprocess=None if what == "texts" else preprocess,
             context_length=None if what == "images" else config.text.context_length,
             exif_transpose=self.exif_transpose,
             timing=counts.timing,
@@ -128,7 +132,9 @@ def prepare(
     rows_per_part: int,
     columns: Columns,
     exif_transpose: bool,
+    pictures: PictureOptions,
     options: LoadOptions,
+    formats: Sequence[str] | None = None,
 ) -> Job:
     """Lists the input and loads the model; the arguments are those of `embed`.
 
@@ -137,7 +143,9 @@ def prepare(
         OSError: the input can't be read.
     """
     source, out = plain(source), absolute(folder(out))
-    rows = open_input(source, columns)
+    rows = open_input(
+        source, columns, suffixes=suffixes_of(formats), captions=what in ("texts", "both")
+    )
     what = what or ("images" if rows.has_images else "texts")
     _check_has(source, rows, what)
     layout = Layout(rows, what, columns.others, np.dtype(dtype), format)
@@ -157,13 +165,15 @@ def prepare(
         "rows_per_part": rows_per_part,
         "columns": [columns.image, columns.caption, columns.key, *columns.others],
         "input": rows.fingerprint,
+        # Only where they are chosen: jobs begun before there were any go on.
+        **pictures.chosen(),
         **_inputs_of_its_own(opened, options, what),
     }
     claimed = {
         "model": name,
         "source": absolute(source),
         "shards": len(rows.shards),
-        "image_column": columns.image,
+        "image_column": rows.columns.image,
         "embeddings": TOWERS[what],
         "dim": model.config.embed_dim,
         "types": layout.noted_types(),
@@ -186,7 +196,9 @@ def prepare(
     )
     parts = (NpyParts if format == "npy" else Parts)(out, about, expected)
     _check_apart(source, rows, parts)
-    return Job(source, out, opened, rows, layout, identity, claimed, parts, exif_transpose)
+    return Job(
+        source, out, opened, rows, layout, identity, claimed, parts, exif_transpose, pictures
+    )
 
 
 def _inputs_of_its_own(opened: Opened, options: LoadOptions, what: What) -> dict[str, Any]:

@@ -1,11 +1,13 @@
 """Exact search: every embedding is compared with the query, block by block on the device."""
 
 import concurrent.futures
+import dataclasses
 import functools
 import operator
 import os
 import threading
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,7 +24,7 @@ from clip_jax.embed.results import finished_job, parts_of
 from clip_jax.memory import aligned_empty
 from clip_jax.nn import CLIP, normalize
 from clip_jax.placement import default_device
-from clip_jax.preprocess import open_image
+from clip_jax.preprocess import Fit, PictureOptions, open_image
 from clip_jax.search.index import Damaged, Index
 from clip_jax.storage import folder
 from clip_jax.weights import load
@@ -44,6 +46,7 @@ def search(
     query: str | Image.Image | os.PathLike[str],
     k: int = 10,
     *,
+    fit: Fit | None = None,
     activation: Activation | None = None,
     num_heads: NumHeads | None = None,
     preprocessing: Preprocessing | None = None,
@@ -56,6 +59,8 @@ def search(
             had, if that was given by name or path.
         query: a text (`str`); or a picture, as an image or as an `os.PathLike` path.
         k: how many rows.
+        fit: how a picture becomes a square, as for `clip_jax.Preprocess`; by default as the
+            pictures of the job did, whose other options it always has.
         activation: of a model that is a bare file, as for `clip_jax.load`; the job's by default.
         num_heads: likewise.
         preprocessing: whose pixels and ids the query has; the job's by default.
@@ -88,7 +93,7 @@ def search(
             f"{out} was embedded with the {own} of the model's folder: give the model by its path"
         )
     index = Index(out, job)
-    embedding = embed_query(opened, query)
+    embedding = embed_query(opened, query, _pictures(job, fit))
     while True:
         try:
             scores, numbers = best_rows(index, embedding, k)
@@ -126,7 +131,9 @@ def _check_is_no_path(query: str) -> None:
 
 
 def embed_query(
-    opened: Opened, query: str | Image.Image | os.PathLike[str]
+    opened: Opened,
+    query: str | Image.Image | os.PathLike[str],
+    pictures: PictureOptions = PictureOptions(),  # noqa: B008 - frozen
 ) -> Float[np.ndarray, " d"]:
     """Returns the normalised embedding of a text or a picture."""
     model = opened.model
@@ -134,7 +141,7 @@ def embed_query(
         opened.check_strings()
         return np.asarray(normalize(model.encode_text(opened.tokens(query)))[0], np.float32)
     image = query if isinstance(query, Image.Image) else open_image(query)
-    pixels = opened.preprocess.pixels(image)
+    pixels = pictures.applied_to(opened.preprocess).pixels(image)
     return np.asarray(normalize(model.encode_image(pixels[None]))[0], np.float32)
 
 
@@ -199,6 +206,14 @@ def _best(
     is_there = jnp.arange(len(rows)) < count
     is_sound = (jnp.abs(scores) <= MOST) | ~is_there  # false for NaN
     return *jax.lax.top_k(jnp.where(is_there, scores, -jnp.inf), k), is_sound.all()
+
+
+def _pictures(job: Mapping[str, Any], fit: Fit | None) -> PictureOptions:
+    """Returns the options with which a job has made pixels of its pictures."""
+    names = [field.name for field in dataclasses.fields(PictureOptions)]
+    noted = {name: job["identity"][name] for name in names if name in job["identity"]}
+    pictures = PictureOptions(**noted)
+    return dataclasses.replace(pictures, fit=fit) if fit else pictures
 
 
 def _opened(

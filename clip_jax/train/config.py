@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from clip_jax.config import Activation, CLIPConfig, NumHeads
 from clip_jax.config_fields import build
+from clip_jax.sources import Columns
 from clip_jax.train.augment import AugmentConfig
 from clip_jax.train.optimizer import OptimizerConfig
 from clip_jax.train.step import StepConfig
@@ -23,21 +24,33 @@ class DataConfig:
     """The training data.
 
     Attributes:
-        train: shards (a path or pattern ending in .tar), a table of captions, or its folder.
+        train: shards (a path or pattern ending in .tar), tables of captions, a folder with such a
+            table, or with pictures that have their captions beside them in .txt files.
+        image_column: the column of a table that holds pictures, or their paths.
+        caption_column: the column that holds captions.
+        key_column: the column that tells pairs apart.
         text_length: length of the token rows, at most the context length; 0 for that.
         templates: sentences with `{}`; one of them is put around each caption.
         spread: whether to keep pairs with the same first caption apart, so that few are in one
             batch.
-        max_skipped: the fraction of unreadable pictures above which the run stops.
+        max_skipped: the fraction of pairs above which the run stops if they are faulty: without
+            caption or picture, or with one that can't be read.
         num_threads: threads that read and decode.
     """
 
     train: str
+    image_column: str = Columns.image
+    caption_column: str = Columns.caption
+    key_column: str = Columns.key
     text_length: int = 0
     templates: tuple[str, ...] = ("{}",)
     spread: bool = False
     max_skipped: float = 0.01
     num_threads: int = 4
+
+    def columns(self) -> Columns:
+        """Returns the names of a table's columns."""
+        return Columns(self.image_column, self.caption_column, self.key_column)
 
 
 @dataclasses.dataclass(frozen=True)

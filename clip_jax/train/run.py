@@ -16,17 +16,19 @@ from tqdm import tqdm
 
 from clip_jax.config import CLIPConfig
 from clip_jax.model_tokenizer import Tokenizer
-from clip_jax.nn import build
+from clip_jax.nn import build, parameters
+from clip_jax.preprocess import FITS
+from clip_jax.progress import remark
 from clip_jax.sources import open_pairs
 from clip_jax.train.checkpoints import Checkpoints
 from clip_jax.train.config import BareFile, TrainConfig
-from clip_jax.train.data import batches, group_by_length
+from clip_jax.train.data import Skipped, batches, group_by_length
 from clip_jax.train.identity import identity_of
 from clip_jax.train.metrics import Metrics
 from clip_jax.train.step import TrainState, compiler_options, init_state, make_step, model_of
 from clip_jax.train.stopping import stopping
 from clip_jax.train.together import total
-from clip_jax.weights import load, save
+from clip_jax.weights import load, save_parameters
 from clip_jax.weights.opened import LoadOptions, Opened, open_model
 
 AXIS = "data"
@@ -71,8 +73,12 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
             f"model's texts depend on their padding. Got {text_length}."
         )
     opened.check_strings()
-    pairs = open_pairs(config.data.train)
-    iterator, _ = batches(
+    pairs = open_pairs(
+        config.data.train, config.data.columns(), max_skipped=config.data.max_skipped
+    )
+    is_first = jax.process_index() == 0
+    remark(str(pairs.left_out), show=progress and is_first)
+    iterator, skipped = batches(
         pairs,
         batch_size=rows,
         image_size=model.config.vision.image_size,
@@ -105,7 +111,16 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
             state = checkpoints.restore(state, iterator)
             metrics = Metrics(out, int(state.step))
             state = _loop(
-                config, architecture, state, step_at, iterator, checkpoints, metrics, mesh, progress
+                config,
+                architecture,
+                state,
+                step_at,
+                iterator,
+                checkpoints,
+                metrics,
+                mesh,
+                progress=progress and is_first,
+                skipped=skipped,
             )
             checkpoints.wait()
         except KeyboardInterrupt as stop:
@@ -114,8 +129,10 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
             stop.add_note(f"the same command {where}, in {out}")
             raise
         trained = model_of(state, architecture)
-        if jax.process_index() == 0:
-            save(trained, out / "model")
+        if is_first:
+            save_parameters(_finished(architecture, config), parameters(trained), out / "model")
+            for sentence in skipped.losses.sentences():
+                remark(sentence, show=progress)
             metrics.plot()
     return out / "model"
 
@@ -133,6 +150,14 @@ def _within(opened: Opened, text_length: int) -> Tokenizer | None:
     """Returns the model's tokenizer if it isn't CLIP's, for rows of that length."""
     own = opened.tokenizer
     return own and dataclasses.replace(own, context_length=text_length)
+
+
+def _finished(model: CLIPConfig, config: TrainConfig) -> CLIPConfig:
+    """Returns the configuration of the finished model: it is shown pictures as in training."""
+    if config.augment.fit is None:
+        return model
+    pixels = dataclasses.replace(model.pixels, resize=FITS[config.augment.fit])
+    return dataclasses.replace(model, pixels=pixels)
 
 
 def _share(batch_size: int, mesh: Mesh) -> int:
@@ -167,15 +192,19 @@ def _loop(
     checkpoints: Checkpoints,
     metrics: Metrics,
     mesh: Mesh,
+    *,
     progress: bool,
+    skipped: Skipped,
 ) -> TrainState:
     begin, end = int(state.step), config.optimizer.total_steps
     split = NamedSharding(mesh, PartitionSpec(AXIS))
     key = jax.random.key(config.run.seed)
     waiting: list[tuple[int, dict]] = []
     since = time.monotonic()
-    hidden = not progress or jax.process_index() != 0
-    with tqdm(total=end, initial=begin, unit="step", disable=hidden) as bar, stopping() as asked:
+    with (
+        tqdm(total=end, initial=begin, unit="step", disable=not progress) as bar,
+        stopping() as asked,
+    ):
         for i in range(begin + 1, end + 1):
             arrays = next(iterator)
             tried = int(arrays.pop("positions")[-1]) + 1
@@ -194,9 +223,11 @@ def _loop(
                 fetched = [(at, jax.device_get(values)) for at, values in waiting]
                 waiting = []
                 _check_loss(fetched, checkpoints)
-                skipped = total(tried) - i * config.run.batch_size
+                count = total(tried) - i * config.run.batch_size
+                for reason in skipped.new():
+                    remark(f"skipped: {reason}", show=progress)
                 checkpoints.check_claimed()
-                record = _record(fetched, config.run.batch_size, seconds, skipped)
+                record = _record(fetched, config.run.batch_size, seconds, count)
                 metrics.add(record)
                 bar.update(i - bar.n)
                 bar.set_postfix_str(
