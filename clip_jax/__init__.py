@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from clip_jax import train as train
     from clip_jax import weights as weights
     from clip_jax.catalog import available_models as available_models
+    from clip_jax.catalog import config_of as config_of
     from clip_jax.compilation import compile_cache as compile_cache
     from clip_jax.config import CLIPConfig as CLIPConfig
     from clip_jax.config import SigLIPConfig as SigLIPConfig
@@ -59,6 +60,7 @@ _MODULES = (
 )
 _NAMES = {
     "available_models": "catalog",
+    "config_of": "catalog",
     "compile_cache": "compilation",
     "CLIPConfig": "config",
     "SigLIPConfig": "config",

@@ -10,6 +10,7 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Integer, Shaped
 
+from clip_jax.arrays import check_axes, for_layers
 from clip_jax.config import CLIP_VOCAB_SIZE, TextConfig
 from clip_jax.messages import some
 
@@ -40,7 +41,7 @@ def as_images(
         raise ValueError(f"images must have shape (batch, {n}, {n}, 3). Got {shape}.{hint}")
     if dtype != jnp.uint8 and not _is_float(dtype):
         raise ValueError(f"images must be uint8 pixels or normalised floats. Got {dtype}.")
-    return images
+    return for_layers(images)
 
 
 def as_tokens(
@@ -53,6 +54,10 @@ def as_tokens(
     """
     tokens = _as_array(tokens, "tokens")
     shape, dtype = tokens.shape, tokens.dtype
+    if dtype.kind in "USOT":  # NumPy's kinds of strings and of objects
+        raise ValueError(
+            f"tokens must be ids, not texts: give clip_jax.tokenize(texts). Got {dtype}."
+        )
     if len(shape) != 2 or not 1 <= shape[1] <= config.context_length:
         raise ValueError(
             f"tokens must have shape (batch, length) with length 1 to {config.context_length}. "
@@ -74,7 +79,7 @@ def as_tokens(
             )
     if config.has_ids_unsaid:
         _check_no_added(tokens)
-    return tokens
+    return for_layers(tokens)
 
 
 def as_embeddings(
@@ -154,6 +159,7 @@ def as_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> dict[str, Array]:
 
 def _as_array(values: ArrayLike | Sequence[Any], name: str) -> np.ndarray | Array:
     if isinstance(values, Array):
+        check_axes(values, name)
         return values
     try:
         array = np.asarray(values)

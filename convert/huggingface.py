@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.config import CLIPConfig, SigLIPConfig
-from clip_jax.convert import huggingface_pixels, huggingface_siglip
+from clip_jax.convert import huggingface_pixels, huggingface_siglip, parts
 from clip_jax.convert.checks import named
 from clip_jax.convert.families import (
     CLIP,
@@ -26,6 +26,7 @@ from clip_jax.convert.huggingface_pixels import PREPROCESSOR, read_pixels
 from clip_jax.convert.huggingface_tokenizer import tokenizer_files
 from clip_jax.convert.json_file import read_json
 from clip_jax.convert.long_clip import with_one_table
+from clip_jax.convert.parts import model_arrays
 from clip_jax.convert.rules import HUGGING_FACE
 from clip_jax.convert.table import check_arrays, count_blocks, from_tree, to_tree
 from clip_jax.errors import CheckpointError
@@ -99,6 +100,7 @@ def from_arrays(config: CLIPConfig, arrays: Mapping[str, np.ndarray]) -> dict[st
         CheckpointError: they don't fit the configuration; lists all problems.
     """
     check_arrays(arrays)
+    arrays = model_arrays(arrays, parts.HUGGING_FACE)
     if isinstance(config, SigLIPConfig):  # whose scalars have an axis there
         arrays = {name: _scalar(name, array) for name, array in arrays.items()}
     return tree_of(lambda: parameter_shapes(config), arrays, blocks(config))

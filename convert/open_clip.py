@@ -16,6 +16,7 @@ from clip_jax.convert.folder_writer import write_folder
 from clip_jax.convert.json_file import read_json
 from clip_jax.convert.long_clip import with_one_table
 from clip_jax.convert.open_clip_config import from_document, to_document
+from clip_jax.convert.parts import model_arrays
 from clip_jax.convert.reader import read_checkpoint
 from clip_jax.convert.rules import OPEN_CLIP, OPEN_CLIP_PREFIXED, OPEN_CLIP_SIGLIP
 from clip_jax.convert.table import check_arrays, count_blocks, from_tree, to_tree
@@ -93,6 +94,7 @@ def from_arrays(
         CheckpointError: the configuration is missing or not possible, or doesn't fit the arrays.
     """
     check_arrays(arrays)
+    arrays = model_arrays(arrays)
     is_siglip = LATENT in arrays and document is not None
     if not is_siglip:
         check_open_clip(arrays)

@@ -7,6 +7,10 @@ from typing import Any, get_args
 
 from clip_jax.config import Activation
 
+# What Ctrl-C leaves of a command that says nothing better itself.
+GOES_ON = "what was finished is kept, and the same command goes on"
+BEGINS_AGAIN = "nothing is left half-written, and the same command begins again"
+
 
 def positive_int(text: str) -> int:
     """Returns a whole number from 1 on.

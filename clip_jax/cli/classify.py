@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clip_jax.cli.arguments import (
+    BEGINS_AGAIN,
     Distinct,
     add_json,
     add_model,
@@ -16,7 +17,7 @@ from clip_jax.cli.arguments import (
     positive_int,
     template,
 )
-from clip_jax.cli.output import complain, print_json, printable
+from clip_jax.cli.output import complain, print_json, printable, tell_what_it_knows
 
 BATCH = 32
 
@@ -33,7 +34,9 @@ def add(commands: Any) -> None:
         epilog="example: clip-jax classify a.jpg b.png --labels dog cat "
         '--template "a photo of a {}." --model ViT-B/32',
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="picture files, or folders of them"
+    )
     parser.add_argument(
         "--labels",
         nargs="+",
@@ -66,7 +69,7 @@ def add(commands: Any) -> None:
     )
     add_pictures(parser)
     add_json(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, kept=BEGINS_AGAIN)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,7 +77,10 @@ def run(args: argparse.Namespace) -> int:
     from clip_jax import compile_cache
 
     # Checked before weights are loaded or even downloaded in vain.
-    paths = [path for path in args.images if _exists(path)]
+    found = [path for image in args.images for path in _pictures(image)]
+    paths = [path for path in found if path is not None]
+    if paths:
+        tell_what_it_knows(args.model)
     results = []
     with compile_cache(args.compile_cache):
         for result in _results(args, paths) if paths else ():
@@ -83,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
             results.append(result)
     if args.json:
         print_json(results)
-    return 0 if len(results) == len(args.images) else 1
+    return 0 if len(results) == len(found) else 1
 
 
 def _results(args: argparse.Namespace, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -149,11 +155,20 @@ def _damaged(model: str, what: str) -> ValueError:
     )
 
 
-def _exists(path: str) -> bool:
+def _pictures(path: str) -> Sequence[str | None]:
+    """Returns the paths of a picture, or of those in a folder; None for what is reported."""
+    if os.path.isdir(path):
+        from clip_jax.sources.folder import FolderShard
+
+        try:
+            return [os.path.join(path, name) for name in FolderShard(path).names]
+        except (OSError, ValueError) as error:
+            complain(printable(str(error)))
+            return [None]
     if os.path.exists(path):
-        return True
+        return [path]
     complain(f"{printable(path)}: no such file; check the path")
-    return False
+    return [None]
 
 
 def _batches(paths: Sequence[str], preprocess: Any) -> Iterator[tuple[list[str], Any]]:

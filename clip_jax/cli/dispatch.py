@@ -15,10 +15,11 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TextIO
 
 from clip_jax.cli import classify, convert, embed, evaluate, models, parity, search, train
+from clip_jax.cli.advice import in_options
 from clip_jax.cli.output import complain, printable
 from clip_jax.errors import CheckpointError, DownloadError
 from clip_jax.naming import current
-from clip_jax.signals import exit_status, handled, word_for
+from clip_jax.signals import exit_status, handled, keeps, word_for
 
 COMMANDS = (models, classify, embed, search, evaluate, convert, parity, train)
 
@@ -47,16 +48,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             with handled(_complain):
                 return _run(argv)
         except argparse.ArgumentError as error:
-            _complain(f"{error}; see clip-jax --help")
+            _complain(f"{_in_options(str(error))}; see {_Parser.active.prog} --help")
             return BAD_ARGUMENTS
         except KeyboardInterrupt as stop:
             # What a command adds, such as how much it has kept, stands in the same line.
             _complain("; ".join([word_for(stop), *getattr(stop, "__notes__", [])]))
+            if _is_program:
+                _held.append(stop)
             return exit_status(stop)
         except BrokenPipeError:  # whoever read our output has seen enough
             return BROKEN_PIPE
         except EXPECTED as error:
-            _complain(_message(error))
+            _complain(_in_options(_message(error)))
             return FAILURE
         except (MemoryError, RuntimeError) as error:
             if not (message := _shortage(error)):
@@ -65,8 +68,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return FAILURE
 
 
+# Of a process that a signal ends: its exception, whose frames hold arrays and programs that threads
+# may still be computing with. Freed before the process is gone, they crash it.
+_held: list[BaseException] = []
+_is_program = False
+
+
 def program() -> NoReturn:
     """Does what `clip_jax.cli.program` says."""
+    global _is_program
+    _is_program = True
     status = main()
     if status in STOPPED:
         # Threads may be computing, and would crash as Python takes their world apart. What is to
@@ -87,9 +98,20 @@ def _leave() -> None:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    kept = None
     try:
         arguments = _parser().parse_args(argv)
-        return arguments.run(arguments)
+        kept = getattr(arguments, "kept", None)
+        if kept:
+            keeps(kept)
+        from clip_jax.progress import announcing
+
+        with announcing():
+            return arguments.run(arguments)
+    except KeyboardInterrupt as stop:
+        if kept and not hasattr(stop, "__notes__"):
+            stop.add_note(kept)
+        raise
     finally:
         try:
             sys.stdout.flush()
@@ -99,7 +121,18 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Says what is wrong in one line.
+
+    Attributes:
+        active: the parser of the command that was given, once it is known.
+    """
+
+    active: argparse.ArgumentParser
+
+    def parse_known_args(self, *arguments: Any, **options: Any) -> Any:
+        """As argparse's own, which a command's parser is called by."""
+        _Parser.active = self
+        return super().parse_known_args(*arguments, **options)
 
     def error(self, message: str) -> NoReturn:
         _complain(f"{message}; see {self.prog} --help")
@@ -152,6 +185,10 @@ def _message(error: Exception) -> str:
             return error.strerror
         return f"{printable(os.fsdecode(error.filename)) or repr('')}: {error.strerror}"
     return str(error) or type(error).__name__
+
+
+def _in_options(message: str) -> str:
+    return in_options(message, getattr(_Parser, "active", None) or _parser())
 
 
 def _shortage(error: Exception) -> str | None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from clip_jax.cli import distributed
 from clip_jax.cli.arguments import (
+    GOES_ON,
     add_batch_size,
     add_columns,
     add_distributed,
@@ -17,8 +18,12 @@ from clip_jax.cli.arguments import (
     positive_int,
     shard,
 )
-from clip_jax.cli.output import complain
+from clip_jax.cli.asking import may_write
+from clip_jax.cli.output import complain, tell_what_it_knows
 
+FAILURE = 1
+# Files that show that a folder is an output of this command.
+OWN = ("job.json", "metadata", "img_emb", "text_emb", "errors", "stamps", "inputs")
 # How long, in seconds, a process that has finished waits for the others.
 A_WEEK = 7 * 24 * 3600
 
@@ -113,12 +118,19 @@ def add(commands: Any) -> None:
         "part",
     )
     parser.add_argument(
+        "--extend",
+        action="store_true",
+        help="the input has got more pictures, files, or rows at the ends of its files, since the "
+        "job began: embed these into parts of their own (without it, more pictures or files are "
+        "embedded with a warning, and a file with more rows is refused)",
+    )
+    parser.add_argument(
         "--max-errors",
         type=non_negative_int,
         metavar="N",
         help="stop when more rows than this fail",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, kept=GOES_ON)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -129,8 +141,12 @@ def run(args: argparse.Namespace) -> int:
     from clip_jax.embed.parts import ERRORS
     from clip_jax.progress import announce
 
+    if not args.dry_run and not may_write(args.out, OWN):
+        complain("nothing is written: give another --out")
+        return FAILURE
     if args.distributed:
         distributed.join("use --shard I/N", shutdown_timeout_seconds=A_WEEK)
+    tell_what_it_knows(args.model)
     announce("loading the model")
     summary = embed(
         args.source,
@@ -152,6 +168,7 @@ def run(args: argparse.Namespace) -> int:
         dry_run=args.dry_run,
         retry_errors=args.retry_errors,
         verify=args.verify,
+        extend=args.extend,
         max_errors=args.max_errors,
         num_threads=args.threads,
         **load_options(args),

@@ -1,9 +1,11 @@
 """`clip-jax eval`: zero-shot classification, retrieval and the linear probe on one's own data."""
 
 import argparse
+import errno
 from typing import Any
 
 from clip_jax.cli.arguments import (
+    BEGINS_AGAIN,
     add_batch_size,
     add_columns,
     add_json,
@@ -14,7 +16,12 @@ from clip_jax.cli.arguments import (
     positive_float,
     positive_int,
 )
+from clip_jax.cli.asking import may_write
 from clip_jax.cli.figures import report_left_out, show_classification, show_retrieval
+from clip_jax.cli.output import tell_what_it_knows
+
+# Files that show that a folder is a report.
+OWN = ("report.html",)
 
 _DATA = (
     "a folder with a folder of pictures for each class; WebDataset's .tar files, whose members "
@@ -65,7 +72,7 @@ def _add_zeroshot(kinds: Any) -> None:
     )
     _add_common(parser)
     _add_report(parser, _CLASSIFICATION)
-    parser.set_defaults(run=run_zeroshot)
+    parser.set_defaults(kept=BEGINS_AGAIN, run=run_zeroshot)
 
 
 def _add_retrieval(kinds: Any) -> None:
@@ -90,7 +97,7 @@ def _add_retrieval(kinds: Any) -> None:
     add_batch_size(parser, _BATCH)
     add_json(parser)
     _add_report(parser, "the recalls, the ranks and the worst mistakes of each direction")
-    parser.set_defaults(run=run_retrieval)
+    parser.set_defaults(kept=BEGINS_AGAIN, run=run_retrieval)
 
 
 def _add_probe(kinds: Any) -> None:
@@ -144,7 +151,7 @@ def _add_probe(kinds: Any) -> None:
     )
     _add_common(parser)
     _add_report(parser, _CLASSIFICATION)
-    parser.set_defaults(run=run_probe)
+    parser.set_defaults(kept=BEGINS_AGAIN, run=run_probe)
 
 
 def _add_common(parser: Any) -> None:
@@ -243,8 +250,15 @@ def run_probe(args: argparse.Namespace) -> int:
 
 
 def _prepare_report(args: argparse.Namespace, draws: bool = True) -> None:
-    """Makes the report's folder; what prevents that is said before hours of work."""
+    """Makes the report's folder; what prevents that is said before hours of work.
+
+    Raises:
+        FileExistsError: it holds other things, and the user wants it left alone.
+    """
+    tell_what_it_knows(args.model)
     if args.report:
+        if not may_write(args.report, OWN):
+            raise FileExistsError(errno.EEXIST, "is left alone: give another --report", args.report)
         from clip_jax.evaluate.report import prepare
 
         prepare(args.report, draws=draws)

@@ -4,7 +4,7 @@ import argparse
 import math
 from typing import Any
 
-from clip_jax.cli.arguments import add_bare_file, add_json
+from clip_jax.cli.arguments import BEGINS_AGAIN, add_bare_file, add_json
 from clip_jax.cli.output import complain, print_json, print_table
 
 
@@ -45,7 +45,7 @@ def add(commands: Any) -> None:
         "--images", nargs="+", metavar="IMAGE", help="pictures to run on (default: made-up ones)"
     )
     add_json(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, kept=BEGINS_AGAIN)
 
 
 def run(args: argparse.Namespace) -> int:

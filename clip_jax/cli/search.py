@@ -5,8 +5,15 @@ import os
 import warnings
 from typing import Any
 
-from clip_jax.cli.arguments import add_json, add_model, file_name, load_options, positive_int
-from clip_jax.cli.output import print_json, print_table
+from clip_jax.cli.arguments import (
+    BEGINS_AGAIN,
+    add_json,
+    add_model,
+    file_name,
+    load_options,
+    positive_int,
+)
+from clip_jax.cli.output import print_json, print_table, tell_what_it_knows
 
 
 def add(commands: Any) -> None:
@@ -42,7 +49,7 @@ def add(commands: Any) -> None:
         action="store_true",
         help="for the page, download pictures that a table of the input gives as addresses",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, kept=BEGINS_AGAIN)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from clip_jax.search import contact_sheet, search
     from clip_jax.storage import absolute, folder, storage
 
+    tell_what_it_knows(args.model)
     announce("searching")
     query = Path(args.query) if args.image else args.query
     with warnings.catch_warnings(record=True) as caught:

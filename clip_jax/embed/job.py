@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ from clip_jax.loading import CpuGate, loading
 from clip_jax.nn import CLIP
 from clip_jax.placement import device_of
 from clip_jax.preprocess import PictureOptions, known_formats
-from clip_jax.progress import Progress
+from clip_jax.progress import Progress, announcing
 from clip_jax.sources import Columns
 from clip_jax.storage import storage
 from clip_jax.weights.opened import LoadOptions
@@ -53,6 +54,7 @@ def embed(
     dry_run: bool = False,
     retry_errors: bool = False,
     verify: bool = False,
+    extend: bool = False,
     max_errors: int | None = None,
     num_threads: int | None = None,
     read_ahead: int = 256 << 20,
@@ -93,6 +95,10 @@ def embed(
         retry_errors: whether to try again the rows that earlier runs could not embed.
         verify: whether to read all embedded rows of the input again, and compare each with its
             part, before going on.
+        extend: whether it is meant that the input has got more pictures, files, or rows at the ends
+            of its files, since the job began: they are embedded into parts of their own, and the
+            rest stays as it is. Without it more pictures and files are embedded with a warning,
+            and a file with more rows is refused.
         max_errors: how many rows of this worker may fail; by default any number.
         num_threads: threads that read and decode; by default one per core.
         read_ahead: the most bytes of rows to read ahead of the device.
@@ -132,8 +138,15 @@ def embed(
         exif_transpose=exif_transpose,
         pictures=pictures or PictureOptions(),
         formats=formats,
+        extend=extend,
         options=LoadOptions(activation, num_heads, preprocessing),
     )
+    if job.grown.added and not extend:
+        warnings.warn(
+            f"{job.source} has {job.grown.added} than when {job.out} was begun: what is new goes "
+            "into parts of its own",
+            stacklevel=2,
+        )
     is_ours = job.claim(dry=True)
     if is_ours:
         job.take_noted_types()
@@ -164,7 +177,12 @@ def embed(
         _check_some(job.source, plan)
         return counts.summary(sum(to_do), len(to_do))
 
-    with Progress(progress) as bar, _alone(job.out, worker) as alone, _kept(counts):
+    with (
+        Progress(progress) as bar,
+        announcing(progress),
+        _alone(job.out, worker) as alone,
+        _kept(counts),
+    ):
         if is_ours:
             alone()
         plan, comparison = planned()

@@ -214,6 +214,9 @@ class CLIP(TextTower):
         images = as_images(images, self.config.vision.image_size)
         return image_outputs(self, images, hidden_states, attentions)
 
+    def __repr__(self) -> str:  # Flax's own has a thousand lines; nnx.display(model) shows it
+        return f"{type(self).__name__}({self.config!r}, dtype={self.dtype})"
+
     def as_input(self, images: Array) -> Float[Array, "b n n 3"]:
         """Returns normalised images in the dtype of the computation."""
         if images.dtype == jnp.uint8:

@@ -112,7 +112,7 @@ def attention_mask(length: int, is_causal: bool, visible: Visible | None) -> Mas
     mask = causal_mask(length)[:, None] if is_causal else None
     if visible is None:
         return mask
-    keys = jnp.broadcast_to(visible[:, None, None], (len(visible), 1, length, length))
+    keys = jnp.broadcast_to(visible[:, None, None], (visible.shape[0], 1, length, length))
     return keys if mask is None else keys & mask
 
 
@@ -182,7 +182,7 @@ class QueryAttention(nnx.Module):
             split_heads(y, self.num_heads)
             for y in (self.q_proj(query), self.k_proj(x), self.v_proj(x))
         )
-        return self.c_proj(dot_product_attention(q, k, v).reshape(len(x), x.shape[-1]))
+        return self.c_proj(dot_product_attention(q, k, v).reshape(x.shape[0], x.shape[-1]))
 
 
 class MLP(nnx.Module):

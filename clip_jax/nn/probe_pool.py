@@ -22,6 +22,6 @@ class ProbePool(nnx.Module):
         self.mlp = MLP(width, hidden, activation, init=init, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b w"]:
-        probe = jnp.broadcast_to(self.probe[...].astype(x.dtype), (len(x), 1, x.shape[-1]))
+        probe = jnp.broadcast_to(self.probe[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
         x = self.attn.attend(probe, x)  # b w
         return x + self.mlp(self.ln(x))

@@ -2,10 +2,11 @@
 
 import array
 import collections
+import copy
 import functools
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from clip_jax.messages import counted, some
 from clip_jax.sources.addresses import forget, read_address
@@ -63,10 +64,7 @@ class FolderShard:
         if not self._names:
             raise ValueError(f"{folder}: no pictures ({', '.join(IMAGES)}){_instead(others)}")
         self._names.sort()
-        digest = hashlib.sha256()
-        for name in self._names:
-            digest.update(os.fsencode(name) + b"\0")
-        self.name, self.fingerprint = digest.hexdigest(), str(len(self._names))
+        self.name, self.fingerprint = digest_of(self._names), str(len(self._names))
         self._texts = texts if captions else None
         for name in self._names if captions else ():
             if (text := self._text(name)) and stamps.get(name):
@@ -79,6 +77,20 @@ class FolderShard:
     def has_captions(self) -> bool:
         """Whether there are captions beside pictures, and they were asked for."""
         return bool(self._texts)
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of the pictures, relative to the folder and sorted."""
+        return self._names
+
+    def only(self, names: Collection[str]) -> "FolderShard":
+        """Returns the rows of some of these pictures, in the same order."""
+        chosen, names = copy.copy(self), frozenset(names)
+        places = [place for place, name in enumerate(self._names) if name in names]
+        chosen._names = [self._names[place] for place in places]
+        chosen._stamps = array.array("Q", (self._stamps[place] for place in places))
+        chosen.name, chosen.fingerprint = digest_of(chosen._names), str(len(places))
+        return chosen
 
     def open(self) -> "FolderShard":
         return self
@@ -121,6 +133,14 @@ class FolderShard:
 
     def keys(self, begin: int, end: int) -> list[str | None]:
         return [as_key(name) for name in self._names[begin:end]]
+
+
+def digest_of(names: Sequence[str]) -> str:
+    """Returns a hash of the names of a folder's pictures."""
+    digest = hashlib.sha256()
+    for name in names:
+        digest.update(os.fsencode(name) + b"\0")
+    return digest.hexdigest()
 
 
 def _suffix(name: str) -> str:

@@ -6,7 +6,7 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from clip_jax.sources.addresses import read_address
@@ -179,8 +179,13 @@ def _check(source: str, names: Sequence[str], columns: Columns) -> None:
         raise lacking(source, missing, names)
 
 
-def _listing(shards: Sequence[Shard]) -> str:
+def fingerprint_of(versions: Iterable[tuple[str, str]]) -> str:
+    """Returns an input's fingerprint, given the names and fingerprints of its shards."""
     digest = hashlib.sha256()
-    for shard in shards:
-        digest.update(os.fsencode(shard.name) + f"\0{shard.fingerprint}\n".encode())
+    for name, fingerprint in versions:
+        digest.update(os.fsencode(name) + f"\0{fingerprint}\n".encode())
     return digest.hexdigest()
+
+
+def _listing(shards: Sequence[Shard]) -> str:
+    return fingerprint_of((shard.name, shard.fingerprint) for shard in shards)

@@ -18,7 +18,7 @@ from clip_jax.config import CLIPConfig
 from clip_jax.model_tokenizer import Tokenizer
 from clip_jax.nn import build, parameters
 from clip_jax.preprocess import FITS
-from clip_jax.progress import remark
+from clip_jax.progress import announce, remark
 from clip_jax.sources import open_pairs
 from clip_jax.train.checkpoints import Checkpoints
 from clip_jax.train.config import BareFile, TrainConfig
@@ -34,7 +34,7 @@ from clip_jax.weights.opened import LoadOptions, Opened, open_model
 AXIS = "data"
 
 
-def train(config: TrainConfig, *, progress: bool = True) -> Path:
+def train(config: TrainConfig, *, progress: bool = True, more_steps: bool = False) -> Path:
     """Trains a model, or resumes an earlier call that was stopped.
 
     Whenever it was stopped, the final parameters are the same to the bit on the same devices. With
@@ -43,6 +43,9 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
     Args:
         config: the configuration of the run.
         progress: whether to show a bar on standard error with step, loss and pairs per second.
+        more_steps: whether it is meant that `optimizer.total_steps` has grown since the run began.
+            Without it a finished run goes on with a warning, and one that hasn't finished is
+            refused. Its learning rates are from then on those of a run of so many steps.
 
     Returns:
         The folder of the finished model, `model` in `config.out`, which `clip_jax.load` takes.
@@ -105,7 +108,9 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
 
     with (
         contextlib.closing(iterator),  # else its thread would read on, even at Python's exit
-        Checkpoints(out, identity, keep=config.run.keep_checkpoints) as checkpoints,
+        Checkpoints(
+            out, identity, keep=config.run.keep_checkpoints, more_steps=more_steps
+        ) as checkpoints,
     ):
         try:
             state = checkpoints.restore(state, iterator)
@@ -197,6 +202,7 @@ def _loop(
     skipped: Skipped,
 ) -> TrainState:
     begin, end = int(state.step), config.optimizer.total_steps
+    compiled: set[Callable] = set()
     split = NamedSharding(mesh, PartitionSpec(AXIS))
     key = jax.random.key(config.run.seed)
     waiting: list[tuple[int, dict]] = []
@@ -214,7 +220,11 @@ def _loop(
             batch = jax.tree.map(
                 functools.partial(jax.make_array_from_process_local_data, split), arrays
             )
-            state, measured = step_at(i)(state, batch, jax.random.fold_in(key, i))
+            step = step_at(i)
+            if step not in compiled:
+                compiled.add(step)
+                announce("compiling the step", progress)
+            state, measured = step(state, batch, jax.random.fold_in(key, i))
             waiting.append((i, measured))
             stop = asked(i)
             is_checkpoint = i % config.run.checkpoint_every == 0 or i == end or stop is not None

@@ -228,16 +228,19 @@ def make_step(
             gradients, statistics, (loss, accuracy) = contrastive_gradients(
                 embed, measure, state.parameters, state.statistics, micro
             )
-        updates, optimizer_state = transformation.update(
-            gradients, state.optimizer, state.parameters
-        )
+        # optax promotes dtypes, whatever the caller's rule is.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, optimizer_state = transformation.update(
+                gradients, state.optimizer, state.parameters
+            )
+            learning_rate = jnp.asarray(rate(state.step), jnp.float32)
         parameters: Any = optax.apply_updates(state.parameters, updates)
         parameters["logit_scale"] = jnp.minimum(parameters["logit_scale"], MAX_LOGIT_SCALE)
         metrics = {
             "loss": loss,
             "accuracy": accuracy,
             "gradient_norm": optax.tree.norm(gradients),
-            "learning_rate": jnp.asarray(rate(state.step), jnp.float32),
+            "learning_rate": learning_rate,
             "logit_scale": jnp.exp(parameters["logit_scale"]),
         }
         return TrainState(state.step + 1, parameters, statistics, optimizer_state), metrics
