@@ -9,6 +9,7 @@ elements, this by bytes. `benchmarks/embed.py` has both.
 import concurrent.futures
 import contextlib
 import dataclasses
+import math
 import queue
 import threading
 import zlib
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import ImageOps
 
+from clip_jax.image_size import sides_of
 from clip_jax.preprocess import Preprocess, decode_image
 from clip_jax.sources import Record
 from clip_jax.sources.faults import problem_of
@@ -40,7 +42,7 @@ class Loaded:
         chunk: its chunk, as given.
         row: its row number in the shard, as given.
         record: the record, without `read`.
-        pixels: (n, n, 3) uint8, if pictures are embedded.
+        pixels: (n, m, 3) uint8, if pictures are embedded.
         tokens: (l,) int32, if texts are embedded.
         problem: why there are neither pixels nor tokens.
         digest: the digest of the picture's file.
@@ -132,7 +134,7 @@ class Loader:
 
     def size(self, record: Record) -> int:
         """Returns the most bytes that a record takes in flight."""
-        pixels = 3 * self._preprocess.image_size**2 if self._preprocess else 0
+        pixels = 3 * math.prod(sides_of(self._preprocess.image_size)) if self._preprocess else 0
         return record.size + pixels + 4 * (self._context_length or 0) + 1000
 
     def __call__(self, chunk: Any, row: int, record: Record) -> Loaded:

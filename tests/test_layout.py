@@ -43,7 +43,7 @@ def test_the_shapes_of_every_module_are_executed(package):
 
 # From the ground up: a room imports only those before it.
 FLOORS = """
-    errors messages memory globs file_stat resample lazy version signals config
+    errors messages memory globs file_stat resample lazy version signals image_size config
     locks unfinished attempts progress catalog open_clip_catalog
     nn towers shapes backends placement compilation
     storage replace byte_pairs tokenizer model_tokenizer preprocess convert preprocess_huggingface

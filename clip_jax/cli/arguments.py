@@ -5,6 +5,8 @@ import collections
 import re
 from typing import Any
 
+from clip_jax.image_size import as_image_size
+
 
 def positive_int(text: str) -> int:
     """Returns a whole number from 1 on.
@@ -130,6 +132,52 @@ def add_model(
     if default:
         description += " (default: %(default)s)"
     parser.add_argument("--model", default=default, metavar="NAME_OR_PATH", help=description)
+
+
+def image_size(text: str) -> int | tuple[int, int]:
+    """Returns the side of a square, or HEIGHTxWIDTH.
+
+    Raises:
+        argparse.ArgumentTypeError: it is something else.
+    """
+    found = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text)
+    sides = [int(side) for side in found.groups() if side] if found else [0]
+    try:
+        return as_image_size(tuple(sides) if len(sides) == 2 else sides[0])
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a side in pixels, such as 336, or HEIGHTxWIDTH, such as 224x336. Got "
+            f"{text!r}"
+        ) from None
+
+
+def add_image_size(parser: argparse.ArgumentParser) -> None:
+    """Declares `--image-size`, and how positions are resized for it."""
+    parser.add_argument(
+        "--image-size",
+        type=image_size,
+        metavar="SIZE",
+        help="run a Vision Transformer on images of another size than its own, such as 336, or "
+        "224x336 for height and width",
+    )
+    parser.add_argument(
+        "--position-resize",
+        choices=("open_clip", "huggingface"),
+        help="with --image-size: whose way of resizing the positions (default: huggingface for "
+        "folders of transformers, else open_clip)",
+    )
+    parser.add_argument(
+        "--drop-remainder",
+        action="store_true",
+        help="with --image-size: allow sizes that are no multiple of the patches; what is left at "
+        "the right and at the bottom is not seen",
+    )
+
+
+def load_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns the options of `add_image_size` that were given, as arguments of `load`."""
+    names = ("image_size", "position_resize", "drop_remainder")
+    return {name: value for name in names if (value := getattr(args, name))}
 
 
 def add_batch_size(parser: argparse.ArgumentParser, description: str) -> None:

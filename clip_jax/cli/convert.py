@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 from clip_jax.cli.output import printable
 from clip_jax.config import Activation, CLIPConfig, ViTConfig
+from clip_jax.image_size import sides_of
 
 PYTORCH = (".pt", ".pth")
 FORMATS = ("native", "openai", "huggingface", "open_clip")
@@ -159,6 +160,7 @@ def _description(config: CLIPConfig, params: Mapping[str, Any]) -> str:
         if path.rpartition("/")[2] not in statistics
     )
     vision = config.vision
+    sides = dict.fromkeys(sides_of(vision.image_size))  # one if they are the same
     tower = (
         f"ViT of {vision.num_layers} layers and width {vision.width}, patches of "
         f"{vision.patch_size}"
@@ -166,8 +168,9 @@ def _description(config: CLIPConfig, params: Mapping[str, Any]) -> str:
         else f"ResNet of {vision.stage_depths} blocks and width {vision.width}"
     )
     return (
-        f"{tower}, {vision.image_size} pixels; text of {config.text.num_layers} layers and width "
-        f"{config.text.width}; D {config.embed_dim}; {config.activation}; {count:,} parameters"
+        f"{tower}, {' x '.join(map(str, sides))} pixels; text of {config.text.num_layers} layers "
+        f"and width {config.text.width}; D {config.embed_dim}; {config.activation}; {count:,} "
+        f"parameters"
     )
 
 

@@ -5,8 +5,10 @@ from typing import Any
 
 from clip_jax.cli.arguments import (
     add_batch_size,
+    add_image_size,
     add_json,
     add_model,
+    load_options,
     positive_float,
     positive_int,
 )
@@ -53,6 +55,7 @@ def _add_zeroshot(kinds: Any) -> None:
     )
     parser.add_argument("data", metavar="DATA", help=_DATA)
     add_model(parser, _MODEL)
+    add_image_size(parser)
     parser.add_argument(
         "--classes",
         metavar="FILE",
@@ -85,6 +88,7 @@ def _add_retrieval(kinds: Any) -> None:
         "training; or the output of clip-jax embed --what both",
     )
     add_model(parser, _MODEL)
+    add_image_size(parser)
     add_batch_size(parser, _BATCH)
     add_json(parser)
     parser.set_defaults(run=run_retrieval)
@@ -106,6 +110,7 @@ def _add_probe(kinds: Any) -> None:
         "the fit)",
     )
     add_model(parser, _MODEL)
+    add_image_size(parser)
     parser.add_argument(
         "-C",
         type=positive_float,
@@ -179,6 +184,7 @@ def run_zeroshot(args: argparse.Namespace) -> int:
         templates=templates,
         label_column=args.label_column,
         batch_size=args.batch_size,
+        load_options=load_options(args) or None,
     )
     show_classification(classification_document(result), args.json)
     _write_report(args, f"Zero-shot: {args.data}", result)
@@ -189,7 +195,12 @@ def run_retrieval(args: argparse.Namespace) -> int:
     """Evaluates, and prints the recalls."""
     from clip_jax.evaluate import retrieval
 
-    result = retrieval(args.data, args.model, batch_size=args.batch_size)
+    result = retrieval(
+        args.data,
+        args.model,
+        batch_size=args.batch_size,
+        load_options=load_options(args) or None,
+    )
     show_retrieval(retrieval_document(result), args.json)
     return report_left_out(result.left_out)
 
@@ -210,6 +221,7 @@ def run_probe(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         label_column=args.label_column,
         batch_size=args.batch_size,
+        load_options=load_options(args) or None,
     )
     show_classification(classification_document(result), args.json)
     _write_report(args, f"Linear probe: {args.data}", result)

@@ -5,7 +5,14 @@ import os
 import warnings
 from typing import Any
 
-from clip_jax.cli.arguments import add_json, add_model, file_name, positive_int
+from clip_jax.cli.arguments import (
+    add_image_size,
+    add_json,
+    add_model,
+    file_name,
+    load_options,
+    positive_int,
+)
 from clip_jax.cli.output import print_json, print_table
 
 
@@ -22,6 +29,7 @@ def add(commands: Any) -> None:
     parser.add_argument("query", metavar="QUERY", help="a text; with --image, a picture's file")
     parser.add_argument("--image", action="store_true", help="search for a picture")
     add_model(parser, "where the model is now (default: where it was when the folder was written)")
+    add_image_size(parser)
     parser.add_argument(
         "-k", type=positive_int, default=10, metavar="N", help="how many (default: %(default)s)"
     )
@@ -54,7 +62,9 @@ def run(args: argparse.Namespace) -> int:
     query = Path(args.query) if args.image else args.query
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", Incomplete)
-        hits = search(args.folder, args.model, query, args.k)
+        hits = search(
+            args.folder, args.model, query, args.k, load_options=load_options(args) or None
+        )
     for warning in caught:
         warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
     lacks_rows = any(getattr(warning.message, "rows", 0) for warning in caught)

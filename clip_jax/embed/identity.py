@@ -27,9 +27,11 @@ _NOTED = {
     "dim": lambda value: _is_count(value),
     "shards": lambda value: _is_count(value),
     "types": lambda value: isinstance(value, str),
+    "load_options": lambda value: isinstance(value, dict) and value.keys() <= _LOAD_OPTIONS,
 }
 # Fields that jobs of earlier versions lack, with their defaults.
-_LATER = {"shards": 1, "types": ""}
+_LATER = {"shards": 1, "types": "", "load_options": {}}
+_LOAD_OPTIONS = {"image_size", "position_resize", "drop_remainder"}
 _IDENTITY = {
     "model": lambda value: isinstance(value, str),
     "format": lambda value: value in ("parquet", "npy"),

@@ -3,7 +3,7 @@
 import concurrent.futures
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -44,6 +44,7 @@ def embed(
     batch_size: int | None = None,
     columns: Columns | None = None,
     exif_transpose: bool = False,
+    load_options: Mapping[str, Any] | None = None,
     formats: Sequence[str] | None = None,
     shard: tuple[int, int] | None = None,
     dry_run: bool = False,
@@ -76,6 +77,9 @@ def embed(
         batch_size: rows of a batch over the devices of this process, as in `Encoder`.
         columns: the roles of a table's columns, and those to pass through.
         exif_transpose: whether to rotate pictures by their EXIF data; the reference doesn't.
+        load_options: arguments of `clip_jax.load` about the size of the images, for a model given
+            by name or path: `image_size`, `position_resize`, `drop_remainder`. A search in the
+            output loads the model in the same way.
         formats: the picture formats to accept, by Pillow's names, whatever the files' names;
             `clip_jax.preprocess.FORMATS` by default.
         shard: (i, n), to be worker i of n, counted from 0. By default one worker, or under
@@ -117,6 +121,7 @@ def embed(
         rows_per_part=rows_per_part,
         columns=columns or Columns(),
         exif_transpose=exif_transpose,
+        load_options=load_options or {},
     )
     is_ours = job.claim(dry=True)
     if is_ours:

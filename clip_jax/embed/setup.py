@@ -19,6 +19,7 @@ from clip_jax.preprocess import Preprocess
 from clip_jax.sources import Columns, Input, open_input
 from clip_jax.storage import absolute, folder, plain
 from clip_jax.weights import load
+from clip_jax.weights.loader import Resizing
 
 What = Literal["images", "texts", "both"]
 Preset = Literal["parity", "fast"]
@@ -123,6 +124,7 @@ def prepare(
     rows_per_part: int,
     columns: Columns,
     exif_transpose: bool,
+    load_options: Mapping[str, Any],
 ) -> Job:
     """Lists the input and loads the model; the arguments are those of `embed`.
 
@@ -135,14 +137,14 @@ def prepare(
     what = what or ("images" if rows.has_images else "texts")
     _check_has(source, rows, what)
     layout = Layout(rows, what, columns.others, np.dtype(dtype), format)
-    name, model = _loaded(model, preset)
+    name, model = _loaded(model, preset, load_options)
     if what != "images":
         model.config.text.check_strings()
     identity = {
         "version": VERSION,
         "model": model_digest(model),
         "compute": f"{model.dtype}, precision {model.precision}",
-        "pixels": model.config.vision.image_size,
+        "pixels": as_json(model.config.vision.image_size),
         "exif_transpose": exif_transpose,
         "what": what,
         "dtype": dtype,
@@ -160,6 +162,8 @@ def prepare(
         "dim": model.config.embed_dim,
         "types": layout.noted_types(),
     }
+    if load_options:
+        claimed["load_options"] = {name: as_json(v) for name, v in load_options.items()}
     about = {
         "fingerprint": fingerprint(identity),
         "model": identity["model"],
@@ -180,14 +184,27 @@ def prepare(
     return Job(source, out, model, rows, layout, identity, claimed, parts, exif_transpose)
 
 
-def _loaded(model: CLIP | str | os.PathLike[str], preset: Preset) -> tuple[str | None, CLIP]:
+def _loaded(
+    model: CLIP | str | os.PathLike[str], preset: Preset, options: Mapping[str, Any]
+) -> tuple[str | None, CLIP]:
     if isinstance(model, CLIP):
         if PRESETS[preset]:
             raise ValueError(f"preset={preset!r} is for models by name or path; cast this one")
+        if options:
+            raise ValueError(
+                f"load_options are for models by name or path; this one is loaded. Got "
+                f"{', '.join(options)}."
+            )
         return None, model
+    Resizing.check_options(options)
     name = os.fspath(model)
     name = os.path.abspath(name) if os.path.exists(name) else name
-    return name, load(model, **PRESETS[preset])[0]
+    return name, load(model, **PRESETS[preset], **options)[0]
+
+
+def as_json(value: Any) -> Any:
+    """Returns a number, text or an image size as JSON gives it back."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _check_has(source: str, rows: Input, what: str) -> None:

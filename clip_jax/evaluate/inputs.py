@@ -5,6 +5,7 @@ embedded here.
 """
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.catalog import available_models
@@ -16,6 +17,7 @@ from clip_jax.progress import announce
 from clip_jax.sources.patterns import expand
 from clip_jax.storage import storage
 from clip_jax.weights import load
+from clip_jax.weights.loader import Resizing
 
 Model = CLIP | str | os.PathLike[str]
 
@@ -27,8 +29,19 @@ def embedding_job(source: str) -> dict[str, Any] | None:
     return read_job(source) if storage(source).is_folder(source) else None
 
 
-def find_model(source: str, model: Model | None, progress: bool) -> CLIP:
+def find_model(
+    source: str,
+    model: Model | None,
+    progress: bool,
+    load_options: Mapping[str, Any] | None = None,
+) -> CLIP:
     """Returns the model to evaluate: the given one, that of the embedding job, or ViT-B/32.
+
+    Args:
+        source: an embedding job's output, or pictures.
+        model: the model, or its name or path.
+        progress: whether to show progress on standard error.
+        load_options: as for `clip_jax.embed.embed`; by default those of the embedding job.
 
     Raises:
         ValueError: the source is an embedding job of another model, or of a model that is not known
@@ -40,8 +53,10 @@ def find_model(source: str, model: Model | None, progress: bool) -> CLIP:
         expand(source)  # raises if there are no such files, before a model is downloaded in vain
     if not isinstance(model, CLIP):
         name = _model_name(source, job) if model is None else model
+        options = (job or {}).get("load_options", {}) if load_options is None else load_options
+        Resizing.check_options(options)
         announce("loading the model", progress)
-        model = load(name)[0]
+        model = load(name, **options)[0]
     if job:
         check_model(source, job, model)
     return model
@@ -81,20 +96,26 @@ def find_images(
 
 
 def find_captioned(
-    source: str, model: Model | None, *, batch_size: int | None, progress: bool
+    source: str,
+    model: Model | None,
+    *,
+    load_options: Mapping[str, Any] | None = None,
+    batch_size: int | None,
+    progress: bool,
 ) -> Captioned:
     """Reads embeddings of images and captions, or embeds both; raises as the two functions do.
 
     Args:
         source: an embedding job's output, or pairs.
         model: as for `find_model`; for embeddings it is only compared with theirs.
+        load_options: as for `find_model`.
         batch_size: as for `embed_captioned`.
         progress: whether to show progress on standard error.
     """
     is_embedded = embedding_job(source) is not None
     if is_embedded and model is None:  # embeddings alone need no model
         return read_captioned(source)
-    found = find_model(source, model, progress)
+    found = find_model(source, model, progress, load_options)
     if is_embedded:
         return read_captioned(source)
     return embed_captioned(source, found, batch_size=batch_size, progress=progress)

@@ -1,7 +1,7 @@
 """The three evaluations from beginning to end: from pictures or embeddings to figures."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -30,6 +30,7 @@ def zeroshot(
     templates: Sequence[str] = TEMPLATES,
     label_column: str | None = None,
     batch_size: int | None = None,
+    load_options: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> ZeroShotResult:
     """Classifies labelled pictures by the names of their classes (Radford et al. 2021, 3.1).
@@ -62,6 +63,7 @@ def zeroshot(
         label_column: the column that holds the labels, or "cls" for WebDataset's .cls members;
             None for "cls" in .tar files and "label" elsewhere.
         batch_size: of pictures and of prompts, as for `clip_jax.Encoder`.
+        load_options: as for `clip_jax.embed.embed`; by default those of the embedding job.
         progress: whether to show progress on standard error.
 
     Returns:
@@ -78,7 +80,7 @@ def zeroshot(
     source = os.fspath(source)
     # What can be wrong is found before a model is loaded and pictures are read in vain.
     check_prompts(name_classes(class_folders(source), class_names)[0] or ["a"], templates)
-    found = find_model(source, model, progress)
+    found = find_model(source, model, progress, load_options)
     images = find_images(
         source, found, label_column=label_column, batch_size=batch_size, progress=progress
     )
@@ -103,6 +105,7 @@ def retrieval(
     model: Model | None = None,
     *,
     batch_size: int | None = None,
+    load_options: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> RetrievalResult:
     r"""Searches for captions by pictures and for pictures by captions.
@@ -127,6 +130,7 @@ def retrieval(
         model: a model, or what `clip_jax.load` takes; None for ViT-B/32 where the source is
             pictures. Embeddings need none; where one is given, they must be of that model.
         batch_size: of pictures and of captions, as for `clip_jax.Encoder`.
+        load_options: as for `clip_jax.embed.embed`; by default those of the embedding job.
         progress: whether to show progress on standard error.
 
     Returns:
@@ -141,7 +145,9 @@ def retrieval(
         UserWarning: the embedding job is not finished.
     """
     source = os.fspath(source)
-    captioned = find_captioned(source, model, batch_size=batch_size, progress=progress)
+    captioned = find_captioned(
+        source, model, load_options=load_options, batch_size=batch_size, progress=progress
+    )
     return RetrievalResult(
         num_images=len(captioned.images),
         num_texts=len(captioned.texts),
@@ -162,6 +168,7 @@ def probe(
     dtype: Literal["float32", "float64"] = "float32",
     label_column: str | None = None,
     batch_size: int | None = None,
+    load_options: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> ProbeResult:
     """Fits a linear classifier of a model's features and tests it (Radford et al. 2021, A.3).
@@ -195,6 +202,7 @@ def probe(
         dtype: as for `LinearProbe`.
         label_column: as for `zeroshot`.
         batch_size: as for `clip_jax.Encoder`.
+        load_options: as for `clip_jax.embed.embed`; by default those of the embedding job.
         progress: whether to show progress on standard error.
 
     Returns:
@@ -214,7 +222,7 @@ def probe(
     sources = [os.fspath(each) for each in (source, test) if each is not None]
     for each in sources:
         class_folders(each)  # raises what is wrong before a model is loaded in vain
-    found = _model_of_all(sources, model, features, progress)
+    found = _model_of_all(sources, model, features, progress, load_options)
     train, *other = (
         find_images(
             each,
@@ -254,7 +262,11 @@ def probe(
 
 
 def _model_of_all(
-    sources: Sequence[str], model: Model | None, features: Features, progress: bool
+    sources: Sequence[str],
+    model: Model | None,
+    features: Features,
+    progress: bool,
+    load_options: Mapping[str, Any] | None,
 ) -> Any:
     """Returns the model of all sources; None if they are embeddings of one model, not loaded.
 
@@ -268,7 +280,7 @@ def _model_of_all(
         if len({job["identity"]["model"] for job in jobs if job}) > 1:
             raise ValueError(f"{' and '.join(sources)} were embedded with different models")
         return None
-    found = find_model(sources[0], model, progress)
+    found = find_model(sources[0], model, progress, load_options)
     for each, job in zip(sources[1:], jobs[1:], strict=True):
         if job:
             check_model(each, job, found)

@@ -178,7 +178,7 @@ class CLIP(TextTower):
         images = as_images(images, self.config.vision.image_size)
         return image_outputs(self, images, hidden_states, attentions)
 
-    def as_input(self, images: Array) -> Float[Array, "b n n 3"]:
+    def as_input(self, images: Array) -> Float[Array, "b n m 3"]:
         """Returns normalised images in the dtype of the computation."""
         if images.dtype == jnp.uint8:
             images = normalize_pixels(images, self.config.pixels.mean, self.config.pixels.std)

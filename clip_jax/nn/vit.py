@@ -27,18 +27,19 @@ class PatchEmbedding(nnx.Module):
         self.kernel = parameter(rngs, uniform_fan_in(fan_in), patch_size, patch_size, 3, width)
 
     def __call__(
-        self, images: Float[Array, "b n n 3"], kept: Int[Array, "b p"] | None = None
+        self, images: Float[Array, "b n m 3"], kept: Int[Array, "b p"] | None = None
     ) -> Float[Array, "b p w"]:
         return self.project(self.patches(images, kept))
 
     def patches(
-        self, images: Float[Array, "b n n 3"], kept: Int[Array, "b p"] | None
+        self, images: Float[Array, "b n m 3"], kept: Int[Array, "b p"] | None
     ) -> Float[Array, "b p ppc"]:
         """Returns the pixels of each patch as one row."""
         p = self.patch_size
-        b, n = images.shape[0], images.shape[1] // p
-        patches = images.reshape(b, n, p, n, p, 3).transpose(0, 1, 3, 2, 4, 5)
-        patches = patches.reshape(b, n * n, p * p * 3)
+        b, n, m = images.shape[0], images.shape[1] // p, images.shape[2] // p
+        images = images[:, : n * p, : m * p]  # whole patches; any remainder is dropped
+        patches = images.reshape(b, n, p, m, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        patches = patches.reshape(b, n * m, p * p * 3)
         return patches if kept is None else jnp.take_along_axis(patches, kept[..., None], axis=1)
 
     def project(self, patches: Float[Array, "b p ppc"]) -> Float[Array, "b p w"]:
@@ -67,7 +68,7 @@ class VisionTransformer(nnx.Module):
 
     def __call__(
         self,
-        images: Float[Array, "b n n 3"],
+        images: Float[Array, "b n m 3"],
         tap: Tap = ignore,
         kept: Int[Array, "b p"] | None = None,
     ) -> Float[Array, "b d"]:
@@ -82,7 +83,7 @@ class VisionTransformer(nnx.Module):
 
     def tokens(
         self,
-        images: Float[Array, "b n n 3"],
+        images: Float[Array, "b n m 3"],
         tap: Tap = ignore,
         kept: Int[Array, "b p"] | None = None,
     ) -> Float[Array, "b l w"]:
@@ -107,7 +108,7 @@ class VisionTransformer(nnx.Module):
         return self.ln_post(x.mean(1)) if self.norm_after_pooling else self.ln_post(x).mean(1)
 
     def outputs(
-        self, images: Float[Array, "b n n 3"], *, hidden_states: bool, attentions: bool
+        self, images: Float[Array, "b n m 3"], *, hidden_states: bool, attentions: bool
     ) -> ImageOutput:
         """Computes all that the tower has to give."""
         states = [self.tokens(images)]

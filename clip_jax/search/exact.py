@@ -6,6 +6,7 @@ import operator
 import os
 import threading
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from clip_jax.search.index import Damaged, Index
 from clip_jax.storage import folder
 from clip_jax.tokenizer import tokenize
 from clip_jax.weights import load
+from clip_jax.weights.loader import Resizing
 
 # Bytes of a block: it fits in a CPU's cache; elsewhere it is large enough to pay for the transfer.
 BLOCK = {"cpu": 8 << 20}
@@ -40,6 +42,8 @@ def search(
     model: CLIP | str | os.PathLike[str] | None,
     query: str | Image.Image | os.PathLike[str],
     k: int = 10,
+    *,
+    load_options: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Finds the rows of an embedding job whose embeddings are nearest to a query's.
 
@@ -49,6 +53,7 @@ def search(
             had, if that was given by name or path.
         query: a text (`str`); or a picture, as an image or as an `os.PathLike` path.
         k: how many rows.
+        load_options: as for `clip_jax.embed.embed`; by default those of the job.
 
     Returns:
         Dicts of `key`, `score` (the cosine), `path` (None for texts), and `caption` if the rows
@@ -67,7 +72,7 @@ def search(
         raise ValueError(f"k must be at least 1. Got {k}.")
     out = folder(out)
     job = finished_job(out)
-    model = _model(out, job, model)
+    model = _model(out, job, model, load_options)
     index = Index(out, job)
     embedding = embed_query(model, query)
     while True:
@@ -165,11 +170,18 @@ def _best(
     return *jax.lax.top_k(jnp.where(is_there, scores, -jnp.inf), k), is_sound.all()
 
 
-def _model(out: str, job: dict[str, Any], model: CLIP | str | os.PathLike[str] | None) -> CLIP:
+def _model(
+    out: str,
+    job: dict[str, Any],
+    model: CLIP | str | os.PathLike[str] | None,
+    options: Mapping[str, Any] | None,
+) -> CLIP:
     model = job["model"] if model is None else model
     if model is None:
         raise ValueError(f"{out} doesn't know its model by name or path: give the model")
     if not isinstance(model, CLIP):
-        model = load(model)[0]
+        how: Mapping[str, Any] = job.get("load_options", {}) if options is None else options
+        Resizing.check_options(how)
+        model = load(model, **how)[0]
     check_model(out, job, model)
     return model

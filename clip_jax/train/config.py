@@ -76,12 +76,30 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model to start from, for images of another size.
+
+    Attributes:
+        name: a name or path.
+        image_size: the side of its images.
+        position_resize: how its positions are resized, as for `clip_jax.load`.
+        drop_remainder: whether that size may be no multiple of the patches', as there.
+    """
+
+    name: str
+    image_size: int
+    position_resize: str | None = None
+    drop_remainder: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A training run.
 
     Attributes:
         out: the folder of its checkpoints, metrics, plot and model.
-        model: a name or path to start from, or a new model's architecture.
+        model: a name or path to start from, maybe at another image size; or a new model's
+            architecture.
         data: the training data.
         run: batch size, seed, logging and checkpoints.
         augment: the augmentation of the pictures.
@@ -90,7 +108,7 @@ class TrainConfig:
     """
 
     out: str
-    model: str | CLIPConfig
+    model: str | Pretrained | CLIPConfig
     data: DataConfig
     run: RunConfig
     augment: AugmentConfig = AugmentConfig()
@@ -113,7 +131,7 @@ class TrainConfig:
         """
         document = dataclasses.asdict(self)
         del document["out"], document["data"]["train"]
-        if isinstance(self.model, str):
+        if not isinstance(self.model, CLIPConfig):
             del document["model"]
         return _settings(document)
 
@@ -126,9 +144,10 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Reads the configuration of a run from a TOML file.
 
     Args:
-        path: the file. `[model]` has either `from`, a name or path, or the fields of a model's
-            `config.json`; `[data]`, `[augment]`, `[optimizer]`, `[step]` and `[run]` have the
-            fields of the classes of these names; `out` stands before the tables. Paths are
+        path: the file. `[model]` has either `from`, a name or path, maybe with `image_size`,
+            `position_resize` and `drop_remainder` as for `clip_jax.load`; or the fields of a
+            model's `config.json`; `[data]`, `[augment]`, `[optimizer]`, `[step]` and `[run]` have
+            the fields of the classes of these names; `out` stands before the tables. Paths are
             relative to the current folder.
         overrides: `key=value` with dotted keys and TOML values (a bare word is a string).
 
@@ -194,14 +213,21 @@ _WORDS: dict[Any, str] = {
 }
 
 
-def _model(fields: Mapping[str, Any]) -> str | CLIPConfig:
+def _model(fields: Mapping[str, Any]) -> str | Pretrained | CLIPConfig:
     if "from" not in fields:
         # JSON has no dates: as strings they are refused with the name of their field.
         return CLIPConfig.from_json(json.dumps(fields, default=str))
-    if len(fields) > 1:
-        raise ValueError("there is `from`, so there must be nothing else.")
-    _check_types(fields, {"from": str})
-    return fields["from"]
+    hints = {
+        "from" if name == "name" else name: v for name, v in get_type_hints(Pretrained).items()
+    }
+    if others := sorted(fields.keys() - hints.keys()):
+        raise ValueError(
+            f"there is `from`, so there must be nothing else but another image_size. "
+            f"Got {', '.join(others)}."
+        )
+    _check_types(fields, hints)
+    more = {name: value for name, value in fields.items() if name != "from"}
+    return build(Pretrained, {"name": fields["from"], **more}) if more else fields["from"]
 
 
 def _check_types(fields: Mapping[str, Any], annotations: Mapping[str, Any]) -> None:

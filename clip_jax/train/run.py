@@ -15,10 +15,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from clip_jax.config import CLIPConfig
+from clip_jax.image_size import shown_size
 from clip_jax.nn import CLIP
 from clip_jax.sources import open_pairs
 from clip_jax.train.checkpoints import Checkpoints
-from clip_jax.train.config import TrainConfig
+from clip_jax.train.config import Pretrained, TrainConfig
 from clip_jax.train.data import batches, group_by_length
 from clip_jax.train.identity import identity_of
 from clip_jax.train.metrics import Metrics
@@ -68,11 +69,16 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
             f"model's texts depend on their padding. Got {text_length}."
         )
     model.config.text.check_strings()
+    if not isinstance(size := model.config.vision.image_size, int):
+        raise ValueError(
+            f"training crops squares from pictures. Got a model of images of {shown_size(size)}: "
+            f"give image_size as one number."
+        )
     pairs = open_pairs(config.data.train)
     iterator, _ = batches(
         pairs,
         batch_size=rows,
-        image_size=model.config.vision.image_size,
+        image_size=size,
         text_length=text_length,
         augmentation=config.augment,
         templates=config.data.templates,
@@ -119,6 +125,9 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
 def _model(config: TrainConfig) -> CLIP:
     if isinstance(config.model, str):
         return load(config.model)[0]
+    if isinstance(config.model, Pretrained):
+        options = dataclasses.asdict(config.model)
+        return load(options.pop("name"), **options)[0]
     return CLIP(config.model, rngs=nnx.Rngs(config.run.seed))
 
 
