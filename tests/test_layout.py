@@ -46,7 +46,8 @@ FLOORS = """
     errors messages memory globs file_stat resample lazy version signals image_size config
     locks unfinished attempts progress catalog open_clip_catalog
     nn towers shapes backends placement compilation
-    storage replace byte_pairs tokenizer model_tokenizer preprocess convert preprocess_huggingface
+    storage replace byte_pairs tokenizer model_tokenizer sentence_piece
+    preprocess convert preprocess_huggingface
     sources weights loading encoder
     parity train embed search evaluate compat
     cli

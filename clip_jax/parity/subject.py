@@ -28,6 +28,7 @@ from clip_jax.parity.peer import Peer
 from clip_jax.parity.pytorch import load_reference
 from clip_jax.parity.reference import import_library, import_reference
 from clip_jax.preprocess import Preprocess
+from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.weights import load, load_text_model, load_vision_model, read_native
 from clip_jax.weights.finding import find
 from clip_jax.weights.tokenizers import load_tokenizer
@@ -51,7 +52,7 @@ class Subject:
     path: Path | None = None
     document: Mapping[str, Any] | None = None
 
-    def load(self) -> tuple[Model, Preprocess | None, Tokenizer | None]:
+    def load(self) -> tuple[Model, Preprocess | None, AnyTokenizer | None]:
         """Loads it in JAX, with pixels and ids as the library makes them; as `clip_jax.load`."""
         if self.library == "transformers":
             return self._of_transformers()
@@ -65,7 +66,7 @@ class Subject:
         rules = "open_clip" if self.library == "open_clip_torch" else "openai"
         return model, preprocess, Tokenizer(text.context_length, rules, missing=text.tokenizer)
 
-    def _of_transformers(self) -> tuple[Model, Preprocess | None, Tokenizer | None]:
+    def _of_transformers(self) -> tuple[Model, Preprocess | None, AnyTokenizer | None]:
         assert self.path is not None
         kind = read_config(self.path)["model_type"]
         if kind == TEXT:

@@ -223,6 +223,8 @@ def _with_tokenizer(config: CLIPConfig, folder: Path) -> CLIPConfig:
 
     Strings are refused then wherever CLIP's own tokenizer would make their ids.
     """
+    if config.text.pooling == "last":  # SigLIP's, whose vocabulary is never CLIP's
+        return config
     try:
         load_tokenizer(folder)
     except CheckpointError:

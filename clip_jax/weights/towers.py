@@ -16,6 +16,7 @@ from clip_jax.image_size import ImageSize
 from clip_jax.model_tokenizer import Tokenizer
 from clip_jax.nn import set_parameters
 from clip_jax.preprocess import Preprocess
+from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.towers import TextModel, VisionModel
 from clip_jax.weights.finding import Found, find
 from clip_jax.weights.loader import Resizing, check_preprocessing, preprocess_of
@@ -34,7 +35,7 @@ def load_text_model(
     revision: str | None = None,
     subfolder: str | None = None,
     preprocessing: Preprocessing = "openai",
-) -> tuple[TextModel, Tokenizer]:
+) -> tuple[TextModel, AnyTokenizer]:
     """Loads the text tower of a model, and its tokenizer.
 
     Args:
