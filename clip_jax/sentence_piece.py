@@ -8,6 +8,7 @@ and rows are always padded to the context, since these models see their padding.
 
 import dataclasses
 import functools
+import hashlib
 import html
 import importlib
 import json
@@ -122,6 +123,12 @@ class SentencePieceTokenizer:
             self.file: self.vocabulary,
             RULES: (json.dumps(rules, indent=2) + "\n").encode(),
         }
+
+    @property
+    def digest(self) -> str:
+        """The SHA-256 of all that determines the ids of a text."""
+        files = sorted(self.files().items())
+        return hashlib.sha256(b"".join(hashlib.sha256(x).digest() for _, x in files)).hexdigest()
 
     def check(self) -> None:
         """Reads the vocabulary, which otherwise happens when the first text comes.

@@ -79,8 +79,11 @@ def run(args: argparse.Namespace) -> int:
         raise argparse.ArgumentError(
             None, f"{source} is a native folder already: give --to, or a DST that ends with .pt"
         )
+    options = {}
+    if to == "native" and source.is_dir() and (files := _tokenizer_files(source, config)):
+        options["tokenizer_files"] = files
     # Without --force, a target that another process makes meanwhile isn't replaced either.
-    _writer(to)(config, params, target, replace=args.force)
+    _writer(to)(config, params, target, replace=args.force, **options)
     print(
         f"{printable(str(target))}: {_description(config, params)}, {_size(target) / 1e6:,.1f} MB"
     )
@@ -116,6 +119,17 @@ def _writer(to: str) -> Callable[..., None]:
         "huggingface": to_huggingface,
         "open_clip": to_open_clip,
     }[to]
+
+
+def _tokenizer_files(source: Path, config: CLIPConfig) -> dict[str, bytes]:
+    """Returns the files of a SigLIP's tokenizer; none of other models, or where it is missing."""
+    from clip_jax.sentence_piece import SentencePieceTokenizer
+    from clip_jax.weights import load_tokenizer
+
+    if config.text.pooling != "last":  # as no other model's
+        return {}
+    tokenizer = load_tokenizer(source)
+    return tokenizer.files() if isinstance(tokenizer, SentencePieceTokenizer) else {}
 
 
 def _write_pytorch(

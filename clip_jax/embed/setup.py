@@ -16,10 +16,12 @@ from clip_jax.embed.tables import check_unclaimed
 from clip_jax.loading import CpuGate, Loader
 from clip_jax.nn import CLIP, model_digest
 from clip_jax.preprocess import Preprocess
+from clip_jax.sentence_piece import AnyTokenizer, SentencePieceTokenizer
 from clip_jax.sources import Columns, Input, open_input
 from clip_jax.storage import absolute, folder, plain
 from clip_jax.weights import load
 from clip_jax.weights.loader import Resizing
+from clip_jax.weights.tokenizers import string_tokenizer
 
 What = Literal["images", "texts", "both"]
 Preset = Literal["parity", "fast"]
@@ -53,6 +55,7 @@ class Job:
         claimed: what `job.json` says besides.
         parts: the output's parts.
         exif_transpose: whether to rotate pictures by their EXIF data.
+        tokenizer: what makes the ids of texts; None if none are embedded.
     """
 
     source: str
@@ -64,6 +67,7 @@ class Job:
     claimed: Mapping[str, Any]
     parts: Parts
     exif_transpose: bool
+    tokenizer: AnyTokenizer | None
 
     def claim(self, *, dry: bool) -> bool:
         """Returns whether the output is this job's; unless `dry`, makes it this job's.
@@ -104,7 +108,7 @@ class Job:
         preprocess = Preprocess(config.vision.image_size, config.pixels)
         return Loader(
             preprocess=None if what == "texts" else preprocess,
-            context_length=None if what == "images" else config.text.context_length,
+            tokenizer=None if what == "images" else self.tokenizer,
             exif_transpose=self.exif_transpose,
             timing=counts.timing,
             gate=gate,
@@ -138,8 +142,7 @@ def prepare(
     _check_has(source, rows, what)
     layout = Layout(rows, what, columns.others, np.dtype(dtype), format)
     name, model = _loaded(model, preset, load_options)
-    if what != "images":
-        model.config.text.check_strings()
+    tokenizer = None if what == "images" else string_tokenizer(model.config.text, name)
     identity = {
         "version": VERSION,
         "model": model_digest(model),
@@ -153,6 +156,8 @@ def prepare(
         "columns": [columns.image, columns.caption, columns.key, *columns.others],
         "input": rows.fingerprint,
     }
+    if isinstance(tokenizer, SentencePieceTokenizer):  # CLIP's is the same for all jobs
+        identity["tokenizer"] = tokenizer.digest
     claimed = {
         "model": name,
         "source": absolute(source),
@@ -181,7 +186,9 @@ def prepare(
     )
     parts = (NpyParts if format == "npy" else Parts)(out, about, expected)
     _check_apart(source, rows, parts)
-    return Job(source, out, model, rows, layout, identity, claimed, parts, exif_transpose)
+    return Job(
+        source, out, model, rows, layout, identity, claimed, parts, exif_transpose, tokenizer
+    )
 
 
 def _loaded(

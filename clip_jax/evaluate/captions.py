@@ -15,9 +15,10 @@ from clip_jax.evaluate.results import LeftOut
 from clip_jax.nn import CLIP
 from clip_jax.preprocess import Preprocess, decode_image
 from clip_jax.progress import Progress
+from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.sources import open_pairs
 from clip_jax.storage import Unreachable
-from clip_jax.tokenizer import tokenize
+from clip_jax.weights.tokenizers import string_tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,7 @@ def embed_captioned(
     source: str | os.PathLike[str],
     model: CLIP,
     *,
+    tokenizer: AnyTokenizer | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Captioned:
@@ -74,6 +76,7 @@ def embed_captioned(
     Args:
         source: as for training: .tar files, a table of captions, or a folder that holds one.
         model: any CLIP model.
+        tokenizer: makes the ids of the captions; by default CLIP's own.
         batch_size: of pictures and of captions, as for `Encoder`.
         progress: whether to show progress on standard error.
 
@@ -81,7 +84,7 @@ def embed_captioned(
         ValueError: the pairs are unfit, which it lists, or no picture can be read.
         OSError: the source can't be read.
     """
-    model.config.text.check_strings()
+    to_ids = tokenizer or string_tokenizer(model.config.text)
     pairs = open_pairs(source)
     preprocess = Preprocess(model.config.vision.image_size, model.config.pixels)
     encoder = Encoder(model, batch_size=batch_size)
@@ -110,5 +113,5 @@ def embed_captioned(
         parts = encode_in_batches(pixels(), encoder.images, BATCHES * encoder.batch_size)
     if not parts:
         raise ValueError(f"{source}: no picture can be read; the first: {problems[0]}")
-    texts = encoder.texts(tokenize(captions, model.config.text.context_length, truncate=True))
+    texts = encoder.texts(to_ids(captions, truncate=True))
     return Captioned(np.concatenate(parts), texts, np.array(image_of), LeftOut(problems))

@@ -226,7 +226,7 @@ def _embed(
     gate = CpuGate(is_shared=encoder.device.platform == "cpu")
     loader = Loader(
         preprocess=Preprocess(model.config.vision.image_size, model.config.pixels),
-        context_length=None,
+        tokenizer=None,
         exif_transpose=False,
         gate=gate,
     )

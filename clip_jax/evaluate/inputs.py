@@ -14,10 +14,12 @@ from clip_jax.evaluate.captions import Captioned, embed_captioned, read_captione
 from clip_jax.evaluate.data import Features, Images, embed_images, read_images
 from clip_jax.nn import CLIP
 from clip_jax.progress import announce
+from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.sources.patterns import expand
 from clip_jax.storage import storage
 from clip_jax.weights import load
 from clip_jax.weights.loader import Resizing
+from clip_jax.weights.tokenizers import string_tokenizer
 
 Model = CLIP | str | os.PathLike[str]
 
@@ -60,6 +62,18 @@ def find_model(
     if job:
         check_model(source, job, model)
     return model
+
+
+def find_tokenizer(source: str, model: Model | None, found: CLIP) -> AnyTokenizer:
+    """Returns the tokenizer of the model that `find_model` has found for the same arguments.
+
+    Raises:
+        ValueError: it isn't CLIP's, and not known or not at hand.
+    """
+    if isinstance(model, CLIP):
+        return string_tokenizer(found.config.text)
+    name = _model_name(source, embedding_job(source)) if model is None else model
+    return string_tokenizer(found.config.text, name)
 
 
 def find_images(
@@ -118,7 +132,10 @@ def find_captioned(
     found = find_model(source, model, progress, load_options)
     if is_embedded:
         return read_captioned(source)
-    return embed_captioned(source, found, batch_size=batch_size, progress=progress)
+    tokenizer = find_tokenizer(source, model, found)
+    return embed_captioned(
+        source, found, tokenizer=tokenizer, batch_size=batch_size, progress=progress
+    )
 
 
 def _model_name(source: str, job: dict[str, Any] | None) -> str:

@@ -14,7 +14,14 @@ from clip_jax.evaluate.c_sweep import Sweep, check_known, sweep
 from clip_jax.evaluate.classes import hold_out, name_classes
 from clip_jax.evaluate.classifier import TEMPLATES, ZeroShotClassifier, check_prompts
 from clip_jax.evaluate.data import Features, class_folders
-from clip_jax.evaluate.inputs import Model, embedding_job, find_captioned, find_images, find_model
+from clip_jax.evaluate.inputs import (
+    Model,
+    embedding_job,
+    find_captioned,
+    find_images,
+    find_model,
+    find_tokenizer,
+)
 from clip_jax.evaluate.linear_probe import LinearProbe, check_parameters, class_logits
 from clip_jax.evaluate.recall import recall_at_k
 from clip_jax.evaluate.results import LeftOut, ProbeResult, RetrievalResult, ZeroShotResult
@@ -81,12 +88,15 @@ def zeroshot(
     # What can be wrong is found before a model is loaded and pictures are read in vain.
     check_prompts(name_classes(class_folders(source), class_names)[0] or ["a"], templates)
     found = find_model(source, model, progress, load_options)
+    tokenizer = find_tokenizer(source, model, found)
     images = find_images(
         source, found, label_column=label_column, batch_size=batch_size, progress=progress
     )
     names, targets = name_classes(images.labels, class_names)
     announce("embedding the prompts", progress)
-    classifier = ZeroShotClassifier(found, names, templates, batch_size=batch_size)
+    classifier = ZeroShotClassifier(
+        found, names, templates, batch_size=batch_size, tokenizer=tokenizer
+    )
     slices = blocks(len(targets), len(names))
     logits = (classifier.logits(images.embeddings[rows]) for rows in slices)
     return ZeroShotResult(

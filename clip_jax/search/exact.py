@@ -23,10 +23,11 @@ from clip_jax.nn import CLIP, normalize
 from clip_jax.placement import default_device
 from clip_jax.preprocess import Preprocess, open_image
 from clip_jax.search.index import Damaged, Index
+from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.storage import folder
-from clip_jax.tokenizer import tokenize
 from clip_jax.weights import load
 from clip_jax.weights.loader import Resizing
+from clip_jax.weights.tokenizers import string_tokenizer
 
 # Bytes of a block: it fits in a CPU's cache; elsewhere it is large enough to pay for the transfer.
 BLOCK = {"cpu": 8 << 20}
@@ -72,9 +73,14 @@ def search(
         raise ValueError(f"k must be at least 1. Got {k}.")
     out = folder(out)
     job = finished_job(out)
+    source = job["model"] if model is None else model
     model = _model(out, job, model, load_options)
+    tokenizer = None
+    if isinstance(query, str):
+        name = None if isinstance(source, CLIP) else source
+        tokenizer = string_tokenizer(model.config.text, name)
     index = Index(out, job)
-    embedding = embed_query(model, query)
+    embedding = embed_query(model, query, tokenizer)
     while True:
         try:
             scores, numbers = best_rows(index, embedding, k)
@@ -95,12 +101,13 @@ def search(
 
 
 def embed_query(
-    model: CLIP, query: str | Image.Image | os.PathLike[str]
+    model: CLIP,
+    query: str | Image.Image | os.PathLike[str],
+    tokenizer: AnyTokenizer | None = None,
 ) -> Float[np.ndarray, " d"]:
-    """Returns the normalised embedding of a text or a picture."""
+    """Returns the normalised embedding of a text, by CLIP's tokenizer or another, or a picture."""
     if isinstance(query, str):
-        model.config.text.check_strings()
-        tokens = tokenize(query, model.config.text.context_length, truncate=True)
+        tokens = (tokenizer or string_tokenizer(model.config.text))(query, truncate=True)
         return np.asarray(normalize(model.encode_text(tokens))[0], np.float32)
     image = query if isinstance(query, Image.Image) else open_image(query)
     pixels = Preprocess(model.config.vision.image_size, model.config.pixels).pixels(image)

@@ -19,7 +19,7 @@ from clip_jax.errors import CheckpointError
 from clip_jax.messages import counted, some
 from clip_jax.model_tokenizer import VOCAB_SIZE, AddedToken, Rules, Tokenizer
 from clip_jax.open_clip_catalog import lookup_tag
-from clip_jax.sentence_piece import AnyTokenizer
+from clip_jax.sentence_piece import AnyTokenizer, SentencePieceTokenizer
 from clip_jax.tokenizer import END
 from clip_jax.weights.finding import no_subfolder, without_scheme
 from clip_jax.weights.hub import is_repository_name, repository_folder
@@ -105,6 +105,34 @@ def load_tokenizer(
             f"name of a model, such as 'ViT-B/32'; of others the folder"
         )
     return _of_folder(path, cleaning)
+
+
+def string_tokenizer(
+    text: TextConfig, source: str | os.PathLike[str] | None = None
+) -> AnyTokenizer:
+    """Returns what turns strings into the ids of a model: CLIP's own tokenizer, or its folder's.
+
+    Args:
+        text: the model's text tower.
+        source: the name or path that the model was loaded by, if that is known.
+
+    Raises:
+        ValueError: the model has another tokenizer, which isn't known or isn't at hand; the message
+            says what to do.
+        CheckpointError: the folder's tokenizer is damaged or another model's.
+        ModuleNotFoundError: the library that reads it isn't installed.
+    """
+    try:
+        text.check_strings()
+    except ValueError:
+        if source is None or os.path.isfile(source) or text.pooling != "last":
+            raise
+        tokenizer = load_tokenizer(source)
+        if not isinstance(tokenizer, SentencePieceTokenizer):
+            tokenizer([])  # names the file that is missing
+            raise
+        return tokenizer
+    return Tokenizer(text.context_length)
 
 
 def _of_folder(folder: Path, cleaning: Rules) -> AnyTokenizer:
