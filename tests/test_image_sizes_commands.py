@@ -8,11 +8,13 @@ from PIL import Image
 
 import clip_jax
 from clip_jax.cli import main
+from clip_jax.convert import to_huggingface, to_open_clip
 from clip_jax.embed import embed, read_embeddings
 from clip_jax.search import search
 from clip_jax.train.config import Pretrained, TrainConfig, parse_config
 from clip_jax.weights import save_parameters
 from tests.models import SMALL_VIT, random_images, random_parameters
+from tests.peers import peer
 
 pytestmark = pytest.mark.usefixtures("compiles_quickly")
 
@@ -189,3 +191,27 @@ def test_training_refuses_a_model_whose_images_are_no_squares(folder, shards, tm
     )
     with pytest.raises(ValueError, match="training crops squares .* images of 24 x 40"):
         train(config, progress=False)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("kind", ["open_clip", "huggingface", "native"])
+def test_parity_holds_at_another_size(tmp_path, capsys, kind):
+    peer({"huggingface": "transformers"}.get(kind, "open_clip"))
+    write = {"open_clip": to_open_clip, "huggingface": to_huggingface, "native": save_parameters}
+    write[kind](SMALL_VIT, random_parameters(SMALL_VIT), tmp_path / "model")
+    for size in ("48", "24x40")[: 1 if kind == "huggingface" else 2]:
+        status = main(["parity", str(tmp_path / "model"), "--image-size", size, "--json"])
+        result = json.loads(capsys.readouterr().out)
+        assert status == 0 and result["ok"], result["first_difference"]
+        (row,) = (row for row in result["rows"] if row["stage"] == "preprocessing")
+        assert row["max_abs"] == 0
+
+
+@pytest.mark.torch
+def test_what_no_library_compares_at_another_size_is_a_line(tmp_path, capsys):
+    peer("transformers")
+    to_huggingface(SMALL_VIT, random_parameters(SMALL_VIT), tmp_path / "model")
+    assert main(["parity", str(tmp_path / "model"), "--image-size", "24x40"]) == 1
+    assert "transformers' pixels are squares" in capsys.readouterr().err
+    assert main(["parity", "ViT-B/32", "--image-size", "336"]) == 1
+    assert "image_size is for folders" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import argparse
 import math
 from typing import Any, get_args
 
-from clip_jax.cli.arguments import add_json
+from clip_jax.cli.arguments import add_json, image_size
 from clip_jax.cli.output import complain, print_json, print_table
 from clip_jax.config import Activation
 
@@ -41,6 +41,13 @@ def add(commands: Any) -> None:
         help="the GELU that an OpenCLIP file was trained with, which it doesn't say",
     )
     parser.add_argument(
+        "--image-size",
+        type=image_size,
+        metavar="SIZE",
+        help="compare a Vision Transformer of OpenCLIP or transformers on images of another size, "
+        "whose positions each library resizes in its own way",
+    )
+    parser.add_argument(
         "--images", nargs="+", metavar="IMAGE", help="pictures to run on (default: made-up ones)"
     )
     add_json(parser)
@@ -53,7 +60,9 @@ def run(args: argparse.Namespace) -> int:
     from clip_jax.parity import compare, find_subject, first_difference
     from clip_jax.progress import announce
 
-    subject = find_subject(args.model, model=args.of, activation=args.activation)
+    subject = find_subject(
+        args.model, model=args.of, activation=args.activation, image_size=args.image_size
+    )
     images = [open_image(path) for path in args.images] if args.images else None
     announce("loading in JAX")
     model, preprocess, tokenizer = subject.load()

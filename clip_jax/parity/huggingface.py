@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from clip_jax.convert import from_huggingface, to_huggingface
 from clip_jax.convert.families import CLIP, TEXT, VISION
 from clip_jax.convert.folder import read_folder
 from clip_jax.convert.huggingface import read_config
-from clip_jax.convert.huggingface_pixels import PREPROCESSOR, PROCESSOR
+from clip_jax.convert.huggingface_pixels import PREPROCESSOR, PROCESSOR, read_pixels
 from clip_jax.parity.peer import Peer, Tower
 from clip_jax.parity.reference import import_library, loading
 
@@ -38,8 +38,9 @@ class HuggingFace(Peer):
     processor: Any | None
     tokenizer: Any | None
     is_whole: bool
+    image_options: Mapping[str, Any]
 
-    def pixels(self, images: Iterable[Image.Image]) -> Float[np.ndarray, "b n n 3"]:
+    def pixels(self, images: Iterable[Image.Image]) -> Float[np.ndarray, "b n m 3"]:
         """Preprocesses images, and returns them in our order of axes."""
         assert self.processor is not None, "a text tower has no pixels"
         stacked = [
@@ -62,8 +63,10 @@ class HuggingFace(Peer):
 
     def _encode_image(self, images: Any) -> Any:
         if self.is_whole:
-            return self.model.get_image_features(pixel_values=images).pooler_output
-        return _embeds(self.model(pixel_values=images), "image_embeds")
+            return self.model.get_image_features(
+                pixel_values=images, **self.image_options
+            ).pooler_output
+        return _embeds(self.model(pixel_values=images, **self.image_options), "image_embeds")
 
     def _encode_text(self, tokens: Any) -> Any:
         if self.is_whole:
@@ -71,14 +74,20 @@ class HuggingFace(Peer):
         return _embeds(self.model(input_ids=tokens), "text_embeds")
 
     def _logits(self, images: Any, tokens: Any) -> Any:
-        return self.model(pixel_values=images, input_ids=tokens).logits_per_image
+        return self.model(
+            pixel_values=images, input_ids=tokens, **self.image_options
+        ).logits_per_image
 
 
-def load_huggingface(folder: str | os.PathLike[str]) -> HuggingFace:
+def load_huggingface(folder: str | os.PathLike[str], image_size: int | None = None) -> HuggingFace:
     """Loads a folder of a `CLIPModel`, or of one of its towers, into transformers.
 
     A whole model's weights in Flax's msgpack, which transformers 5 doesn't read, are exported
     first.
+
+    Args:
+        folder: the folder.
+        image_size: the side of the images to run it on, if it isn't the model's own.
 
     Raises:
         ModuleNotFoundError: PyTorch or transformers is missing; the message says how to install
@@ -100,9 +109,10 @@ def load_huggingface(folder: str | os.PathLike[str]) -> HuggingFace:
         )
         if missing := info["missing_keys"]:  # they would be random
             raise ValueError(f"it finds no {', '.join(sorted(missing))}")
-        processor = None if kind == TEXT else _processor(library, folder, model)
+        processor = None if kind == TEXT else _processor(library, folder, model, image_size)
+        options = {} if image_size is None else {"interpolate_pos_encoding": True}
         words = None if kind == VISION else _words(folder)
-        return HuggingFace(torch, model.eval(), processor, words, kind == CLIP)
+        return HuggingFace(torch, model.eval(), processor, words, kind == CLIP, options)
 
 
 def _class(folder: Path, kind: str) -> str:
@@ -121,9 +131,16 @@ def _embeds(output: Any, name: str) -> Any:
     return output[name] if name in output else output.pooler_output
 
 
-def _processor(library: Any, folder: Path, model: Any) -> Any:
+def _processor(library: Any, folder: Path, model: Any, image_size: int | None) -> Any:
     """Returns the image processor that uses Pillow; others compute other pixels."""
     kind = library.CLIPImageProcessorPil
+    if image_size is not None:
+        sides = {"height": image_size, "width": image_size}
+        squashes = read_pixels(folder).resize == "squash"
+        size = sides if squashes else {"shortest_edge": image_size}
+        if (folder / PREPROCESSOR).exists() or (folder / PROCESSOR).exists():
+            return kind.from_pretrained(folder, local_files_only=True, size=size, crop_size=sides)
+        return kind(size=size, crop_size=sides)
     if (folder / PREPROCESSOR).exists() or (folder / PROCESSOR).exists():
         return kind.from_pretrained(folder, local_files_only=True)
     n = getattr(model.config, "vision_config", model.config).image_size

@@ -18,6 +18,7 @@ from clip_jax.convert.deviations import deviations
 from clip_jax.convert.families import TEXT, VISION, family_of
 from clip_jax.convert.huggingface import read_config
 from clip_jax.convert.open_clip import described, from_open_clip, to_open_clip
+from clip_jax.image_size import ImageSize, as_image_size, shown_size
 from clip_jax.model_tokenizer import Tokenizer
 from clip_jax.nn import from_parameters
 from clip_jax.open_clip_catalog import lookup_tag
@@ -45,12 +46,14 @@ class Subject:
         library: the package that it is compared with.
         path: its folder or file; None for OpenAI's and bundled models, which have names.
         document: OpenCLIP's configuration of weights that don't come with one.
+        image_size: the size of its images, if it isn't its own.
     """
 
     name: str
     library: Library
     path: Path | None = None
     document: Mapping[str, Any] | None = None
+    image_size: ImageSize | None = None
 
     def load(self) -> tuple[Model, Preprocess | None, AnyTokenizer | None]:
         """Loads it in JAX, with pixels and ids as the library makes them; as `clip_jax.load`."""
@@ -61,7 +64,7 @@ class Subject:
             model = from_parameters(config, params)
             preprocess = Preprocess(config.vision.image_size, config.pixels)
         else:
-            model, preprocess = load(self.name)
+            model, preprocess = load(self.name, image_size=self.image_size)
         text = model.config.text
         rules = "open_clip" if self.library == "open_clip_torch" else "openai"
         return model, preprocess, Tokenizer(text.context_length, rules, missing=text.tokenizer)
@@ -73,9 +76,11 @@ class Subject:
             model, tokenizer = load_text_model(self.name, preprocessing="huggingface")
             return model, None, tokenizer
         if kind == VISION:
-            return *load_vision_model(self.name, preprocessing="huggingface"), None
+            options: Any = {"preprocessing": "huggingface", "image_size": self.image_size}
+            return *load_vision_model(self.name, **options), None
         tokenizer = load_tokenizer(self.name, preprocessing="huggingface")
-        return *load(self.name, preprocessing="huggingface"), tokenizer
+        model, preprocess = load(self.name, preprocessing="huggingface", image_size=self.image_size)
+        return model, preprocess, tokenizer
 
     def load_peer(self) -> Peer:
         """Loads it into the library.
@@ -87,15 +92,16 @@ class Subject:
         """
         if self.library == "transformers":
             assert self.path is not None
-            return load_huggingface(self.path)
+            assert self.image_size is None or isinstance(self.image_size, int)
+            return load_huggingface(self.path, self.image_size)
         if self.library == "open_clip_torch":
             assert self.path is not None
             if self.path.is_dir() and family_of(self.path) == "native":
                 with tempfile.TemporaryDirectory() as made:
                     exported = Path(made, "exported")
                     to_open_clip(*read_native(self.path), exported)
-                    return load_open_clip(exported)
-            return load_open_clip(self.path, self.document)
+                    return load_open_clip(exported, image_size=self.image_size)
+            return load_open_clip(self.path, self.document, self.image_size)
         return load_reference(self.name)
 
 
@@ -104,6 +110,7 @@ def find_subject(
     *,
     model: str | Mapping[str, Any] | None = None,
     activation: Activation | None = None,
+    image_size: ImageSize | None = None,
 ) -> Subject:
     """Finds a model, and the library that it is to be compared with, which must be installed.
 
@@ -112,6 +119,7 @@ def find_subject(
         model: for a file of OpenCLIP's: which model it holds, as for
             `clip_jax.convert.from_open_clip`.
         activation: for such a file and an architecture: the GELU that it was trained with.
+        image_size: another size of its images, as for `clip_jax.load`, where the library takes one.
 
     Raises:
         ModuleNotFoundError: the library or PyTorch is missing; the message says how to install
@@ -120,6 +128,33 @@ def find_subject(
         CheckpointError: it is of a kind that isn't supported.
         DownloadError: it can't be downloaded.
     """
+    if image_size is None:
+        return _found(name_or_path, model, activation)
+    image_size = as_image_size(image_size)
+    # Of a native folder, the library must be one that takes other sizes.
+    subject = _found(name_or_path, model, activation, has_sizes=True)
+    is_file = subject.path is not None and subject.path.is_file()
+    if subject.library == "clip-anytorch" or is_file:
+        raise ValueError(
+            f"image_size is for folders and names of OpenCLIP's, native folders and those of "
+            f"transformers, with whose libraries other sizes can be compared. Got "
+            f"{os.fspath(name_or_path)!r}: convert it to a folder first."
+        )
+    if subject.library == "transformers" and not isinstance(image_size, int):
+        raise ValueError(
+            f"transformers' pixels are squares, expected one number as image_size. Got "
+            f"{shown_size(image_size)}."
+        )
+    return dataclasses.replace(subject, image_size=image_size)
+
+
+def _found(
+    name_or_path: str | os.PathLike[str],
+    model: str | Mapping[str, Any] | None,
+    activation: Activation | None,
+    *,
+    has_sizes: bool = False,
+) -> Subject:
     name = os.fspath(name_or_path)
     if model is None and activation is not None:
         raise ValueError(
@@ -146,7 +181,10 @@ def find_subject(
     if family == "huggingface":
         import_library("transformers")
         return Subject(name, "transformers", found.path)
-    if family == "native" and not deviations(read_native(found.path)[0]).keys() - {"resnet"}:
+    is_official = family == "native" and not (
+        deviations(read_native(found.path)[0]).keys() - {"resnet"}
+    )
+    if is_official and not has_sizes:
         import_reference()
         return Subject(name, "clip-anytorch", found.path)
     import_library("open_clip")
