@@ -190,7 +190,7 @@ def measure_loading(folder: Path, options: argparse.Namespace) -> Iterable[Row]:
         records = ((None, i, record) for i, record in enumerate(rows.records(0, len(rows))))
         loader = Loader(
             preprocess=preprocess,
-            tokenizer=None,
+            context_length=None,
             exif_transpose=False,
         )
         with loading(records, loader, num_threads=CORES, read_ahead=256 << 20) as ready:

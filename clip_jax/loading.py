@@ -21,9 +21,9 @@ from PIL import ImageOps
 
 from clip_jax.image_size import sides_of
 from clip_jax.preprocess import Preprocess, decode_image
-from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.sources import Record
 from clip_jax.sources.faults import problem_of
+from clip_jax.tokenizer import tokenize
 
 # The most records in flight, however small; more would only take memory.
 MOST = 2048
@@ -42,7 +42,7 @@ class Loaded:
         chunk: its chunk, as given.
         row: its row number in the shard, as given.
         record: the record, without `read`.
-        pixels: (n, m, 3) uint8, if pictures are embedded.
+        pixels: (n, n, 3) uint8, if pictures are embedded.
         tokens: (l,) int32, if texts are embedded.
         problem: why there are neither pixels nor tokens.
         digest: the digest of the picture's file.
@@ -111,32 +111,34 @@ class Loader:
         self,
         *,
         preprocess: Preprocess | None,
-        tokenizer: AnyTokenizer | None,
+        context_length: int | None,
         exif_transpose: bool,
         timing: Timing = _untimed,
         gate: CpuGate | None = None,
         formats: Sequence[str] | None = None,
+        tokens_of: Callable[[str], np.ndarray] | None = None,
     ):
         """Stores the arguments.
 
         Args:
             preprocess: the preprocessing of pictures; None if none are embedded.
-            tokenizer: makes the ids of texts, which are cut; None if none are embedded.
+            context_length: the length to which texts are cut; None if none are embedded.
             exif_transpose: whether to rotate pictures by their EXIF data.
             timing: returns contexts that count the time of "reading" and of "decoding".
             gate: the gate that decoding waits for; None for none.
             formats: the accepted formats of pictures, as in `decode_image`.
+            tokens_of: turns a text into (1, l) ids; by default CLIP's own tokenizer, cutting.
         """
-        self._preprocess, self._tokenizer = preprocess, tokenizer
+        self._preprocess, self._context_length = preprocess, context_length
         self._exif_transpose, self._timing = exif_transpose, timing
         self._gate = gate or CpuGate(is_shared=False)
         self._formats = formats
+        self._tokens_of = tokens_of
 
     def size(self, record: Record) -> int:
         """Returns the most bytes that a record takes in flight."""
         pixels = 3 * math.prod(sides_of(self._preprocess.image_size)) if self._preprocess else 0
-        ids = 4 * self._tokenizer.context_length if self._tokenizer else 0
-        return record.size + pixels + ids + 1000
+        return record.size + pixels + 4 * (self._context_length or 0) + 1000
 
     def __call__(self, chunk: Any, row: int, record: Record) -> Loaded:
         """Reads and decodes a record; an error of its data becomes its problem.
@@ -152,13 +154,18 @@ class Loader:
                 raise ValueError(record.problem)
             if self._preprocess is not None:
                 pixels, digest = self._pixels(record, self._preprocess)
-            if self._tokenizer is not None:
+            if self._context_length is not None:
                 if record.caption is None:
                     raise ValueError("no caption")
-                tokens = self._tokenizer(record.caption, truncate=True)[0]
+                tokens = self._tokens(record.caption, self._context_length)
         except Exception as error:  # one bad record, whatever it holds, must not stop the others
             return Loaded(chunk, row, kept, problem=problem_of(error))
         return Loaded(chunk, row, kept, pixels, tokens, digest=digest)
+
+    def _tokens(self, caption: str, context_length: int) -> np.ndarray:
+        if self._tokens_of is not None:
+            return self._tokens_of(caption)[0]
+        return tokenize(caption, context_length, truncate=True)[0]
 
     def _pixels(self, record: Record, preprocess: Preprocess) -> tuple[np.ndarray, int]:
         if record.read is None:

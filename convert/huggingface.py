@@ -10,6 +10,7 @@ import numpy as np
 
 from clip_jax.config import CLIPConfig
 from clip_jax.convert import huggingface_pixels
+from clip_jax.convert.checks import named
 from clip_jax.convert.families import CLIP, CONFIG, FOREIGN_TOWER, check_model_type
 from clip_jax.convert.folder import read_folder
 from clip_jax.convert.folder_writer import write_folder
@@ -17,6 +18,7 @@ from clip_jax.convert.huggingface_config import from_document, to_document
 from clip_jax.convert.huggingface_pixels import PREPROCESSOR, read_pixels
 from clip_jax.convert.huggingface_tokenizer import tokenizer_files
 from clip_jax.convert.json_file import read_json
+from clip_jax.convert.long_clip import with_one_table
 from clip_jax.convert.rules import HUGGING_FACE
 from clip_jax.convert.table import check_arrays, count_blocks, from_tree, to_tree
 from clip_jax.errors import CheckpointError
@@ -55,7 +57,7 @@ def from_huggingface(folder: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[s
         config = from_document(document, read_pixels(folder))
         return config, from_arrays(config, arrays)
     except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
+        raise named(folder, error) from None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -105,20 +107,23 @@ def tree_of(
     try:
         check_num_blocks(sum(num_blocks.values()), len(arrays))
     except ValueError as error:
-        raise CheckpointError(f"{CONFIG} does not fit the arrays: {error}") from None
+        raise CheckpointError(
+            f"{CONFIG} does not fit the arrays: {error}. Take both from the same source"
+        ) from None
     notes = [
         f"! {name}: expected 0, 1, 2 and so on"
         for name, array in arrays.items()
         if name.endswith(POSITION_IDS) and not _counts(array)
     ]
     arrays = {name: array for name, array in arrays.items() if not name.endswith(POSITION_IDS)}
+    arrays = with_one_table(arrays)
     for path, count in num_blocks.items():
         tower, prefix = LAYERS[path]
         if (there := count_blocks(arrays, prefix)) != count:
             notes.append(
                 f"! {tower}.num_hidden_layers: {CONFIG} says {count}, the arrays have {there}"
             )
-    return to_tree(targets(), arrays, HUGGING_FACE, notes)
+    return to_tree(targets(), arrays, HUGGING_FACE, notes, CONFIG)
 
 
 def to_huggingface(

@@ -36,7 +36,6 @@ MEMORY = 2 << 30
 def read(path: Path, kind: str) -> dict[str, str | None]:
     """What an embedding job reads of a file: each row's key, and its problem."""
     from clip_jax.loading import Loader
-    from clip_jax.model_tokenizer import Tokenizer
     from clip_jax.preprocess import Preprocess
     from clip_jax.sources import Columns
     from clip_jax.sources.faults import all_records, opened
@@ -45,7 +44,7 @@ def read(path: Path, kind: str) -> dict[str, str | None]:
 
     loader = Loader(
         preprocess=None if kind in ("csv", "jsonl") else Preprocess(32),
-        tokenizer=None if kind == "images" else Tokenizer(16),
+        context_length=None if kind == "images" else 16,
         exif_transpose=False,
     )
     found: dict[str, str | None] = {}

@@ -28,7 +28,7 @@ def test_what_is_read_ahead_is_bounded_in_bytes():
     image = picture(size=(40, 40))
     loader = Counting(
         preprocess=clip_jax.Preprocess(32),
-        tokenizer=None,
+        context_length=None,
         exif_transpose=False,
     )
     records = [(None, i, Record(str(i), lambda: image)) for i in range(60)]
@@ -52,7 +52,7 @@ def test_nothing_is_decoded_while_a_cpu_computes(is_shared):
     image, gate = picture(size=(40, 40)), CpuGate(is_shared=is_shared)
     loader = Loader(
         preprocess=clip_jax.Preprocess(32),
-        tokenizer=None,
+        context_length=None,
         exif_transpose=False,
         gate=gate,
     )

@@ -193,7 +193,7 @@ def test_no_more_files_are_read_ahead_than_may_be_open():
                 most = max(most, alive)
             yield None, i, Record(str(i), picture, opens=True)
 
-    loader = Loader(preprocess=Preprocess(32), tokenizer=None, exif_transpose=False)
+    loader = Loader(preprocess=Preprocess(32), context_length=None, exif_transpose=False)
     with loading(records(), loader, num_threads=2, read_ahead=256 << 20) as ready:
         for _ in ready:
             with lock:
@@ -225,7 +225,7 @@ def test_running_out_of_open_files_is_no_rows_fault(tmp_path):
     (tmp_path / "a.csv").write_text("caption\nx\n")
     record = rows_of(tmp_path / "in")[0]
     shards = [open_input(tmp_path / f"a.{kind}").shards[0] for kind in ("tar", "parquet", "csv")]
-    loader = Loader(preprocess=Preprocess(32), tokenizer=None, exif_transpose=False)
+    loader = Loader(preprocess=Preprocess(32), context_length=None, exif_transpose=False)
     loader(None, 0, record)
     for shard in shards:
         opened(shard)
@@ -242,7 +242,7 @@ def test_running_out_of_memory_is_no_rows_fault():
     def read():
         raise MemoryError
 
-    loader = Loader(preprocess=Preprocess(32), tokenizer=None, exif_transpose=False)
+    loader = Loader(preprocess=Preprocess(32), context_length=None, exif_transpose=False)
     with pytest.raises(Exhausted, match="there is not enough memory"):
         loader(None, 0, Record("a", read))
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from clip_jax.cli.arguments import (
     Distinct,
-    add_image_size,
     add_json,
     add_model,
     label,
@@ -47,7 +46,6 @@ def add(commands: Any) -> None:
         "of weights, or a folder of clip_jax, transformers or OpenCLIP",
         "ViT-B/32",
     )
-    add_image_size(parser)
     parser.add_argument(
         "--template",
         default="{}",
@@ -124,7 +122,10 @@ def _load(name: str, options: dict[str, Any]) -> tuple[Any, Any, Any]:
 
     try:
         # A file of weights has no tokenizer beside it: its strings are CLIP's.
-        return *load(name, **options), None if os.path.isfile(name) else load_tokenizer(name)
+        model, preprocess = load(name, **options)
+        if os.path.isfile(name):
+            return model, preprocess, None
+        return model, preprocess, load_tokenizer(name, preprocessing=options["preprocessing"])
     except DownloadError as error:
         raise DownloadError(
             f"{error}. A small model that knows emoji needs no network: --model emoji"

@@ -8,7 +8,6 @@ from clip_jax.cli import distributed
 from clip_jax.cli.arguments import (
     add_batch_size,
     add_distributed,
-    add_image_size,
     add_model,
     load_options,
     non_negative_int,
@@ -39,7 +38,6 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="where the embeddings go")
     add_model(parser, "as for classify", "ViT-B/32")
-    add_image_size(parser)
     parser.add_argument(
         "--what",
         choices=("images", "texts", "both"),
@@ -146,7 +144,6 @@ def run(args: argparse.Namespace) -> int:
             args.image_column, args.caption_column, args.key_column, tuple(args.columns)
         ),
         exif_transpose=args.exif_transpose,
-        load_options=load_options(args),
         formats=args.formats,
         shard=args.shard,
         dry_run=args.dry_run,
@@ -154,6 +151,7 @@ def run(args: argparse.Namespace) -> int:
         verify=args.verify,
         max_errors=args.max_errors,
         num_threads=args.threads,
+        **load_options(args),
     )
     print(summary)
     if summary.errors and not (summary.rows or summary.rows_before or args.dry_run):

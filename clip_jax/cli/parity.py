@@ -2,11 +2,10 @@
 
 import argparse
 import math
-from typing import Any, get_args
+from typing import Any
 
-from clip_jax.cli.arguments import add_json, image_size
+from clip_jax.cli.arguments import add_bare_file, add_json, image_size
 from clip_jax.cli.output import complain, print_json, print_table
-from clip_jax.config import Activation
 
 
 def add(commands: Any) -> None:
@@ -18,9 +17,9 @@ def add(commands: Any) -> None:
         "and captions, and print how much each stage differs: max |diff|, and the L2 norm of the "
         "difference over that of PyTorch's values. The exit status is 1 if a stage differs by "
         "more than its tolerance. OpenAI's files are compared with the reference package, "
-        "clip-anytorch, OpenCLIP's with open_clip, Hugging Face's with transformers, native "
-        "folders with one of the first two; whichever it is must be installed, with torch and "
-        "torchvision.",
+        "clip-anytorch, OpenCLIP's with open_clip, Hugging Face's and text towers in single files "
+        "of Stable Diffusion with transformers, native folders with one of the first two; "
+        "whichever it is must be installed, with torch and torchvision.",
         epilog="example: clip-jax parity ViT-B/32",
     )
     parser.add_argument(
@@ -35,10 +34,12 @@ def add(commands: Any) -> None:
         help="which model an OpenCLIP file holds: an architecture such as ViT-H-14, together with "
         "--activation, or weights such as ViT-H-14/dfn5b",
     )
+    add_bare_file(parser)
     parser.add_argument(
-        "--activation",
-        choices=get_args(Activation),
-        help="the GELU that an OpenCLIP file was trained with, which it doesn't say",
+        "--subfolder",
+        metavar="NAME",
+        help="the folder in a repository or folder that holds the model; or which text tower of a "
+        "single file of Stable Diffusion XL, text_encoder or text_encoder_2",
     )
     parser.add_argument(
         "--image-size",
@@ -61,7 +62,12 @@ def run(args: argparse.Namespace) -> int:
     from clip_jax.progress import announce
 
     subject = find_subject(
-        args.model, model=args.of, activation=args.activation, image_size=args.image_size
+        args.model,
+        model=args.of,
+        activation=args.activation,
+        num_heads=args.num_heads,
+        subfolder=args.subfolder,
+        image_size=args.image_size,
     )
     images = [open_image(path) for path in args.images] if args.images else None
     announce("loading in JAX")

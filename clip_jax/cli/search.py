@@ -5,14 +5,7 @@ import os
 import warnings
 from typing import Any
 
-from clip_jax.cli.arguments import (
-    add_image_size,
-    add_json,
-    add_model,
-    file_name,
-    load_options,
-    positive_int,
-)
+from clip_jax.cli.arguments import add_json, add_model, file_name, load_options, positive_int
 from clip_jax.cli.output import print_json, print_table
 
 
@@ -29,7 +22,6 @@ def add(commands: Any) -> None:
     parser.add_argument("query", metavar="QUERY", help="a text; with --image, a picture's file")
     parser.add_argument("--image", action="store_true", help="search for a picture")
     add_model(parser, "where the model is now (default: where it was when the folder was written)")
-    add_image_size(parser)
     parser.add_argument(
         "-k", type=positive_int, default=10, metavar="N", help="how many (default: %(default)s)"
     )
@@ -62,9 +54,7 @@ def run(args: argparse.Namespace) -> int:
     query = Path(args.query) if args.image else args.query
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", Incomplete)
-        hits = search(
-            args.folder, args.model, query, args.k, load_options=load_options(args) or None
-        )
+        hits = search(args.folder, args.model, query, args.k, **load_options(args))
     for warning in caught:
         warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
     lacks_rows = any(getattr(warning.message, "rows", 0) for warning in caught)
@@ -78,11 +68,26 @@ def run(args: argparse.Namespace) -> int:
                 image_column=job["image_column"],
                 source=job.get("source"),
                 fetch=args.fetch,
+                facts=_facts(args, job),
             )
             storage(args.html).write(absolute(args.html), page.encode(errors="backslashreplace"))
     finally:  # also if the page fails; but after it, since `| head` ends the process
         _print(hits, args.json)
     return 1 if lacks_rows else 0
+
+
+def _facts(args: argparse.Namespace, job: dict[str, Any]) -> dict[str, str | None]:
+    """Returns what the page says of the search."""
+    from clip_jax.pages import now
+    from clip_jax.version import __version__
+
+    return {
+        "Embeddings": args.folder,
+        "Input": job.get("source"),
+        "Model": args.model or job["model"] or "given as an object",
+        "Fingerprint": job["identity"]["model"][:16],
+        "Made": f"{now().replace('T', ' ')}, by clip_jax {__version__}",
+    }
 
 
 def _print(hits: list[dict[str, Any]], as_json: bool) -> None:

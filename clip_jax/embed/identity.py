@@ -1,8 +1,10 @@
 """A job's identity (model, preprocessing, options and input) and its fingerprint."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +15,7 @@ from clip_jax.nn import CLIP, model_digest
 from clip_jax.sources import Input
 from clip_jax.sources.files import ListedFile
 from clip_jax.storage import storage
+from clip_jax.weights.opened import LoadOptions
 
 JOB = "job.json"
 # How many parts an error message names.
@@ -27,11 +30,9 @@ _NOTED = {
     "dim": lambda value: _is_count(value),
     "shards": lambda value: _is_count(value),
     "types": lambda value: isinstance(value, str),
-    "load_options": lambda value: isinstance(value, dict) and value.keys() <= _LOAD_OPTIONS,
 }
 # Fields that jobs of earlier versions lack, with their defaults.
-_LATER = {"shards": 1, "types": "", "load_options": {}}
-_LOAD_OPTIONS = {"image_size", "position_resize", "drop_remainder"}
+_LATER = {"shards": 1, "types": ""}
 _IDENTITY = {
     "model": lambda value: isinstance(value, str),
     "format": lambda value: value in ("parquet", "npy"),
@@ -85,6 +86,22 @@ def check_model(source: str, job: dict[str, Any], model: CLIP) -> None:
             f"{source} was embedded with another model: its fingerprint is {theirs[:16]}, this "
             f"one's is {ours[:16]}"
         )
+
+
+def job_options(
+    job: Mapping[str, Any], model: str | os.PathLike[str], told: LoadOptions
+) -> LoadOptions:
+    """Returns how to load a job's model: as the job did, where nothing else is said.
+
+    Args:
+        job: the content of `job.json`.
+        model: the model's name or path; it may have moved, or become a folder meanwhile.
+        told: what the caller says.
+    """
+    kept = LoadOptions.of(job.get("load"))
+    if not os.path.isfile(model):
+        kept = dataclasses.replace(kept, activation=None, num_heads=None)
+    return LoadOptions.of({**kept.given(), **told.given()})
 
 
 def claim(out: str, identity: Mapping[str, Any], about: Mapping[str, Any], dry: bool) -> bool:

@@ -3,13 +3,14 @@
 import concurrent.futures
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from clip_jax.config import Activation, NumHeads
 from clip_jax.embed.ahead import calling
 from clip_jax.embed.chunks import Worker
 from clip_jax.embed.compare import Comparison
@@ -22,6 +23,7 @@ from clip_jax.embed.setup import TOWERS as TOWERS
 from clip_jax.embed.setup import VERSION as VERSION
 from clip_jax.embed.setup import Job, Preset, What, prepare
 from clip_jax.encoder import Encoder
+from clip_jax.image_size import ImageSize
 from clip_jax.loading import CpuGate, loading
 from clip_jax.nn import CLIP
 from clip_jax.placement import device_of
@@ -29,6 +31,9 @@ from clip_jax.preprocess import known_formats
 from clip_jax.progress import Progress
 from clip_jax.sources import Columns
 from clip_jax.storage import storage
+from clip_jax.weights.opened import LoadOptions
+from clip_jax.weights.positions import PositionResize
+from clip_jax.weights.tokenizers import Preprocessing
 
 
 def embed(
@@ -44,7 +49,6 @@ def embed(
     batch_size: int | None = None,
     columns: Columns | None = None,
     exif_transpose: bool = False,
-    load_options: Mapping[str, Any] | None = None,
     formats: Sequence[str] | None = None,
     shard: tuple[int, int] | None = None,
     dry_run: bool = False,
@@ -54,6 +58,12 @@ def embed(
     num_threads: int | None = None,
     read_ahead: int = 256 << 20,
     progress: bool = True,
+    activation: Activation | None = None,
+    num_heads: NumHeads | None = None,
+    preprocessing: Preprocessing = "openai",
+    image_size: ImageSize | None = None,
+    position_resize: PositionResize | None = None,
+    drop_remainder: bool = False,
 ) -> Summary:
     """Embeds pictures or texts, or resumes an earlier call that was stopped.
 
@@ -77,9 +87,6 @@ def embed(
         batch_size: rows of a batch over the devices of this process, as in `Encoder`.
         columns: the roles of a table's columns, and those to pass through.
         exif_transpose: whether to rotate pictures by their EXIF data; the reference doesn't.
-        load_options: arguments of `clip_jax.load` about the size of the images, for a model given
-            by name or path: `image_size`, `position_resize`, `drop_remainder`. A search in the
-            output loads the model in the same way.
         formats: the picture formats to accept, by Pillow's names, whatever the files' names;
             `clip_jax.preprocess.FORMATS` by default.
         shard: (i, n), to be worker i of n, counted from 0. By default one worker, or under
@@ -93,11 +100,22 @@ def embed(
         read_ahead: the most bytes of rows to read ahead of the device.
         progress: whether to show a progress bar on standard error, or lines of JSON if that is not
             a terminal.
+        activation: of a model that is a bare file, as for `clip_jax.load`.
+        num_heads: of a model that is a bare file, as for `clip_jax.load`.
+        preprocessing: whose pixels and ids, as for `clip_jax.load`. Tokens that a folder has added
+            to CLIP's are known in any case, if the model is given by name or path.
+        image_size: another size of the images, as for `clip_jax.load`; a search in the output loads
+            the model alike.
+        position_resize: how positions are resized for it, likewise.
+        drop_remainder: whether it may be no multiple of the patches' size, likewise.
 
     Returns:
         What was done, and how long each stage took.
 
     Raises:
+        image_size: another size of the images, as for `clip_jax.load`.
+        position_resize: how positions are resized for it, likewise.
+        drop_remainder: whether it may be no multiple of the patches' size, likewise.
         ValueError: an option is out of range; the input is empty or lacks a column; `out` holds
             the output of another job, or of other rows; more rows fail than `max_errors`.
         OSError: the output can't be written; a store can't be reached; another process is doing
@@ -121,7 +139,9 @@ def embed(
         rows_per_part=rows_per_part,
         columns=columns or Columns(),
         exif_transpose=exif_transpose,
-        load_options=load_options or {},
+        options=LoadOptions(
+            activation, num_heads, preprocessing, image_size, position_resize, drop_remainder
+        ),
     )
     is_ours = job.claim(dry=True)
     if is_ours:

@@ -15,13 +15,10 @@ from clip_jax.embed.parts import Expected, NpyParts, Parts
 from clip_jax.embed.tables import check_unclaimed
 from clip_jax.loading import CpuGate, Loader
 from clip_jax.nn import CLIP, model_digest
-from clip_jax.preprocess import Preprocess
-from clip_jax.sentence_piece import AnyTokenizer, SentencePieceTokenizer
 from clip_jax.sources import Columns, Input, open_input
 from clip_jax.storage import absolute, folder, plain
 from clip_jax.weights import load
-from clip_jax.weights.loader import Resizing
-from clip_jax.weights.tokenizers import string_tokenizer
+from clip_jax.weights.opened import LoadOptions, Opened, open_model
 
 What = Literal["images", "texts", "both"]
 Preset = Literal["parity", "fast"]
@@ -48,26 +45,29 @@ class Job:
     Attributes:
         source: the input's address.
         out: the absolute address of the output folder.
-        model: the model.
+        opened: the model, with what makes its inputs.
         rows: the input.
         layout: the columns of a part.
         identity: what may not differ between the runs of one job.
         claimed: what `job.json` says besides.
         parts: the output's parts.
         exif_transpose: whether to rotate pictures by their EXIF data.
-        tokenizer: what makes the ids of texts; None if none are embedded.
     """
 
     source: str
     out: str
-    model: CLIP
+    opened: Opened
     rows: Input
     layout: Layout
     identity: Mapping[str, Any]
     claimed: Mapping[str, Any]
     parts: Parts
     exif_transpose: bool
-    tokenizer: AnyTokenizer | None
+
+    @property
+    def model(self) -> CLIP:
+        """The model."""
+        return self.opened.model
 
     def claim(self, *, dry: bool) -> bool:
         """Returns whether the output is this job's; unless `dry`, makes it this job's.
@@ -105,14 +105,14 @@ class Job:
     def loader(self, counts: Counts, gate: CpuGate, formats: Sequence[str]) -> Loader:
         """Returns what turns the input's records into inputs of the encoder."""
         config, what = self.model.config, self.layout.what
-        preprocess = Preprocess(config.vision.image_size, config.pixels)
         return Loader(
-            preprocess=None if what == "texts" else preprocess,
-            tokenizer=None if what == "images" else self.tokenizer,
+            preprocess=None if what == "texts" else self.opened.preprocess,
+            context_length=None if what == "images" else config.text.context_length,
             exif_transpose=self.exif_transpose,
             timing=counts.timing,
             gate=gate,
             formats=formats,
+            tokens_of=self.opened.tokens,
         )
 
 
@@ -128,7 +128,7 @@ def prepare(
     rows_per_part: int,
     columns: Columns,
     exif_transpose: bool,
-    load_options: Mapping[str, Any],
+    options: LoadOptions,
 ) -> Job:
     """Lists the input and loads the model; the arguments are those of `embed`.
 
@@ -141,13 +141,16 @@ def prepare(
     what = what or ("images" if rows.has_images else "texts")
     _check_has(source, rows, what)
     layout = Layout(rows, what, columns.others, np.dtype(dtype), format)
-    name, model = _loaded(model, preset, load_options)
-    tokenizer = None if what == "images" else string_tokenizer(model.config.text, name)
+    name, opened = _opened(model, preset, options)
+    model = opened.model
+    if what != "images":
+        opened.check_strings()
+    size = model.config.vision.image_size
     identity = {
         "version": VERSION,
         "model": model_digest(model),
         "compute": f"{model.dtype}, precision {model.precision}",
-        "pixels": as_json(model.config.vision.image_size),
+        "pixels": list(size) if isinstance(size, tuple) else size,  # as JSON gives it back
         "exif_transpose": exif_transpose,
         "what": what,
         "dtype": dtype,
@@ -155,9 +158,8 @@ def prepare(
         "rows_per_part": rows_per_part,
         "columns": [columns.image, columns.caption, columns.key, *columns.others],
         "input": rows.fingerprint,
+        **_inputs_of_its_own(opened, options, what),
     }
-    if isinstance(tokenizer, SentencePieceTokenizer):  # CLIP's is the same for all jobs
-        identity["tokenizer"] = tokenizer.digest
     claimed = {
         "model": name,
         "source": absolute(source),
@@ -166,9 +168,8 @@ def prepare(
         "embeddings": TOWERS[what],
         "dim": model.config.embed_dim,
         "types": layout.noted_types(),
+        **({"load": given} if (given := options.given()) else {}),
     }
-    if load_options:
-        claimed["load_options"] = {name: as_json(v) for name, v in load_options.items()}
     about = {
         "fingerprint": fingerprint(identity),
         "model": identity["model"],
@@ -186,32 +187,32 @@ def prepare(
     )
     parts = (NpyParts if format == "npy" else Parts)(out, about, expected)
     _check_apart(source, rows, parts)
-    return Job(
-        source, out, model, rows, layout, identity, claimed, parts, exif_transpose, tokenizer
-    )
+    return Job(source, out, opened, rows, layout, identity, claimed, parts, exif_transpose)
 
 
-def _loaded(
-    model: CLIP | str | os.PathLike[str], preset: Preset, options: Mapping[str, Any]
-) -> tuple[str | None, CLIP]:
+def _inputs_of_its_own(opened: Opened, options: LoadOptions, what: What) -> dict[str, Any]:
+    """Returns what of pixels and ids isn't as by default; earlier versions knew only the default.
+
+    A job of theirs can't be continued with other inputs, and any other job can.
+    """
+    own: dict[str, Any] = {}
+    if what != "texts" and options.preprocessing != "openai":
+        own["preprocessing"] = repr(opened.preprocess)
+    if what != "images" and opened.own_ids:
+        own["tokenizer"] = opened.own_ids
+    return own
+
+
+def _opened(
+    model: CLIP | str | os.PathLike[str], preset: Preset, options: LoadOptions
+) -> tuple[str | None, Opened]:
     if isinstance(model, CLIP):
         if PRESETS[preset]:
             raise ValueError(f"preset={preset!r} is for models by name or path; cast this one")
-        if options:
-            raise ValueError(
-                f"load_options are for models by name or path; this one is loaded. Got "
-                f"{', '.join(options)}."
-            )
-        return None, model
-    Resizing.check_options(options)
+        return None, open_model(model, options)
     name = os.fspath(model)
     name = os.path.abspath(name) if os.path.exists(name) else name
-    return name, load(model, **PRESETS[preset], **options)[0]
-
-
-def as_json(value: Any) -> Any:
-    """Returns a number, text or an image size as JSON gives it back."""
-    return list(value) if isinstance(value, tuple) else value
+    return name, open_model(model, options, load, **PRESETS[preset])
 
 
 def _check_has(source: str, rows: Input, what: str) -> None:

@@ -5,23 +5,19 @@ embedded here.
 """
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.catalog import available_models
 from clip_jax.embed import check_model, read_job
+from clip_jax.embed.identity import job_options
 from clip_jax.evaluate.captions import Captioned, embed_captioned, read_captioned
 from clip_jax.evaluate.data import Features, Images, embed_images, read_images
 from clip_jax.nn import CLIP
 from clip_jax.progress import announce
-from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.sources.patterns import expand
 from clip_jax.storage import storage
 from clip_jax.weights import load
-from clip_jax.weights.loader import Resizing
-from clip_jax.weights.tokenizers import string_tokenizer
-
-Model = CLIP | str | os.PathLike[str]
+from clip_jax.weights.opened import DEFAULTS, LoadOptions, Model, Opened, open_model
 
 DEFAULT_MODEL = "ViT-B/32"
 
@@ -32,18 +28,11 @@ def embedding_job(source: str) -> dict[str, Any] | None:
 
 
 def find_model(
-    source: str,
-    model: Model | None,
-    progress: bool,
-    load_options: Mapping[str, Any] | None = None,
-) -> CLIP:
+    source: str, model: Model | None, progress: bool, options: LoadOptions = DEFAULTS
+) -> Opened:
     """Returns the model to evaluate: the given one, that of the embedding job, or ViT-B/32.
 
-    Args:
-        source: an embedding job's output, or pictures.
-        model: the model, or its name or path.
-        progress: whether to show progress on standard error.
-        load_options: as for `clip_jax.embed.embed`; by default those of the embedding job.
+    One by name or path is loaded as `options` say, else as the embedding job loaded it.
 
     Raises:
         ValueError: the source is an embedding job of another model, or of a model that is not known
@@ -53,32 +42,20 @@ def find_model(
     job = embedding_job(source)
     if job is None and not storage(source).is_folder(source):
         expand(source)  # raises if there are no such files, before a model is downloaded in vain
-    if not isinstance(model, CLIP):
-        name = _model_name(source, job) if model is None else model
-        options = (job or {}).get("load_options", {}) if load_options is None else load_options
-        Resizing.check_options(options)
-        announce("loading the model", progress)
-        model = load(name, **options)[0]
-    if job:
-        check_model(source, job, model)
-    return model
-
-
-def find_tokenizer(source: str, model: Model | None, found: CLIP) -> AnyTokenizer:
-    """Returns the tokenizer of the model that `find_model` has found for the same arguments.
-
-    Raises:
-        ValueError: it isn't CLIP's, and not known or not at hand.
-    """
     if isinstance(model, CLIP):
-        return string_tokenizer(found.config.text)
-    name = _model_name(source, embedding_job(source)) if model is None else model
-    return string_tokenizer(found.config.text, name)
+        opened = open_model(model, options)
+    else:
+        name = _model_name(source, job) if model is None else model
+        announce("loading the model", progress)
+        opened = open_model(name, job_options(job or {}, name, options), load)
+    if job:
+        check_model(source, job, opened.model)
+    return opened
 
 
 def find_images(
     source: str,
-    model: CLIP | None,
+    opened: Opened | None,
     *,
     label_column: str | None,
     features: Features = "after",
@@ -89,7 +66,7 @@ def find_images(
 
     Args:
         source: an embedding job's output, or pictures.
-        model: may be None for embeddings, which are read as they are.
+        opened: the model; may be None for embeddings, which are read as they are.
         label_column: as for `embed_images`; "label" for embeddings if None.
         features: as for `embed_images`; embeddings are always after the projection.
         batch_size: as for `embed_images`.
@@ -97,11 +74,12 @@ def find_images(
     """
     if embedding_job(source):
         return read_images(source, label_column or "label")
-    assert model is not None, "pictures need a model"
+    assert opened is not None, "pictures need a model"
     announce("embedding the pictures", progress)
     return embed_images(
         source,
-        model,
+        opened.model,
+        preprocess=opened.preprocess,
         label_column=label_column,
         features=features,
         batch_size=batch_size,
@@ -110,32 +88,30 @@ def find_images(
 
 
 def find_captioned(
-    source: str,
-    model: Model | None,
-    *,
-    load_options: Mapping[str, Any] | None = None,
-    batch_size: int | None,
-    progress: bool,
+    source: str, opened: Opened | None, *, batch_size: int | None, progress: bool
 ) -> Captioned:
     """Reads embeddings of images and captions, or embeds both; raises as the two functions do.
 
     Args:
         source: an embedding job's output, or pairs.
-        model: as for `find_model`; for embeddings it is only compared with theirs.
-        load_options: as for `find_model`.
+        opened: may be None for embeddings, which are read as they are.
         batch_size: as for `embed_captioned`.
         progress: whether to show progress on standard error.
     """
-    is_embedded = embedding_job(source) is not None
-    if is_embedded and model is None:  # embeddings alone need no model
+    if embedding_job(source):
         return read_captioned(source)
-    found = find_model(source, model, progress, load_options)
-    if is_embedded:
-        return read_captioned(source)
-    tokenizer = find_tokenizer(source, model, found)
-    return embed_captioned(
-        source, found, tokenizer=tokenizer, batch_size=batch_size, progress=progress
-    )
+    assert opened is not None, "pairs need a model"
+    announce("embedding the pictures", progress)
+    return embed_captioned(source, opened, batch_size=batch_size, progress=progress)
+
+
+def name_of(job: dict[str, Any] | None, model: Model | None) -> Any:
+    """Returns the name or path of the model that `find_model` finds; None for an object."""
+    if isinstance(model, CLIP):
+        return None
+    if model is not None:
+        return model
+    return job["model"] if job else DEFAULT_MODEL
 
 
 def _model_name(source: str, job: dict[str, Any] | None) -> str:

@@ -1,7 +1,7 @@
 """The three evaluations from beginning to end: from pictures or embeddings to figures."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -9,9 +9,10 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
+from clip_jax.config import Activation, NumHeads
 from clip_jax.embed import check_model
 from clip_jax.evaluate.c_sweep import Sweep, check_known, sweep
-from clip_jax.evaluate.classes import hold_out, name_classes
+from clip_jax.evaluate.classes import check_classes, hold_out, name_classes
 from clip_jax.evaluate.classifier import TEMPLATES, ZeroShotClassifier, check_prompts
 from clip_jax.evaluate.data import Features, class_folders
 from clip_jax.evaluate.inputs import (
@@ -20,13 +21,20 @@ from clip_jax.evaluate.inputs import (
     find_captioned,
     find_images,
     find_model,
-    find_tokenizer,
+    name_of,
 )
+from clip_jax.evaluate.labels import best_of, number_labels, only_labels
 from clip_jax.evaluate.linear_probe import LinearProbe, check_parameters, class_logits
-from clip_jax.evaluate.recall import recall_at_k
+from clip_jax.evaluate.provenance import provenance_of
+from clip_jax.evaluate.recall import EXACT_RANKS, KS, ranks_of_positives, recalls
 from clip_jax.evaluate.results import LeftOut, ProbeResult, RetrievalResult, ZeroShotResult
+from clip_jax.evaluate.retrieval_mistakes import worst_mistakes
 from clip_jax.evaluate.scores import blocks, score_blocks
+from clip_jax.image_size import ImageSize
 from clip_jax.progress import announce
+from clip_jax.weights.opened import LoadOptions, Opened
+from clip_jax.weights.positions import PositionResize
+from clip_jax.weights.tokenizers import Preprocessing
 
 
 def zeroshot(
@@ -37,12 +45,19 @@ def zeroshot(
     templates: Sequence[str] = TEMPLATES,
     label_column: str | None = None,
     batch_size: int | None = None,
-    load_options: Mapping[str, Any] | None = None,
     progress: bool = True,
+    activation: Activation | None = None,
+    num_heads: NumHeads | None = None,
+    preprocessing: Preprocessing = "openai",
+    image_size: ImageSize | None = None,
+    position_resize: PositionResize | None = None,
+    drop_remainder: bool = False,
 ) -> ZeroShotResult:
     """Classifies labelled pictures by the names of their classes (Radford et al. 2021, 3.1).
 
-    Pictures that can't be read are left out, and listed in `result.left_out`.
+    Pictures that can't be read are left out, and listed in `result.left_out`. A picture may have
+    several labels, a list in its column, all of which are right: it counts as one of the class
+    among them that has the highest score.
 
     Example:
         >>> import pathlib, tempfile
@@ -70,15 +85,21 @@ def zeroshot(
         label_column: the column that holds the labels, or "cls" for WebDataset's .cls members;
             None for "cls" in .tar files and "label" elsewhere.
         batch_size: of pictures and of prompts, as for `clip_jax.Encoder`.
-        load_options: as for `clip_jax.embed.embed`; by default those of the embedding job.
         progress: whether to show progress on standard error.
+        activation: of a model that is a bare file, as for `clip_jax.load`.
+        num_heads: likewise.
+        preprocessing: whose pixels and ids, as for `clip_jax.load`.
+        image_size: another size of the images, as for `clip_jax.load`.
+        position_resize: how positions are resized for it, likewise.
+        drop_remainder: whether it may be no multiple of the patches' size, likewise.
 
     Returns:
         The figures, in `result.scores`, with each picture's class and prediction.
 
     Raises:
-        ValueError: the source has no pictures or no labels, a label has no class name, a name or a
-            template is unfit, or the embeddings are another model's.
+        ValueError: the source has no pictures, no labels or only one class, a label has no class
+            name or is a number, a name or a template is unfit, or the embeddings are another
+            model's.
         OSError: the source can't be read.
 
     Warns:
@@ -86,27 +107,41 @@ def zeroshot(
     """
     source = os.fspath(source)
     # What can be wrong is found before a model is loaded and pictures are read in vain.
-    check_prompts(name_classes(class_folders(source), class_names)[0] or ["a"], templates)
-    found = find_model(source, model, progress, load_options)
-    tokenizer = find_tokenizer(source, model, found)
+    folders = class_folders(source)
+    check_prompts(name_classes(folders, class_names)[0] or ["a"], templates)
+    check_classes(source, folders, class_names)
+    options = LoadOptions(
+        activation, num_heads, preprocessing, image_size, position_resize, drop_remainder
+    )
+    found = find_model(source, model, progress, options)
+    job = embedding_job(source)
+    provenance = provenance_of(source, job, name_of(job, model), found.model)
     images = find_images(
         source, found, label_column=label_column, batch_size=batch_size, progress=progress
     )
-    names, targets = name_classes(images.labels, class_names)
+    names, right = number_labels(images.labels, class_names)
+    check_classes(source, names, class_names)
     announce("embedding the prompts", progress)
     classifier = ZeroShotClassifier(
-        found, names, templates, batch_size=batch_size, tokenizer=tokenizer
+        found.model, names, templates, batch_size=batch_size, tokenizer=found.tokenizer
     )
-    slices = blocks(len(targets), len(names))
-    logits = (classifier.logits(images.embeddings[rows]) for rows in slices)
+    targets = np.empty(len(right), np.int64)
+
+    def logits() -> Iterator[np.ndarray]:
+        for rows in blocks(len(targets), len(names)):
+            block = classifier.logits(images.embeddings[rows])
+            targets[rows] = best_of(block, right[rows])  # scored after it is yielded
+            yield block
+
     return ZeroShotResult(
-        scores=score_blocks(logits, targets),
+        scores=score_blocks(logits(), targets),
         class_names=names,
         targets=targets,
         keys=images.keys,
         paths=images.paths,
         left_out=images.left_out,
         templates=classifier.templates,
+        provenance=provenance,
     )
 
 
@@ -115,8 +150,13 @@ def retrieval(
     model: Model | None = None,
     *,
     batch_size: int | None = None,
-    load_options: Mapping[str, Any] | None = None,
     progress: bool = True,
+    activation: Activation | None = None,
+    num_heads: NumHeads | None = None,
+    preprocessing: Preprocessing = "openai",
+    image_size: ImageSize | None = None,
+    position_resize: PositionResize | None = None,
+    drop_remainder: bool = False,
 ) -> RetrievalResult:
     r"""Searches for captions by pictures and for pictures by captions.
 
@@ -140,11 +180,16 @@ def retrieval(
         model: a model, or what `clip_jax.load` takes; None for ViT-B/32 where the source is
             pictures. Embeddings need none; where one is given, they must be of that model.
         batch_size: of pictures and of captions, as for `clip_jax.Encoder`.
-        load_options: as for `clip_jax.embed.embed`; by default those of the embedding job.
         progress: whether to show progress on standard error.
+        activation: of a model that is a bare file, as for `clip_jax.load`.
+        num_heads: likewise.
+        preprocessing: whose pixels and ids, as for `clip_jax.load`.
+        image_size: another size of the images, as for `clip_jax.load`.
+        position_resize: how positions are resized for it, likewise.
+        drop_remainder: whether it may be no multiple of the patches' size, likewise.
 
     Returns:
-        The recall at 1, 5 and 10.
+        The recall at 1, 5 and 10, each rank, and the worst mistakes of each direction.
 
     Raises:
         ValueError: the pairs are unfit, no picture can be read, or the embeddings are another
@@ -155,14 +200,35 @@ def retrieval(
         UserWarning: the embedding job is not finished.
     """
     source = os.fspath(source)
-    captioned = find_captioned(
-        source, model, load_options=load_options, batch_size=batch_size, progress=progress
+    options = LoadOptions(
+        activation, num_heads, preprocessing, image_size, position_resize, drop_remainder
     )
+    job = embedding_job(source)
+    # Embeddings alone need no model; where one is given, it is compared with theirs.
+    found = None if job and model is None else find_model(source, model, progress, options)
+    provenance = provenance_of(source, job, name_of(job, model), found and found.model)
+    captioned = find_captioned(source, found, batch_size=batch_size, progress=progress)
+    images, texts, image_of = captioned.images, captioned.texts, captioned.pairs
+    announce("comparing pictures and captions", progress)
+    ranks = ranks_of_positives(images, texts, image_of, EXACT_RANKS)
+    numbers = np.arange(len(images))
+    mistakes = {
+        "image_to_text": worst_mistakes(ranks["image_to_text"], images, texts, numbers, image_of),
+        "text_to_image": worst_mistakes(ranks["text_to_image"], texts, images, image_of, numbers),
+    }
     return RetrievalResult(
-        num_images=len(captioned.images),
-        num_texts=len(captioned.texts),
-        recalls=recall_at_k(captioned.images, captioned.texts, captioned.pairs),
+        num_images=len(images),
+        num_texts=len(texts),
+        recalls=recalls(ranks, KS),
         left_out=captioned.left_out,
+        ranks=ranks,
+        mistakes=mistakes,
+        pairs=image_of,
+        keys=captioned.keys,
+        paths=captioned.paths,
+        captions=captioned.captions,
+        provenance=provenance,
+        read=captioned.read,
     )
 
 
@@ -178,8 +244,13 @@ def probe(
     dtype: Literal["float32", "float64"] = "float32",
     label_column: str | None = None,
     batch_size: int | None = None,
-    load_options: Mapping[str, Any] | None = None,
     progress: bool = True,
+    activation: Activation | None = None,
+    num_heads: NumHeads | None = None,
+    preprocessing: Preprocessing = "openai",
+    image_size: ImageSize | None = None,
+    position_resize: PositionResize | None = None,
+    drop_remainder: bool = False,
 ) -> ProbeResult:
     """Fits a linear classifier of a model's features and tests it (Radford et al. 2021, A.3).
 
@@ -212,8 +283,13 @@ def probe(
         dtype: as for `LinearProbe`.
         label_column: as for `zeroshot`.
         batch_size: as for `clip_jax.Encoder`.
-        load_options: as for `clip_jax.embed.embed`; by default those of the embedding job.
         progress: whether to show progress on standard error.
+        activation: of a model that is a bare file, as for `clip_jax.load`.
+        num_heads: likewise.
+        preprocessing: whose pixels and ids, as for `clip_jax.load`.
+        image_size: another size of the images, as for `clip_jax.load`.
+        position_resize: how positions are resized for it, likewise.
+        drop_remainder: whether it may be no multiple of the patches' size, likewise.
 
     Returns:
         The figures on the test rows, in `result.scores`, and the fitted classifier.
@@ -230,9 +306,15 @@ def probe(
     """
     check_parameters(1.0 if C is None else C, max_iter, tol, dtype)
     sources = [os.fspath(each) for each in (source, test) if each is not None]
-    for each in sources:
-        class_folders(each)  # raises what is wrong before a model is loaded in vain
-    found = _model_of_all(sources, model, features, progress, load_options)
+    # What can be wrong is found before a model is loaded and pictures are read in vain.
+    folders = [class_folders(each) for each in sources]
+    check_classes(sources[0], folders[0], None, are_prompts=False)
+    options = LoadOptions(
+        activation, num_heads, preprocessing, image_size, position_resize, drop_remainder
+    )
+    found = _model_of_all(sources, model, features, progress, options)
+    name = name_of(embedding_job(sources[0]), model)
+    provenance = provenance_of(sources[-1], embedding_job(sources[-1]), name, found and found.model)
     train, *other = (
         find_images(
             each,
@@ -244,16 +326,16 @@ def probe(
         )
         for each in sources
     )
+    tested = other[0] if other else train
+    train_labels, tested_labels = (only_labels(each.keys, each.labels) for each in (train, tested))
     if other:
-        tested = other[0]
-        fit_rows, test_rows = np.arange(len(train.labels)), np.arange(len(tested.labels))
+        fit_rows, test_rows = np.arange(len(train_labels)), np.arange(len(tested_labels))
     else:
-        tested = train
-        fit_rows, test_rows = hold_out(train.labels, "testing; give --test instead")
-    labels, test_labels = np.array(train.labels)[fit_rows], np.array(tested.labels)[test_rows]
+        fit_rows, test_rows = hold_out(train_labels, "testing; give --test instead")
+    labels, test_labels = np.array(train_labels)[fit_rows], np.array(tested_labels)[test_rows]
     check_known(labels, test_labels)
-    options: Any = {"max_iter": max_iter, "tol": tol, "dtype": dtype, "mesh": _local_mesh()}
-    fitted, search = _fit(train.embeddings[fit_rows], labels, C, options, progress)
+    settings: Any = {"max_iter": max_iter, "tol": tol, "dtype": dtype, "mesh": _local_mesh()}
+    fitted, search = _fit(train.embeddings[fit_rows], labels, C, settings, progress)
     names = fitted.classes_.tolist()
     targets = np.searchsorted(fitted.classes_, test_labels)
     slices = blocks(len(targets), len(names))
@@ -268,6 +350,7 @@ def probe(
         probe=fitted,
         num_fitted=len(fit_rows),
         sweep=search,
+        provenance=provenance,
     )
 
 
@@ -276,8 +359,8 @@ def _model_of_all(
     model: Model | None,
     features: Features,
     progress: bool,
-    load_options: Mapping[str, Any] | None,
-) -> Any:
+    options: LoadOptions,
+) -> Opened | None:
     """Returns the model of all sources; None if they are embeddings of one model, not loaded.
 
     Raises:
@@ -290,10 +373,10 @@ def _model_of_all(
         if len({job["identity"]["model"] for job in jobs if job}) > 1:
             raise ValueError(f"{' and '.join(sources)} were embedded with different models")
         return None
-    found = find_model(sources[0], model, progress, load_options)
+    found = find_model(sources[0], model, progress, options)
     for each, job in zip(sources[1:], jobs[1:], strict=True):
         if job:
-            check_model(each, job, found)
+            check_model(each, job, found.model)
     return found
 
 

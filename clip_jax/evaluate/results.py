@@ -1,13 +1,16 @@
 """What evaluations return: their figures, and what they had to leave out."""
 
+import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Int
 
 from clip_jax.evaluate.c_sweep import Sweep
 from clip_jax.evaluate.linear_probe import LinearProbe
+from clip_jax.evaluate.provenance import Provenance
+from clip_jax.evaluate.retrieval_mistakes import RetrievalMistake
 from clip_jax.evaluate.scores import Scores
 
 
@@ -44,10 +47,12 @@ class ClassificationResult:
     Attributes:
         scores: the figures.
         class_names: (k) names of the classes.
-        targets: (n,) the class of each image, as an index into `class_names`.
+        targets: (n,) the class of each image, as an index into `class_names`; of several right
+            ones, the one that has the highest logit.
         keys: (n) names of the images within their source.
         paths: (n) paths of the images; None for those that have none, such as members of archives.
         left_out: images that could not be used.
+        provenance: where the figures come from; None if that isn't known.
     """
 
     scores: Scores
@@ -56,13 +61,20 @@ class ClassificationResult:
     keys: Sequence[str]
     paths: Sequence[str | None]
     left_out: LeftOut
+    provenance: Provenance | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def per_class(self) -> dict[str, float]:
-        """The accuracy of each class that has images, from 0 to 1, by the name of the class."""
+        """The accuracy of each class that has images, from 0 to 1, by the name of the class.
+
+        Classes of the same name have their number after it.
+        """
         rows, right = self.scores.confusion.sum(axis=1), self.scores.confusion.diagonal()
+        counts = collections.Counter(self.class_names)
         return {
-            name: float(right[i] / rows[i]) for i, name in enumerate(self.class_names) if rows[i]
+            f"{name} ({i})" if counts[name] > 1 else name: float(right[i] / rows[i])
+            for i, name in enumerate(self.class_names)
+            if rows[i]
         }
 
 
@@ -101,9 +113,27 @@ class RetrievalResult:
         num_texts: captions.
         recalls: as `recall_at_k` returns them.
         left_out: images that could not be used.
+        ranks: (i,) the place of each image's best caption among all captions, from 1, as
+            "image_to_text"; (t,) of each caption's image as "text_to_image".
+        mistakes: the worst of each direction, of which there may be more.
+        pairs: (t,) the image of each caption, as an index.
+        keys: (i) names of the images within their source.
+        paths: (i) paths of the images; None for those that have none.
+        captions: (t) the captions.
+        provenance: where the figures come from.
+        read: reads the file of an image without a path, given its index; None if there is no such.
     """
 
     num_images: int
     num_texts: int
     recalls: dict[str, dict[int, float]]
     left_out: LeftOut
+    # Results are the same if their figures are; arrays have no truth value.
+    ranks: dict[str, Int[np.ndarray, " n"]] = dataclasses.field(compare=False)
+    mistakes: dict[str, list[RetrievalMistake]]
+    pairs: Int[np.ndarray, " t"] = dataclasses.field(compare=False)
+    keys: Sequence[str] = dataclasses.field(repr=False)
+    paths: Sequence[str | None] = dataclasses.field(repr=False)
+    captions: Sequence[str] = dataclasses.field(repr=False)
+    provenance: Provenance | None = dataclasses.field(default=None, compare=False)
+    read: Callable[[int], bytes] | None = dataclasses.field(default=None, compare=False, repr=False)

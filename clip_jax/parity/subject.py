@@ -13,17 +13,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clip_jax.catalog import CATALOG
-from clip_jax.config import Activation
+from clip_jax.config import Activation, CLIPConfig, NumHeads
 from clip_jax.convert.deviations import deviations
 from clip_jax.convert.families import TEXT, VISION, family_of
 from clip_jax.convert.huggingface import read_config
 from clip_jax.convert.open_clip import described, from_open_clip, to_open_clip
+from clip_jax.convert.reader import read_checkpoint
+from clip_jax.convert.single_file import text_towers
 from clip_jax.image_size import ImageSize, as_image_size, shown_size
 from clip_jax.model_tokenizer import Tokenizer
 from clip_jax.nn import from_parameters
 from clip_jax.open_clip_catalog import lookup_tag
 from clip_jax.parity.comparison import Model
-from clip_jax.parity.huggingface import load_huggingface
+from clip_jax.parity.huggingface import load_huggingface, load_text_tower
 from clip_jax.parity.open_clip import load_open_clip
 from clip_jax.parity.peer import Peer
 from clip_jax.parity.pytorch import load_reference
@@ -46,6 +48,8 @@ class Subject:
         library: the package that it is compared with.
         path: its folder or file; None for OpenAI's and bundled models, which have names.
         document: OpenCLIP's configuration of weights that don't come with one.
+        bare: what a bare file doesn't say, as arguments of `clip_jax.load`.
+        subfolder: the folder in `path`, or the text tower of a single file of Stable Diffusion.
         image_size: the size of its images, if it isn't its own.
     """
 
@@ -53,6 +57,8 @@ class Subject:
     library: Library
     path: Path | None = None
     document: Mapping[str, Any] | None = None
+    bare: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    subfolder: str | None = None
     image_size: ImageSize | None = None
 
     def load(self) -> tuple[Model, Preprocess | None, AnyTokenizer | None]:
@@ -64,23 +70,29 @@ class Subject:
             model = from_parameters(config, params)
             preprocess = Preprocess(config.vision.image_size, config.pixels)
         else:
-            model, preprocess = load(self.name, image_size=self.image_size)
+            model, preprocess = load(
+                self.name, subfolder=self.subfolder, **self.bare, **self._size()
+            )
+            if self.library == "clip-anytorch":
+                _check_reference_has(self.name, model.config)
         text = model.config.text
         rules = "open_clip" if self.library == "open_clip_torch" else "openai"
         return model, preprocess, Tokenizer(text.context_length, rules, missing=text.tokenizer)
 
     def _of_transformers(self) -> tuple[Model, Preprocess | None, AnyTokenizer | None]:
         assert self.path is not None
-        kind = read_config(self.path)["model_type"]
+        options: dict[str, Any] = {"subfolder": self.subfolder, "preprocessing": "huggingface"}
+        kind = TEXT if self.path.is_file() else read_config(self.path)["model_type"]
         if kind == TEXT:
-            model, tokenizer = load_text_model(self.name, preprocessing="huggingface")
+            model, tokenizer = load_text_model(self.name, **options)
             return model, None, tokenizer
         if kind == VISION:
-            options: Any = {"preprocessing": "huggingface", "image_size": self.image_size}
-            return *load_vision_model(self.name, **options), None
-        tokenizer = load_tokenizer(self.name, preprocessing="huggingface")
-        model, preprocess = load(self.name, preprocessing="huggingface", image_size=self.image_size)
-        return model, preprocess, tokenizer
+            return *load_vision_model(self.name, **options, **self._size()), None
+        tokenizer = load_tokenizer(self.name, **options)
+        return *load(self.name, **options, **self._size()), tokenizer
+
+    def _size(self) -> dict[str, Any]:
+        return {} if self.image_size is None else {"image_size": self.image_size}
 
     def load_peer(self) -> Peer:
         """Loads it into the library.
@@ -92,6 +104,8 @@ class Subject:
         """
         if self.library == "transformers":
             assert self.path is not None
+            if self.path.is_file():
+                return load_text_tower(self.path, self.subfolder)
             assert self.image_size is None or isinstance(self.image_size, int)
             return load_huggingface(self.path, self.image_size)
         if self.library == "open_clip_torch":
@@ -105,11 +119,22 @@ class Subject:
         return load_reference(self.name)
 
 
+def _check_reference_has(name: str, config: CLIPConfig) -> None:
+    """Raises ValueError if a file's model isn't as the reference would compute it."""
+    if lost := {k: v for k, v in deviations(config).items() if k not in ("resnet", "pixels")}:
+        raise ValueError(
+            f"the reference has no {', nor '.join(lost.values())}: compare {name} with OpenCLIP, "
+            f"by naming its model there (model=, --model), such as ViT-B-32"
+        )
+
+
 def find_subject(
     name_or_path: str | os.PathLike[str],
     *,
     model: str | Mapping[str, Any] | None = None,
     activation: Activation | None = None,
+    num_heads: NumHeads | None = None,
+    subfolder: str | None = None,
     image_size: ImageSize | None = None,
 ) -> Subject:
     """Finds a model, and the library that it is to be compared with, which must be installed.
@@ -118,7 +143,11 @@ def find_subject(
         name_or_path: as for `clip_jax.load`.
         model: for a file of OpenCLIP's: which model it holds, as for
             `clip_jax.convert.from_open_clip`.
-        activation: for such a file and an architecture: the GELU that it was trained with.
+        activation: for such a file and an architecture: the GELU that it was trained with; or of a
+            bare file, as for `clip_jax.load`.
+        num_heads: of a bare file, as for `clip_jax.load`.
+        subfolder: the folder in a repository or folder; or which text tower of a single file of
+            Stable Diffusion, "text_encoder" or "text_encoder_2".
         image_size: another size of its images, as for `clip_jax.load`, where the library takes one.
 
     Raises:
@@ -129,10 +158,10 @@ def find_subject(
         DownloadError: it can't be downloaded.
     """
     if image_size is None:
-        return _found(name_or_path, model, activation)
+        return _found(name_or_path, model, activation, num_heads, subfolder)
     image_size = as_image_size(image_size)
     # Of a native folder, the library must be one that takes other sizes.
-    subject = _found(name_or_path, model, activation, has_sizes=True)
+    subject = _found(name_or_path, model, activation, num_heads, subfolder, has_sizes=True)
     is_file = subject.path is not None and subject.path.is_file()
     if subject.library == "clip-anytorch" or is_file:
         raise ValueError(
@@ -152,16 +181,19 @@ def _found(
     name_or_path: str | os.PathLike[str],
     model: str | Mapping[str, Any] | None,
     activation: Activation | None,
+    num_heads: NumHeads | None,
+    subfolder: str | None,
     *,
     has_sizes: bool = False,
 ) -> Subject:
     name = os.fspath(name_or_path)
-    if model is None and activation is not None:
-        raise ValueError(
-            f"activation is for a file of OpenCLIP's, together with model. Got {activation!r} "
-            f"without one."
-        )
+    told = {"activation": activation, "num_heads": num_heads}
+    bare = {option: value for option, value in told.items() if value is not None}
+    if bare and not os.path.isfile(name):
+        raise ValueError(f"{', '.join(bare)}: only for bare files; {name!r} says its own.")
     if model is not None:
+        if num_heads is not None:
+            raise ValueError(f"num_heads is for a file without model; {model!r} says its own.")
         if not os.path.isfile(name):
             raise ValueError(
                 f"model is for a file of OpenCLIP's, which doesn't say what it holds; {name!r} is "
@@ -169,23 +201,34 @@ def _found(
             )
         import_library("open_clip")
         return Subject(name, "open_clip_torch", Path(name), described(model, activation))
+    if os.path.isfile(name) and text_towers(read_checkpoint(name)):
+        import_library("transformers")
+        return Subject(name, "transformers", Path(name), subfolder=subfolder)
+    if subfolder is not None and (name in CATALOG or os.path.isfile(name)):
+        raise ValueError(
+            f"subfolder is for folders, repositories and single files of Stable Diffusion. Got "
+            f"{subfolder!r} for {name!r}."
+        )
     if name in CATALOG or os.path.isfile(name):
         import_reference()
-        return Subject(name, "clip-anytorch", None if name in CATALOG else Path(name))
+        return Subject(name, "clip-anytorch", None if name in CATALOG else Path(name), bare=bare)
     if not os.path.exists(name) and "/" in name and lookup_tag(name):
         import_library("open_clip")
-    found = find(name)
+    found = find(name, subfolder=subfolder)
     if found.document is not None:
         return Subject(name, "open_clip_torch", found.path, found.document)
     family = family_of(found.path)
+    library: Library = "open_clip_torch"
     if family == "huggingface":
         import_library("transformers")
-        return Subject(name, "transformers", found.path)
-    is_official = family == "native" and not (
-        deviations(read_native(found.path)[0]).keys() - {"resnet"}
-    )
-    if is_official and not has_sizes:
+        library = "transformers"
+    elif (
+        family == "native"
+        and not has_sizes
+        and not deviations(read_native(found.path)[0]).keys() - {"resnet"}
+    ):
         import_reference()
-        return Subject(name, "clip-anytorch", found.path)
-    import_library("open_clip")
-    return Subject(name, "open_clip_torch", found.path)
+        library = "clip-anytorch"
+    else:
+        import_library("open_clip")
+    return Subject(name, library, found.path, subfolder=subfolder)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from clip_jax.config import CLIPConfig, build
+from clip_jax.config import Activation, CLIPConfig, NumHeads, build
 from clip_jax.train.augment import AugmentConfig
 from clip_jax.train.optimizer import OptimizerConfig
 from clip_jax.train.step import StepConfig
@@ -77,17 +77,21 @@ class RunConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A model to start from, for images of another size.
+    """A model to start from, with what a bare file doesn't say; as for `clip_jax.load`.
 
     Attributes:
-        name: a name or path.
-        image_size: the side of its images.
-        position_resize: how its positions are resized, as for `clip_jax.load`.
-        drop_remainder: whether that size may be no multiple of the patches', as there.
+        path: its name or path.
+        activation: the activation of a bare file.
+        num_heads: the attention heads of a bare file.
+        image_size: another side of its images.
+        position_resize: how positions are resized for it.
+        drop_remainder: whether it may be no multiple of the patches' size.
     """
 
-    name: str
-    image_size: int
+    path: str
+    activation: Activation | None = None
+    num_heads: NumHeads | None = None
+    image_size: int | None = None
     position_resize: str | None = None
     drop_remainder: bool = False
 
@@ -98,7 +102,7 @@ class TrainConfig:
 
     Attributes:
         out: the folder of its checkpoints, metrics, plot and model.
-        model: a name or path to start from, maybe at another image size; or a new model's
+        model: a name or path to start from, with what a bare file doesn't say; or a new model's
             architecture.
         data: the training data.
         run: batch size, seed, logging and checkpoints.
@@ -144,9 +148,9 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Reads the configuration of a run from a TOML file.
 
     Args:
-        path: the file. `[model]` has either `from`, a name or path, maybe with `image_size`,
-            `position_resize` and `drop_remainder` as for `clip_jax.load`; or the fields of a
-            model's `config.json`; `[data]`, `[augment]`, `[optimizer]`, `[step]` and `[run]` have
+        path: the file. `[model]` has either `from`, a name or path, with `activation` and
+            `num_heads` where that is a bare file, and maybe another `image_size`; or the fields of
+            a model's `config.json`. `[data]`, `[augment]`, `[optimizer]`, `[step]` and `[run]` have
             the fields of the classes of these names; `out` stands before the tables. Paths are
             relative to the current folder.
         overrides: `key=value` with dotted keys and TOML values (a bare word is a string).
@@ -217,17 +221,18 @@ def _model(fields: Mapping[str, Any]) -> str | Pretrained | CLIPConfig:
     if "from" not in fields:
         # JSON has no dates: as strings they are refused with the name of their field.
         return CLIPConfig.from_json(json.dumps(fields, default=str))
-    hints = {
-        "from" if name == "name" else name: v for name, v in get_type_hints(Pretrained).items()
-    }
-    if others := sorted(fields.keys() - hints.keys()):
+    hints = {name: kind for name, kind in get_type_hints(Pretrained).items() if name != "path"}
+    told = {name: value for name, value in fields.items() if name in hints}
+    if len(fields) > 1 + len(told):
         raise ValueError(
-            f"there is `from`, so there must be nothing else but another image_size. "
-            f"Got {', '.join(others)}."
+            "there is `from`, so there must be nothing else, but for the activation and num_heads "
+            "of a bare file and another image_size."
         )
-    _check_types(fields, hints)
-    more = {name: value for name, value in fields.items() if name != "from"}
-    return build(Pretrained, {"name": fields["from"], **more}) if more else fields["from"]
+    _check_types(fields, {"from": str, **hints})
+    heads = told.get("num_heads")
+    if isinstance(heads, list):
+        told["num_heads"] = (heads[0], heads[1])
+    return Pretrained(fields["from"], **told) if told else fields["from"]
 
 
 def _check_types(fields: Mapping[str, Any], annotations: Mapping[str, Any]) -> None:
@@ -262,7 +267,8 @@ def _words(annotation: Any) -> str:
     if origin is Literal:
         return " or ".join(map(repr, inner))
     if origin in (Union, types.UnionType):
-        return " or ".join(_words(one) for one in inner if one is not types.NoneType)
+        words = [_words(one) for one in inner if one is not types.NoneType]
+        return " or ".join(dict.fromkeys(words))
     if origin is Mapping:
         return f"a table ({_words(inner[0])} = {_words(inner[1])})"
     if origin is tuple:

@@ -2,14 +2,13 @@
 
 import dataclasses
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from clip_jax.config import Activation, CLIPConfig, PixelConfig, ResNetConfig, ViTConfig
+from clip_jax.config import Activation, NumHeads, PixelConfig, ResNetConfig, ViTConfig
 from clip_jax.errors import CheckpointError
 from clip_jax.image_size import ImageSize, as_image_size, shown_size
 from clip_jax.nn import CLIP, from_parameters
@@ -19,7 +18,7 @@ from clip_jax.weights.finding import Found, find
 from clip_jax.weights.memory import on_device
 from clip_jax.weights.positions import PositionResize, check_rule, resize_vision
 from clip_jax.weights.reading import read_found
-from clip_jax.weights.tokenizers import Preprocessing, load_tokenizer
+from clip_jax.weights.tokenizers import Preprocessing
 
 
 def load(
@@ -29,6 +28,7 @@ def load(
     precision: str = "highest",
     download_root: str | os.PathLike[str] | None = None,
     activation: Activation | None = None,
+    num_heads: NumHeads | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
     preprocessing: Preprocessing = "openai",
@@ -45,9 +45,10 @@ def load(
     A folder is recognised by its files: `config.json` in clip_jax's own form, or with a
     `model_type` (Hugging Face's transformers), or `open_clip_config.json` (OpenCLIP).
 
-    The width of attention heads can't be inferred from a `.pt` or `.safetensors` file: it is
-    assumed to be 64, as in all of OpenAI's models. For another one, give the folder that says it,
-    or name the model to `clip_jax.convert.from_open_clip` or `clip-jax convert --model`.
+    Activation and attention heads can't be inferred from a `.pt` or `.safetensors` file. OpenAI's
+    own files are known by their checksums; of any other file, `open_clip_config.json` or
+    `config.json` beside it says them, or `activation` and `num_heads` do. Images are then
+    preprocessed as OpenAI's, unless such a configuration says otherwise.
 
     Args:
         name_or_path: one of `available_models()`; a native, Hugging Face or OpenCLIP folder; a
@@ -60,7 +61,9 @@ def load(
             is true float32 everywhere.
         download_root: the folder for downloaded weights.
         activation: the activation of the transformers, for a `.pt` or `.safetensors` file, which
-            doesn't contain it; "quick_gelu" by default.
+            doesn't contain it.
+        num_heads: the attention heads, for such a file: those of the vision tower, if the text
+            tower's are 64 wide, as in every published model; or of the vision and the text tower.
         revision: the branch, tag or commit of a repository; "main" by default.
         subfolder: the folder in a repository or folder that holds the model.
         preprocessing: "openai" for pixels as the weights were trained with; "huggingface" for those
@@ -78,27 +81,22 @@ def load(
         The model, and a callable from PIL image to float32 array.
 
     Raises:
-        ValueError: there is no model of that name and nothing at that path, or no such activation;
-            or the model can't take images of that size.
+        ValueError: there is no model of that name and nothing at that path, no such activation, or
+            it or `num_heads` is given for a model that says its own; or the model can't take images
+            of that size.
         CheckpointError: the weights can't be read or don't fit a CLIP model; lists all problems.
         DownloadError: they can't be downloaded; the message says how to put them there by hand.
     """
     found = find(name_or_path, download_root=download_root, revision=revision, subfolder=subfolder)
-    if activation is not None and (found.is_named or found.path.is_dir()):
-        raise ValueError(
-            f"activation is only for .pt and .safetensors files; {os.fspath(name_or_path)!r} "
-            f"knows its own. Got {activation!r}."
-        )
+    check_for_files(name_or_path, found, activation=activation, num_heads=num_heads)
     check_preprocessing(preprocessing)
     resizing = Resizing(image_size, position_resize, drop_remainder)
     try:
-        family, config, params = read_found(found, activation)
+        family, config, params = read_found(found, activation, num_heads)
     except CheckpointError as error:
         if found.advice is None:
             raise
         raise CheckpointError(f"{error}. Of {name_or_path}: {found.advice}") from None
-    if family == "huggingface":
-        config = _with_tokenizer(config, found.path)
     stored = config.vision
     vision = resizing.apply(name_or_path, family, stored, params)
     config = dataclasses.replace(config, vision=vision)
@@ -116,15 +114,6 @@ class Resizing:
     image_size: ImageSize | None = None
     position_resize: PositionResize | None = None
     drop_remainder: bool = False
-
-    @classmethod
-    def check_options(cls, options: Mapping[str, Any]) -> None:
-        """Raises ValueError for options that aren't about the size of images."""
-        known = [field.name for field in dataclasses.fields(cls)]
-        if others := sorted(options.keys() - known):
-            raise ValueError(
-                f"load_options may have {', '.join(known)}. Got {', '.join(others)} too."
-            )
 
     def __post_init__(self) -> None:
         """Checks what can be checked before a model is read.
@@ -174,6 +163,16 @@ class Resizing:
         return vision
 
 
+def check_for_files(name_or_path: str | os.PathLike[str], found: Found, **options: object) -> None:
+    """Raises ValueError if what only a bare file needs is given for a model that says its own."""
+    for option, value in options.items():
+        if value is not None and (found.is_named or found.path.is_dir()):
+            raise ValueError(
+                f"{option} is only for .pt and .safetensors files; {os.fspath(name_or_path)!r} "
+                f"knows its own. Got {value!r}."
+            )
+
+
 def check_preprocessing(preprocessing: str) -> None:
     """Raises ValueError if there is no such way to make pixels and ids."""
     if preprocessing not in get_args(Preprocessing):
@@ -216,18 +215,3 @@ def preprocess_of(
 def _of_folder(folder: Path, vision: ViTConfig | ResNetConfig) -> HuggingFacePreprocess:
     assert isinstance(vision.image_size, int), "transformers' folders have square images"
     return HuggingFacePreprocess.from_folder(folder, vision.image_size)
-
-
-def _with_tokenizer(config: CLIPConfig, folder: Path) -> CLIPConfig:
-    """Returns the configuration, which says so if the folder's tokenizer isn't CLIP's.
-
-    Strings are refused then wherever CLIP's own tokenizer would make their ids.
-    """
-    if config.text.pooling == "last":  # SigLIP's, whose vocabulary is never CLIP's
-        return config
-    try:
-        load_tokenizer(folder)
-    except CheckpointError:
-        text = dataclasses.replace(config.text, tokenizer=f"the folder {folder.name}")
-        return dataclasses.replace(config, text=text)
-    return config

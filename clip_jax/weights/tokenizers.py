@@ -1,5 +1,6 @@
 """`load_tokenizer`: returns the tokenizer of a model, given its name or its folder."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from clip_jax.catalog import CATALOG, suggestion
 from clip_jax.config import CLIPConfig, TextConfig
 from clip_jax.convert.archive import MAX_INDEX_BYTES, shown
+from clip_jax.convert.checks import LFS_BEGINNING, LFS_POINTER
 from clip_jax.convert.families import CONFIG, OPEN_CLIP_CONFIG
 from clip_jax.convert.huggingface_tokenizer import tokenizer_files
 from clip_jax.convert.json_file import read_json
@@ -19,7 +21,7 @@ from clip_jax.errors import CheckpointError
 from clip_jax.messages import counted, some
 from clip_jax.model_tokenizer import VOCAB_SIZE, AddedToken, Rules, Tokenizer
 from clip_jax.open_clip_catalog import lookup_tag
-from clip_jax.sentence_piece import AnyTokenizer, SentencePieceTokenizer
+from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.tokenizer import END
 from clip_jax.weights.finding import no_subfolder, without_scheme
 from clip_jax.weights.hub import is_repository_name, repository_folder
@@ -107,32 +109,25 @@ def load_tokenizer(
     return _of_folder(path, cleaning)
 
 
-def string_tokenizer(
-    text: TextConfig, source: str | os.PathLike[str] | None = None
-) -> AnyTokenizer:
-    """Returns what turns strings into the ids of a model: CLIP's own tokenizer, or its folder's.
+def with_tokenizer_of(folder: Path, config: CLIPConfig) -> CLIPConfig:
+    """Returns the configuration of transformers' folder, which says so if its words aren't CLIP's.
 
-    Args:
-        text: the model's text tower.
-        source: the name or path that the model was loaded by, if that is known.
-
-    Raises:
-        ValueError: the model has another tokenizer, which isn't known or isn't at hand; the message
-            says what to do.
-        CheckpointError: the folder's tokenizer is damaged or another model's.
-        ModuleNotFoundError: the library that reads it isn't installed.
+    Strings are refused then wherever CLIP's own tokenizer would make their ids.
     """
+    if config.text.pooling == "last":  # SigLIP's, whose vocabulary is never CLIP's
+        return config
     try:
-        text.check_strings()
-    except ValueError:
-        if source is None or os.path.isfile(source) or text.pooling != "last":
-            raise
-        tokenizer = load_tokenizer(source)
-        if not isinstance(tokenizer, SentencePieceTokenizer):
-            tokenizer([])  # names the file that is missing
-            raise
-        return tokenizer
-    return Tokenizer(text.context_length)
+        other = load_tokenizer(folder).missing
+    except CheckpointError as error:
+        reason = str(error).removeprefix(f"{folder}{os.sep}")
+        other = f"the folder {folder.name} ({reason})"
+    try:
+        config.text.check_strings()
+    except ValueError:  # it says why
+        return config
+    if other is None:
+        return config
+    return dataclasses.replace(config, text=dataclasses.replace(config.text, tokenizer=other))
 
 
 def _of_folder(folder: Path, cleaning: Rules) -> AnyTokenizer:
@@ -187,7 +182,7 @@ def _of_hugging_face(
         length = 77
     kind = settings.get("tokenizer_class")
     if isinstance(kind, str) and not kind.startswith("CLIP"):
-        return Tokenizer(length, cleaning, missing=f"{shown(kind)} of {folder}")
+        return Tokenizer(length, cleaning, missing=f"{shown(kind)} of the folder {folder.name}")
     vocabulary, added = _vocabulary(folder, names, settings)
     if vocabulary is None and (size := model.get("vocab_size", VOCAB_SIZE)) != VOCAB_SIZE:
         return Tokenizer(
@@ -300,8 +295,11 @@ def _check_merges(path: Path, found: list[str]) -> None:
 def _lines(path: Path) -> list[str]:
     if path.stat().st_size > MAX_INDEX_BYTES:
         raise CheckpointError(f"{path}: has more than {MAX_INDEX_BYTES:,} bytes, expected CLIP's")
+    content = path.read_bytes()
+    if content.startswith(LFS_BEGINNING):
+        raise CheckpointError(f"{path}: {LFS_POINTER}")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = content.decode().splitlines()
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path}: is not UTF-8 ({error.reason})") from None
     return [line for line in lines[lines[:1] != [] and lines[0].startswith("#version") :] if line]

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from clip_jax.config import CLIPConfig, ViTConfig
+from clip_jax.config import Activation, CLIPConfig, NumHeads, ViTConfig
 from clip_jax.convert.families import family_of
 from clip_jax.convert.huggingface_towers import read_text_tower, read_vision_tower
 from clip_jax.convert.single_file import read_single_file
@@ -19,7 +19,12 @@ from clip_jax.preprocess import Preprocess
 from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.towers import TextModel, VisionModel
 from clip_jax.weights.finding import Found, find
-from clip_jax.weights.loader import Resizing, check_preprocessing, preprocess_of
+from clip_jax.weights.loader import (
+    Resizing,
+    check_for_files,
+    check_preprocessing,
+    preprocess_of,
+)
 from clip_jax.weights.memory import on_device
 from clip_jax.weights.positions import PositionResize
 from clip_jax.weights.reading import read_found
@@ -32,6 +37,8 @@ def load_text_model(
     dtype: DTypeLike = jnp.float32,
     precision: str = "highest",
     download_root: str | os.PathLike[str] | None = None,
+    activation: Activation | None = None,
+    num_heads: NumHeads | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
     preprocessing: Preprocessing = "openai",
@@ -44,6 +51,9 @@ def load_text_model(
         dtype: dtype in which the tower computes; parameters are float32 in any case.
         precision: precision of matrix products, as for `load`.
         download_root: as for `load`.
+        activation: of a bare file, as for `load`, or of a text tower in a single file of Stable
+            Diffusion; known for those of Stable Diffusion 1, 2 and XL.
+        num_heads: the attention heads of such a file, likewise.
         revision: of a repository, as for `load`.
         subfolder: of a repository or folder, such as "text_encoder"; or the same name of a text
             tower in a single file that has two. Diffusion pipelines have the
@@ -51,22 +61,26 @@ def load_text_model(
         preprocessing: how texts are cleaned, as for `load_tokenizer`.
 
     Raises:
-        ValueError: there is no model of that name and nothing at that path.
+        ValueError: there is no model of that name and nothing at that path, or `activation` or
+            `num_heads` is given for what says its own.
         CheckpointError: it can't be read, holds another kind of encoder, or doesn't fit.
         DownloadError: it can't be downloaded; the message says how to put it there by hand.
     """
     check_preprocessing(preprocessing)
-    if os.path.isfile(name_or_path) and (single := read_single_file(name_or_path, subfolder)):
+    told = {"activation": activation, "num_heads": _text_heads(num_heads)}
+    is_file = os.path.isfile(name_or_path)
+    if is_file and (single := read_single_file(name_or_path, subfolder, **told)):
         config, embed_dim, pad_id, tree = single
         model = TextModel(config, embed_dim, dtype=dtype, precision=precision)
         set_parameters(model, on_device(tree, adopt=False))
         return model, Tokenizer(config.context_length, preprocessing, pad_id=pad_id)
     found = find(name_or_path, download_root=download_root, revision=revision, subfolder=subfolder)
+    check_for_files(name_or_path, found, activation=activation, num_heads=num_heads)
     if _is_huggingface(found):
         config, embed_dim, tree = read_text_tower(found.path)
         family = "huggingface"
     else:
-        family, whole, params = _whole(found)
+        family, whole, params = _whole(found, activation, num_heads)
         config = dataclasses.replace(whole.text, activation=whole.text_activation)
         embed_dim = whole.embed_dim
         others = ("visual", "logit_scale", "logit_bias")
@@ -85,6 +99,8 @@ def load_vision_model(
     dtype: DTypeLike = jnp.float32,
     precision: str = "highest",
     download_root: str | os.PathLike[str] | None = None,
+    activation: Activation | None = None,
+    num_heads: NumHeads | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
     preprocessing: Preprocessing = "openai",
@@ -99,6 +115,8 @@ def load_vision_model(
         dtype: dtype in which the tower computes; parameters are float32 in any case.
         precision: precision of matrix products, as for `load`.
         download_root: as for `load`.
+        activation: of a bare file, as for `load`.
+        num_heads: of a bare file, as for `load`.
         revision: of a repository, as for `load`.
         subfolder: of a repository or folder, such as "image_encoder".
         preprocessing: whose pixels, as for `load`.
@@ -115,11 +133,12 @@ def load_vision_model(
     check_preprocessing(preprocessing)
     resizing = Resizing(image_size, position_resize, drop_remainder)
     found = find(name_or_path, download_root=download_root, revision=revision, subfolder=subfolder)
+    check_for_files(name_or_path, found, activation=activation, num_heads=num_heads)
     if _is_huggingface(found):
         config, embed_dim, pixels, tree = read_vision_tower(found.path)
         family = "huggingface"
     else:
-        family, whole, params = _whole(found)
+        family, whole, params = _whole(found, activation, num_heads)
         if not isinstance(whole.vision, ViTConfig):
             raise ValueError(
                 f"{os.fspath(name_or_path)!r} has a ResNet, which has no such hidden states: "
@@ -135,14 +154,21 @@ def load_vision_model(
     return model, preprocess
 
 
+def _text_heads(num_heads: NumHeads | None) -> int | None:
+    """Returns the heads of a text tower: of two numbers the second is its own."""
+    return num_heads[1] if isinstance(num_heads, tuple) else num_heads
+
+
 def _is_huggingface(found: Found) -> bool:
     return found.path.is_dir() and not found.document and family_of(found.path) == "huggingface"
 
 
-def _whole(found: Found) -> tuple[str | None, CLIPConfig, dict[str, Any]]:
+def _whole(
+    found: Found, activation: Activation | None, num_heads: NumHeads | None
+) -> tuple[str | None, CLIPConfig, dict[str, Any]]:
     """Reads a model whose arrays are all views, so that those of the other tower cost nothing."""
     try:
-        return read_found(found)
+        return read_found(found, activation, num_heads)
     except CheckpointError as error:
         advice = f". {found.advice}" if found.advice else ""
         raise CheckpointError(f"{error}{advice}") from None
