@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from clip_jax.nn import parameters as parameters
     from clip_jax.preprocess import Preprocess as Preprocess
     from clip_jax.preprocess import open_image as open_image
+    from clip_jax.sentence_piece import SentencePieceTokenizer as SentencePieceTokenizer
     from clip_jax.tokenizer import tokenize as tokenize
     from clip_jax.version import __version__ as __version__
     from clip_jax.weights import load as load
@@ -70,6 +71,7 @@ _NAMES = {
     "CLIP": "nn",
     "SigLIP": "nn",
     "from_parameters": "nn",
+    "SentencePieceTokenizer": "sentence_piece",
     "Tokenizer": "model_tokenizer",
     "parameters": "nn",
     "Preprocess": "preprocess",

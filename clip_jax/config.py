@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from clip_jax.config_fields import (
@@ -12,6 +13,7 @@ from clip_jax.config_fields import (
     document_of,
     fields_of,
 )
+from clip_jax.image_size import ImageSize, as_image_size, sides_of
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 # Attention heads: the vision tower's, or those of the vision and the text tower.
@@ -148,17 +150,20 @@ class TextConfig(BlockConfig):
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig(BlockConfig):
-    """A Vision Transformer over square images with sides of `image_size` pixels.
+    """A Vision Transformer.
 
     Attributes:
+        image_size: the side of its square images in pixels; or their height and width.
         has_ln_pre: whether there is a LayerNorm before the blocks.
         pooling: the class token's row ("class"); the mean of the patches' ("mean"); or attention
             from a learned probe ("attention"), as in SigLIP: there is no class token then, the
             patches have a bias, and the pooled row is the embedding.
         norm_after_pooling: whether the last LayerNorm follows the pooling instead of preceding it.
+        drops_remainder: whether the image size may be no multiple of the patch size; what is left
+            at the right and at the bottom is then in no patch.
     """
 
-    image_size: int
+    image_size: ImageSize
     patch_size: int
     width: int
     num_layers: int
@@ -167,17 +172,19 @@ class ViTConfig(BlockConfig):
     has_ln_pre: bool = True
     pooling: VisionPooling = "class"
     norm_after_pooling: bool = False
+    drops_remainder: bool = False
 
     def __post_init__(self):
+        object.__setattr__(self, "image_size", as_image_size(self.image_size))
         check_fields(self)
         check_heads(self.width, self.num_heads)
-        if self.image_size < self.patch_size:
+        if min(self.grid) < 1:
             raise ValueError(
                 f"image_size must be at least patch_size. "
                 f"Got {self.image_size} and {self.patch_size}."
             )
         # Of SigLIP's images of 384 pixels in patches of 14, the last 6 pixels are never seen.
-        if self.has_class_token and self.image_size % self.patch_size:
+        if self.has_class_token and self.has_remainder and not self.drops_remainder:
             raise ValueError(
                 f"image_size must be a multiple of patch_size. "
                 f"Got {self.image_size} and {self.patch_size}."
@@ -189,9 +196,20 @@ class ViTConfig(BlockConfig):
         return self.pooling != "attention"
 
     @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        height, width = sides_of(self.image_size)
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def has_remainder(self) -> bool:
+        """Whether some pixels at the right or at the bottom are in no patch."""
+        return any(side % self.patch_size for side in sides_of(self.image_size))
+
+    @property
     def num_patches(self) -> int:
         """Patches of an image; what remains at the right and at the bottom is in none."""
-        return (self.image_size // self.patch_size) ** 2
+        return math.prod(self.grid)
 
     @property
     def num_tokens(self) -> int:

@@ -114,12 +114,15 @@ def vision_config(fields: Fields, own: Activation | None = None) -> ViTConfig | 
     """Returns the configuration of a vision tower, given its own activation."""
     if (channels := fields.whole("num_channels", 3)) != 3:
         fields.problem("num_channels", f"images of 3 channels are supported. Got {channels}")
+    size = fields.whole("image_size", VISION["image_size"])
+    patch_size = fields.whole("patch_size", VISION["patch_size"])
     return fields.built(
         ViTConfig,
-        fields.whole("image_size", VISION["image_size"]),
-        fields.whole("patch_size", VISION["patch_size"]),
+        size,
+        patch_size,
         *sizes(fields, VISION),
         activation=own,
+        drops_remainder=size % (patch_size or 1) != 0,
         **blocks_options(fields, VISION),
     )
 
@@ -146,6 +149,7 @@ def to_document(config: CLIPConfig) -> dict[str, Any]:
 def check_expressible(config: CLIPConfig) -> None:
     """Raises CheckpointError for a model that Hugging Face's CLIP can't express."""
     said = {"activation", "activations", "epsilon", "mlp_width", "num_heads", "pixels", "tokenizer"}
+    said.add("remainder")
     lost = {switch: what for switch, what in deviations(config).items() if switch not in said}
     if config.text.pooling == "eos" and config.text.eos_id != LARGEST:
         lost.pop("pooling")

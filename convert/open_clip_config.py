@@ -26,6 +26,7 @@ from clip_jax.convert.deviations import deviations
 from clip_jax.convert.fields import Fields, raise_problems
 from clip_jax.convert.open_clip_kept import TEXT_IGNORED, VISION_IGNORED, kept, with_kept
 from clip_jax.errors import CheckpointError
+from clip_jax.image_size import ImageSize, shown_size, sides_of
 
 # Keys with their defaults.
 ROOT = {
@@ -178,7 +179,7 @@ def _described(config: CLIPConfig) -> dict[str, Any]:
         }
     else:
         model["vision_cfg"] = {
-            "image_size": vision.image_size,
+            "image_size": _image_size_document(vision.image_size),
             "layers": vision.num_layers,
             "width": vision.width,
             "patch_size": vision.patch_size,
@@ -223,16 +224,18 @@ def _vit(fields: Fields, quick: bool) -> ViTConfig | None:
     if width and head_width and width % head_width:
         fields.problem("head_width", f"must divide the width, {width}. Got {head_width}")
         return None
+    size, patch_size = _image_size(fields), fields.whole("patch_size", 16)
     return fields.built(
         ViTConfig,
-        _image_size(fields),
-        fields.whole("patch_size", 16),
+        size,
+        patch_size,
         width,
         fields.whole("layers", 12),
         width // (head_width or 1),
         has_ln_pre=not fields.flag("no_ln_pre", False),
         pooling=fields.choice("pool_type", POOLING, "tok"),
         norm_after_pooling=fields.flag("final_ln_after_pool", False),
+        drops_remainder=any(side % (patch_size or 1) for side in sides_of(size)),
         **_blocks(fields, width, quick),
     )
 
@@ -242,10 +245,10 @@ def _resnet(fields: Fields, quick: bool) -> ResNetConfig | None:
     if head_width and (32 * width) % head_width:
         fields.problem("head_width", f"must divide 32 times the width, {width}. Got {head_width}")
         return None
-    depths = tuple(fields["layers"])
-    return fields.built(
-        ResNetConfig, _image_size(fields), width, depths, 32 * width // (head_width or 1)
-    )
+    depths, size = tuple(fields["layers"]), _image_size(fields)
+    if isinstance(size, tuple):
+        fields.problem("image_size", f"must be a square for a ResNet. Got {shown_size(size)}")
+    return fields.built(ResNetConfig, size, width, depths, 32 * width // (head_width or 1))
 
 
 def _text(fields: Fields, quick: bool, embed_dim: int) -> TextConfig | None:
@@ -320,13 +323,20 @@ def _blocks_document(tower: ViTConfig | TextConfig, activation: Activation) -> d
     return {name: value for name, value in changes.items() if value != TOWER[name]}
 
 
-def _image_size(fields: Fields) -> int:
+def _image_size(fields: Fields) -> ImageSize:
+    """Returns the size as one number, or as a height and a width if they differ."""
     size = fields.get("image_size", 224)
-    if isinstance(size, list | tuple) and len(size) == 2:
-        if size[0] != size[1]:
-            fields.problem("image_size", f"must be a square. Got {size[0]} x {size[1]}")
-        fields = Fields({"image_size": size[0]}, fields.where, fields.problems)
-    return fields.whole("image_size", 224)
+    if not isinstance(size, list | tuple) or len(size) != 2:
+        return fields.whole("image_size", 224)
+    height, width = (
+        Fields({"image_size": side}, fields.where, fields.problems).whole("image_size")
+        for side in size
+    )
+    return height if height == width else (height, width)
+
+
+def _image_size_document(size: ImageSize) -> int | list[int]:
+    return list(size) if isinstance(size, tuple) else size
 
 
 def _pixels(document: Any, problems: list[str]) -> PixelConfig:
@@ -353,7 +363,7 @@ def _pixels(document: Any, problems: list[str]) -> PixelConfig:
 def _pixels_document(config: CLIPConfig) -> dict[str, Any]:
     pixels = config.pixels
     return {
-        "size": config.vision.image_size,
+        "size": _image_size_document(config.vision.image_size),
         "mode": "RGB",
         "mean": list(pixels.mean),
         "std": list(pixels.std),

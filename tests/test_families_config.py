@@ -169,7 +169,7 @@ def test_widths_of_mlps_are_truncated_as_in_openclip():
         ({"vision_cfg__pool_type": "none"}, "pool_type: expected one of tok, avg. Got 'none'"),
         ({"vision_cfg__head_width": 60}, "head_width: must divide the width, 64. Got 60"),
         ({"text_cfg__heads": 7}, "num_heads must divide the width. Got 7 and 64"),
-        ({"vision_cfg__image_size": [32, 64]}, "must be a square. Got 32 x 64"),
+        ({"vision_cfg__image_size": [32, 0]}, "image_size: expected a whole number, positive"),
         ({"vision_cfg__width": "wide"}, "vision_cfg.width: expected a whole number"),
         ({"vision_cfg": 3}, "model_cfg.vision_cfg: expected an object. Got 3"),
         ({"quick_gelu": True, "vision_cfg__act_kwargs": {"approximate": "tanh"}}, "act_kwargs"),

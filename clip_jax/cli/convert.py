@@ -11,6 +11,7 @@ from typing import Any
 from clip_jax.cli.arguments import BEGINS_AGAIN, add_bare_file
 from clip_jax.cli.output import printable
 from clip_jax.config import CLIPConfig, ViTConfig
+from clip_jax.image_size import sides_of
 
 PYTORCH = (".pt", ".pth")
 FORMATS = ("native", "openai", "huggingface", "open_clip")
@@ -94,8 +95,11 @@ def run(args: argparse.Namespace) -> int:
         raise argparse.ArgumentError(
             None, f"{source} is a native folder already: give --to, or a DST that ends with .pt"
         )
+    options = {}
+    if to == "native" and source.is_dir() and (files := _tokenizer_files(source, config)):
+        options["tokenizer_files"] = files
     # Without --force, a target that another process makes meanwhile isn't replaced either.
-    _writer(to)(config, params, target, replace=args.force)
+    _writer(to)(config, params, target, replace=args.force, **options)
     print(
         f"{printable(str(target))}: {_description(config, params)}, {_size(target) / 1e6:,.1f} MB"
     )
@@ -151,6 +155,17 @@ def _writer(to: str) -> Callable[..., None]:
     }[to]
 
 
+def _tokenizer_files(source: Path, config: CLIPConfig) -> dict[str, bytes]:
+    """Returns the files of a SigLIP's tokenizer; none of other models, or where it is missing."""
+    from clip_jax.sentence_piece import SentencePieceTokenizer
+    from clip_jax.weights import load_tokenizer
+
+    if config.text.pooling != "last":  # as no other model's
+        return {}
+    tokenizer = load_tokenizer(source)
+    return tokenizer.files() if isinstance(tokenizer, SentencePieceTokenizer) else {}
+
+
 def _write_pytorch(
     config: CLIPConfig, params: Mapping[str, Any], target: Path, *, replace: bool
 ) -> None:
@@ -199,6 +214,7 @@ def _description(config: CLIPConfig, params: Mapping[str, Any]) -> str:
         if path.rpartition("/")[2] not in statistics
     )
     vision = config.vision
+    sides = dict.fromkeys(sides_of(vision.image_size))  # one if they are the same
     tower = (
         f"ViT of {vision.num_layers} layers and width {vision.width}, patches of "
         f"{vision.patch_size}"
@@ -206,8 +222,9 @@ def _description(config: CLIPConfig, params: Mapping[str, Any]) -> str:
         else f"ResNet of {vision.stage_depths} blocks and width {vision.width}"
     )
     return (
-        f"{tower}, {vision.image_size} pixels; text of {config.text.num_layers} layers and width "
-        f"{config.text.width}; D {config.embed_dim}; {config.activation}; {count:,} parameters"
+        f"{tower}, {' x '.join(map(str, sides))} pixels; text of {config.text.num_layers} layers "
+        f"and width {config.text.width}; D {config.embed_dim}; {config.activation}; {count:,} "
+        f"parameters"
     )
 
 

@@ -217,7 +217,7 @@ class CLIP(TextTower):
     def __repr__(self) -> str:  # Flax's own has a thousand lines; nnx.display(model) shows it
         return f"{type(self).__name__}({self.config!r}, dtype={self.dtype})"
 
-    def as_input(self, images: Array) -> Float[Array, "b n n 3"]:
+    def as_input(self, images: Array) -> Float[Array, "b n m 3"]:
         """Returns normalised images in the dtype of the computation."""
         if images.dtype == jnp.uint8:
             images = normalize_pixels(images, self.config.pixels.mean, self.config.pixels.std)

@@ -29,19 +29,20 @@ class PatchEmbedding(nnx.Module):
         self.bias = parameter(rngs, zeros, width) if has_bias else None
 
     def __call__(
-        self, images: Float[Array, "b n n 3"], kept: Int[Array, "b p"] | None = None
+        self, images: Float[Array, "b n m 3"], kept: Int[Array, "b p"] | None = None
     ) -> Float[Array, "b p w"]:
         x = self.project(self.patches(images, kept))
         return x if self.bias is None else x + self.bias[...].astype(x.dtype)
 
     def patches(
-        self, images: Float[Array, "b n n 3"], kept: Int[Array, "b p"] | None
+        self, images: Float[Array, "b n m 3"], kept: Int[Array, "b p"] | None
     ) -> Float[Array, "b p ppc"]:
         """Returns the pixels of each patch as one row; what remains of an image is dropped."""
         p = self.patch_size
-        b, n = images.shape[0], images.shape[1] // p
-        patches = images[:, : n * p, : n * p].reshape(b, n, p, n, p, 3).transpose(0, 1, 3, 2, 4, 5)
-        patches = patches.reshape(b, n * n, p * p * 3)
+        b, n, m = images.shape[0], images.shape[1] // p, images.shape[2] // p
+        images = images[:, : n * p, : m * p]  # whole patches; any remainder is dropped
+        patches = images.reshape(b, n, p, m, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        patches = patches.reshape(b, n * m, p * p * 3)
         return patches if kept is None else jnp.take_along_axis(patches, kept[..., None], axis=1)
 
     def project(self, patches: Float[Array, "b p ppc"]) -> Float[Array, "b p w"]:
@@ -76,7 +77,7 @@ class VisionTransformer(nnx.Module):
 
     def __call__(
         self,
-        images: Float[Array, "b n n 3"],
+        images: Float[Array, "b n m 3"],
         tap: Tap = ignore,
         kept: Int[Array, "b p"] | None = None,
     ) -> Float[Array, "b d"]:
@@ -91,7 +92,7 @@ class VisionTransformer(nnx.Module):
 
     def tokens(
         self,
-        images: Float[Array, "b n n 3"],
+        images: Float[Array, "b n m 3"],
         tap: Tap = ignore,
         kept: Int[Array, "b p"] | None = None,
     ) -> Float[Array, "b l w"]:
@@ -132,7 +133,7 @@ class VisionTransformer(nnx.Module):
         return x if self.proj is None else project(x, self.proj[...])
 
     def outputs(
-        self, images: Float[Array, "b n n 3"], *, hidden_states: bool, attentions: bool
+        self, images: Float[Array, "b n m 3"], *, hidden_states: bool, attentions: bool
     ) -> ImageOutput:
         """Computes all that the tower has to give."""
         states = [self.tokens(images)]

@@ -23,9 +23,11 @@ from clip_jax.errors import CheckpointError
 from clip_jax.messages import counted, some
 from clip_jax.model_tokenizer import VOCAB_SIZE, AddedToken, Rules, Tokenizer
 from clip_jax.open_clip_catalog import lookup_tag
+from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.tokenizer import END
 from clip_jax.weights.finding import no_subfolder, without_scheme
 from clip_jax.weights.hub import is_repository_name, repository_folder
+from clip_jax.weights.sentence_pieces import sentence_piece_of
 
 Preprocessing = Literal["openai", "huggingface"]
 
@@ -48,27 +50,30 @@ def load_tokenizer(
     revision: str | None = None,
     subfolder: str | None = None,
     preprocessing: Preprocessing = "openai",
-) -> Tokenizer:
+) -> AnyTokenizer:
     """Loads the tokenizer of a model: context length, padding, literals and added tokens.
 
-    The byte pairs are always those of this package; a folder's own are compared with them.
+    The byte pairs of CLIP are always those of this package; a folder's own are compared with them.
+    SigLIP's vocabulary is the folder's, and its texts are cleaned as the folder's library does.
 
     Args:
         name_or_path: as for `clip_jax.load`: a name, a folder, or a repository of the Hub. A folder
             of transformers needs no weights, such as `tokenizer` of a diffusion pipeline.
         revision: of a repository, as for `load`.
         subfolder: of a repository, as for `load`.
-        preprocessing: how texts are cleaned: "openai", as in training, which repairs them and
-            resolves HTML's entities; or "huggingface", as transformers' fast tokenizers do.
+        preprocessing: how CLIP's texts are cleaned: "openai", as in training, which repairs them
+            and resolves HTML's entities; or "huggingface", as transformers' fast tokenizers do.
 
     Returns:
-        The tokenizer. If its vocabulary isn't CLIP's, it refuses texts, naming what is needed.
+        The tokenizer. If its vocabulary is neither CLIP's nor at hand, it refuses texts, naming
+        what is needed.
 
     Raises:
         ValueError: there is no model of that name and nothing at that path, or no such cleaning.
         CheckpointError: the folder's files can't be read, or are another tokenizer's; says how they
             differ.
         DownloadError: they can't be downloaded; the message says how to put them there by hand.
+        ModuleNotFoundError: the extra `siglip`, for SigLIP's vocabularies, isn't installed.
 
     Example:
         >>> load_tokenizer("ViT-H-14/dfn5b")("a diagram")[0, :5]
@@ -111,6 +116,8 @@ def with_tokenizer_of(folder: Path, config: CLIPConfig) -> CLIPConfig:
 
     Strings are refused then wherever CLIP's own tokenizer would make their ids.
     """
+    if config.text.pooling == "last":  # SigLIP's, whose vocabulary is never CLIP's
+        return config
     try:
         other = load_tokenizer(folder).missing
     except CheckpointError as error:
@@ -125,9 +132,11 @@ def with_tokenizer_of(folder: Path, config: CLIPConfig) -> CLIPConfig:
     return dataclasses.replace(config, text=dataclasses.replace(config.text, tokenizer=other))
 
 
-def _of_folder(folder: Path, cleaning: Rules) -> Tokenizer:
+def _of_folder(folder: Path, cleaning: Rules) -> AnyTokenizer:
     names = set(os.listdir(folder))
     config = read_json(folder / CONFIG) if CONFIG in names else {}
+    if (sentences := sentence_piece_of(folder, names, config)) is not None:
+        return sentences
     if "vision" in config:
         try:
             text = CLIPConfig.from_json(json.dumps(config)).text
