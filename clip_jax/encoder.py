@@ -348,7 +348,7 @@ def _attention(
     """
     if name == "auto":
         vision, context = model.config.vision, model.config.text.context_length
-        tokens = vision.num_patches + 1 if isinstance(vision, ViTConfig) else 0
+        tokens = vision.num_tokens if isinstance(vision, ViTConfig) else 0
         return {
             tower: default_attention(device.platform, device.device_kind, model.dtype, count).value
             for tower, count in (("image", tokens), ("text", context))

@@ -12,33 +12,40 @@ from jaxtyping import Integer, Shaped
 
 from clip_jax.arrays import check_axes, for_layers
 from clip_jax.config import CLIP_VOCAB_SIZE, TextConfig
+from clip_jax.image_size import ImageSize, sides_of
 from clip_jax.messages import some
 
 
 def as_images(
-    images: ArrayLike | Sequence[Any], image_size: int
-) -> Shaped[np.ndarray | Array, "b n n 3"]:
+    images: ArrayLike | Sequence[Any], image_size: ImageSize
+) -> Shaped[np.ndarray | Array, "b n m 3"]:
     """Returns images as one array, uint8 or float.
 
     Args:
         images: an array, or a list of the arrays of single images.
-        image_size: the n of (b, n, n, 3).
+        image_size: the n of (b, n, n, 3), or the height and the width.
 
     Raises:
-        ValueError: the shape or the dtype is wrong; has a hint for PyTorch's order of axes.
+        ValueError: the shape or the dtype is wrong; has a hint for PyTorch's order of axes, and for
+            images of another size.
     """
-    n = image_size
+    n, m = sides_of(image_size)
     images = _as_array(images, "images")
     if images.shape == (0,):  # an empty list
-        images = np.zeros((0, n, n, 3), np.uint8)
+        images = np.zeros((0, n, m, 3), np.uint8)
     shape, dtype = images.shape, images.dtype
-    if len(shape) != 4 or shape[1:] != (n, n, 3):
+    if len(shape) != 4 or shape[1:] != (n, m, 3):
         hint = ""
         if len(shape) == 4 and shape[1] == 3:
             hint = " That is NCHW, PyTorch's order: give images.transpose(0, 2, 3, 1)."
         elif len(shape) == 3:
             hint = " One image needs a batch axis too: give images[None]."
-        raise ValueError(f"images must have shape (batch, {n}, {n}, 3). Got {shape}.{hint}")
+        elif len(shape) == 4 and shape[3] == 3:
+            hint = (
+                " Make them of the model's size with its preprocess; or load a Vision Transformer "
+                "for the other size, clip_jax.load(..., image_size=)."
+            )
+        raise ValueError(f"images must have shape (batch, {n}, {m}, 3). Got {shape}.{hint}")
     if dtype != jnp.uint8 and not _is_float(dtype):
         raise ValueError(f"images must be uint8 pixels or normalised floats. Got {dtype}.")
     return for_layers(images)

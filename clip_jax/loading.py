@@ -9,6 +9,7 @@ elements, this by bytes. `benchmarks/embed.py` has both.
 import concurrent.futures
 import contextlib
 import dataclasses
+import math
 import queue
 import threading
 import zlib
@@ -19,6 +20,7 @@ import numpy as np
 from PIL import ImageOps
 
 from clip_jax.channels import Losses
+from clip_jax.image_size import sides_of
 from clip_jax.naming import reading
 from clip_jax.preprocess import Preprocess, decode_image
 from clip_jax.sources import Record
@@ -142,7 +144,7 @@ class Loader:
 
     def size(self, record: Record) -> int:
         """Returns the most bytes that a record takes in flight."""
-        pixels = 3 * self._preprocess.image_size**2 if self._preprocess else 0
+        pixels = 3 * math.prod(sides_of(self._preprocess.image_size)) if self._preprocess else 0
         return record.size + pixels + 4 * (self._context_length or 0) + 1000
 
     def __call__(self, chunk: Any, row: int, record: Record) -> Loaded:

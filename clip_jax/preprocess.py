@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
-from clip_jax.bombs import check_bomb
+from clip_jax.bombs import MOST_PIXELS, TooThin, check_area, check_bomb
 from clip_jax.channels import (
     CLIPPED,
     UNCOVERED,
@@ -24,6 +24,7 @@ from clip_jax.channels import (
 )
 from clip_jax.config import PixelConfig, Resize
 from clip_jax.errors import Unreachable, exhausted
+from clip_jax.image_size import ImageSize, as_image_size, sides_of
 from clip_jax.naming import reading
 from clip_jax.resample import EIGHT_BITS, NEAREST, nearest_middle, resize_middle
 from clip_jax.storage import check_picture_size, check_regular
@@ -50,8 +51,6 @@ Fit = Literal["crop", "pad", "squash"]
 FITS: dict[Fit, Resize] = {"crop": "shortest", "pad": "longest", "squash": "squash"}
 # Above this aspect ratio, only the part that the crop keeps is resized.
 THIN = 32
-# The most pixels of such a resized picture, for modes that `clip_jax.resample` doesn't have.
-MOST_PIXELS = 1 << 26
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +62,10 @@ class Preprocess:
     reference. Other models' images are made in another way, which is in their configuration:
     `Preprocess(config.vision.image_size, config.pixels)`.
 
+    For images that aren't squares, the image is resized so that it just covers the rectangle.
+
     Attributes:
-        image_size: the side of the square, in pixels.
+        image_size: the side of the square in pixels, or the height and the width.
         config: filter, way of resizing, mean and standard deviation.
         fit: "crop", the middle of the picture; "pad", all of it, with margins that are black or of
             the background's colour; "squash", all of it, whatever that does to its aspect ratio;
@@ -84,7 +85,7 @@ class Preprocess:
         [0, 9, 9, 0]
     """
 
-    image_size: int
+    image_size: ImageSize
     config: PixelConfig = PixelConfig()
     _: dataclasses.KW_ONLY
     # Not in the repr, which is part of what some embedding jobs are.
@@ -93,16 +94,15 @@ class Preprocess:
     scale_16_bit: bool = dataclasses.field(default=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "image_size", as_image_size(self.image_size))
         if self.fit is not None and self.fit not in FITS:
             raise ValueError(f"fit must be {', '.join(map(repr, FITS))} or None. Got {self.fit!r}")
         if self.background is not None:
             color_of(self.background)
-        if not isinstance(self.image_size, int) or self.image_size < 1:
-            raise ValueError(f"image_size must be a positive integer, got {self.image_size!r}")
 
     def __call__(
         self, image: Image.Image | list[Image.Image] | tuple[Image.Image, ...]
-    ) -> Float32[np.ndarray, "*b n n 3"]:
+    ) -> Float32[np.ndarray, "*b n m 3"]:
         """Returns the normalised image; a batch of them for a list.
 
         Raises:
@@ -110,26 +110,26 @@ class Preprocess:
             ValueError: no pixels, or a mode that Pillow can't resize or convert to RGB.
             OSError: there is not enough memory.
         """
-        n = self.image_size
+        n, m = sides_of(self.image_size)
         if isinstance(image, (list, tuple)):
-            batch = np.empty((len(image), n, n, 3), np.float32)
+            batch = np.empty((len(image), n, m, 3), np.float32)
             for row, one in zip(batch, image, strict=True):
                 row[:] = self(one)
             return batch
         # In place and in the reference's order; NumPy is slow over a last axis of length 3.
-        x = self.pixels(image).reshape(n, 3 * n).astype(np.float32)
+        x = self.pixels(image).reshape(n, 3 * m).astype(np.float32)
         x /= np.float32(255)
-        x -= np.tile(np.array(self.config.mean, np.float32), n)
-        x /= np.tile(np.array(self.config.std, np.float32), n)
-        return x.reshape(n, n, 3)
+        x -= np.tile(np.array(self.config.mean, np.float32), m)
+        x /= np.tile(np.array(self.config.std, np.float32), m)
+        return x.reshape(n, m, 3)
 
-    def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "n n 3"]:
+    def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "n m 3"]:
         """Returns the cropped image before normalisation, which models accept too; raises alike."""
         check_image(image)
         with told_faults(image):
-            square = self._square(self._prepared(image))
-            square.info.pop("transparency", None)  # has no effect on RGB, but Pillow may warn
-            return np.array(square.convert("RGB"))  # a copy, or it would be read-only
+            cropped = self._cropped(self._prepared(image))
+            cropped.info.pop("transparency", None)  # has no effect on RGB, but Pillow may warn
+            return np.array(cropped.convert("RGB"))  # a copy, or it would be read-only
 
     def losses(self, image: Image.Image) -> tuple[str, ...]:
         """Returns what of a picture doesn't reach the pixels; see `clip_jax.channels`."""
@@ -141,7 +141,7 @@ class Preprocess:
 
     @property
     def resize(self) -> Resize:
-        """How pictures become squares: as `fit` says, else in the model's own way."""
+        """How pictures get the model's size: as `fit` says, else in the model's own way."""
         return FITS[self.fit] if self.fit else self.config.resize
 
     def _prepared(self, image: Image.Image) -> Image.Image:
@@ -152,21 +152,26 @@ class Preprocess:
             image = covered(image, self.background)
         return image
 
-    def _square(self, image: Image.Image) -> Image.Image:
-        """Returns the resized picture, in its own mode, as a square."""
-        n = self.image_size
+    def _cropped(self, image: Image.Image) -> Image.Image:
+        """Returns the resized picture, in its own mode and of the model's size."""
+        height, width = sides_of(self.image_size)
         resample = Image.Resampling[self.config.interpolation.upper()]
         if self.resize == "squash":
-            check_area(image, n * max(image.size))
-            return image.resize((n, n), resample)
+            check_area(image, max(height, width) * max(image.size))
+            return image.resize((width, height), resample)
         if self.resize == "longest":
-            size = _size_to_fit(image, n)
+            fitting = _size_to_fit(image, (width, height))
             if self.background is None and self.fit is None:
-                return padded(image.resize(size, resample), n)
+                return _padded(image.resize(fitting, resample), (width, height), 0)
             image.info.pop("transparency", None)
-            color = color_of(self.background or "black")
             rgb = image if image.mode == "RGB" else image.convert("RGB")
-            return padded(rgb.resize(size, resample), n, color)
+            color = color_of(self.background or "black")
+            return _padded(rgb.resize(fitting, resample), (width, height), color)
+        if height != width:
+            size = covering(image, width, height)
+            check_area(image, size[0] * max(image.height, size[1]))
+            return _middle(image.resize(size, resample), width, height)
+        n = height
         size = shortest_to(n, *image.size)
         if max(image.size) > THIN * min(image.size) and min(image.size) < n:
             if image.mode in EIGHT_BITS:
@@ -174,10 +179,7 @@ class Preprocess:
             if image.mode in NEAREST and n * max(image.size) <= MOST_PIXELS:
                 return nearest_middle(image, n, max(size))
             check_area(image, n * max(size))
-        resized = image.resize(size, resample)
-        # Python rounds halves to even, and so does the reference
-        left, top = (round((side - n) / 2.0) for side in resized.size)
-        return resized.crop((left, top, left + n, top + n))
+        return _middle(image.resize(size, resample), n, n)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +218,18 @@ def shortest_to(n: int, width: int, height: int) -> tuple[int, int]:
     return int(n * width / height), n
 
 
+def covering(image: Image.Image, width: int, height: int) -> tuple[int, int]:
+    """Returns the least size, of the picture's own ratio, that covers a rectangle."""
+    ratio = min(image.width / width, image.height / height)
+    return round(image.width / ratio), round(image.height / ratio)
+
+
+def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    # Python rounds halves to even, and so does the reference
+    left, top = round((image.width - width) / 2.0), round((image.height - height) / 2.0)
+    return image.crop((left, top, left + width, top + height))
+
+
 def check_image(image: object) -> None:
     """Raises TypeError for what is no PIL image, ValueError for one without pixels."""
     if not isinstance(image, Image.Image):
@@ -226,20 +240,6 @@ def check_image(image: object) -> None:
         raise TypeError(f"expected a PIL image, got {name}")
     if 0 in image.size:
         raise ValueError(f"the image has no pixels: its size is {image.size}")
-
-
-class TooThin(ValueError):
-    """Resizing a picture would make another one that is absurdly large."""
-
-    def __init__(self, image: Image.Image):
-        """Says the picture's size."""
-        super().__init__(f"its size, {image.size}, is too long and thin for that")
-
-
-def check_area(image: Image.Image, pixels: int) -> None:
-    """Raises TooThin if resizing a picture makes another one of too many pixels."""
-    if pixels > MOST_PIXELS:
-        raise TooThin(image)
 
 
 @contextlib.contextmanager
@@ -258,9 +258,9 @@ def told_faults(image: Image.Image) -> Iterator[None]:
         raise exhausted(error) or error from error
 
 
-def _size_to_fit(image: Image.Image, n: int) -> tuple[int, int]:
-    """Returns the width and height of a picture whose longer side becomes n."""
-    ratio = max(side / n for side in image.size)
+def _size_to_fit(image: Image.Image, size: tuple[int, int]) -> tuple[int, int]:
+    """Returns the width and height of the largest picture of that aspect ratio inside a size."""
+    ratio = max(side / most for side, most in zip(image.size, size, strict=True))
     width, height = (round(side / ratio) for side in image.size)
     if not width or not height:
         raise TooThin(image)
@@ -268,10 +268,11 @@ def _size_to_fit(image: Image.Image, n: int) -> tuple[int, int]:
     return width, height
 
 
-def padded(image: Image.Image, n: int, color: int | tuple[int, ...] = 0) -> Image.Image:
-    """Returns the picture in the middle of a square, black by default."""
-    left, top = ((n - side) // 2 for side in image.size)
-    margins = (left, top, n - image.width - left, n - image.height - top)
+def _padded(image: Image.Image, size: tuple[int, int], color: int | tuple[int, ...]) -> Image.Image:
+    """Returns the picture in the middle of a rectangle."""
+    width, height = size
+    left, top = (width - image.width) // 2, (height - image.height) // 2
+    margins = (left, top, width - image.width - left, height - image.height - top)
     padded = ImageOps.expand(image, margins, color)
     if image.mode == "P" and (palette := image.getpalette()):
         padded.putpalette(palette)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from flax import nnx
 
-from clip_jax.nn import CLIP
+from clip_jax.nn import CLIP, build
 from clip_jax.nn.tree import variables
 
 _PACKAGE = __name__.partition(".")[0]
@@ -18,7 +18,7 @@ def is_plain(model: CLIP) -> bool:
     """Whether a model has the layers and arrays that its configuration says, and no others."""
     if any(type(module).__module__.partition(".")[0] != _PACKAGE for module in _modules(model)):
         return False
-    plain = variables(CLIP(model.config, dtype=model.dtype, precision=model.precision))
+    plain = variables(build(model.config, dtype=model.dtype, precision=model.precision))
     return variables(model).keys() == plain.keys()
 
 

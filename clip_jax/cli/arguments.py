@@ -6,6 +6,7 @@ import re
 from typing import Any, get_args
 
 from clip_jax.config import Activation
+from clip_jax.image_size import as_image_size
 
 # What Ctrl-C leaves of a command that says nothing better itself.
 GOES_ON = "what was finished is kept, and the same command goes on"
@@ -159,6 +160,7 @@ def add_model(
         help="make pixels and ids as in the training of OpenAI's models, or as Hugging Face's "
         "transformers do for a folder of theirs (default: %(default)s)",
     )
+    add_image_size(parser)
 
 
 def add_bare_file(parser: argparse.ArgumentParser) -> None:
@@ -184,6 +186,9 @@ def load_options(args: argparse.Namespace) -> dict[str, Any]:
         "activation": args.activation,
         "num_heads": args.num_heads,
         "preprocessing": args.preprocessing,
+        "image_size": args.image_size,
+        "position_resize": args.position_resize,
+        "drop_remainder": args.drop_remainder,
     }
 
 
@@ -243,6 +248,46 @@ def color(text: str) -> str:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return text
+
+
+def image_size(text: str) -> int | tuple[int, int]:
+    """Returns the side of a square, or HEIGHTxWIDTH.
+
+    Raises:
+        argparse.ArgumentTypeError: it is something else.
+    """
+    found = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text)
+    sides = [int(side) for side in found.groups() if side] if found else [0]
+    try:
+        return as_image_size(tuple(sides) if len(sides) == 2 else sides[0])
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a side in pixels, such as 336, or HEIGHTxWIDTH, such as 224x336. Got "
+            f"{text!r}"
+        ) from None
+
+
+def add_image_size(parser: argparse.ArgumentParser) -> None:
+    """Declares `--image-size`, and how positions are resized for it."""
+    parser.add_argument(
+        "--image-size",
+        type=image_size,
+        metavar="SIZE",
+        help="run a Vision Transformer on images of another size than its own, such as 336, or "
+        "224x336 for height and width",
+    )
+    parser.add_argument(
+        "--position-resize",
+        choices=("open_clip", "huggingface"),
+        help="with --image-size: whose way of resizing the positions (default: huggingface for "
+        "folders of transformers, else open_clip)",
+    )
+    parser.add_argument(
+        "--drop-remainder",
+        action="store_true",
+        help="with --image-size: allow sizes that are no multiple of the patches; what is left at "
+        "the right and at the bottom is not seen",
+    )
 
 
 def add_batch_size(parser: argparse.ArgumentParser, description: str) -> None:

@@ -28,8 +28,9 @@ def add(commands: Any) -> None:
         "classify",
         help="score pictures against labels",
         description="Score pictures against labels: the softmax over the labels of the model's "
-        "scaled cosine similarities, best first. A picture that can't be read is reported, the "
-        "others are classified all the same, and the exit status is 1.",
+        "scaled cosine similarities, best first. A SigLIP model gives each label a probability of "
+        "its own instead, whatever the other labels are. A picture that can't be read is reported, "
+        "the others are classified all the same, and the exit status is 1.",
         epilog="example: clip-jax classify a.jpg b.png --labels dog cat "
         '--template "a photo of a {}." --model ViT-B/32',
     )
@@ -111,6 +112,11 @@ def _results(args: argparse.Namespace, paths: Sequence[str]) -> Iterator[dict[st
     except NotFiniteError as error:
         raise _damaged(args.model, f"the label {args.labels[error.rows[0]]!r}") from None
     del model  # its arrays are needed no longer
+    if classifier.is_independent:
+        complain(
+            "each label has a probability of its own, as SigLIP was trained; they need not add up "
+            "to 100%"
+        )
     count = min(args.top or len(args.labels), len(args.labels))
     for batch, pixels in _batches(paths, preprocess):
         try:

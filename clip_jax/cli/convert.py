@@ -11,6 +11,7 @@ from typing import Any
 from clip_jax.cli.arguments import BEGINS_AGAIN, add_bare_file
 from clip_jax.cli.output import printable
 from clip_jax.config import CLIPConfig, ViTConfig
+from clip_jax.image_size import sides_of
 
 PYTORCH = (".pt", ".pth")
 FORMATS = ("native", "openai", "huggingface", "open_clip")
@@ -22,15 +23,19 @@ def add(commands: Any) -> None:
         "convert",
         help="convert a checkpoint to or from another library's format",
         description="Convert a model: from a name that `clip-jax models` lists, a file of weights, "
-        "or a folder of clip_jax, of Hugging Face's transformers or of OpenCLIP; to a native "
-        "folder (config.json and model.safetensors), a folder of one of these libraries, or a .pt "
-        "state dictionary with OpenAI's names, which needs PyTorch. All numbers stay as they are, "
-        "to the bit.",
+        "or a folder of clip_jax, of Hugging Face's transformers or of OpenCLIP (CLIP or SigLIP); "
+        "to a native folder (config.json and model.safetensors), a folder of one of these "
+        "libraries, "
+        "or a .pt state dictionary with OpenAI's names, which needs PyTorch. All numbers stay as "
+        "they are, to the bit.",
         epilog="example: clip-jax convert ViT-B-32.pt vit-b-32 && "
         "clip-jax convert vit-b-32 vit-b-32-hf --to huggingface",
     )
     parser.add_argument(
-        "source", metavar="SRC", type=Path, help="a name, a file of weights, or a folder"
+        "source",
+        metavar="SRC",
+        help="a name, a file of weights, or a folder; a file of big_vision (.npz) also by its "
+        "address, such as gs://",
     )
     parser.add_argument(
         "target", metavar="DST", type=Path, help="a folder, or a file whose name ends with .pt"
@@ -53,11 +58,15 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Converts, and prints what was written."""
-    source, target = args.source, args.target
+    from clip_jax.convert.npz import is_npz
+    from clip_jax.storage import is_remote
+
+    source, target = Path(args.source), args.target
     is_name = not source.exists()
-    if is_name and not _is_model(str(source)):
+    is_address = is_remote(args.source) and is_npz(args.source)
+    if is_name and not is_address and not _is_model(args.source):
         reason = "no such file or folder, nor a model's name (clip-jax models)"
-        raise FileNotFoundError(errno.ENOENT, reason, str(source))
+        raise FileNotFoundError(errno.ENOENT, reason, args.source)
     to = args.to or ("openai" if target.suffix in PYTORCH else "native")
     _check_kinds(source, target, to, args.model or args.activation or args.num_heads, is_name)
     if source.is_file() and to == "openai" and not (args.to or args.model):
@@ -75,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
     try:
         if is_name:
-            family, config, params = read_found(find(str(source)))
+            family, config, params = read_found(find(args.source))
         else:
             family, config, params = read_model(
                 source, model=args.model, activation=args.activation, num_heads=args.num_heads
@@ -86,8 +95,11 @@ def run(args: argparse.Namespace) -> int:
         raise argparse.ArgumentError(
             None, f"{source} is a native folder already: give --to, or a DST that ends with .pt"
         )
+    options = {}
+    if to == "native" and source.is_dir() and (files := _tokenizer_files(source, config)):
+        options["tokenizer_files"] = files
     # Without --force, a target that another process makes meanwhile isn't replaced either.
-    _writer(to)(config, params, target, replace=args.force)
+    _writer(to)(config, params, target, replace=args.force, **options)
     print(
         f"{printable(str(target))}: {_description(config, params)}, {_size(target) / 1e6:,.1f} MB"
     )
@@ -143,6 +155,17 @@ def _writer(to: str) -> Callable[..., None]:
     }[to]
 
 
+def _tokenizer_files(source: Path, config: CLIPConfig) -> dict[str, bytes]:
+    """Returns the files of a SigLIP's tokenizer; none of other models, or where it is missing."""
+    from clip_jax.sentence_piece import SentencePieceTokenizer
+    from clip_jax.weights import load_tokenizer
+
+    if config.text.pooling != "last":  # as no other model's
+        return {}
+    tokenizer = load_tokenizer(source)
+    return tokenizer.files() if isinstance(tokenizer, SentencePieceTokenizer) else {}
+
+
 def _write_pytorch(
     config: CLIPConfig, params: Mapping[str, Any], target: Path, *, replace: bool
 ) -> None:
@@ -191,6 +214,7 @@ def _description(config: CLIPConfig, params: Mapping[str, Any]) -> str:
         if path.rpartition("/")[2] not in statistics
     )
     vision = config.vision
+    sides = dict.fromkeys(sides_of(vision.image_size))  # one if they are the same
     tower = (
         f"ViT of {vision.num_layers} layers and width {vision.width}, patches of "
         f"{vision.patch_size}"
@@ -198,8 +222,9 @@ def _description(config: CLIPConfig, params: Mapping[str, Any]) -> str:
         else f"ResNet of {vision.stage_depths} blocks and width {vision.width}"
     )
     return (
-        f"{tower}, {vision.image_size} pixels; text of {config.text.num_layers} layers and width "
-        f"{config.text.width}; D {config.embed_dim}; {config.activation}; {count:,} parameters"
+        f"{tower}, {' x '.join(map(str, sides))} pixels; text of {config.text.num_layers} layers "
+        f"and width {config.text.width}; D {config.embed_dim}; {config.activation}; {count:,} "
+        f"parameters"
     )
 
 

@@ -1,6 +1,7 @@
 """A job's identity (model, preprocessing, options and input) and its fingerprint."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -104,7 +105,7 @@ def job_options(
     """
     kept = LoadOptions.of(job.get("load"))
     if not os.path.isfile(model):
-        kept = LoadOptions(preprocessing=kept.preprocessing)
+        kept = dataclasses.replace(kept, activation=None, num_heads=None)
     return LoadOptions.of({**kept.given(), **told.given()})
 
 

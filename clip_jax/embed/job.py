@@ -24,6 +24,7 @@ from clip_jax.embed.setup import TOWERS as TOWERS
 from clip_jax.embed.setup import VERSION as VERSION
 from clip_jax.embed.setup import Job, Preset, What, prepare
 from clip_jax.encoder import Encoder
+from clip_jax.image_size import ImageSize
 from clip_jax.loading import CpuGate, loading
 from clip_jax.nn import CLIP
 from clip_jax.placement import device_of
@@ -32,6 +33,7 @@ from clip_jax.progress import Progress, announcing
 from clip_jax.sources import Columns
 from clip_jax.storage import storage
 from clip_jax.weights.opened import LoadOptions
+from clip_jax.weights.positions import PositionResize
 from clip_jax.weights.tokenizers import Preprocessing
 
 
@@ -62,6 +64,9 @@ def embed(
     activation: Activation | None = None,
     num_heads: NumHeads | None = None,
     preprocessing: Preprocessing = "openai",
+    image_size: ImageSize | None = None,
+    position_resize: PositionResize | None = None,
+    drop_remainder: bool = False,
 ) -> Summary:
     """Embeds pictures or texts, or resumes an earlier call that was stopped.
 
@@ -108,11 +113,18 @@ def embed(
         num_heads: of a model that is a bare file, as for `clip_jax.load`.
         preprocessing: whose pixels and ids, as for `clip_jax.load`. Tokens that a folder has added
             to CLIP's are known in any case, if the model is given by name or path.
+        image_size: another size of the images, as for `clip_jax.load`; a search in the output loads
+            the model alike.
+        position_resize: how positions are resized for it, likewise.
+        drop_remainder: whether it may be no multiple of the patches' size, likewise.
 
     Returns:
         What was done, and how long each stage took.
 
     Raises:
+        image_size: another size of the images, as for `clip_jax.load`.
+        position_resize: how positions are resized for it, likewise.
+        drop_remainder: whether it may be no multiple of the patches' size, likewise.
         ValueError: an option is out of range; the input is empty or lacks a column; `out` holds
             the output of another job, or of other rows; more rows fail than `max_errors`.
         OSError: the output can't be written; a store can't be reached; another process is doing
@@ -139,7 +151,9 @@ def embed(
         pictures=pictures or PictureOptions(),
         formats=formats,
         extend=extend,
-        options=LoadOptions(activation, num_heads, preprocessing),
+        options=LoadOptions(
+            activation, num_heads, preprocessing, image_size, position_resize, drop_remainder
+        ),
     )
     if job.grown.added and not extend:
         warnings.warn(

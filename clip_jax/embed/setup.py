@@ -162,11 +162,12 @@ def prepare(
     model = opened.model
     if what != "images":
         opened.check_strings()
+    size = model.config.vision.image_size
     identity = {
         "version": VERSION,
         "model": model_digest(model),
         "compute": f"{model.dtype}, precision {model.precision}",
-        "pixels": model.config.vision.image_size,
+        "pixels": list(size) if isinstance(size, tuple) else size,  # as JSON gives it back
         "exif_transpose": exif_transpose,
         "what": what,
         "dtype": dtype,

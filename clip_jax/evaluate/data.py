@@ -143,7 +143,8 @@ def embed_images(
 
     Raises:
         ValueError: there are no pictures, a class folder is empty, no picture has a label; or the
-            features of a ResNet are to be those before the projection, which it doesn't have.
+            features of a ResNet or a SigLIP are to be those before the projection, which it doesn't
+            have.
         OSError: the source can't be read.
     """
     if features == "before":
@@ -208,6 +209,11 @@ def without_projection(model: CLIP) -> CLIP:
         raise ValueError(
             "a ResNet has no projection after its attention pooling, whose features the paper "
             "takes: expected features after it"
+        )
+    if vision.pooling == "attention":
+        raise ValueError(
+            "SigLIP has no projection after its attention pooling: expected features after it, "
+            "which are the pooled ones"
         )
     # The product with the identity is exact. The text tower is not used.
     arrays = dict(flatten(parameters(model)))

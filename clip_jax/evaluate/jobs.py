@@ -30,10 +30,12 @@ from clip_jax.evaluate.recall import EXACT_RANKS, KS, ranks_of_positives, recall
 from clip_jax.evaluate.results import LeftOut, ProbeResult, RetrievalResult, ZeroShotResult
 from clip_jax.evaluate.retrieval_mistakes import worst_mistakes
 from clip_jax.evaluate.scores import blocks, score_blocks
+from clip_jax.image_size import ImageSize
 from clip_jax.preprocess import PictureOptions
 from clip_jax.progress import announce
 from clip_jax.sources import Columns
 from clip_jax.weights.opened import LoadOptions, Opened
+from clip_jax.weights.positions import PositionResize
 from clip_jax.weights.tokenizers import Preprocessing
 
 
@@ -51,6 +53,9 @@ def zeroshot(
     activation: Activation | None = None,
     num_heads: NumHeads | None = None,
     preprocessing: Preprocessing = "openai",
+    image_size: ImageSize | None = None,
+    position_resize: PositionResize | None = None,
+    drop_remainder: bool = False,
 ) -> ZeroShotResult:
     """Classifies labelled pictures by the names of their classes (Radford et al. 2021, 3.1).
 
@@ -91,6 +96,9 @@ def zeroshot(
         activation: of a model that is a bare file, as for `clip_jax.load`.
         num_heads: likewise.
         preprocessing: whose pixels and ids, as for `clip_jax.load`.
+        image_size: another size of the images, as for `clip_jax.load`.
+        position_resize: how positions are resized for it, likewise.
+        drop_remainder: whether it may be no multiple of the patches' size, likewise.
 
     Returns:
         The figures, in `result.scores`, with each picture's class and prediction.
@@ -109,7 +117,9 @@ def zeroshot(
     folders = class_folders(source)
     check_prompts(name_classes(folders, class_names)[0] or ["a"], templates)
     check_classes(source, folders, class_names)
-    options = LoadOptions(activation, num_heads, preprocessing)
+    options = LoadOptions(
+        activation, num_heads, preprocessing, image_size, position_resize, drop_remainder
+    )
     found = find_model(source, model, progress, options)
     job = embedding_job(source)
     provenance = provenance_of(source, job, name_of(job, model), found.model)
@@ -137,7 +147,7 @@ def zeroshot(
             yield block
 
     return ZeroShotResult(
-        scores=score_blocks(logits(), targets),
+        scores=score_blocks(logits(), targets, is_independent=classifier.is_independent),
         class_names=names,
         targets=targets,
         keys=images.keys,
@@ -159,6 +169,9 @@ def retrieval(
     activation: Activation | None = None,
     num_heads: NumHeads | None = None,
     preprocessing: Preprocessing = "openai",
+    image_size: ImageSize | None = None,
+    position_resize: PositionResize | None = None,
+    drop_remainder: bool = False,
 ) -> RetrievalResult:
     r"""Searches for captions by pictures and for pictures by captions.
 
@@ -191,6 +204,9 @@ def retrieval(
         activation: of a model that is a bare file, as for `clip_jax.load`.
         num_heads: likewise.
         preprocessing: whose pixels and ids, as for `clip_jax.load`.
+        image_size: another size of the images, as for `clip_jax.load`.
+        position_resize: how positions are resized for it, likewise.
+        drop_remainder: whether it may be no multiple of the patches' size, likewise.
 
     Returns:
         The recall at 1, 5 and 10, each rank, and the worst mistakes of each direction.
@@ -204,7 +220,9 @@ def retrieval(
         UserWarning: the embedding job is not finished.
     """
     source = os.fspath(source)
-    options = LoadOptions(activation, num_heads, preprocessing)
+    options = LoadOptions(
+        activation, num_heads, preprocessing, image_size, position_resize, drop_remainder
+    )
     job = embedding_job(source)
     # Embeddings alone need no model; where one is given, it is compared with theirs.
     found = None if job and model is None else find_model(source, model, progress, options)
@@ -254,6 +272,9 @@ def probe(
     activation: Activation | None = None,
     num_heads: NumHeads | None = None,
     preprocessing: Preprocessing = "openai",
+    image_size: ImageSize | None = None,
+    position_resize: PositionResize | None = None,
+    drop_remainder: bool = False,
 ) -> ProbeResult:
     """Fits a linear classifier of a model's features and tests it (Radford et al. 2021, A.3).
 
@@ -292,6 +313,9 @@ def probe(
         activation: of a model that is a bare file, as for `clip_jax.load`.
         num_heads: likewise.
         preprocessing: whose pixels and ids, as for `clip_jax.load`.
+        image_size: another size of the images, as for `clip_jax.load`.
+        position_resize: how positions are resized for it, likewise.
+        drop_remainder: whether it may be no multiple of the patches' size, likewise.
 
     Returns:
         The figures on the test rows, in `result.scores`, and the fitted classifier.
@@ -311,7 +335,9 @@ def probe(
     # What can be wrong is found before a model is loaded and pictures are read in vain.
     folders = [class_folders(each) for each in sources]
     check_classes(sources[0], folders[0], None, are_prompts=False)
-    options = LoadOptions(activation, num_heads, preprocessing)
+    options = LoadOptions(
+        activation, num_heads, preprocessing, image_size, position_resize, drop_remainder
+    )
     found = _model_of_all(sources, model, features, progress, options)
     name = name_of(embedding_job(sources[0]), model)
     provenance = provenance_of(sources[-1], embedding_job(sources[-1]), name, found and found.model)

@@ -31,7 +31,7 @@ class Reference(Peer):
     clip: Any
     preprocess: Any
 
-    def pixels(self, images: Iterable[Image.Image]) -> Float[np.ndarray, "b n n 3"]:
+    def pixels(self, images: Iterable[Image.Image]) -> Float[np.ndarray, "b n m 3"]:
         """Preprocesses images, and returns them in our order of axes."""
         stacked = [self.preprocess(image).numpy() for image in images]
         return np.stack(stacked).transpose(0, 2, 3, 1)

@@ -21,6 +21,7 @@ from clip_jax.config import Activation, NumHeads
 from clip_jax.embed import check_model
 from clip_jax.embed.identity import job_options
 from clip_jax.embed.results import finished_job, parts_of
+from clip_jax.image_size import ImageSize
 from clip_jax.memory import aligned_empty
 from clip_jax.nn import CLIP, normalize
 from clip_jax.placement import default_device
@@ -29,6 +30,7 @@ from clip_jax.search.index import Damaged, Index
 from clip_jax.storage import folder
 from clip_jax.weights import load
 from clip_jax.weights.opened import LoadOptions, Opened, open_model
+from clip_jax.weights.positions import PositionResize
 from clip_jax.weights.tokenizers import Preprocessing
 
 # Bytes of a block: it fits in a CPU's cache; elsewhere it is large enough to pay for the transfer.
@@ -50,6 +52,9 @@ def search(
     activation: Activation | None = None,
     num_heads: NumHeads | None = None,
     preprocessing: Preprocessing | None = None,
+    image_size: ImageSize | None = None,
+    position_resize: PositionResize | None = None,
+    drop_remainder: bool = False,
 ) -> list[dict[str, Any]]:
     """Finds the rows of an embedding job whose embeddings are nearest to a query's.
 
@@ -64,6 +69,9 @@ def search(
         activation: of a model that is a bare file, as for `clip_jax.load`; the job's by default.
         num_heads: likewise.
         preprocessing: whose pixels and ids the query has; the job's by default.
+        image_size: another size of the images, as for `clip_jax.load`; the job's by default.
+        position_resize: how positions are resized for it, likewise.
+        drop_remainder: whether it may be no multiple of the patches' size, likewise.
 
     Returns:
         Dicts of `key`, `score` (the cosine), `path` (None for texts), and `caption` if the rows
@@ -85,7 +93,14 @@ def search(
         _check_is_no_path(query)
     out = folder(out)
     job = finished_job(out)
-    told = {"activation": activation, "num_heads": num_heads, "preprocessing": preprocessing}
+    told = {
+        "activation": activation,
+        "num_heads": num_heads,
+        "preprocessing": preprocessing,
+        "image_size": image_size,
+        "position_resize": position_resize,
+        "drop_remainder": drop_remainder or None,
+    }
     opened = _opened(out, job, model, {k: v for k, v in told.items() if v is not None})
     own = "tokenizer" if isinstance(query, str) else "preprocessing"
     if isinstance(model, CLIP) and job["identity"].get(own):

@@ -15,13 +15,14 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from clip_jax.config import CLIPConfig
-from clip_jax.model_tokenizer import Tokenizer
-from clip_jax.nn import CLIP, parameters
+from clip_jax.image_size import shown_size
+from clip_jax.nn import build, parameters
 from clip_jax.preprocess import FITS
 from clip_jax.progress import announce, remark
+from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.sources import open_pairs
 from clip_jax.train.checkpoints import Checkpoints
-from clip_jax.train.config import BareFile, TrainConfig
+from clip_jax.train.config import Pretrained, TrainConfig
 from clip_jax.train.data import Skipped, batches, group_by_length
 from clip_jax.train.identity import identity_of
 from clip_jax.train.metrics import Metrics
@@ -76,6 +77,11 @@ def train(config: TrainConfig, *, progress: bool = True, more_steps: bool = Fals
             f"model's texts depend on their padding. Got {text_length}."
         )
     opened.check_strings()
+    if not isinstance(size := model.config.vision.image_size, int):
+        raise ValueError(
+            f"training crops squares from pictures. Got a model of images of {shown_size(size)}: "
+            f"give image_size as one number."
+        )
     pairs = open_pairs(
         config.data.train, config.data.columns(), max_skipped=config.data.max_skipped
     )
@@ -84,7 +90,7 @@ def train(config: TrainConfig, *, progress: bool = True, more_steps: bool = Fals
     iterator, skipped = batches(
         pairs,
         batch_size=rows,
-        image_size=model.config.vision.image_size,
+        image_size=size,
         text_length=text_length,
         augmentation=config.augment,
         templates=config.data.templates,
@@ -145,13 +151,14 @@ def train(config: TrainConfig, *, progress: bool = True, more_steps: bool = Fals
 def _opened(config: TrainConfig) -> Opened:
     source = config.model
     if isinstance(source, CLIPConfig):
-        return open_model(CLIP(source, rngs=nnx.Rngs(config.run.seed)), LoadOptions())
-    if isinstance(source, BareFile):
-        return open_model(source.path, LoadOptions(source.activation, source.num_heads), load)
+        return open_model(build(source, rngs=nnx.Rngs(config.run.seed)), LoadOptions())
+    if isinstance(source, Pretrained):
+        options = LoadOptions.of(dataclasses.asdict(source))
+        return open_model(source.path, options, load)
     return open_model(source, LoadOptions(), load)
 
 
-def _within(opened: Opened, text_length: int) -> Tokenizer | None:
+def _within(opened: Opened, text_length: int) -> AnyTokenizer | None:
     """Returns the model's tokenizer if it isn't CLIP's, for rows of that length."""
     own = opened.tokenizer
     return own and dataclasses.replace(own, context_length=text_length)
