@@ -13,7 +13,13 @@ from PIL import Image, ImageOps
 
 from clip_jax.config import PixelConfig
 from clip_jax.errors import Unreachable, exhausted
-from clip_jax.resample import EIGHT_BITS, NEAREST, nearest_middle, resize_middle
+from clip_jax.resample import (
+    EIGHT_BITS,
+    NEAREST,
+    nearest_middle,
+    resize_middle,
+    shortest_to,
+)
 from clip_jax.storage import check_picture_size, check_regular
 
 # Accepted formats, whatever the file's name: those that Pillow decodes quickly by itself. Others
@@ -95,13 +101,6 @@ class Preprocess:
         # Python rounds halves to even, and so does the reference
         left, top = (round((side - n) / 2.0) for side in resized.size)
         return resized.crop((left, top, left + n, top + n))
-
-
-def shortest_to(n: int, width: int, height: int) -> tuple[int, int]:
-    """Returns the width and height of a picture whose shorter side becomes n."""
-    if width <= height:
-        return n, int(n * height / width)
-    return int(n * width / height), n
 
 
 def check_image(image: object) -> None:
