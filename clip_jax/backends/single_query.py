@@ -54,7 +54,7 @@ def attend_from(
     weights = jax.nn.softmax(scores).astype(dtype)
     mixed = product("bhl,blw->bhw", weights, rows).astype(dtype)
     out = product("bhw,hcw->bhc", mixed, value_kernel.reshape(h, c, -1)).astype(x.dtype)
-    return out.reshape(len(x), h * c) + value_bias.astype(x.dtype)
+    return out.reshape(x.shape[0], h * c) + value_bias.astype(x.dtype)
 
 
 class SingleQueryAttention(RowAttention):

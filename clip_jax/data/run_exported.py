@@ -41,7 +41,7 @@ if given.ndim != len(form["shape"]) or list(given.shape[1:])[: len(sides)] != si
 def embed(weights, batch):
     """Normalises pixels that are bytes, and runs the program."""
     if kind == "image" and batch.dtype == jnp.uint8 and form["dtype"] != "uint8":
-        mean, std = (jnp.array(manifest[name], jnp.float32) for name in ("mean", "std"))
+        mean, std = (jnp.array([[[manifest[name]]]], jnp.float32) for name in ("mean", "std"))
         batch = (batch.astype(jnp.float32) / 255 - mean) / std
     return program.call(*weights, batch.astype(form["dtype"]))
 

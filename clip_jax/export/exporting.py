@@ -89,7 +89,7 @@ def export(
     _check(model, platforms, batch, image_input, frame_size, dtype, weights)
     check_flatbuffers()
     target = Path(os.path.realpath(folder))  # a link stays a link
-    _check_replaceable(target, replace)
+    check_replaceable(target, replace)
     functions = functions_of(
         model, dtype=dtype, normalized=normalize, frame_size=frame_size if frame_size else None
     )
@@ -117,7 +117,7 @@ def export(
         files = tuple(File.of(path) for path in sorted(new.iterdir()))
         manifest = _manifest(model, exported, files, image_input, normalize, dtype, weights)
         (new / NAME).write_text(manifest.to_json(), encoding="utf-8")
-        _check_replaceable(target, replace)  # again: it may have changed meanwhile
+        check_replaceable(target, replace)  # again: it may have changed meanwhile
 
 
 def check_flatbuffers() -> None:
@@ -217,8 +217,8 @@ def _manifest(
         image_input=image_input,
         normalized=normalized,
         dtype=dtype.name,
-        mean=tuple(pixels.mean),
-        std=tuple(pixels.std),
+        mean=pixels.mean,
+        std=pixels.std,
         weights=weights,
         programs=programs,
         files=files,
@@ -235,7 +235,8 @@ def _size(functions: Functions) -> int:
     return sum(array.size * array.dtype.itemsize for array in functions.weights.values())
 
 
-def _check_replaceable(folder: Path, replace: bool) -> None:
+def check_replaceable(folder: Path, replace: bool) -> None:
+    """Raises FileExistsError if the folder is something else, or not to be replaced."""
     if not folder.exists() or (folder.is_dir() and not os.listdir(folder)):
         return
     manifest = folder / NAME

@@ -17,9 +17,12 @@ from clip_jax.errors import CheckpointError
 from clip_jax.export.exporting import check_flatbuffers
 from clip_jax.export.manifest import WEIGHTS, Manifest, check_content, read_manifest
 from clip_jax.nn.inputs import as_tokens
+from clip_jax.nn.pixels import normalize_pixels
+from clip_jax.nn.text import pooled_positions
 from clip_jax.tokenizer import tokenize
 
 BATCH_SIZE = 32
+TEXT_LENGTHS = (8, 16, 32)  # and the context length
 
 
 class ExportedModel:
@@ -42,7 +45,6 @@ class ExportedModel:
         self.config = CLIPConfig.from_json(json.dumps(manifest.config))
         self._programs = {kind: jax.jit(program.call) for kind, program in programs.items()}
         self._weights = weights
-        self._mean, self._std = (np.float32(x) for x in (manifest.mean, manifest.std))
         rows = manifest.programs["image"].input.shape[0]
         self.batch_size = rows if isinstance(rows, int) else BATCH_SIZE
 
@@ -92,8 +94,12 @@ class ExportedModel:
         if not hasattr(texts, "dtype"):
             text.check_strings()
             texts = tokenize(texts, text.context_length)  # pyright: ignore[reportArgumentType]
-        tokens = as_tokens(np.asarray(texts), text)
-        return self._run("text", np.asarray(tokens, np.int32))
+        tokens = np.asarray(as_tokens(np.asarray(texts), text), np.int32)
+        if self.manifest.programs["text"].input.shape[1] == "l" and len(tokens):
+            # The same few lengths as an encoder's, so that few programs are compiled.
+            longest = int(np.max(pooled_positions(tokens, text))) + 1
+            tokens = tokens[:, : next((n for n in TEXT_LENGTHS if n >= longest), None)]
+        return self._run("text", tokens)
 
     def _run(self, kind: str, rows: np.ndarray) -> Float[np.ndarray, "b d"]:
         parts = []
@@ -109,7 +115,8 @@ class ExportedModel:
         argument = jnp.asarray(batch)
         if kind == "image" and self.manifest.programs["image"].input.dtype != "uint8":
             if argument.dtype == jnp.uint8:
-                argument = (argument.astype(jnp.float32) / 255 - self._mean) / self._std
+                with jax.numpy_rank_promotion("allow"):
+                    argument = normalize_pixels(argument, self.manifest.mean, self.manifest.std)
             argument = argument.astype(jnp.float32)
         return np.asarray(self._programs[kind](*self._weights, argument))
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from clip_jax.config import Color
 from clip_jax.convert.archive import shown
 from clip_jax.convert.json_file import read_json
 from clip_jax.errors import CheckpointError
@@ -81,8 +82,8 @@ class Manifest:
     image_input: str
     normalized: bool
     dtype: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: Color
+    std: Color
     weights: str
     programs: dict[str, Program]
     files: tuple[File, ...]

@@ -137,7 +137,7 @@ class AttentionPool(nnx.Module):
             split_heads(y, self.num_heads)
             for y in (self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x))
         )
-        return self.c_proj(dot_product_attention(q, k, v).reshape(len(x), x.shape[-1]))
+        return self.c_proj(dot_product_attention(q, k, v).reshape(x.shape[0], x.shape[-1]))
 
     def tokens(self, x: Float[Array, "b h w c"]) -> Float[Array, "b l c"]:
         """Returns the mean and all positions, with positional embeddings."""

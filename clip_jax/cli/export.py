@@ -1,0 +1,105 @@
+"""`clip-jax export`: writes a model as programs that run without this package."""
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from clip_jax.cli.arguments import Distinct, positive_int
+from clip_jax.cli.output import complain, printable
+
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add(commands: Any) -> None:
+    """Declares the command."""
+    parser = commands.add_parser(
+        "export",
+        help="write a model as programs that run without this package",
+        description="Write a folder of StableHLO programs for images and for texts, their weights, "
+        "a manifest, the tokenizer's files, and run.py, which embeds with them by JAX, NumPy and "
+        "safetensors alone.",
+        epilog="example: clip-jax export ViT-B/32 exported && python exported/run.py "
+        "--images images.npy --out embeddings.npy",
+    )
+    parser.add_argument("model", metavar="MODEL", help="as for `clip-jax classify --model`")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="the folder to write")
+    parser.add_argument(
+        "--platforms",
+        nargs="+",
+        choices=PLATFORMS,
+        default=["cpu", "cuda", "tpu"],
+        action=Distinct,
+        help="what the programs are lowered for (default: cpu cuda tpu)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=positive_int,
+        metavar="N",
+        help="rows of a batch (default: any number)",
+    )
+    parser.add_argument(
+        "--frames",
+        type=_frame_size,
+        metavar="HEIGHTxWIDTH",
+        help="take uint8 frames of this size, and resize them inside, in place of images of the "
+        "model's size",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="dtype in which the towers compute (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--normalize", action="store_true", help="divide each embedding by its L2 norm"
+    )
+    parser.add_argument(
+        "--weights",
+        choices=("beside", "inside"),
+        default="beside",
+        help="in a file beside the programs, or inside both of them, below 2 GB (default: beside)",
+    )
+    parser.add_argument(
+        "--force", action="store_true", help="replace DIR if it was exported before"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exports, and prints what was written."""
+    from clip_jax import export, load
+    from clip_jax.export.exporting import check_flatbuffers, check_replaceable
+
+    check_flatbuffers()  # before weights are loaded in vain, or even downloaded
+    check_replaceable(args.folder, args.force)
+    model, _ = load(args.model)
+    complain("tracing the towers and lowering them ...")
+    try:
+        export.export(
+            model,
+            args.folder,
+            platforms=args.platforms,
+            batch=args.batch,
+            image_input="frames" if args.frames else "pixels",
+            frame_size=args.frames,
+            dtype=args.dtype,
+            normalize=args.normalize,
+            weights=args.weights,
+            replace=args.force,
+        )
+    except ValueError as error:
+        raise argparse.ArgumentError(None, str(error)) from None
+    for path in sorted(args.folder.iterdir()):
+        print(f"{printable(str(path))}: {path.stat().st_size:,} bytes")
+    return 0
+
+
+def _frame_size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"([1-9][0-9]{0,4})x([1-9][0-9]{0,4})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"expected the height and the width in pixels, such as 480x640. Got {text!r}"
+        )
+    return int(match[1]), int(match[2])
