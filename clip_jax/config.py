@@ -6,6 +6,8 @@ import math
 from typing import Any, Literal, get_args
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
+# Attention heads: the vision tower's, or those of the vision and the text tower.
+NumHeads = int | tuple[int, int]
 TextPooling = Literal["argmax", "eos", "first", "last"]
 VisionPooling = Literal["class", "mean"]
 Interpolation = Literal["bicubic", "bilinear"]
@@ -260,6 +262,8 @@ class CLIPConfig:
         logit_bias: the initial value of the number that is added to all logits (Zhai et al. 2023);
             None for no such parameter.
         pixels: how images become pixels.
+        open_clip: what an `open_clip_config.json` said beside the model, as JSON, to be written
+            back to one.
     """
 
     embed_dim: int
@@ -269,6 +273,7 @@ class CLIPConfig:
     _: dataclasses.KW_ONLY
     logit_bias: float | None = None
     pixels: PixelConfig = PixelConfig()
+    open_clip: str | None = None
 
     def __post_init__(self):
         _check_fields(self)

@@ -79,6 +79,7 @@ class Archive:
                 f"read ({shown(str(error))}), expected a complete file: it was probably cut short "
                 f"or damaged, so download or copy it again"
             ) from None
+        _check_numpy(infos)
         self._check_names(infos)
         top = infos[0].orig_filename.partition("/")[0] + "/"
         self._crcs = {info.orig_filename.removeprefix(top): info.CRC for info in infos}
@@ -188,3 +189,14 @@ class Archive:
                     f"file was tampered with or damaged, get it from its source again"
                 )
             end, last = start + size, name
+
+
+def _check_numpy(infos: list[zipfile.ZipInfo]) -> None:
+    """Raises CheckpointError for NumPy's archives, in which big_vision's models are."""
+    names = [info.orig_filename for info in infos]
+    if names and all(name.endswith(".npy") for name in names):
+        theirs = ", perhaps big_vision's SigLIP" if any("img/" in name for name in names) else ""
+        raise CheckpointError(
+            f"is an archive of NumPy (.npz){theirs}, which is not supported yet, expected a .pt or "
+            f".safetensors file: take the model in the form of PyTorch or of transformers"
+        )

@@ -16,6 +16,9 @@ MAX_NAME_LENGTH = 1_000
 # The largest official model has 1,353 arrays. Checking a hundred times as many takes seconds.
 MAX_NAMES = 100_000
 MAX_TOLD = 20  # how many problems a message lists
+# How the text begins that Git keeps instead of a large file, and what is said about it.
+LFS_BEGINNING = b"version https://git-lfs"
+LFS_POINTER = "is a Git LFS pointer, expected the file it stands for: run `git lfs pull`"
 DAMAGED = "the file is damaged or was tampered with, get it from its source again"
 
 _LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before ZIP
@@ -72,8 +75,8 @@ def diagnosis(start: bytes) -> str:
             "looks like HTML or XML, expected a checkpoint: a server answered with a page instead "
             "of the file, check the address and download it again"
         )
-    if text.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, expected the checkpoint it stands for: run `git lfs pull`"
+    if text.startswith(LFS_BEGINNING):
+        return LFS_POINTER
     return (
         f"begins with {start[:8]!r}, expected a ZIP archive (.pt) or safetensors: it is damaged or "
         f"another kind of file, check it or get it from its source again"
@@ -151,4 +154,12 @@ def naming(path: str | os.PathLike[str]) -> Iterator[None]:
             f"its permissions and the disk it lies on"
         ) from None
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise named(path, error) from None
+
+
+def named(path: str | os.PathLike[str], error: CheckpointError) -> CheckpointError:
+    """Returns the error with the path before its message, unless it begins with it already."""
+    message = str(error)
+    if message.startswith((f"{path}:", f"{path} ", f"{path}{os.sep}")):
+        return error
+    return CheckpointError(f"{path}: {message}")

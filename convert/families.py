@@ -39,10 +39,15 @@ FOREIGN = (
         "has a vision tower of timm (visual.trunk), such as ConvNeXt, EVA, ViTamin, PE-Core or "
         "MobileCLIP, which is not supported: OpenCLIP's own Vision Transformers and ResNets are",
     ),
-    (r"image_encoder\.model\.", "is Apple's MobileCLIP, which is not supported"),
+    (
+        r"image_encoder\.model\.",
+        "is Apple's MobileCLIP, which is not supported: OpenCLIP's own Vision Transformers and "
+        "ResNets are",
+    ),
     (
         r"vision_model\.head\.|text_model\.head\.|head\.(weight|probe)$",
-        "is a SigLIP model of Hugging Face's transformers, which is not supported yet",
+        "is a SigLIP model of Hugging Face's transformers, which is not supported yet: its CLIP "
+        "models are, in the folder of their config.json",
     ),
     (
         r"cond_stage_model\.|conditioner\.embedders\.",
@@ -93,8 +98,15 @@ def family_of(folder: str | os.PathLike[str]) -> Family:
     if PIPELINE in names:
         parts = sorted(names & {"text_encoder", "text_encoder_2", "image_encoder"})
         raise CheckpointError(
-            f"{folder} is a pipeline of diffusers, expected one model: give one of its folders "
+            f"{folder} is a pipeline of diffusers, expected one model: give the path of one of its "
+            f"folders, or its name as subfolder= "
             f"({', '.join(parts) or 'it has no text_encoder and no image_encoder'})"
+        )
+    if isinstance(timm := document.get("architecture"), str):
+        raise CheckpointError(
+            f"{folder} holds a model of timm ({shown(timm)}, by its {CONFIG}), which is not "
+            f"supported: expected a CLIP model of OpenCLIP, with its {OPEN_CLIP_CONFIG}, or of "
+            f"transformers, with a model_type"
         )
     if weights := sorted(name for name in names if OPEN_CLIP_WEIGHTS.match(name)):
         raise CheckpointError(

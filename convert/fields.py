@@ -49,7 +49,8 @@ class Fields(Mapping[str, Any]):
         """Notes keys that are not known."""
         for name in self:
             if name not in known:
-                self.problem(shown(str(name)), "unknown")
+                what = "unknown, and may change the model: take it out if it doesn't"
+                self.problem(shown(str(name)), what)
 
     def refuse(self, refused: Mapping[str, str], instead: str) -> None:
         """Notes keys that are set to more than false or null, each with what it means."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from clip_jax.convert.archive import shown
 from clip_jax.convert.reader import read_checkpoint
-from clip_jax.convert.sharded import INDEX, read_index
+from clip_jax.convert.sharded import HALF_INDEX, INDEX, is_index, read_index
 from clip_jax.errors import CheckpointError
 from clip_jax.messages import some
 
@@ -40,7 +40,9 @@ WEIGHTS: dict[Family, tuple[str, ...]] = {
 }
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".msgpack")
 _RENAMED = (".safetensors", ".bin", ".pth", ".msgpack")
-_SHARD = re.compile(r"-[0-9]{5}-of-[0-9]{5}\.(safetensors|bin|msgpack)$")
+_SHARD = re.compile(r"-[0-9]{5}-of-[0-9]{5}(?:\.fp16)?\.(safetensors|bin|msgpack)$")
+# What the names of a float16 variant have more, as diffusers writes them.
+_HALF = re.compile(r"\.fp16(?=[.-])")
 
 
 def weights_among(names: Collection[str], family: Family) -> str | None:
@@ -58,7 +60,7 @@ def lacking(names: Collection[str], family: Family) -> str:
     """Says of a folder without weights what was looked for, what is there, and what to do."""
     shard = next((name for name in sorted(names) if _SHARD.search(name)), None)
     if shard is not None:
-        index = _SHARD.sub(r".\1", shard).replace(".fp16.", ".") + INDEX
+        index = _whole(_SHARD.sub(r".\1", shard)) + (HALF_INDEX if _HALF.search(shard) else INDEX)
         return (
             f"has shards, such as {shown(shard)}, but not their index, expected {shown(index)}, "
             f"which says what is in which: download or copy it too"
@@ -109,7 +111,7 @@ def shards_of(path: str | os.PathLike[str]) -> list[Path]:
         CheckpointError: it is no valid index.
     """
     path = Path(path)
-    if not path.name.endswith(INDEX):
+    if not is_index(path.name):
         return [path]
     return [path.parent / shard for shard in dict.fromkeys(read_index(path).values())]
 
@@ -137,7 +139,13 @@ def _half(names: Collection[str], family: Family) -> str | None:
 
     Where there is another precision too, nobody has said which is meant.
     """
-    if not all(".fp16." in name for name in names if name.endswith(_SUFFIXES)):
+    weights = [name for name in names if name.endswith(_SUFFIXES) or is_index(name)]
+    if any(_whole(name) == name for name in weights):
         return None
-    halves = {name.replace(".fp16.", "."): name for name in names if ".fp16." in name}
+    halves = {_whole(name): name for name in weights}
     return next((halves[name] for name in WEIGHTS[family] if name in halves), None)
+
+
+def _whole(name: str) -> str:
+    """Returns a file's name without the part that says it is the float16 variant."""
+    return _HALF.sub("", name)

@@ -10,6 +10,7 @@ import numpy as np
 
 from clip_jax.config import CLIPConfig
 from clip_jax.convert import huggingface_pixels
+from clip_jax.convert.checks import named
 from clip_jax.convert.families import CLIP, CONFIG, FOREIGN_TOWER, check_model_type
 from clip_jax.convert.folder import read_folder
 from clip_jax.convert.folder_writer import write_folder
@@ -55,7 +56,7 @@ def from_huggingface(folder: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[s
         config = from_document(document, read_pixels(folder))
         return config, from_arrays(config, arrays)
     except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
+        raise named(folder, error) from None
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -105,7 +106,9 @@ def tree_of(
     try:
         check_num_blocks(sum(num_blocks.values()), len(arrays))
     except ValueError as error:
-        raise CheckpointError(f"{CONFIG} does not fit the arrays: {error}") from None
+        raise CheckpointError(
+            f"{CONFIG} does not fit the arrays: {error}. Take both from the same source"
+        ) from None
     notes = [
         f"! {name}: expected 0, 1, 2 and so on"
         for name, array in arrays.items()
@@ -118,7 +121,7 @@ def tree_of(
             notes.append(
                 f"! {tower}.num_hidden_layers: {CONFIG} says {count}, the arrays have {there}"
             )
-    return to_tree(targets(), arrays, HUGGING_FACE, notes)
+    return to_tree(targets(), arrays, HUGGING_FACE, notes, CONFIG)
 
 
 def to_huggingface(

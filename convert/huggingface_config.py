@@ -54,6 +54,9 @@ THEIRS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_tanh": "gelu_pytorch
 # first largest id instead.
 LARGEST = 2
 START, END = CLIP_VOCAB_SIZE - 2, CLIP_VOCAB_SIZE - 1
+# A key of ours, which transformers ignores: with it, a model of OpenAI's rule comes back with that.
+# The end token alone means another, which differs for texts that have none.
+POOLING = "clip_jax_pooling"
 
 
 def from_document(document: Mapping[str, Any], pixels: PixelConfig | None = None) -> CLIPConfig:
@@ -91,13 +94,16 @@ def activation(fields: Fields) -> Activation:
 
 def text_config(fields: Fields, own: Activation | None = None) -> TextConfig | None:
     """Returns the configuration of a text tower, given its own activation; None after problems."""
-    eos_id = fields.whole("eos_token_id", END, least=0)
+    eos_id: int | None = fields.whole("eos_token_id", END, least=0)
+    pooling = "argmax" if eos_id == LARGEST else "eos"
+    if fields.get(POOLING) == "argmax" and eos_id in (LARGEST, END):
+        pooling, eos_id = "argmax", None
     return fields.built(
         TextConfig,
         *_sizes(fields, TEXT),
         fields.whole("max_position_embeddings", TEXT["max_position_embeddings"]),
         fields.whole("vocab_size", TEXT["vocab_size"]),
-        pooling="argmax" if eos_id == LARGEST else "eos",
+        pooling=pooling,
         eos_id=eos_id,
         activation=own,
         **_options(fields, TEXT),
@@ -151,8 +157,10 @@ def check_expressible(config: CLIPConfig) -> None:
 def text_document(text: TextConfig, activation: Activation, embed_dim: int) -> dict[str, Any]:
     """Returns the `text_config` of a text tower."""
     eos_id = text.eos_id
+    own: dict[str, Any] = {}
     if text.pooling == "argmax" and eos_id != LARGEST:
         eos_id = END if text.vocab_size == CLIP_VOCAB_SIZE else LARGEST
+        own[POOLING] = "argmax"
     return {
         "model_type": "clip_text_model",
         **_blocks_document(text, activation),
@@ -162,6 +170,7 @@ def text_document(text: TextConfig, activation: Activation, embed_dim: int) -> d
         "bos_token_id": START,
         "eos_token_id": eos_id,
         "pad_token_id": 1,
+        **own,
     }
 
 

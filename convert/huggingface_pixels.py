@@ -1,5 +1,6 @@
 """How a Hugging Face folder says that images become pixels, and how it is said to one."""
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,15 @@ def read_pixels(folder: Path) -> PixelConfig:
         elif "image_processor" in document:
             found[name] = from_document(document["image_processor"], f"{name}.image_processor")
     if len(set(found.values())) > 1:
+        one, other = (dataclasses.asdict(pixels) for pixels in found.values())
+        told = "; ".join(
+            f"{name}: {value} and {other[name]}"
+            for name, value in one.items()
+            if value != other[name]
+        )
         raise CheckpointError(
-            f"{PREPROCESSOR} and {PROCESSOR} say different things about the pixels "
-            f"({' and '.join(map(str, found.values()))}): remove the one that is wrong"
+            f"{PREPROCESSOR} and {PROCESSOR} say different things about the pixels ({told}): "
+            f"remove the one that is wrong"
         )
     return next(iter(found.values()), PixelConfig())
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.config import PixelConfig, TextConfig, ViTConfig
+from clip_jax.convert.checks import named
 from clip_jax.convert.families import CLIP, TEXT, VISION
 from clip_jax.convert.fields import Fields, raise_problems
 from clip_jax.convert.folder import read_folder
@@ -54,7 +55,7 @@ def read_text_tower(
         shapes = functools.partial(text_shapes, config, embed_dim)
         return config, embed_dim, tree_of(shapes, arrays, {TEXT_BLOCKS: config.num_layers})
     except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
+        raise named(folder, error) from None
 
 
 def read_vision_tower(
@@ -72,7 +73,7 @@ def read_vision_tower(
         tree = tree_of(shapes, arrays, {VISION_BLOCKS: config.num_layers})
         return config, embed_dim, read_pixels(folder), tree
     except CheckpointError as error:
-        raise CheckpointError(f"{folder}: {error}") from None
+        raise named(folder, error) from None
 
 
 def _fields(folder: Path, kind: str, inner: str) -> tuple[Fields, list[str]]:

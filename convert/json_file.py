@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.convert.archive import shown
-from clip_jax.convert.checks import naming
+from clip_jax.convert.checks import LFS_BEGINNING, LFS_POINTER, naming
 from clip_jax.errors import CheckpointError
 
 # A configuration has a few kilobytes; old ones list the ids of generation.
@@ -49,10 +49,8 @@ def _content(path: Path, most: int) -> bytes:
 
 
 def _object(content: bytes) -> dict[str, Any]:
-    if content.startswith(b"version https://git-lfs"):
-        raise CheckpointError(
-            "is a Git LFS pointer, expected the file it stands for: run `git lfs pull`"
-        )
+    if content.startswith(LFS_BEGINNING):
+        raise CheckpointError(LFS_POINTER)
     if not content.strip():
         raise CheckpointError("is empty, expected JSON: the download or copy failed, repeat it")
     try:

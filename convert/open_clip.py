@@ -9,6 +9,7 @@ from typing import Any, get_args
 import numpy as np
 
 from clip_jax.config import Activation, CLIPConfig, check_activation
+from clip_jax.convert.checks import named
 from clip_jax.convert.families import OPEN_CLIP_CONFIG, check_open_clip
 from clip_jax.convert.folder import read_folder
 from clip_jax.convert.folder_writer import write_folder
@@ -69,7 +70,7 @@ def from_open_clip(
     try:
         return from_arrays(arrays, document)
     except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from None
+        raise named(path, error) from None
 
 
 def from_arrays(
@@ -95,11 +96,13 @@ def from_arrays(
     try:
         check_blocks(config, len(arrays))
     except ValueError as error:
-        raise CheckpointError(f"model_cfg does not fit the arrays: {error}") from None
+        raise CheckpointError(
+            f"model_cfg does not fit the arrays: {error}. Take both from the same source"
+        ) from None
     prefix = PREFIX if any(name.startswith(PREFIX) for name in arrays) else ""
     table = OPEN_CLIP_PREFIXED if prefix else OPEN_CLIP
     notes = _contradictions(config, arrays, prefix)
-    return config, to_tree(parameter_shapes(config), arrays, table, notes)
+    return config, to_tree(parameter_shapes(config), arrays, table, notes, "model_cfg")
 
 
 def to_open_clip(

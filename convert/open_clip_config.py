@@ -22,6 +22,8 @@ from clip_jax.config import (
 from clip_jax.convert.archive import shown
 from clip_jax.convert.deviations import deviations
 from clip_jax.convert.fields import Fields, raise_problems
+from clip_jax.convert.open_clip_kept import TEXT_IGNORED, VISION_IGNORED, kept, with_kept
+from clip_jax.errors import CheckpointError
 
 # Keys with their defaults.
 ROOT = {
@@ -60,29 +62,6 @@ TEXT = {
 }
 # Options of OpenCLIP's own tokenizer that leave its ids as they are.
 TOKENIZER = {"clean": "lower", "additional_special_tokens": None, "reduction_mask": ""}
-# Keys that are for training, for the form of outputs, or for what is refused by another key.
-VISION_IGNORED = {
-    "patch_dropout",
-    "output_tokens",
-    "pos_embed_type",
-    "attn_pooler_queries",
-    "attn_pooler_heads",
-    "timm_pool",
-    "timm_proj",
-    "timm_proj_bias",
-    "timm_drop",
-    "timm_drop_path",
-    "timm_model_pretrained",
-}
-TEXT_IGNORED = {
-    "pad_id",
-    "tokenizer_mode",
-    "output_tokens",
-    "final_ln_after_pool",
-    "hf_model_pretrained",
-    "hf_proj_type",
-    "hf_pooler_type",
-}
 # Keys that may only be false or null, and what they would mean.
 BLOCKS = "an experimental kind of residual block"
 EXPERIMENTAL = dict.fromkeys(
@@ -137,9 +116,8 @@ def from_document(document: Mapping[str, Any]) -> CLIPConfig:
     theirs = _text(text, quick, embed_dim)
     raise_problems(problems)
     activation: Activation = "quick_gelu" if quick else "gelu"
-    built = root.built(
-        CLIPConfig, embed_dim, ours, theirs, activation, logit_bias=bias, pixels=pixels
-    )
+    options: dict[str, Any] = {"logit_bias": bias, "pixels": pixels, "open_clip": kept(document)}
+    built = root.built(CLIPConfig, embed_dim, ours, theirs, activation, **options)
     raise_problems(problems)
     return built
 
@@ -153,10 +131,18 @@ def to_document(config: CLIPConfig) -> dict[str, Any]:
     found = deviations(config)
     if "quick_gelu" not in {config.text_activation, config.vision_activation}:
         found.pop("activations", None)
-    if config.text.tokenizer is not None:  # whose options are not kept
-        found["tokenizer"] = f"the options of the tokenizer {config.text.tokenizer}"
-    lost = [found[name] for name in ("activations", "tokenizer") if name in found]
+    lost = [found[name] for name in ("activations",) if name in found]
+    document = _described(config)
+    if (
+        _tokenizer(Fields(document["model_cfg"]["text_cfg"], "text_cfg", []))
+        != config.text.tokenizer
+    ):  # of another library, or changed since
+        lost.append(f"the options of the tokenizer {config.text.tokenizer or 'of CLIP'}")
     raise_problems(lost, "OpenCLIP's configuration has no place for")
+    return document
+
+
+def _described(config: CLIPConfig) -> dict[str, Any]:
     quick = config.text_activation == "quick_gelu"
     model: dict[str, Any] = {"embed_dim": config.embed_dim, "quick_gelu": quick}
     if config.logit_bias is not None:
@@ -199,12 +185,17 @@ def to_document(config: CLIPConfig) -> dict[str, Any]:
         "eos_id": text.eos_id if text.pooling == "eos" else TEXT["eos_id"],
         "proj_type": "linear" if text.has_projection else "none",
         "proj_bias": text.has_projection_bias,
-        "hf_tokenizer_name": text.tokenizer,
     }
     model["text_cfg"] |= {k: v for k, v in changes.items() if v != TEXT[k] or k == "eos_id"}
     if text.pooling != "eos":
         del model["text_cfg"]["eos_id"]
-    return {"model_cfg": model, "preprocess_cfg": _pixels_document(config)}
+    document = {"model_cfg": model, "preprocess_cfg": _pixels_document(config)}
+    if config.open_clip is None:
+        return document
+    try:
+        return with_kept(document, config.open_clip)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _vit(fields: Fields, quick: bool) -> ViTConfig | None:
@@ -254,9 +245,14 @@ def _text(fields: Fields, quick: bool, embed_dim: int) -> TextConfig | None:
         eos_id=fields.whole("eos_id", 2, least=0) if pooling == "eos" else None,
         has_projection=has_projection,
         has_projection_bias=fields.flag("proj_bias", False) and bool(has_projection),
-        tokenizer=fields.text("hf_tokenizer_name", None) or _changed_tokenizer(fields),
+        tokenizer=_tokenizer(fields),
         **_blocks(fields, width, quick),
     )
+
+
+def _tokenizer(fields: Fields) -> str | None:
+    """Returns the name of a model's tokenizer, as `TextConfig` has it; None for CLIP's."""
+    return fields.text("hf_tokenizer_name", None) or _changed_tokenizer(fields)
 
 
 def _changed_tokenizer(fields: Fields) -> str | None:
@@ -318,6 +314,8 @@ def _pixels(document: Any, problems: list[str]) -> PixelConfig:
         problems.append("preprocess_cfg: expected an object")
         return PixelConfig()
     fields = Fields(document, "preprocess_cfg", problems)
+    if fields.get("resize_mode") == "longest" and fields.get("fill_color"):
+        fields.problem("fill_color", f"expected 0, a black margin. Got {fields['fill_color']!r}")
     resizes = {name: name for name in ("shortest", "squash", "longest")}
     filters = {"bicubic": "bicubic", "bilinear": "bilinear", "random": "bicubic"}
     return (

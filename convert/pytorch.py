@@ -6,15 +6,18 @@ from typing import Any
 import numpy as np
 
 from clip_jax.config import Activation, CLIPConfig, check_activation
+from clip_jax.convert.archive import shown
 from clip_jax.convert.deviations import deviations
 from clip_jax.convert.families import check_official
 from clip_jax.convert.infer import infer_config
 from clip_jax.convert.rules import RULES, source_to_target
 from clip_jax.convert.table import check_arrays, from_tree, to_tree
 from clip_jax.errors import CheckpointError
+from clip_jax.messages import some
 from clip_jax.nn.tree import listed
 from clip_jax.shapes import check_blocks, parameter_shapes
 
+EXAMPLES = "visual.conv1.weight, token_embedding.weight and so on"
 # Three scalars of the official archives, which repeat what the shapes say.
 IGNORED = ("input_resolution", "context_length", "vocab_size")
 
@@ -44,6 +47,11 @@ def from_pytorch(
     check_arrays(arrays)
     arrays = {name: array for name, array in arrays.items() if name not in IGNORED}
     check_official(arrays)
+    if arrays and not any(map(source_to_target, arrays)):
+        raise CheckpointError(
+            f"has none of a CLIP model's arrays, expected {EXAMPLES}; it has "
+            f"{some(sorted(map(shown, arrays)), 5)}: check that it is the right file"
+        )
     try:
         config = infer_config({name: array.shape for name, array in arrays.items()}, activation)
     except CheckpointError as error:

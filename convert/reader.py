@@ -24,7 +24,7 @@ from clip_jax.convert.checks import (
 )
 from clip_jax.convert.flax_msgpack import is_msgpack, read_msgpack
 from clip_jax.convert.safetensors import read_safetensors
-from clip_jax.convert.sharded import INDEX, read_sharded
+from clip_jax.convert.sharded import is_index, read_sharded
 from clip_jax.convert.unpickle import Record, Tensor, load
 from clip_jax.errors import CheckpointError
 
@@ -63,7 +63,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
       MemoryError: there is not enough memory.
     """
     path = Path(path)
-    if path.name.endswith(INDEX):
+    if is_index(path.name):
         return read_sharded(path, read_checkpoint)
     try:
         with naming(path), opened(path) as file:
@@ -81,7 +81,7 @@ def is_training_checkpoint(path: str | os.PathLike[str]) -> bool:
     That is known by what lies beside the weights, and by the prefix `module.` of their names.
     """
     path = Path(path)
-    if path.name.endswith(INDEX):
+    if is_index(path.name):
         return False
     with opened(path) as file:
         data = np.memmap(file, dtype=np.uint8, mode="r")

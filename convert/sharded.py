@@ -1,6 +1,7 @@
 """Reads a checkpoint that is split into shards, which an index names."""
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,9 +16,16 @@ from clip_jax.convert.json_file import read_json
 from clip_jax.errors import CheckpointError
 from clip_jax.messages import counted, some
 
-INDEX = ".index.json"  # what an index's name ends with
+# What an index's name ends with; diffusers puts the variant before the end.
+INDEX, HALF_INDEX = ".index.json", ".index.fp16.json"
+_INDEX = re.compile(r"\.index(\.\w+)?\.json$")
 # A map of a file keeps a descriptor; 10 GB come in two to ten shards.
 MAX_SHARDS = 500
+
+
+def is_index(name: str) -> bool:
+    """Whether a file's name is that of an index of shards."""
+    return _INDEX.search(name) is not None
 
 
 def read_index(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -1,12 +1,13 @@
 """Reads the text towers inside a single file of Stable Diffusion, without reading the rest.
 
-Such a file holds a whole pipeline and no configuration. Which encoder it has is known by the names:
-those of Stable Diffusion 1 and 2, XL and its refiner are the same in every file.
+Such a file holds a whole pipeline and no configuration. Which encoder it has is known by the names
+and the width: those of Stable Diffusion 1 and 2, XL and its refiner are the same in every file. Of
+other widths the caller has to say the heads and the activation.
 """
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,34 @@ KNOWN: dict[int, tuple[int, Activation]] = {
 }
 
 
+def text_towers(names: Collection[str]) -> dict[str, str]:
+    """Returns the beginnings of the arrays' names of a pipeline's text towers, by part.
+
+    Args:
+        names: the names of a file's arrays.
+    """
+    prefixes = {**HUGGING_FACE, **OPEN_CLIP_NAMES}
+    return {
+        prefixes[prefix]: prefix
+        for prefix in prefixes
+        if any(name.startswith(prefix) for name in names)
+    }
+
+
 def read_single_file(
-    path: str | os.PathLike[str], part: str | None = None
+    path: str | os.PathLike[str],
+    part: str | None = None,
+    *,
+    activation: Activation | None = None,
+    num_heads: int | None = None,
 ) -> tuple[TextConfig, int | None, int, dict[str, Any]] | None:
     """Reads a text tower of a file that holds a pipeline of Stable Diffusion.
 
     Args:
         path: the file.
         part: "text_encoder" or "text_encoder_2", where there are both.
+        activation: the GELU of the tower; needed for widths other than the known ones.
+        num_heads: its attention heads, likewise.
 
     Returns:
         The configuration; the dimension of the joint space, None without a projection; the id that
@@ -62,12 +83,7 @@ def read_single_file(
         CheckpointError: it can't be read, has no such part or several, or the arrays don't fit.
     """
     arrays = read_checkpoint(path)
-    prefixes = {**HUGGING_FACE, **OPEN_CLIP_NAMES}
-    found = {
-        prefixes[prefix]: prefix
-        for prefix in prefixes
-        if any(name.startswith(prefix) for name in arrays)
-    }
+    found = text_towers(arrays)
     if not found:
         return None
     if part is None and len(found) > 1:
@@ -79,13 +95,16 @@ def read_single_file(
         raise CheckpointError(f"{path} has no {part}, expected {' or '.join(found)}")
     own = {n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)}
     try:
-        return _tower(own, prefix)
+        return _tower(own, prefix, activation, num_heads)
     except CheckpointError as error:
         raise CheckpointError(f"{Path(path)}: of {prefix}*: {error}") from None
 
 
 def _tower(
-    arrays: Mapping[str, np.ndarray], prefix: str
+    arrays: Mapping[str, np.ndarray],
+    prefix: str,
+    activation: Activation | None,
+    num_heads: int | None,
 ) -> tuple[TextConfig, int | None, int, dict[str, Any]]:
     is_huggingface = prefix in HUGGING_FACE
     pad_id = 49407 if is_huggingface else 0
@@ -103,14 +122,16 @@ def _tower(
         last = f"{blocks}{num_layers}."
         arrays = {n: a for n, a in arrays.items() if n != names[1] and not n.startswith(last)}
     (vocab_size, width), (context_length, _) = (_shape(arrays, n) for n in (names[0], positions))
-    if width not in KNOWN:
+    known_heads, known_activation = KNOWN.get(width, (None, None))
+    heads, gelu = num_heads or known_heads, activation or known_activation
+    if heads is None or gelu is None:
         raise CheckpointError(
             f"the tower has the width {width}, expected one of {', '.join(map(str, KNOWN))}, whose "
-            f"heads and activation are known: give the folder text_encoder in diffusers' layout"
+            f"heads and activation are known: say them with num_heads= and activation=, or give "
+            f"the folder text_encoder in diffusers' layout"
         )
     projection = arrays.get(names[1])
     embed_dim = None if projection is None else _dimension(projection, is_huggingface)
-    heads, activation = KNOWN[width]
     try:
         check_num_blocks(num_layers, len(arrays))
         config = TextConfig(
@@ -119,7 +140,7 @@ def _tower(
             heads,
             context_length,
             vocab_size,
-            activation=activation,
+            activation=gelu,
             eos_id=2,  # as the configurations of all these encoders say: the first largest id
             has_projection=embed_dim is not None,
         )

@@ -9,6 +9,7 @@ import numpy as np
 from clip_jax.config import CLIPConfig
 from clip_jax.convert.rules import Rule, Table, spelled, target_to_source
 from clip_jax.errors import CheckpointError
+from clip_jax.messages import counted
 from clip_jax.nn import flatten, misfits, unflatten
 from clip_jax.nn.tree import listed
 from clip_jax.shapes import parameter_shapes
@@ -33,6 +34,7 @@ def to_tree(
     arrays: Mapping[str, np.ndarray],
     table: Table,
     notes: Collection[str] = (),
+    description: str | None = None,
 ) -> dict[str, Any]:
     """Returns the parameter tree of a model whose arrays have another library's names.
 
@@ -41,6 +43,7 @@ def to_tree(
         arrays: arrays by their names, without any that are to be ignored.
         table: the library's names.
         notes: further problems, to be listed with those of the arrays.
+        description: the file that describes the model, if not the arrays themselves do.
 
     Returns:
         Nested dicts of arrays in our layouts with their dtypes unchanged; views where possible.
@@ -61,8 +64,7 @@ def to_tree(
             tree[path] = rule.to_ours(*(arrays[name] for name in names))
     problems += [f"+ {name}: unexpected" for name in unused]
     if problems:
-        heading = f"{len(problems)} arrays do not fit a CLIP checkpoint:"
-        raise CheckpointError(f"{heading}\n{listed(sorted(problems))}")
+        raise CheckpointError(f"{_heading(problems, description)}\n{listed(sorted(problems))}")
     return unflatten(tree)
 
 
@@ -72,7 +74,14 @@ def from_tree(config: CLIPConfig, params: Mapping[str, Any], table: Table) -> di
     Raises:
         CheckpointError: parameters are missing, unexpected or misshapen; lists all of them.
     """
-    targets, arrays = parameter_shapes(config), flatten(params)
+    return from_targets(parameter_shapes(config), params, table)
+
+
+def from_targets(
+    targets: Mapping[str, tuple[int, ...]], params: Mapping[str, Any], table: Table
+) -> dict[str, np.ndarray]:
+    """Returns the arrays of a part of a model, such as a tower; as `from_tree`."""
+    arrays = flatten(params)
     if problems := misfits(targets, arrays):
         heading = f"{len(problems)} parameters do not fit the configuration:"
         raise CheckpointError(f"{heading}\n{listed(problems)}")
@@ -88,6 +97,16 @@ def count_blocks(names: Collection[str], prefix: str) -> int:
     """Returns how many blocks the names of a tower's arrays have, by their highest number."""
     pattern = re.compile(re.escape(prefix) + r"([0-9]{1,9})\.")
     return max((int(match[1]) + 1 for name in names if (match := pattern.match(name))), default=0)
+
+
+def _heading(problems: Collection[str], description: str | None) -> str:
+    arrays = counted(len(problems), "array") + (" do" if len(problems) > 1 else " does")
+    if description is None:
+        return f"{arrays} not fit a CLIP checkpoint:"
+    return (
+        f"{arrays} not fit the model that {description} describes: one of the two is another "
+        f"model's or was changed, so take the description and the weights from the same source:"
+    )
 
 
 def _rule_for(path: str, table: Table) -> tuple[Rule, list[str]]:

@@ -84,7 +84,7 @@ def test_every_problem_of_the_shards_is_in_one_error(tmp_path):
     path = write_shards(tmp_path, shards, index)
     (tmp_path / "model-3.safetensors").write_bytes(b"version https://git-lfs.github.com/spec/v1")
     assert sorted(refusal(path).splitlines()[1:]) == [
-        f"! {tmp_path}/model-3.safetensors: is a Git LFS pointer, expected the checkpoint it "
+        f"! {tmp_path}/model-3.safetensors: is a Git LFS pointer, expected the file it "
         "stands for: run `git lfs pull`",
         f"! moved: in {ONE}, expected in {TWO}",
         f"! twice: in {TWO} and {ONE}, expected once",

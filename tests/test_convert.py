@@ -212,7 +212,7 @@ def test_an_empty_checkpoint_is_refused():
 def test_one_misshapen_witness_does_not_mislead_the_rest():
     arrays = arrays_of(TINY_VIT)
     arrays["ln_final.weight"] = np.zeros(64, np.float32)
-    with pytest.raises(CheckpointError, match="^1 arrays") as caught:
+    with pytest.raises(CheckpointError, match="^1 array does not fit") as caught:
         from_pytorch(arrays)
     assert "! ln_final.weight: expected shape (128,). Got (64,)" in str(caught.value)
 

@@ -16,6 +16,7 @@ from clip_jax.evaluate import (
     ProbeResult,
     Sweep,
     Trial,
+    confusion,
     report,
     write_report,
 )
@@ -23,7 +24,10 @@ from clip_jax.evaluate.scores import score
 
 pytest.importorskip("matplotlib")
 
+FILES = {"report.html", "report.json", "per_class.csv", "confusion.png"}
 NAMES = ("<b>red</b>", "$x$ green", "blue")
+
+MISTAKES = ("blue", "&lt;b&gt;red&lt;/b&gt;"), ("&lt;b&gt;red&lt;/b&gt;", "$x$ green")
 
 
 @pytest.fixture
@@ -41,12 +45,13 @@ def result(tmp_path) -> ClassificationResult:
 def test_the_page_escapes_names_and_shows_the_most_confident_mistakes_first(result, tmp_path):
     write_report(tmp_path / "a" / "b", "A <title>", result)
     folder = tmp_path / "a" / "b"
-    assert {p.name for p in folder.iterdir()} == {"report.html", "per_class.csv", "confusion.png"}
+    assert {p.name for p in folder.iterdir()} == FILES
     page = (folder / "report.html").read_text()
     assert "A &lt;title&gt;" in page and "<b>red" not in page and "&lt;b&gt;red" in page
-    assert "5 images of 3 classes. Top-1 60.00%" in page
-    assert page.count("<li>") == page.count("data:image/jpeg;base64,") == 2
-    assert page.index("blue, taken for") < page.index("red&lt;/b&gt;, taken for $x$")
+    assert "<b>60.00%</b>top-1, 95% interval" in page
+    assert page.count("<li data-pair=") == page.count("data:image/jpeg;base64,") == 2
+    mistakes = [f"<bdi>{a}</bdi>, taken for <bdi>{b}</bdi>" for a, b in MISTAKES]
+    assert page.index(mistakes[0]) < page.index(mistakes[1])
     with Image.open(folder / "confusion.png") as picture:
         assert picture.size[0] > 300
 
@@ -75,9 +80,9 @@ def test_the_report_of_a_probe_shows_the_search_for_c(result, tmp_path):
 
 
 def test_neighbouring_classes_share_a_cell_of_the_picture(monkeypatch):
-    monkeypatch.setattr(report, "DRAWN", 2)
+    monkeypatch.setattr(confusion, "DRAWN", 2)
     logits = np.eye(4)[[0, 1, 3, 3]]
-    picture = report._confusion_shares(score(logits, np.array([1, 1, 1, 3])).confusion)
+    picture = confusion.confusion_shares(score(logits, np.array([1, 1, 1, 3])).confusion)
     assert np.allclose(picture, [[2 / 3, 1 / 3], [0, 1]])
 
 

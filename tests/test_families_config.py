@@ -373,7 +373,10 @@ def test_pixels_of_another_kind_are_refused(document, message, tmp_path):
 def test_files_that_contradict_each_other_are_refused(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"resample": 2}))
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": {}}))
-    with pytest.raises(CheckpointError, match="say different things"):
+    message = (
+        r"say different things about the pixels \(interpolation: bilinear and bicubic\): remove"
+    )
+    with pytest.raises(CheckpointError, match=message):
         read_pixels(tmp_path)
 
 

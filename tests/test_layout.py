@@ -47,7 +47,7 @@ FLOORS = """
     locks unfinished attempts progress catalog open_clip_catalog
     nn towers shapes backends placement compilation
     storage replace byte_pairs tokenizer model_tokenizer preprocess convert preprocess_huggingface
-    sources weights loading encoder
+    sources pages thumbnails weights loading encoder
     parity train embed search evaluate compat
     cli
 """.split()

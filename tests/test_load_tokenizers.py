@@ -88,3 +88,33 @@ def test_two_swapped_ids_are_no_vocabulary_of_clips(tmp_path):
     swapped = {**vocabulary, "a": vocabulary["b"], "b": vocabulary["a"]}
     with pytest.raises(CheckpointError, match=r"2 tokens of 49,408 differ"):
         tokenizers._check_same(tmp_path, swapped)
+
+
+def test_the_command_converts_a_folder_together_with_what_its_strings_need(
+    folder, tmp_path, capsys
+):
+    words = json.loads((folder / "vocab.json").read_text())
+    words["cat</w>"], words["dog</w>"] = words["dog</w>"], words["cat</w>"]
+    (folder / "vocab.json").write_text(json.dumps(words))
+    assert main(["convert", str(folder), str(tmp_path / "native")]) == 0
+    with pytest.raises(ValueError, match=r"of the folder hf \(vocab.json: is not CLIP's"):
+        clip_jax.Encoder(clip_jax.load(tmp_path / "native")[0]).texts(["a cat"])
+    assert main(["convert", str(folder), str(tmp_path / "oc"), "--to", "open_clip"]) == 1
+    assert "no place for: the options of the tokenizer the folder hf" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["vocab.json", "merges.txt", "tokenizer_config.json"])
+def test_words_that_git_has_not_fetched_are_said_to_whoever_gives_strings(name, folder):
+    (folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    model, _ = clip_jax.load(folder)  # images are as ever
+    with pytest.raises(ValueError, match=rf"\({name}: is a Git LFS pointer.*git lfs pull"):
+        clip_jax.Encoder(model).texts(["a cat"])
+    with pytest.raises(CheckpointError, match=f"{name}: is a Git LFS pointer"):
+        clip_jax.load_tokenizer(folder)
+
+
+def test_another_class_of_tokenizer_refuses_strings_too(folder):
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "BertTokenizer"}')
+    model, _ = clip_jax.load(folder)
+    with pytest.raises(ValueError, match="own tokenizer of BertTokenizer of the folder hf"):
+        clip_jax.Encoder(model).texts(["a cat"])

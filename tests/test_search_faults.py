@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import clip_jax
+from clip_jax import thumbnails
 from clip_jax.cli import main
 from clip_jax.embed import Columns, Incomplete, embed, read_embeddings
-from clip_jax.search import contact_sheet, page, search
+from clip_jax.search import contact_sheet, search
 from tests.archives import parquet, write_tar
 from tests.embedding_jobs import QUIET, contents
 from tests.limits import few_descriptors
@@ -181,14 +182,16 @@ def fetched(monkeypatch) -> list[str]:
         found.append(path)
         return noise(1)
 
-    monkeypatch.setattr(page, "read_picture", read)
+    monkeypatch.setattr(thumbnails, "read_picture", read)
     return found
 
 
 def test_a_page_fetches_no_address_that_a_table_names_unless_asked(fetched):
     address = "https://example.org/<1>.png"
     shown = contact_sheet(hits(address, "/local.png"), "q", source="/in.csv")
-    assert fetched == ["/local.png"] and "not fetched: https://example.org/&lt;1&gt;.png" in shown
+    assert (
+        fetched == ["/local.png"] and "not fetched: <bdi>https://example.org/&lt;1&gt;.png" in shown
+    )
     shown = contact_sheet(hits(address), "q", source="/in.csv", fetch=True)
     assert fetched[1:] == [address] and "not fetched" not in shown
 

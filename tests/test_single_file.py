@@ -1,38 +1,18 @@
 """Text towers inside single files of Stable Diffusion."""
 
+import functools
+from typing import Any
+
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import clip_jax
-from clip_jax.config import TextConfig
-from clip_jax.convert.rules import HUGGING_FACE, OPEN_CLIP, spelled, target_to_source
+from clip_jax.convert.rules import HUGGING_FACE, OPEN_CLIP
 from clip_jax.errors import CheckpointError
 from clip_jax.nn import flatten, parameters
-from clip_jax.shapes import text_shapes
+from tests import single_files
+from tests.single_files import named, tower
 
-
-def tower(width, heads, layers, embed_dim=None):
-    """A configuration and random arrays of a narrow vocabulary, in half precision."""
-    config = TextConfig(width, layers, heads, 11, 61, has_projection=embed_dim is not None)
-    rng = np.random.default_rng(width)
-    shapes = text_shapes(config, embed_dim)
-    return {path: rng.normal(0, 0.02, shape).astype(np.float16) for path, shape in shapes.items()}
-
-
-def named(arrays, table, prefix):
-    """The arrays by a library's names after a prefix."""
-    result = {}
-    for path, array in arrays.items():
-        match = target_to_source(path, table)
-        assert match is not None
-        rule, name = match
-        for one, part in zip(spelled(name), rule.to_theirs(array), strict=True):
-            result[prefix + one] = np.ascontiguousarray(part)
-    return result
-
-
-UNET = {"model.diffusion_model.out.0.weight": np.zeros(3, np.float16)}
 L = tower(768, 12, 2)
 H = tower(1024, 16, 2, 1024)
 BIG_G = tower(1280, 20, 1, 1280)
@@ -47,11 +27,8 @@ def holds(model, arrays):
 
 @pytest.fixture
 def write(tmp_path):
-    def write(*parts):
-        save_file({k: v for part in (UNET, *parts) for k, v in part.items()}, tmp_path / "sd.st")
-        return tmp_path / "sd.st"
-
-    return write
+    """Writes a file of these arrays; gives its path."""
+    return functools.partial(single_files.write, tmp_path)
 
 
 def test_the_tower_of_stable_diffusion_1(write):
@@ -92,8 +69,22 @@ def test_the_two_towers_of_sdxl_and_the_one_of_its_refiner(write):
 
 def test_another_width_is_refused_as_its_heads_are_not_known(write):
     path = write(named(tower(64, 1, 1), HUGGING_FACE, "cond_stage_model.transformer."))
-    with pytest.raises(CheckpointError, match="width 64, expected one of 768, 1024, 1280"):
-        clip_jax.load_text_model(path)
+    cases: list[dict[str, Any]] = [{}, {"num_heads": 2}, {"activation": "gelu"}]
+    for told in cases:
+        with pytest.raises(CheckpointError, match="width 64, expected one of 768.* num_heads= and"):
+            clip_jax.load_text_model(path, **told)
+
+
+@pytest.mark.parametrize("prefix", ["cond_stage_model.transformer.", "cond_stage_model.model."])
+@pytest.mark.parametrize("num_heads", [4, (3, 4)])
+def test_the_heads_and_the_activation_of_another_width_may_be_said(write, prefix, num_heads):
+    arrays = tower(64, 4, 2)
+    table = HUGGING_FACE if "transformer" in prefix else OPEN_CLIP
+    path = write(named(arrays, table, prefix))
+    text, _ = clip_jax.load_text_model(path, num_heads=num_heads, activation="gelu_tanh")
+    assert (text.config.num_heads, text.config.activation) == (4, "gelu_tanh")
+    with pytest.raises(CheckpointError, match="num_heads must divide the width. Got 7 and 64"):
+        clip_jax.load_text_model(path, num_heads=7, activation="gelu")
 
 
 def test_missing_arrays_are_listed_and_a_whole_model_is_not_made_of_it(write):

@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         family, config, params = read_model(source, model=args.model, activation=args.activation)
     except ValueError as error:
-        raise argparse.ArgumentError(None, str(error)) from None
+        raise argparse.ArgumentError(None, str(error).rstrip(".")) from None
     if family == "native" and to == "native":
         raise argparse.ArgumentError(
             None, f"{source} is a native folder already: give --to, or a DST that ends with .pt"
@@ -138,6 +138,8 @@ def _unsaid(config: CLIPConfig) -> list[str]:
     towers = [config.text, *([config.vision] if isinstance(config.vision, ViTConfig) else [])]
     if any(tower.num_heads != max(tower.width // 64, 1) for tower in towers):
         lost.append("how many heads there are, if they are not 64 wide: keep the folder")
+    if config.text.tokenizer is not None:
+        lost.append("that its ids are another tokenizer's than CLIP's: keep the folder")
     if config.pixels != type(config.pixels)():
         lost.append("how the pixels are prepared, if not as OpenAI's: keep the folder")
     return lost

@@ -10,13 +10,7 @@ from clip_jax.cli.arguments import (
     positive_float,
     positive_int,
 )
-from clip_jax.cli.figures import (
-    classification_document,
-    report_left_out,
-    retrieval_document,
-    show_classification,
-    show_retrieval,
-)
+from clip_jax.cli.figures import report_left_out, show_classification, show_retrieval
 
 _DATA = (
     "a folder with a folder of pictures for each class; WebDataset's .tar files, whose members "
@@ -24,6 +18,7 @@ _DATA = (
     "embed, with a column of labels"
 )
 _MODEL = "as for classify (default: that of the embedding job, else ViT-B/32)"
+_CLASSIFICATION = "the figures of each class, the confusion matrix and the mistakes"
 _BATCH = "pictures that are computed at one time"
 
 
@@ -65,7 +60,7 @@ def _add_zeroshot(kinds: Any) -> None:
         help="one sentence a line, with {} where the name goes (default: a photo of a {}.)",
     )
     _add_common(parser)
-    _add_report(parser)
+    _add_report(parser, _CLASSIFICATION)
     parser.set_defaults(run=run_zeroshot)
 
 
@@ -87,6 +82,7 @@ def _add_retrieval(kinds: Any) -> None:
     add_model(parser, _MODEL)
     add_batch_size(parser, _BATCH)
     add_json(parser)
+    _add_report(parser, "the recalls, the ranks and the worst mistakes of each direction")
     parser.set_defaults(run=run_retrieval)
 
 
@@ -140,7 +136,7 @@ def _add_probe(kinds: Any) -> None:
         help="of the fit (default: %(default)s)",
     )
     _add_common(parser)
-    _add_report(parser)
+    _add_report(parser, _CLASSIFICATION)
     parser.set_defaults(run=run_probe)
 
 
@@ -154,12 +150,12 @@ def _add_common(parser: Any) -> None:
     add_json(parser)
 
 
-def _add_report(parser: Any) -> None:
+def _add_report(parser: Any, contents: str) -> None:
     parser.add_argument(
         "--report",
         metavar="DIR",
-        help="write report.html, with the figures of each class, the confusion matrix and the most "
-        "confident mistakes; tables and pictures are also written as files of their own",
+        help=f"write report.html, a page with {contents}; figures, tables and drawings are also "
+        "written as files of their own",
     )
 
 
@@ -168,6 +164,7 @@ def run_zeroshot(args: argparse.Namespace) -> int:
     from clip_jax.evaluate import zeroshot
     from clip_jax.evaluate.classes import read_lines
     from clip_jax.evaluate.classifier import TEMPLATES
+    from clip_jax.evaluate.documents import classification_document
 
     class_names = read_lines(args.classes) if args.classes else None
     templates = read_lines(args.templates) if args.templates else TEMPLATES
@@ -186,17 +183,21 @@ def run_zeroshot(args: argparse.Namespace) -> int:
 
 
 def run_retrieval(args: argparse.Namespace) -> int:
-    """Evaluates, and prints the recalls."""
+    """Evaluates, prints the recalls, and writes the report."""
     from clip_jax.evaluate import retrieval
+    from clip_jax.evaluate.documents import retrieval_document
 
+    _prepare_report(args, draws=False)
     result = retrieval(args.data, args.model, batch_size=args.batch_size)
     show_retrieval(retrieval_document(result), args.json)
+    _write_report(args, f"Retrieval: {args.data}", result)
     return report_left_out(result.left_out)
 
 
 def run_probe(args: argparse.Namespace) -> int:
     """Fits, evaluates, prints the figures, and writes the report."""
     from clip_jax.evaluate import probe
+    from clip_jax.evaluate.documents import classification_document
 
     _prepare_report(args)
     result = probe(
@@ -216,12 +217,12 @@ def run_probe(args: argparse.Namespace) -> int:
     return report_left_out(result.left_out)
 
 
-def _prepare_report(args: argparse.Namespace) -> None:
+def _prepare_report(args: argparse.Namespace, draws: bool = True) -> None:
     """Makes the report's folder; what prevents that is said before hours of work."""
     if args.report:
         from clip_jax.evaluate.report import prepare
 
-        prepare(args.report)
+        prepare(args.report, draws=draws)
 
 
 def _write_report(args: argparse.Namespace, title: str, result: Any) -> None:

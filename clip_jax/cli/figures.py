@@ -1,57 +1,10 @@
-"""The figures of an evaluation: as a document, on standard output, and as an exit status."""
+"""The figures of an evaluation on standard output, and as an exit status."""
 
 import sys
 from typing import Any
 
 from clip_jax.cli.output import complain, print_json, print_table
 from clip_jax.messages import MOST
-
-
-def classification_document(result: Any) -> dict[str, Any]:
-    """Returns a `clip_jax.evaluate.ZeroShotResult` or `ProbeResult` as plain JSON."""
-    scores = result.scores
-    document = {
-        "count": scores.count,
-        "classes": len(result.class_names),
-        "top1": scores.top1,
-        "top1_interval": list(scores.interval),
-        "top5": scores.top5,
-        "mean_per_class": scores.mean_per_class,
-        "per_class": result.per_class,
-    }
-    if hasattr(result, "templates"):
-        document["templates"] = list(result.templates)
-    else:
-        trials = result.sweep.trials if result.sweep else ()
-        document |= {
-            "fitted": result.num_fitted,
-            "C": result.probe.C,
-            "sweep": [
-                {"C": trial.C, "accuracy": trial.accuracy, "mean_per_class": trial.mean_per_class}
-                for trial in trials
-            ],
-        }
-    return document | _left_out_document(result.left_out)
-
-
-def retrieval_document(result: Any) -> dict[str, Any]:
-    """Returns a `clip_jax.evaluate.RetrievalResult` as plain JSON."""
-    return {
-        "images": result.num_images,
-        "texts": result.num_texts,
-        **_left_out_document(result.left_out),
-        **{
-            direction: {str(k): share for k, share in recalls.items()}
-            for direction, recalls in result.recalls.items()
-        },
-    }
-
-
-def _left_out_document(left_out: Any) -> dict[str, Any]:
-    return {
-        "unreadable": len(left_out.problems) + left_out.missing,
-        "files_without_parts": left_out.unknown,
-    }
 
 
 def show_classification(document: dict[str, Any], as_json: bool) -> None:
@@ -61,9 +14,10 @@ def show_classification(document: dict[str, Any], as_json: bool) -> None:
 
 
 def show_retrieval(document: dict[str, Any], as_json: bool) -> None:
-    """Prints the recalls."""
+    """Prints the recalls at once, so that they are there even if the report then fails."""
     if as_json:
         print_json(document)
+        sys.stdout.flush()
         return
     print(f"{document['images']} images, {document['texts']} texts")
     recalls = {way: document[way] for way in ("image_to_text", "text_to_image")}
@@ -72,6 +26,7 @@ def show_retrieval(document: dict[str, Any], as_json: bool) -> None:
         for way, shares in recalls.items()
     ]
     print_table(("recall", *(f"at {k}" for k in recalls["image_to_text"])), rows)
+    sys.stdout.flush()
 
 
 def _print(document: dict[str, Any]) -> None:

@@ -18,9 +18,9 @@ def add(commands: Any) -> None:
         "and captions, and print how much each stage differs: max |diff|, and the L2 norm of the "
         "difference over that of PyTorch's values. The exit status is 1 if a stage differs by "
         "more than its tolerance. OpenAI's files are compared with the reference package, "
-        "clip-anytorch, OpenCLIP's with open_clip, Hugging Face's with transformers, native "
-        "folders with one of the first two; whichever it is must be installed, with torch and "
-        "torchvision.",
+        "clip-anytorch, OpenCLIP's with open_clip, Hugging Face's and text towers in single files "
+        "of Stable Diffusion with transformers, native folders with one of the first two; "
+        "whichever it is must be installed, with torch and torchvision.",
         epilog="example: clip-jax parity ViT-B/32",
     )
     parser.add_argument(
@@ -41,6 +41,12 @@ def add(commands: Any) -> None:
         help="the GELU that an OpenCLIP file was trained with, which it doesn't say",
     )
     parser.add_argument(
+        "--subfolder",
+        metavar="NAME",
+        help="the folder in a repository or folder that holds the model; or which text tower of a "
+        "single file of Stable Diffusion XL, text_encoder or text_encoder_2",
+    )
+    parser.add_argument(
         "--images", nargs="+", metavar="IMAGE", help="pictures to run on (default: made-up ones)"
     )
     add_json(parser)
@@ -53,7 +59,9 @@ def run(args: argparse.Namespace) -> int:
     from clip_jax.parity import compare, find_subject, first_difference
     from clip_jax.progress import announce
 
-    subject = find_subject(args.model, model=args.of, activation=args.activation)
+    subject = find_subject(
+        args.model, model=args.of, activation=args.activation, subfolder=args.subfolder
+    )
     images = [open_image(path) for path in args.images] if args.images else None
     announce("loading in JAX")
     model, preprocess, tokenizer = subject.load()

@@ -68,11 +68,26 @@ def run(args: argparse.Namespace) -> int:
                 image_column=job["image_column"],
                 source=job.get("source"),
                 fetch=args.fetch,
+                facts=_facts(args, job),
             )
             storage(args.html).write(absolute(args.html), page.encode(errors="backslashreplace"))
     finally:  # also if the page fails; but after it, since `| head` ends the process
         _print(hits, args.json)
     return 1 if lacks_rows else 0
+
+
+def _facts(args: argparse.Namespace, job: dict[str, Any]) -> dict[str, str | None]:
+    """Returns what the page says of the search."""
+    from clip_jax.pages import now
+    from clip_jax.version import __version__
+
+    return {
+        "Embeddings": args.folder,
+        "Input": job.get("source"),
+        "Model": args.model or job["model"] or "given as an object",
+        "Fingerprint": job["identity"]["model"][:16],
+        "Made": f"{now().replace('T', ' ')}, by clip_jax {__version__}",
+    }
 
 
 def _print(hits: list[dict[str, Any]], as_json: bool) -> None:

@@ -3,8 +3,9 @@
 import os
 from pathlib import Path
 
-from clip_jax.convert.families import family_of
+from clip_jax.convert.families import CONFIG, family_of
 from clip_jax.errors import CheckpointError
+from clip_jax.messages import some
 from clip_jax.weights.finding import find
 from clip_jax.weights.hub import is_repository_name, repository_folder
 
@@ -45,10 +46,13 @@ def find_folder(
         )
     else:
         folder = find(name_or_path, subfolder=inner).path  # a folder here has no revisions
-    if not folder.is_dir() or family_of(folder) != "huggingface":
+    family = family_of(folder) if folder.is_dir() else None
+    if family != "huggingface":
+        remedy = f"make one with `clip-jax convert {folder} FOLDER --to huggingface`"
+        if family == "native" and not (folder / CONFIG).exists():
+            remedy = f"it has {some(sorted(os.listdir(folder))) or 'no files'}, so check the path"
         raise CheckpointError(
             f"{folder} is no folder of Hugging Face's transformers (config.json with a model_type, "
-            f"and weights), which these classes read: make one with `clip-jax convert "
-            f"{name} FOLDER --to huggingface`"
+            f"and weights), which these classes read: {remedy}"
         )
     return folder

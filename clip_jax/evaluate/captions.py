@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -10,14 +10,18 @@ from jaxtyping import Float, Int
 from clip_jax.embed import embeddings_of, read_results
 from clip_jax.encoder import Encoder
 from clip_jax.errors import is_exhausted
-from clip_jax.evaluate.data import BATCHES, encode_in_batches
+from clip_jax.evaluate.data import encode_in_batches, rows_at_a_time
 from clip_jax.evaluate.results import LeftOut
 from clip_jax.nn import CLIP
 from clip_jax.preprocess import Preprocess, decode_image
-from clip_jax.progress import Progress
+from clip_jax.progress import Progress, announce
 from clip_jax.sources import open_pairs
 from clip_jax.storage import Unreachable
 from clip_jax.tokenizer import tokenize
+
+# Batches of captions between two updates of the progress. Captions are sorted by their length into
+# batches, of which each call leaves some half empty.
+TEXT_BATCHES = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +32,18 @@ class Captioned:
         images: (i, d) embeddings.
         texts: (t, d) embeddings.
         pairs: (t,) the image of each text, as an index into `images`.
+        keys: (i) names of the images within their source.
+        paths: (i) paths of the images; None for those that have none.
+        captions: (t) the texts.
         left_out: images that could not be read, or have not been embedded.
     """
 
     images: Float[np.ndarray, "i d"]
     texts: Float[np.ndarray, "t d"]
     pairs: Int[np.ndarray, " t"]
+    keys: Sequence[str]
+    paths: Sequence[str | None]
+    captions: Sequence[str]
     left_out: LeftOut
 
 
@@ -49,15 +59,22 @@ def read_captioned(source: str) -> Captioned:
     Warns:
         UserWarning: the job is not finished.
     """
-    found = read_results(source, ("text_embedding", "path"))
+    found = read_results(source, ("text_embedding", "key", "path", "caption"))
     table = found.table
+    keys, paths, texts = (table[name].to_pylist() for name in ("key", "path", "caption"))
     # A table with a row for each caption names a picture several times.
     numbers: dict[str, int] = {}
-    pairs = [numbers.setdefault(path, len(numbers)) for path in table["path"].to_pylist()]
+    pairs = [numbers.setdefault(path, len(numbers)) for path in paths]
     first = np.unique(pairs, return_index=True)[1]
-    images, texts = (embeddings_of(table, name) for name in ("embedding", "text_embedding"))
-    left_out = LeftOut(found.problems, found.missing, found.unknown)
-    return Captioned(images[first], texts, np.array(pairs), left_out)
+    return Captioned(
+        embeddings_of(table, "embedding")[first],
+        embeddings_of(table, "text_embedding"),
+        np.array(pairs),
+        [keys[row] for row in first],
+        [paths[row] for row in first],
+        texts,
+        LeftOut(found.problems, found.missing, found.unknown),
+    )
 
 
 def embed_captioned(
@@ -87,10 +104,10 @@ def embed_captioned(
     encoder = Encoder(model, batch_size=batch_size)
     captions: list[str] = []
     image_of: list[int] = []
+    read: list[int] = []
     problems: list[str] = []
 
     def pixels() -> Iterator[np.ndarray]:
-        images = 0
         for number in range(len(pairs)):
             try:
                 pair = pairs[number]
@@ -101,14 +118,32 @@ def embed_captioned(
                 problems.append(f"pair {number}: {error}")
                 continue
             captions.extend(pair.captions)
-            image_of.extend([images] * len(pair.captions))
-            images += 1
-            bar.update(images, errors=len(problems), total=len(pairs))
+            image_of.extend([len(read)] * len(pair.captions))
+            read.append(number)
             yield image
 
     with Progress(progress) as bar:
-        parts = encode_in_batches(pixels(), encoder.images, BATCHES * encoder.batch_size)
+
+        def encoded(rows: int) -> None:
+            bar.update(rows, errors=len(problems), total=len(pairs))
+
+        parts = encode_in_batches(pixels(), encoder.images, rows_at_a_time(encoder), encoded)
+        encoded(len(read))
     if not parts:
         raise ValueError(f"{source}: no picture can be read; the first: {problems[0]}")
-    texts = encoder.texts(tokenize(captions, model.config.text.context_length, truncate=True))
-    return Captioned(np.concatenate(parts), texts, np.array(image_of), LeftOut(problems))
+    announce("embedding the captions", progress)
+    tokens = tokenize(captions, model.config.text.context_length, truncate=True)
+    texts, step = [], TEXT_BATCHES * encoder.batch_size
+    with Progress(progress) as bar:
+        for begin in range(0, len(tokens), step):
+            texts.append(encoder.texts(tokens[begin : begin + step]))
+            bar.update(min(begin + step, len(tokens)), total=len(tokens))
+    return Captioned(
+        np.concatenate(parts),
+        np.concatenate(texts),
+        np.array(image_of),
+        [pairs.key(number) for number in read],
+        [pairs.path(number) for number in read],
+        captions,
+        LeftOut(problems),
+    )

@@ -2,6 +2,7 @@
 
 import collections
 import os
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,8 @@ from clip_jax.messages import some
 
 # One row in so many of each class is held out.
 FIFTH = 5
+# Labels that stand for names which are somewhere else: numbers, and WordNet's as ImageNet has them.
+_NUMBER, _WORDNET = re.compile(r"[+-]?\d+(\.\d*)?"), re.compile(r"n\d{8}")
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
@@ -63,6 +66,41 @@ def name_classes(
             "line for each: the label, or the label, a tab and the name"
         )
     return names, np.array([numbers[label] for label in labels])
+
+
+def check_classes(
+    source: str, labels: Sequence[str], lines: Sequence[str] | None, *, are_prompts: bool = True
+) -> None:
+    """Checks that classes can be told apart, and have names that a model has read of.
+
+    Args:
+        source: where the labels come from, for the error.
+        labels: of rows or of classes.
+        lines: as for `name_classes`.
+        are_prompts: whether the names of classes become prompts.
+
+    Raises:
+        ValueError: there is only one class, so that any model is right; or labels without names
+            are numbers, which would be scored as "a photo of a 0.".
+    """
+    names = sorted(set(labels))
+    if not names:
+        return  # not known yet
+    if len(names if lines is None else set(lines)) < 2:
+        raise ValueError(
+            f"{source}: any model is right where there is only one class. Expected at least two "
+            f"classes. Got one class: {names[0]!r}"
+            + (". Give the names of the others, too" if are_prompts else "")
+        )
+    if lines is not None or not are_prompts:
+        return
+    for pattern, what in ((_NUMBER, "numbers"), (_WORDNET, "WordNet's numbers")):
+        if all(pattern.fullmatch(name) for name in names):
+            raise ValueError(
+                f"the labels of {source} are {what}, not names, and would be scored as 'a photo of "
+                f"a {names[0]}.': {some(names)}. Give the name of each class, one a line, in a "
+                "file (--classes) or a list (class_names=)"
+            )
 
 
 def hold_out(labels: Sequence[str] | np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:

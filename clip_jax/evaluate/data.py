@@ -206,18 +206,44 @@ def without_projection(model: CLIP) -> CLIP:
 
 
 def encode_in_batches(
-    pixels: Iterable[np.ndarray], encode: Callable[[np.ndarray], np.ndarray], rows: int
+    pixels: Iterable[np.ndarray],
+    encode: Callable[[np.ndarray], np.ndarray],
+    rows: int,
+    encoded: Callable[[int], None],
 ) -> list[np.ndarray]:
-    """Encodes rows that come one by one, in stacks of at most `rows`."""
-    embeddings, waiting = [], []
+    """Encodes rows that come one by one, in stacks of at most `rows`.
+
+    Args:
+        pixels: one row each.
+        encode: encodes a stack of rows.
+        rows: of a stack.
+        encoded: is told after each stack how many rows have been encoded so far.
+    """
+    embeddings, waiting, done = [], [], 0
+
+    def stack() -> None:
+        nonlocal done
+        embeddings.append(encode(np.stack(waiting)))
+        done += len(waiting)
+        waiting.clear()
+        encoded(done)
+
     for row in pixels:
         waiting.append(row)
         if len(waiting) == rows:
-            embeddings.append(encode(np.stack(waiting)))
-            waiting = []
+            stack()
     if waiting:
-        embeddings.append(encode(np.stack(waiting)))
+        stack()
     return embeddings
+
+
+def rows_at_a_time(encoder: Encoder) -> int:
+    """Returns how many images to pass to the encoder in one call.
+
+    Several batches keep an accelerator busy while results are fetched. A CPU gains nothing by it,
+    and with large models the progress would stand still for minutes.
+    """
+    return encoder.batch_size * (1 if encoder.device.platform == "cpu" else BATCHES)
 
 
 def _embed(
@@ -240,15 +266,18 @@ def _embed(
                 problems.append(f"{loaded.record.key}: {loaded.problem}")
                 continue
             kept.append(loaded.record)
-            bar.update(len(kept), errors=len(problems))
             yield loaded.pixels
 
     def encode(pixels: np.ndarray) -> np.ndarray:
         with gate.computing():
             return encoder.images(pixels)
 
+    def encoded(rows: int) -> None:
+        bar.update(rows, errors=len(problems))
+
     with loading(numbered, loader, num_threads=THREADS, read_ahead=READ_AHEAD) as ready:
-        parts = encode_in_batches(good(ready), encode, BATCHES * encoder.batch_size)
+        parts = encode_in_batches(good(ready), encode, rows_at_a_time(encoder), encoded)
+    encoded(len(kept))
     empty = np.empty((0, encoder.embed_dim), np.float32)
     return kept, np.concatenate([empty, *parts]), problems
 

@@ -81,23 +81,30 @@ def find_images(
 
 
 def find_captioned(
-    source: str, model: Model | None, *, batch_size: int | None, progress: bool
+    source: str, model: CLIP | None, *, batch_size: int | None, progress: bool
 ) -> Captioned:
     """Reads embeddings of images and captions, or embeds both; raises as the two functions do.
 
     Args:
         source: an embedding job's output, or pairs.
-        model: as for `find_model`; for embeddings it is only compared with theirs.
+        model: may be None for embeddings, which are read as they are.
         batch_size: as for `embed_captioned`.
         progress: whether to show progress on standard error.
     """
-    is_embedded = embedding_job(source) is not None
-    if is_embedded and model is None:  # embeddings alone need no model
+    if embedding_job(source):
         return read_captioned(source)
-    found = find_model(source, model, progress)
-    if is_embedded:
-        return read_captioned(source)
-    return embed_captioned(source, found, batch_size=batch_size, progress=progress)
+    assert model is not None, "pairs need a model"
+    announce("embedding the pictures", progress)
+    return embed_captioned(source, model, batch_size=batch_size, progress=progress)
+
+
+def name_of(job: dict[str, Any] | None, model: Model | None) -> Any:
+    """Returns the name or path of the model that `find_model` finds; None for an object."""
+    if isinstance(model, CLIP):
+        return None
+    if model is not None:
+        return model
+    return job["model"] if job else DEFAULT_MODEL
 
 
 def _model_name(source: str, job: dict[str, Any] | None) -> str:

@@ -11,13 +11,22 @@ from jaxtyping import Float
 
 from clip_jax.embed import check_model
 from clip_jax.evaluate.c_sweep import Sweep, check_known, sweep
-from clip_jax.evaluate.classes import hold_out, name_classes
+from clip_jax.evaluate.classes import check_classes, hold_out, name_classes
 from clip_jax.evaluate.classifier import TEMPLATES, ZeroShotClassifier, check_prompts
 from clip_jax.evaluate.data import Features, class_folders
-from clip_jax.evaluate.inputs import Model, embedding_job, find_captioned, find_images, find_model
+from clip_jax.evaluate.inputs import (
+    Model,
+    embedding_job,
+    find_captioned,
+    find_images,
+    find_model,
+    name_of,
+)
 from clip_jax.evaluate.linear_probe import LinearProbe, check_parameters, class_logits
-from clip_jax.evaluate.recall import recall_at_k
+from clip_jax.evaluate.provenance import provenance_of
+from clip_jax.evaluate.recall import EXACT_RANKS, KS, ranks_of_positives, recalls
 from clip_jax.evaluate.results import LeftOut, ProbeResult, RetrievalResult, ZeroShotResult
+from clip_jax.evaluate.retrieval_mistakes import worst_mistakes
 from clip_jax.evaluate.scores import blocks, score_blocks
 from clip_jax.progress import announce
 
@@ -68,8 +77,9 @@ def zeroshot(
         The figures, in `result.scores`, with each picture's class and prediction.
 
     Raises:
-        ValueError: the source has no pictures or no labels, a label has no class name, a name or a
-            template is unfit, or the embeddings are another model's.
+        ValueError: the source has no pictures, no labels or only one class, a label has no class
+            name or is a number, a name or a template is unfit, or the embeddings are another
+            model's.
         OSError: the source can't be read.
 
     Warns:
@@ -77,12 +87,17 @@ def zeroshot(
     """
     source = os.fspath(source)
     # What can be wrong is found before a model is loaded and pictures are read in vain.
-    check_prompts(name_classes(class_folders(source), class_names)[0] or ["a"], templates)
+    folders = class_folders(source)
+    check_prompts(name_classes(folders, class_names)[0] or ["a"], templates)
+    check_classes(source, folders, class_names)
     found = find_model(source, model, progress)
+    job = embedding_job(source)
+    provenance = provenance_of(source, job, name_of(job, model), found)
     images = find_images(
         source, found, label_column=label_column, batch_size=batch_size, progress=progress
     )
     names, targets = name_classes(images.labels, class_names)
+    check_classes(source, names, class_names)
     announce("embedding the prompts", progress)
     classifier = ZeroShotClassifier(found, names, templates, batch_size=batch_size)
     slices = blocks(len(targets), len(names))
@@ -95,6 +110,7 @@ def zeroshot(
         paths=images.paths,
         left_out=images.left_out,
         templates=classifier.templates,
+        provenance=provenance,
     )
 
 
@@ -130,7 +146,7 @@ def retrieval(
         progress: whether to show progress on standard error.
 
     Returns:
-        The recall at 1, 5 and 10.
+        The recall at 1, 5 and 10, each rank, and the worst mistakes of each direction.
 
     Raises:
         ValueError: the pairs are unfit, no picture can be read, or the embeddings are another
@@ -141,12 +157,31 @@ def retrieval(
         UserWarning: the embedding job is not finished.
     """
     source = os.fspath(source)
-    captioned = find_captioned(source, model, batch_size=batch_size, progress=progress)
+    job = embedding_job(source)
+    # Embeddings alone need no model; where one is given, it is compared with theirs.
+    found = None if job and model is None else find_model(source, model, progress)
+    provenance = provenance_of(source, job, name_of(job, model), found)
+    captioned = find_captioned(source, found, batch_size=batch_size, progress=progress)
+    images, texts, image_of = captioned.images, captioned.texts, captioned.pairs
+    announce("comparing pictures and captions", progress)
+    ranks = ranks_of_positives(images, texts, image_of, EXACT_RANKS)
+    numbers = np.arange(len(images))
+    mistakes = {
+        "image_to_text": worst_mistakes(ranks["image_to_text"], images, texts, numbers, image_of),
+        "text_to_image": worst_mistakes(ranks["text_to_image"], texts, images, image_of, numbers),
+    }
     return RetrievalResult(
-        num_images=len(captioned.images),
-        num_texts=len(captioned.texts),
-        recalls=recall_at_k(captioned.images, captioned.texts, captioned.pairs),
+        num_images=len(images),
+        num_texts=len(texts),
+        recalls=recalls(ranks, KS),
         left_out=captioned.left_out,
+        ranks=ranks,
+        mistakes=mistakes,
+        pairs=image_of,
+        keys=captioned.keys,
+        paths=captioned.paths,
+        captions=captioned.captions,
+        provenance=provenance,
     )
 
 
@@ -212,9 +247,12 @@ def probe(
     """
     check_parameters(1.0 if C is None else C, max_iter, tol, dtype)
     sources = [os.fspath(each) for each in (source, test) if each is not None]
-    for each in sources:
-        class_folders(each)  # raises what is wrong before a model is loaded in vain
+    # What can be wrong is found before a model is loaded and pictures are read in vain.
+    folders = [class_folders(each) for each in sources]
+    check_classes(sources[0], folders[0], None, are_prompts=False)
     found = _model_of_all(sources, model, features, progress)
+    name = name_of(embedding_job(sources[0]), model)
+    provenance = provenance_of(sources[-1], embedding_job(sources[-1]), name, found)
     train, *other = (
         find_images(
             each,
@@ -250,6 +288,7 @@ def probe(
         probe=fitted,
         num_fitted=len(fit_rows),
         sweep=search,
+        provenance=provenance,
     )
 
 

@@ -17,13 +17,17 @@ from clip_jax.messages import some
 
 # Images and texts that are compared at one time.
 BLOCK = 2048
+# The numbers of results that are looked at.
+KS = (1, 5, 10)
+# The ranks between which a report counts.
+EXACT_RANKS = (1, 5, 10, 100, 1_000, 10_000, 100_000)
 
 
 def recall_at_k(
     image_embeddings: Float[np.ndarray, "i d"],
     text_embeddings: Float[np.ndarray, "t d"],
     pairs: Int[np.ndarray, " t"] | None = None,
-    ks: Sequence[int] | Int[np.ndarray, " k"] = (1, 5, 10),
+    ks: Sequence[int] | Int[np.ndarray, " k"] = KS,
 ) -> dict[str, dict[int, float]]:
     """Returns how often a positive is among the k most similar (Radford et al. 2021, 3.1.4).
 
@@ -52,12 +56,44 @@ def recall_at_k(
         ValueError: shapes don't fit, an embedding is zero or not finite, an image has no text, or a
             k is not a whole number from 1 on; names the rows.
     """
+    return recalls(ranks_of_positives(image_embeddings, text_embeddings, pairs, ks), ks)
+
+
+def recalls(
+    ranks: dict[str, Int[np.ndarray, " n"]], ks: Sequence[int] | Int[np.ndarray, " k"]
+) -> dict[str, dict[int, float]]:
+    """Returns the share of ranks up to each k, as `recall_at_k`."""
+    return {name: {int(k): float(np.mean(found <= k)) for k in ks} for name, found in ranks.items()}
+
+
+def ranks_of_positives(
+    image_embeddings: Float[np.ndarray, "i d"],
+    text_embeddings: Float[np.ndarray, "t d"],
+    pairs: Int[np.ndarray, " t"] | None,
+    exact_at: Sequence[int] | Int[np.ndarray, " k"],
+) -> dict[str, Int[np.ndarray, " n"]]:
+    """Returns the place at which each image and each text finds its positive, from 1.
+
+    Args:
+        image_embeddings: as for `recall_at_k`.
+        text_embeddings: as for `recall_at_k`.
+        pairs: as for `recall_at_k`.
+        exact_at: ranks that are told from larger ones as exactly as in float64. In between, a
+            negative that is equal to the positive within float32's rounding ranks before it.
+
+    Returns:
+        (i,) the rank of each image's best text as "image_to_text", and (t,) that of each text's
+        image as "text_to_image".
+
+    Raises:
+        ValueError: as `recall_at_k`.
+    """
     image, text = _normalized(image_embeddings, "image"), _normalized(text_embeddings, "text")
     if image.shape[1] != text.shape[1]:
         raise ValueError(
             f"image and text embeddings must have one width. Got {image.shape} and {text.shape}."
         )
-    counts = _check_ks(ks)
+    counts = _check_ks(exact_at)
     image_of = _check_pairs(pairs, len(image), len(text))
     # A text's positive is its image; an image's positive is the most similar of its texts.
     text_positive = np.concatenate(
@@ -85,7 +121,7 @@ def recall_at_k(
             exact = _count_negatives(*sides, "float64")[place]
             ranks.above[doubtful], ranks.close[doubtful] = exact.above, exact.close
     return {
-        name: {k: float(np.mean(ranks.above + ranks.close < k)) for k in counts}
+        name: 1 + ranks.above + ranks.close
         for name, ranks in (("image_to_text", image_ranks), ("text_to_image", text_ranks))
     }
 

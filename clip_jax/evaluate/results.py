@@ -8,6 +8,8 @@ from jaxtyping import Int
 
 from clip_jax.evaluate.c_sweep import Sweep
 from clip_jax.evaluate.linear_probe import LinearProbe
+from clip_jax.evaluate.provenance import Provenance
+from clip_jax.evaluate.retrieval_mistakes import RetrievalMistake
 from clip_jax.evaluate.scores import Scores
 
 
@@ -48,6 +50,7 @@ class ClassificationResult:
         keys: (n) names of the images within their source.
         paths: (n) paths of the images; None for those that have none, such as members of archives.
         left_out: images that could not be used.
+        provenance: where the figures come from; None if that isn't known.
     """
 
     scores: Scores
@@ -56,6 +59,7 @@ class ClassificationResult:
     keys: Sequence[str]
     paths: Sequence[str | None]
     left_out: LeftOut
+    provenance: Provenance | None = dataclasses.field(default=None, kw_only=True)
 
     @property
     def per_class(self) -> dict[str, float]:
@@ -101,9 +105,25 @@ class RetrievalResult:
         num_texts: captions.
         recalls: as `recall_at_k` returns them.
         left_out: images that could not be used.
+        ranks: (i,) the place of each image's best caption among all captions, from 1, as
+            "image_to_text"; (t,) of each caption's image as "text_to_image".
+        mistakes: the worst of each direction, of which there may be more.
+        pairs: (t,) the image of each caption, as an index.
+        keys: (i) names of the images within their source.
+        paths: (i) paths of the images; None for those that have none.
+        captions: (t) the captions.
+        provenance: where the figures come from.
     """
 
     num_images: int
     num_texts: int
     recalls: dict[str, dict[int, float]]
     left_out: LeftOut
+    # Results are the same if their figures are; arrays have no truth value.
+    ranks: dict[str, Int[np.ndarray, " n"]] = dataclasses.field(compare=False)
+    mistakes: dict[str, list[RetrievalMistake]]
+    pairs: Int[np.ndarray, " t"] = dataclasses.field(compare=False)
+    keys: Sequence[str] = dataclasses.field(repr=False)
+    paths: Sequence[str | None] = dataclasses.field(repr=False)
+    captions: Sequence[str] = dataclasses.field(repr=False)
+    provenance: Provenance | None = dataclasses.field(default=None, compare=False)

@@ -5,6 +5,7 @@ The keys are the official checkpoint's names, split at the dots; the leaves have
 """
 
 import concurrent.futures
+import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -86,7 +87,9 @@ def model_digest(model: CLIP) -> str:
 
     with concurrent.futures.ThreadPoolExecutor(4) as pool:  # hashing releases the GIL
         digests = pool.map(digest, sorted(arrays))
-        return hashlib.sha256(model.config.to_json().encode() + b"".join(digests)).hexdigest()
+        # What doesn't change the model doesn't make another of it.
+        config = dataclasses.replace(model.config, open_clip=None)
+        return hashlib.sha256(config.to_json().encode() + b"".join(digests)).hexdigest()
 
 
 def misfits(shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Any]) -> list[str]:

@@ -1,6 +1,7 @@
 """The model of Hugging Face's transformers in PyTorch, run as a black box."""
 
 import dataclasses
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -12,12 +13,19 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from clip_jax.convert import from_huggingface, to_huggingface
-from clip_jax.convert.families import CLIP, TEXT, VISION
+from clip_jax.convert.families import CLIP, CONFIG, TEXT, VISION
 from clip_jax.convert.folder import read_folder
-from clip_jax.convert.huggingface import read_config
+from clip_jax.convert.folder_writer import write_folder
+from clip_jax.convert.huggingface import WEIGHTS, read_config
+from clip_jax.convert.huggingface_config import text_document
 from clip_jax.convert.huggingface_pixels import PREPROCESSOR, PROCESSOR
+from clip_jax.convert.rules import HUGGING_FACE
+from clip_jax.convert.single_file import read_single_file
+from clip_jax.convert.table import from_targets
+from clip_jax.errors import CheckpointError
 from clip_jax.parity.peer import Peer, Tower
 from clip_jax.parity.reference import import_library, loading
+from clip_jax.shapes import text_shapes
 
 # Our names of the modules, and theirs.
 MODULES = {
@@ -72,6 +80,35 @@ class HuggingFace(Peer):
 
     def _logits(self, images: Any, tokens: Any) -> Any:
         return self.model(pixel_values=images, input_ids=tokens).logits_per_image
+
+
+def load_text_tower(
+    path: str | os.PathLike[str], part: str | None = None, **told: Any
+) -> HuggingFace:
+    """Loads a text tower of a single file of Stable Diffusion into transformers' class.
+
+    It is exported to a folder first, as transformers reads no such files.
+
+    Args:
+        path: the file.
+        part: "text_encoder" or "text_encoder_2", where there are both.
+        **told: what the file doesn't say, as for `read_single_file`.
+
+    Raises:
+        ModuleNotFoundError: PyTorch or transformers is missing.
+        CheckpointError: the file has no such tower, or several.
+    """
+    found = read_single_file(path, part, **told)
+    if found is None:
+        raise CheckpointError(f"{path} is no single file of Stable Diffusion")
+    config, embed_dim, _, tree = found
+    arrays = from_targets(text_shapes(config, embed_dim), tree, HUGGING_FACE)
+    own = config.activation or "quick_gelu"
+    document = text_document(config, own, embed_dim or config.width)
+    with tempfile.TemporaryDirectory() as made:
+        files = {CONFIG: json.dumps(document).encode()}
+        write_folder(Path(made, "exported"), files, WEIGHTS, arrays, replace=False)
+        return load_huggingface(Path(made, "exported"))
 
 
 def load_huggingface(folder: str | os.PathLike[str]) -> HuggingFace:

@@ -18,11 +18,13 @@ from clip_jax.convert.deviations import deviations
 from clip_jax.convert.families import TEXT, VISION, family_of
 from clip_jax.convert.huggingface import read_config
 from clip_jax.convert.open_clip import described, from_open_clip, to_open_clip
+from clip_jax.convert.reader import read_checkpoint
+from clip_jax.convert.single_file import text_towers
 from clip_jax.model_tokenizer import Tokenizer
 from clip_jax.nn import from_parameters
 from clip_jax.open_clip_catalog import lookup_tag
 from clip_jax.parity.comparison import Model
-from clip_jax.parity.huggingface import load_huggingface
+from clip_jax.parity.huggingface import load_huggingface, load_text_tower
 from clip_jax.parity.open_clip import load_open_clip
 from clip_jax.parity.peer import Peer
 from clip_jax.parity.pytorch import load_reference
@@ -44,12 +46,14 @@ class Subject:
         library: the package that it is compared with.
         path: its folder or file; None for OpenAI's and bundled models, which have names.
         document: OpenCLIP's configuration of weights that don't come with one.
+        subfolder: the folder in `path`, or the text tower of a single file of Stable Diffusion.
     """
 
     name: str
     library: Library
     path: Path | None = None
     document: Mapping[str, Any] | None = None
+    subfolder: str | None = None
 
     def load(self) -> tuple[Model, Preprocess | None, Tokenizer | None]:
         """Loads it in JAX, with pixels and ids as the library makes them; as `clip_jax.load`."""
@@ -60,21 +64,21 @@ class Subject:
             model = from_parameters(config, params)
             preprocess = Preprocess(config.vision.image_size, config.pixels)
         else:
-            model, preprocess = load(self.name)
+            model, preprocess = load(self.name, subfolder=self.subfolder)
         text = model.config.text
         rules = "open_clip" if self.library == "open_clip_torch" else "openai"
         return model, preprocess, Tokenizer(text.context_length, rules, missing=text.tokenizer)
 
     def _of_transformers(self) -> tuple[Model, Preprocess | None, Tokenizer | None]:
         assert self.path is not None
-        kind = read_config(self.path)["model_type"]
+        options: dict[str, Any] = {"subfolder": self.subfolder, "preprocessing": "huggingface"}
+        kind = TEXT if self.path.is_file() else read_config(self.path)["model_type"]
         if kind == TEXT:
-            model, tokenizer = load_text_model(self.name, preprocessing="huggingface")
+            model, tokenizer = load_text_model(self.name, **options)
             return model, None, tokenizer
         if kind == VISION:
-            return *load_vision_model(self.name, preprocessing="huggingface"), None
-        tokenizer = load_tokenizer(self.name, preprocessing="huggingface")
-        return *load(self.name, preprocessing="huggingface"), tokenizer
+            return *load_vision_model(self.name, **options), None
+        return *load(self.name, **options), load_tokenizer(self.name, **options)
 
     def load_peer(self) -> Peer:
         """Loads it into the library.
@@ -86,6 +90,8 @@ class Subject:
         """
         if self.library == "transformers":
             assert self.path is not None
+            if self.path.is_file():
+                return load_text_tower(self.path, self.subfolder)
             return load_huggingface(self.path)
         if self.library == "open_clip_torch":
             assert self.path is not None
@@ -103,6 +109,7 @@ def find_subject(
     *,
     model: str | Mapping[str, Any] | None = None,
     activation: Activation | None = None,
+    subfolder: str | None = None,
 ) -> Subject:
     """Finds a model, and the library that it is to be compared with, which must be installed.
 
@@ -111,6 +118,8 @@ def find_subject(
         model: for a file of OpenCLIP's: which model it holds, as for
             `clip_jax.convert.from_open_clip`.
         activation: for such a file and an architecture: the GELU that it was trained with.
+        subfolder: the folder in a repository or folder; or which text tower of a single file of
+            Stable Diffusion, "text_encoder" or "text_encoder_2".
 
     Raises:
         ModuleNotFoundError: the library or PyTorch is missing; the message says how to install
@@ -133,20 +142,30 @@ def find_subject(
             )
         import_library("open_clip")
         return Subject(name, "open_clip_torch", Path(name), described(model, activation))
+    if os.path.isfile(name) and text_towers(read_checkpoint(name)):
+        import_library("transformers")
+        return Subject(name, "transformers", Path(name), subfolder=subfolder)
+    if subfolder is not None and (name in CATALOG or os.path.isfile(name)):
+        raise ValueError(
+            f"subfolder is for folders, repositories and single files of Stable Diffusion. Got "
+            f"{subfolder!r} for {name!r}."
+        )
     if name in CATALOG or os.path.isfile(name):
         import_reference()
         return Subject(name, "clip-anytorch", None if name in CATALOG else Path(name))
     if not os.path.exists(name) and "/" in name and lookup_tag(name):
         import_library("open_clip")
-    found = find(name)
+    found = find(name, subfolder=subfolder)
     if found.document is not None:
         return Subject(name, "open_clip_torch", found.path, found.document)
     family = family_of(found.path)
+    library: Library = "open_clip_torch"
     if family == "huggingface":
         import_library("transformers")
-        return Subject(name, "transformers", found.path)
-    if family == "native" and not deviations(read_native(found.path)[0]).keys() - {"resnet"}:
+        library = "transformers"
+    elif family == "native" and not deviations(read_native(found.path)[0]).keys() - {"resnet"}:
         import_reference()
-        return Subject(name, "clip-anytorch", found.path)
-    import_library("open_clip")
-    return Subject(name, "open_clip_torch", found.path)
+        library = "clip-anytorch"
+    else:
+        import_library("open_clip")
+    return Subject(name, library, found.path, subfolder=subfolder)

@@ -124,7 +124,8 @@ def init_state(model: CLIP, config: OptimizerConfig, loss: str = "softmax") -> T
     Args:
         model: a new model, or one loaded from any checkpoint.
         config: the optimiser.
-        loss: "softmax", or "sigmoid", which starts from its own published scale and bias.
+        loss: "softmax", or "sigmoid", which starts from its own published scale and bias, unless
+            the model has a bias already.
     """
     arrays = variables(model)
     parameters, statistics = (
@@ -135,7 +136,7 @@ def init_state(model: CLIP, config: OptimizerConfig, loss: str = "softmax") -> T
         }
         for kind in (nnx.Param, nnx.BatchStat)
     )
-    if loss == "sigmoid":
+    if loss == "sigmoid" and "logit_bias" not in parameters:
         start = {name: jnp.float32(value) for name, value in SIGMOID_START.items()}
         parameters = {**parameters, **start}
     transformation = make_optimizer(config, model.config)
@@ -147,9 +148,12 @@ def model_of(state: TrainState, config: CLIPConfig, **options: Any) -> CLIP:
 
     Args:
         state: the training state.
-        config: the architecture that was trained.
+        config: the architecture that was trained. If the sigmoid loss has added a bias to it, the
+            model has it too, and so has its configuration.
         **options: `dtype` and `precision` of the model.
     """
+    if "logit_bias" in state.parameters and config.logit_bias is None:
+        config = dataclasses.replace(config, logit_bias=SIGMOID_START["logit_bias"])
     model = CLIP(config, **options)
     for path, variable in variables(model).items():
         of = state.parameters if isinstance(variable, nnx.Param) else state.statistics

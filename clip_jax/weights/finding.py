@@ -112,10 +112,8 @@ def no_subfolder(name: str, subfolder: str) -> str:
     folders = []
     with contextlib.suppress(OSError):
         folders = sorted(entry.name for entry in os.scandir(name) if entry.is_dir())
-    return (
-        f"{name} has no folder {subfolder!r}, expected one of "
-        f"{some(folders) or 'none: leave out subfolder='}."
-    )
+    there = f"expected one of {some(folders)}" if folders else "nor any other: leave subfolder= out"
+    return f"{name} has no folder {subfolder!r}, {there}."
 
 
 def _tag(name: str) -> PretrainedTag | None:

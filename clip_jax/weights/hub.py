@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from clip_jax.convert.folder import WEIGHTS, Family, lacking, weights_among
-from clip_jax.convert.sharded import INDEX, read_index
+from clip_jax.convert.sharded import is_index, read_index
 from clip_jax.errors import CheckpointError, DownloadError, is_exhausted
 from clip_jax.messages import some
 from clip_jax.weights.places import expanded
@@ -218,7 +218,8 @@ class _Request:
                 f"is a pipeline of several models, {expected}: say which with subfolder=, such as "
                 f"{'tokenizer' if self.what == 'tokenizer' else 'text_encoder'}"
             )
-        return f"holds no CLIP model, {expected}; it has {some(sorted(names)) or 'no files'}"
+        has = some(sorted(names)) or "no files"
+        return f"holds no CLIP model, {expected}; it has {has}: check the name, or take another"
 
     def refuse_uncached(self, reason: str) -> NoReturn:
         """Raises the error of a repository that isn't here, or not all of it."""
@@ -234,8 +235,8 @@ class _Request:
         folder = snapshot / self.subfolder
         if not folder.is_dir():
             others = sorted(entry.name for entry in os.scandir(snapshot) if entry.is_dir())
-            there = some(others) or "none: leave out subfolder="
-            return f"; the cache has no folder {self.subfolder} of it, of its folders {there}"
+            there = f"of its folders {some(others)}" if others else "nor any other: leave it out"
+            return f"; the cache has no folder {self.subfolder} of it, {there}"
         names = {entry.name for entry in os.scandir(folder) if os.path.exists(entry.path)}
         there = f"of its files {some(sorted(names)) or 'none'}"
         for family in self.families(names):
@@ -272,10 +273,8 @@ def _downloaded(request: _Request, hub: Any) -> Path:
     names = [name for name in here if "/" not in name]
     if not names and inside:
         folders = sorted({posixpath.dirname(file) for file in files} - {""})
-        raise DownloadError(
-            f"{request.name}: has no folder {request.subfolder}, expected one of "
-            f"{some(folders) or 'none: leave out subfolder='}"
-        )
+        there = f"expected one of {some(folders)}" if folders else "nor any other: leave it out"
+        raise DownloadError(f"{request.name}: has no folder {request.subfolder}, {there}")
     # In whatever form the weights are in the cache, they needn't be downloaded in another; but a
     # float16 variant, which another library has left there, is not what was published first.
     found = None if request.what == "tokenizer" else request.complete(info.sha)
@@ -293,7 +292,7 @@ def _downloaded(request: _Request, hub: Any) -> Path:
     commit = first.relative_to(request.place / "snapshots").parts[0]
     for name in wanted[1:]:
         fetch(name, commit)
-    if wanted[-1].endswith(INDEX):
+    if is_index(wanted[-1]):
         for shard in dict.fromkeys(read_index(first.parent / wanted[-1]).values()):
             fetch(shard, commit)
     return first.parent
@@ -304,7 +303,7 @@ def _is_weights(name: str) -> bool:
 
 
 def _is_whole(weights: Path, names: Collection[str]) -> bool:
-    if not weights.name.endswith(INDEX):
+    if not is_index(weights.name):
         return True
     try:
         return set(read_index(weights).values()) <= set(names)

@@ -1,14 +1,12 @@
 """`load`: returns a model and its preprocessing, given a name or a path."""
 
-import dataclasses
 import os
-from pathlib import Path
 from typing import get_args
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from clip_jax.config import Activation, CLIPConfig, PixelConfig
+from clip_jax.config import Activation, PixelConfig
 from clip_jax.errors import CheckpointError
 from clip_jax.nn import CLIP, from_parameters
 from clip_jax.preprocess import Preprocess
@@ -16,7 +14,7 @@ from clip_jax.preprocess_huggingface import HuggingFacePreprocess
 from clip_jax.weights.finding import Found, find
 from clip_jax.weights.memory import on_device
 from clip_jax.weights.reading import read_found
-from clip_jax.weights.tokenizers import Preprocessing, load_tokenizer
+from clip_jax.weights.tokenizers import Preprocessing
 
 
 def load(
@@ -81,8 +79,6 @@ def load(
         if found.advice is None:
             raise
         raise CheckpointError(f"{error}. Of {name_or_path}: {found.advice}") from None
-    if family == "huggingface":
-        config = _with_tokenizer(config, found.path)
     params = on_device(params, adopt=family == "native")
     model = from_parameters(config, params, dtype=dtype, precision=precision)
     size, pixels = config.vision.image_size, config.pixels
@@ -116,16 +112,3 @@ def preprocess_of(
             )
         return HuggingFacePreprocess.from_folder(found.path, image_size)
     return Preprocess(image_size, pixels)
-
-
-def _with_tokenizer(config: CLIPConfig, folder: Path) -> CLIPConfig:
-    """Returns the configuration, which says so if the folder's tokenizer isn't CLIP's.
-
-    Strings are refused then wherever CLIP's own tokenizer would make their ids.
-    """
-    try:
-        load_tokenizer(folder)
-    except CheckpointError:
-        text = dataclasses.replace(config.text, tokenizer=f"the folder {folder.name}")
-        return dataclasses.replace(config, text=text)
-    return config

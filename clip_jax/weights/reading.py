@@ -8,6 +8,7 @@ from typing import Any
 
 from clip_jax.config import Activation, CLIPConfig, ViTConfig
 from clip_jax.convert.agreement import check_agreement
+from clip_jax.convert.checks import named
 from clip_jax.convert.families import OPEN_CLIP_WEIGHTS, Family, family_of
 from clip_jax.convert.folder import read_folder
 from clip_jax.convert.huggingface import from_huggingface
@@ -17,6 +18,7 @@ from clip_jax.convert.reader import is_training_checkpoint, read_checkpoint
 from clip_jax.errors import CheckpointError
 from clip_jax.weights.finding import Found
 from clip_jax.weights.native_format import WEIGHTS, read_native
+from clip_jax.weights.tokenizers import with_tokenizer_of
 
 # Widths of OpenCLIP's Vision Transformers whose heads are not 64 wide: there are 16 of them.
 _WIDE = (1280, 1408, 1664, 1792)
@@ -32,7 +34,7 @@ def read_found(
         arrays = read_folder(found.path, "open_clip")
         return "open_clip", *from_arrays(arrays, found.document)
     except CheckpointError as error:
-        raise CheckpointError(f"{found.path}: {error}") from None
+        raise named(found.path, error) from None
 
 
 def read_model(
@@ -74,6 +76,8 @@ def read_model(
         config, params = read(path)
         if family == "open_clip":
             check_agreement(path, config)
+        if family == "huggingface":
+            config = with_tokenizer_of(path, config)
         return family, config, params
     if model is not None:
         return None, *from_open_clip(path, model=model, activation=activation)

@@ -1,5 +1,6 @@
 """`load_tokenizer`: returns the tokenizer of a model, given its name or its folder."""
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from clip_jax.catalog import CATALOG, suggestion
 from clip_jax.config import CLIPConfig, TextConfig
 from clip_jax.convert.archive import MAX_INDEX_BYTES, shown
+from clip_jax.convert.checks import LFS_BEGINNING, LFS_POINTER
 from clip_jax.convert.families import CONFIG, OPEN_CLIP_CONFIG
 from clip_jax.convert.huggingface_tokenizer import tokenizer_files
 from clip_jax.convert.json_file import read_json
@@ -102,6 +104,25 @@ def load_tokenizer(
     return _of_folder(path, cleaning)
 
 
+def with_tokenizer_of(folder: Path, config: CLIPConfig) -> CLIPConfig:
+    """Returns the configuration of transformers' folder, which says so if its words aren't CLIP's.
+
+    Strings are refused then wherever CLIP's own tokenizer would make their ids.
+    """
+    try:
+        other = load_tokenizer(folder).missing
+    except CheckpointError as error:
+        reason = str(error).removeprefix(f"{folder}{os.sep}")
+        other = f"the folder {folder.name} ({reason})"
+    try:
+        config.text.check_strings()
+    except ValueError:  # it says why
+        return config
+    if other is None:
+        return config
+    return dataclasses.replace(config, text=dataclasses.replace(config.text, tokenizer=other))
+
+
 def _of_folder(folder: Path, cleaning: Rules) -> Tokenizer:
     names = set(os.listdir(folder))
     config = read_json(folder / CONFIG) if CONFIG in names else {}
@@ -152,7 +173,7 @@ def _of_hugging_face(
         length = 77
     kind = settings.get("tokenizer_class")
     if isinstance(kind, str) and not kind.startswith("CLIP"):
-        return Tokenizer(length, cleaning, missing=f"{shown(kind)} of {folder}")
+        return Tokenizer(length, cleaning, missing=f"{shown(kind)} of the folder {folder.name}")
     vocabulary, added = _vocabulary(folder, names, settings)
     if vocabulary is None and (size := model.get("vocab_size", VOCAB_SIZE)) != VOCAB_SIZE:
         return Tokenizer(
@@ -265,8 +286,11 @@ def _check_merges(path: Path, found: list[str]) -> None:
 def _lines(path: Path) -> list[str]:
     if path.stat().st_size > MAX_INDEX_BYTES:
         raise CheckpointError(f"{path}: has more than {MAX_INDEX_BYTES:,} bytes, expected CLIP's")
+    content = path.read_bytes()
+    if content.startswith(LFS_BEGINNING):
+        raise CheckpointError(f"{path}: {LFS_POINTER}")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = content.decode().splitlines()
     except UnicodeDecodeError as error:
         raise CheckpointError(f"{path}: is not UTF-8 ({error.reason})") from None
     return [line for line in lines[lines[:1] != [] and lines[0].startswith("#version") :] if line]

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from clip_jax.config import CLIPConfig, ViTConfig
+from clip_jax.config import Activation, CLIPConfig, NumHeads, ViTConfig
 from clip_jax.convert.families import family_of
 from clip_jax.convert.huggingface_towers import read_text_tower, read_vision_tower
 from clip_jax.convert.single_file import read_single_file
@@ -29,6 +29,8 @@ def load_text_model(
     dtype: DTypeLike = jnp.float32,
     precision: str = "highest",
     download_root: str | os.PathLike[str] | None = None,
+    activation: Activation | None = None,
+    num_heads: NumHeads | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
     preprocessing: Preprocessing = "openai",
@@ -41,6 +43,9 @@ def load_text_model(
         dtype: dtype in which the tower computes; parameters are float32 in any case.
         precision: precision of matrix products, as for `load`.
         download_root: as for `load`.
+        activation: the GELU of a text tower in a single file of Stable Diffusion, which doesn't
+            say it; known for those of Stable Diffusion 1, 2 and XL.
+        num_heads: the attention heads of such a tower, likewise.
         revision: of a repository, as for `load`.
         subfolder: of a repository or folder, such as "text_encoder"; or the same name of a text
             tower in a single file that has two. Diffusion pipelines have the
@@ -48,16 +53,24 @@ def load_text_model(
         preprocessing: how texts are cleaned, as for `load_tokenizer`.
 
     Raises:
-        ValueError: there is no model of that name and nothing at that path.
+        ValueError: there is no model of that name and nothing at that path, or `activation` or
+            `num_heads` is given for what says its own.
         CheckpointError: it can't be read, holds another kind of encoder, or doesn't fit.
         DownloadError: it can't be downloaded; the message says how to put it there by hand.
     """
     check_preprocessing(preprocessing)
-    if os.path.isfile(name_or_path) and (single := read_single_file(name_or_path, subfolder)):
+    told = {"activation": activation, "num_heads": _text_heads(num_heads)}
+    is_file = os.path.isfile(name_or_path)
+    if is_file and (single := read_single_file(name_or_path, subfolder, **told)):
         config, embed_dim, pad_id, tree = single
         model = TextModel(config, embed_dim, dtype=dtype, precision=precision)
         set_parameters(model, on_device(tree, adopt=False))
         return model, Tokenizer(config.context_length, preprocessing, pad_id=pad_id)
+    if activation is not None or num_heads is not None:
+        raise ValueError(
+            f"activation and num_heads are for text towers in single files of Stable Diffusion; "
+            f"{os.fspath(name_or_path)!r} is none."
+        )
     found = find(name_or_path, download_root=download_root, revision=revision, subfolder=subfolder)
     if _is_huggingface(found):
         config, embed_dim, tree = read_text_tower(found.path)
@@ -121,6 +134,11 @@ def load_vision_model(
     set_parameters(model, on_device(tree, adopt=family == "native"))
     size = config.image_size
     return model, preprocess_of(name_or_path, found, family, size, pixels, preprocessing)
+
+
+def _text_heads(num_heads: NumHeads | None) -> int | None:
+    """Returns the heads of a text tower: of two numbers the second is its own."""
+    return num_heads[1] if isinstance(num_heads, tuple) else num_heads
 
 
 def _is_huggingface(found: Found) -> bool:

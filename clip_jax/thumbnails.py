@@ -1,0 +1,92 @@
+"""Pictures on a page: thumbnails inside it, each a link to its original."""
+
+import base64
+import contextlib
+import html
+import io
+import os
+import re
+from pathlib import Path
+
+from clip_jax.pages import text
+from clip_jax.preprocess import decode_image
+from clip_jax.sources import read_picture
+from clip_jax.sources.records import as_name
+from clip_jax.storage import is_remote
+
+# Pixels of a thumbnail's longer side: sharp at a width of 200 on a high-density screen.
+SIDE = 400
+# Bytes of all thumbnails of a page together.
+MOST = 32 << 20
+
+
+class Thumbnails:
+    """The thumbnails of a page."""
+
+    def __init__(self, image_column: str = "image", source: str | None = None, fetch: bool = False):
+        """Reads nothing yet.
+
+        Args:
+            image_column: the column of pictures in Parquet files.
+            source: where the pictures come from. Remote pictures are fetched only if they lie
+                within it: anybody may have written other addresses into a table.
+            fetch: whether to fetch all remote pictures.
+        """
+        self._image_column, self._source, self._fetch = image_column, source, fetch
+        self._bytes_left = MOST
+
+    def picture(self, path: str | None, alt: str) -> str:
+        """Returns a picture as HTML, or why it isn't shown.
+
+        Args:
+            path: as for `read_picture`; None if there is no picture.
+            alt: what it shows, as plain text.
+        """
+        if not path:
+            return ""
+        inner = self._inner(path, alt)
+        address = address_of(path)
+        if address is None:
+            return inner
+        return f'<a href="{html.escape(address)}" target="_blank" rel="noreferrer">{inner}</a>'
+
+    def _inner(self, path: str, alt: str) -> str:
+        is_near = not is_remote(path) or (self._source and _is_within(path, self._source))
+        if not (self._fetch or is_near):
+            return f'<p class="picture">not fetched: {text(path)}</p>'
+        if self._bytes_left <= 0:
+            return '<p class="picture">not shown: the page is full</p>'
+        url = self.url(path)
+        if url is None:
+            return '<p class="picture">not there any more</p>'
+        return f'<img class="picture" src="{url}" alt="{html.escape(alt)}">'
+
+    def url(self, path: str) -> str | None:
+        """Returns a thumbnail as a data URL; None if the picture can't be read."""
+        with contextlib.suppress(OSError, ValueError):
+            image = decode_image(read_picture(path, self._image_column))
+            image.thumbnail((SIDE, SIDE))
+            file = io.BytesIO()
+            image.convert("RGB").save(file, "JPEG", quality=85)
+            url = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+            self._bytes_left -= len(url)
+            return url
+        return None
+
+
+def address_of(path: str) -> str | None:
+    """Returns what a browser opens; None for members of archives and for object stores."""
+    if is_remote(path):
+        return path if re.match("https?://", path) else None
+    for name in (as_name(path), path):
+        if os.path.isfile(name):
+            return Path(os.path.abspath(name)).as_uri()
+    return None
+
+
+def _is_within(path: str, source: str) -> bool:
+    """Whether a picture lies in a job's input itself, rather than at an address that it names."""
+    head = re.split(r"[*?\[{]", source, maxsplit=1)[0]
+    if head == source:
+        return path.startswith(source.rstrip("/") + "/")
+    return path.startswith(head) and re.fullmatch(r".+\.(tar|parquet)/.+", path) is not None
