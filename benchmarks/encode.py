@@ -644,12 +644,13 @@ def prepare(spec: Spec) -> Record:
     import clip_jax
     from clip_jax.catalog import lookup
     from tests import reference
-    from tests.models import random_images, reference_numbers, to_float
+    from tests.models import random_images, reference_numbers, to_float, unsaid
 
     config, folder = lookup(spec["model"]).config, spec["folder"]
     model = reference.randomize(reference.build(reference_numbers(config)), seed=0)
     reference.save_torchscript(model, f"{folder}/archive.pt")
-    clip_jax.save(clip_jax.load(f"{folder}/archive.pt")[0], f"{folder}/native")
+    archive = clip_jax.load(f"{folder}/archive.pt", **unsaid(config))[0]
+    clip_jax.save(archive, f"{folder}/native")
     images = np.array(to_float(random_images(32, config.vision.image_size)))
     np.save(f"{folder}/pixels.npy", images)
     if importlib.util.find_spec("onnxruntime"):

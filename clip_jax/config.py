@@ -24,6 +24,9 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 # CLIP's own byte pairs: the size of the vocabulary, of which the end token is the last.
 CLIP_VOCAB_SIZE = 49408
 
+# The end token in old folders of Hugging Face's, whatever their vocabulary: pool at the largest id.
+HUGGING_FACE_ARGMAX = 2
+
 
 def _check_fields(config: Any) -> None:
     for field in dataclasses.fields(config):
@@ -135,9 +138,24 @@ class TextConfig(BlockConfig):
         """The id that every text must contain, as far as the configuration says."""
         if self.pooling == "eos":
             return self.eos_id
-        if self.pooling == "argmax" and (self.eos_id is None or self.vocab_size <= CLIP_VOCAB_SIZE):
+        if self.pooling != "argmax" or self.has_ids_unsaid:
+            return None
+        if self.eos_id is None or self.vocab_size <= CLIP_VOCAB_SIZE:
             return self.vocab_size - 1
         return None
+
+    @property
+    def has_ids_unsaid(self) -> bool:
+        """Whether nothing says if ids behind CLIP's end token were added, or if one is the end.
+
+        Of a text with an added token, as in textual inversion, the first largest id isn't the end.
+        """
+        return (
+            self.pooling == "argmax"
+            and self.eos_id is None
+            and self.tokenizer is None
+            and self.vocab_size > CLIP_VOCAB_SIZE
+        )
 
     def check_strings(self) -> None:
         """Checks that the ids of CLIP's own tokenizer are those that the model was trained with.
@@ -150,7 +168,8 @@ class TextConfig(BlockConfig):
             case "eos":
                 fits = size > end and self.eos_id == end
             case "argmax":  # ids that Hugging Face's users have added come after CLIP's
-                fits = size == CLIP_VOCAB_SIZE or (size > end and self.eos_id is not None)
+                added = size > end and self.eos_id in (HUGGING_FACE_ARGMAX, end)
+                fits = size == CLIP_VOCAB_SIZE or added
             case _:
                 fits = size == CLIP_VOCAB_SIZE
         if self.tokenizer is not None or not fits:

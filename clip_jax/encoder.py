@@ -32,10 +32,10 @@ from clip_jax.backends.half import cast
 from clip_jax.compilation import compile_cache
 from clip_jax.config import ViTConfig
 from clip_jax.errors import NotFiniteError
+from clip_jax.inputs import as_images, as_tokens
 from clip_jax.messages import some
 from clip_jax.nn import CLIP, normalize
 from clip_jax.nn.clip import computing
-from clip_jax.nn.inputs import as_images, as_tokens
 from clip_jax.nn.text import pooled_positions
 from clip_jax.placement import Device, Parallel, place
 from clip_jax.tokenizer import tokenize

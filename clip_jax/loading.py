@@ -114,6 +114,7 @@ class Loader:
         timing: Timing = _untimed,
         gate: CpuGate | None = None,
         formats: Sequence[str] | None = None,
+        tokens_of: Callable[[str], np.ndarray] | None = None,
     ):
         """Stores the arguments.
 
@@ -124,11 +125,13 @@ class Loader:
             timing: returns contexts that count the time of "reading" and of "decoding".
             gate: the gate that decoding waits for; None for none.
             formats: the accepted formats of pictures, as in `decode_image`.
+            tokens_of: turns a text into (1, l) ids; by default CLIP's own tokenizer, cutting.
         """
         self._preprocess, self._context_length = preprocess, context_length
         self._exif_transpose, self._timing = exif_transpose, timing
         self._gate = gate or CpuGate(is_shared=False)
         self._formats = formats
+        self._tokens_of = tokens_of
 
     def size(self, record: Record) -> int:
         """Returns the most bytes that a record takes in flight."""
@@ -152,10 +155,15 @@ class Loader:
             if self._context_length is not None:
                 if record.caption is None:
                     raise ValueError("no caption")
-                tokens = tokenize(record.caption, self._context_length, truncate=True)[0]
+                tokens = self._tokens(record.caption, self._context_length)
         except Exception as error:  # one bad record, whatever it holds, must not stop the others
             return Loaded(chunk, row, kept, problem=problem_of(error))
         return Loaded(chunk, row, kept, pixels, tokens, digest=digest)
+
+    def _tokens(self, caption: str, context_length: int) -> np.ndarray:
+        if self._tokens_of is not None:
+            return self._tokens_of(caption)[0]
+        return tokenize(caption, context_length, truncate=True)[0]
 
     def _pixels(self, record: Record, preprocess: Preprocess) -> tuple[np.ndarray, int]:
         if record.read is None:

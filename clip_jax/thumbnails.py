@@ -6,6 +6,7 @@ import html
 import io
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from clip_jax.pages import text
@@ -35,15 +36,16 @@ class Thumbnails:
         self._image_column, self._source, self._fetch = image_column, source, fetch
         self._bytes_left = MOST
 
-    def picture(self, path: str | None, alt: str) -> str:
+    def picture(self, path: str | None, alt: str, read: Callable[[], bytes] | None = None) -> str:
         """Returns a picture as HTML, or why it isn't shown.
 
         Args:
-            path: as for `read_picture`; None if there is no picture.
+            path: as for `read_picture`; None if there is no picture, or it has no path.
             alt: what it shows, as plain text.
+            read: reads a picture that has no path.
         """
         if not path:
-            return ""
+            return self._shown(read, alt) if read else ""
         inner = self._inner(path, alt)
         address = address_of(path)
         if address is None:
@@ -54,17 +56,23 @@ class Thumbnails:
         is_near = not is_remote(path) or (self._source and _is_within(path, self._source))
         if not (self._fetch or is_near):
             return f'<p class="picture">not fetched: {text(path)}</p>'
+        return self._shown(lambda: read_picture(path, self._image_column), alt)
+
+    def _shown(self, read: Callable[[], bytes], alt: str) -> str:
         if self._bytes_left <= 0:
             return '<p class="picture">not shown: the page is full</p>'
-        url = self.url(path)
+        url = self._url(read)
         if url is None:
             return '<p class="picture">not there any more</p>'
         return f'<img class="picture" src="{url}" alt="{html.escape(alt)}">'
 
     def url(self, path: str) -> str | None:
         """Returns a thumbnail as a data URL; None if the picture can't be read."""
+        return self._url(lambda: read_picture(path, self._image_column))
+
+    def _url(self, read: Callable[[], bytes]) -> str | None:
         with contextlib.suppress(OSError, ValueError):
-            image = decode_image(read_picture(path, self._image_column))
+            image = decode_image(read())
             image.thumbnail((SIDE, SIDE))
             file = io.BytesIO()
             image.convert("RGB").save(file, "JPEG", quality=85)

@@ -7,6 +7,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from clip_jax.config import Activation, PixelConfig, TextConfig, ViTConfig
+from clip_jax.inputs import as_images, as_mask, as_tokens
 from clip_jax.nn.clip import (
     check_dtype,
     image_hidden_state,
@@ -14,7 +15,6 @@ from clip_jax.nn.clip import (
     text_hidden_state,
     text_outputs,
 )
-from clip_jax.nn.inputs import as_images, as_mask, as_tokens
 from clip_jax.nn.linear import Rngs
 from clip_jax.nn.outputs import ImageOutput, TextOutput
 from clip_jax.nn.pixels import normalize_pixels

@@ -18,6 +18,7 @@ from clip_jax.convert.huggingface_config import from_document, to_document
 from clip_jax.convert.huggingface_pixels import PREPROCESSOR, read_pixels
 from clip_jax.convert.huggingface_tokenizer import tokenizer_files
 from clip_jax.convert.json_file import read_json
+from clip_jax.convert.long_clip import with_one_table
 from clip_jax.convert.rules import HUGGING_FACE
 from clip_jax.convert.table import check_arrays, count_blocks, from_tree, to_tree
 from clip_jax.errors import CheckpointError
@@ -115,6 +116,7 @@ def tree_of(
         if name.endswith(POSITION_IDS) and not _counts(array)
     ]
     arrays = {name: array for name, array in arrays.items() if not name.endswith(POSITION_IDS)}
+    arrays = with_one_table(arrays)
     for path, count in num_blocks.items():
         tower, prefix = LAYERS[path]
         if (there := count_blocks(arrays, prefix)) != count:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from clip_jax.config import Activation, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from clip_jax.config import Activation, CLIPConfig, NumHeads, ResNetConfig, TextConfig, ViTConfig
 from clip_jax.errors import CheckpointError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -47,17 +47,23 @@ VIT_POSITIONS = "visual.positional_embedding"
 RESNET_POSITIONS = "visual.attnpool.positional_embedding"
 
 
-def infer_config(shapes: Shapes, activation: Activation) -> CLIPConfig:
+def infer_config(
+    shapes: Shapes, activation: Activation, num_heads: NumHeads | None = None
+) -> CLIPConfig:
     """Returns the configuration of arrays with these official names and shapes.
 
     Args:
         shapes: shapes by official name, in PyTorch's layout.
         activation: the activation, which can't be inferred from shapes.
+        num_heads: the attention heads, which can't either: the vision tower's, or those of vision
+            and text; 64 wide by default.
 
     Raises:
+        ValueError: `num_heads` are not positive whole numbers.
         CheckpointError: arrays that are needed for this are missing or inconsistent; lists all
             problems.
     """
+    vision_heads, text_heads = heads_of_towers(num_heads)
     is_vit = "visual.proj" in shapes or any(n.startswith("visual.transformer.") for n in shapes)
     problems: list[str] = []
 
@@ -72,12 +78,13 @@ def infer_config(shapes: Shapes, activation: Activation) -> CLIPConfig:
     text: dict[str, Any] = {
         "width": width,
         "num_layers": told(_count, "transformer.resblocks."),
-        "num_heads": max(width // 64, 1),
+        "num_heads": text_heads or max(width // 64, 1),
         "context_length": told(_number, "context length", CONTEXT_LENGTH),
         "vocab_size": told(_number, "vocabulary size", VOCAB_SIZE),
     }
     embed_dim = told(_number, "embedding size", EMBED_DIM)
     vision = _vit_numbers(told) if is_vit else _resnet_numbers(told)
+    vision["num_heads"] = vision_heads or vision["num_heads"]
     try:
         if problems:
             raise ValueError("; ".join(problems))
@@ -85,6 +92,22 @@ def infer_config(shapes: Shapes, activation: Activation) -> CLIPConfig:
         return CLIPConfig(embed_dim, tower, TextConfig(**text), activation)
     except ValueError as error:
         raise CheckpointError(f"the shapes of the arrays describe no CLIP model: {error}") from None
+
+
+def heads_of_towers(num_heads: NumHeads | None) -> tuple[int | None, int | None]:
+    """Returns the heads of the vision and of the text tower, None for those that aren't given.
+
+    Raises:
+        ValueError: they are not positive whole numbers, or more than two.
+    """
+    numbers = num_heads if isinstance(num_heads, tuple | list) else (num_heads, None)
+    given = [number for number in numbers if number is not None]
+    if len(numbers) != 2 or any(type(number) is not int or number < 1 for number in given):
+        raise ValueError(
+            f"num_heads must be a positive whole number, of the vision tower, or two, of the "
+            f"vision and the text tower. Got {num_heads!r}."
+        )
+    return numbers[0], numbers[1]
 
 
 def _vit_numbers(told: Callable[..., int]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from clip_jax.convert.families import OPEN_CLIP_CONFIG, check_open_clip
 from clip_jax.convert.folder import read_folder
 from clip_jax.convert.folder_writer import write_folder
 from clip_jax.convert.json_file import read_json
+from clip_jax.convert.long_clip import with_one_table
 from clip_jax.convert.open_clip_config import from_document, to_document
 from clip_jax.convert.reader import read_checkpoint
 from clip_jax.convert.rules import OPEN_CLIP, OPEN_CLIP_PREFIXED
@@ -89,7 +90,20 @@ def from_arrays(
             f'with the name of an OpenCLIP architecture and its activation, such as "ViT-H-14" and '
             f'"gelu", or with the name of its weights, such as "ViT-H-14/dfn5b"'
         )
-    config = from_document(document)
+    return with_config(from_document(document), arrays)
+
+
+def with_config(
+    config: CLIPConfig, arrays: Mapping[str, np.ndarray]
+) -> tuple[CLIPConfig, dict[str, Any]]:
+    """Converts arrays by OpenAI's or OpenCLIP's names, given the model's configuration.
+
+    Raises:
+        CheckpointError: it doesn't fit the arrays; lists all problems.
+    """
+    check_arrays(arrays)
+    check_open_clip(arrays)
+    arrays = with_one_table(arrays)
     arrays = {name: _scalar(name, array) for name, array in arrays.items() if name not in IGNORED}
     if config.logit_bias is not None and "logit_bias" not in arrays:
         arrays["logit_bias"] = np.zeros((), np.float32)

@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.config import Activation, CLIPConfig, check_activation
+from clip_jax.config import Activation, CLIPConfig, NumHeads, check_activation
 from clip_jax.convert.archive import shown
 from clip_jax.convert.deviations import deviations
 from clip_jax.convert.families import check_official
 from clip_jax.convert.infer import infer_config
+from clip_jax.convert.long_clip import with_one_table
 from clip_jax.convert.rules import RULES, source_to_target
 from clip_jax.convert.table import check_arrays, from_tree, to_tree
 from clip_jax.errors import CheckpointError
@@ -23,7 +24,9 @@ IGNORED = ("input_resolution", "context_length", "vocab_size")
 
 
 def from_pytorch(
-    arrays: Mapping[str, np.ndarray], activation: Activation = "quick_gelu"
+    arrays: Mapping[str, np.ndarray],
+    activation: Activation = "quick_gelu",
+    num_heads: NumHeads | None = None,
 ) -> tuple[CLIPConfig, dict[str, Any]]:
     """Converts an official checkpoint's arrays to a configuration and a parameter tree.
 
@@ -32,6 +35,8 @@ def from_pytorch(
             inferred from their shapes.
         activation: the activation of the transformers: `quick_gelu` in every OpenAI model; others
             for checkpoints of the same layout that were trained with them.
+        num_heads: the attention heads of the vision tower, or of the vision and the text tower;
+            by default they are 64 wide, as in every OpenAI model.
 
     Returns:
         The configuration, and nested dicts of arrays: views of `arrays` in our layouts, with their
@@ -41,11 +46,12 @@ def from_pytorch(
         CheckpointError: arrays are missing (-), unexpected (+) or of a wrong shape or dtype (!);
             lists all of them.
         TypeError: they are not NumPy arrays.
-        ValueError: there is no such activation.
+        ValueError: there is no such activation, or `num_heads` are no positive whole numbers.
     """
     check_activation(activation)
     check_arrays(arrays)
     arrays = {name: array for name, array in arrays.items() if name not in IGNORED}
+    arrays = with_one_table(arrays)
     check_official(arrays)
     if arrays and not any(map(source_to_target, arrays)):
         raise CheckpointError(
@@ -53,7 +59,8 @@ def from_pytorch(
             f"{some(sorted(map(shown, arrays)), 5)}: check that it is the right file"
         )
     try:
-        config = infer_config({name: array.shape for name, array in arrays.items()}, activation)
+        shapes = {name: array.shape for name, array in arrays.items()}
+        config = infer_config(shapes, activation, num_heads)
     except CheckpointError as error:
         unknown = [f"+ {name}: unexpected" for name in arrays if source_to_target(name) is None]
         raise CheckpointError(f"{error}\n{listed(unknown)}".rstrip()) from None

@@ -30,8 +30,6 @@ from clip_jax.errors import CheckpointError
 
 # Keys under which training scripts store the model's state dictionary in a checkpoint.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-# Keys beside it that only a training script has a use for.
-_BESIDE = {"epoch", "optimizer"}
 
 # Expanded (stride 0) and shared tensors let a small file describe a huge model. A view is free, but
 # a copy of it is not, so the total size of all views must be in proportion to the file. Tied
@@ -73,28 +71,6 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise FileNotFoundError(
             errno.ENOENT, "no such checkpoint, check the path or download it first", str(path)
         ) from None
-
-
-def is_training_checkpoint(path: str | os.PathLike[str]) -> bool:
-    """Whether a training script wrote a file, which `read_checkpoint` has read.
-
-    That is known by what lies beside the weights, and by the prefix `module.` of their names.
-    """
-    path = Path(path)
-    if is_index(path.name):
-        return False
-    with opened(path) as file:
-        data = np.memmap(file, dtype=np.uint8, mode="r")
-        if data[:4].tobytes() == b"PK\x03\x04":
-            root: Any = load(Archive(file, data).read("data.pkl", MAX_INDEX_BYTES))
-        else:
-            root = {} if is_msgpack(data[:9].tobytes()) else read_safetensors(data)[0]
-    if not isinstance(root, dict):
-        return False
-    nested = next((root[key] for key in _WRAPPERS if isinstance(root.get(key), dict)), None)
-    names = root if nested is None else nested
-    has_prefix = bool(names) and all(str(name).startswith("module.") for name in names)
-    return has_prefix or (nested is not None and not _BESIDE.isdisjoint(root))
 
 
 def _read(file: BinaryIO, data: np.memmap) -> dict[str, np.ndarray]:

@@ -41,6 +41,18 @@ SMALL_RESNET = CLIPConfig(
 )
 
 
+def unsaid(config: CLIPConfig) -> dict:
+    """What a bare file of this model doesn't say, as arguments of `load`."""
+    heads = (config.vision.num_heads, config.text.num_heads)
+    return {"activation": config.activation, "num_heads": heads}
+
+
+def unsaid_options(config: CLIPConfig) -> list[str]:
+    """The same on the command line."""
+    heads = f"{config.vision.num_heads},{config.text.num_heads}"
+    return ["--activation", config.activation, "--num-heads", heads]
+
+
 def fresh(config: CLIPConfig, seed: int = 0) -> CLIP:
     """A model with published initialisation."""
     return CLIP(config, rngs=nnx.Rngs(seed))

@@ -1,8 +1,10 @@
 """Pages of evaluations whose names have to be escaped, and their tags."""
 
+import dataclasses
 import html.parser
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -57,7 +59,7 @@ def classified(names: Sequence[str], paths: Sequence[Path]) -> str:
     return page_of("a <b>title", zero_shot(names, paths))
 
 
-def retrieved(captions: Sequence[str], paths: Sequence[Path]) -> str:
+def retrieved(captions: Sequence[str], paths: Sequence[Path], /, **fields: Any) -> str:
     """The page about a retrieval whose every row is a mistake."""
     count = len(captions)
     pairs = np.arange(count) % len(paths)
@@ -73,13 +75,11 @@ def retrieved(captions: Sequence[str], paths: Sequence[Path]) -> str:
     ranks = {way: np.array([each.rank for each in mistakes]) for way, mistakes in wrong.items()}
     recalls = {way: {1: 0.0, 5: 0.5, 10: 1.0} for way in wrong}
     files = [str(path) for path in paths]
-    return page_of(
-        "a <b>title",
-        RetrievalResult(
-            len(paths), count, recalls, LeftOut(), ranks, wrong, pairs, files, files, captions,
-            PROVENANCE,
-        ),
+    result = RetrievalResult(
+        len(paths), count, recalls, LeftOut(), ranks, wrong, pairs, files, files, captions,
+        PROVENANCE,
     )  # fmt: skip
+    return page_of("a <b>title", dataclasses.replace(result, **fields))
 
 
 def page_of(title: str, result: ClassificationResult | RetrievalResult) -> str:

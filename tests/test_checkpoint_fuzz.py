@@ -28,7 +28,7 @@ def test_what_the_mutants_are_made_of_loads(tmp_path, kind):
     for seed in mutations._seeds(kind):
         path = tmp_path / "model"
         path.write_bytes(zipped(seed) if isinstance(seed, list) else seed)
-        load(path)
+        fuzz_checkpoints.load_any(path)
 
 
 @pytest.mark.filterwarnings("ignore:.*heads of 64 are assumed")  # of training checkpoints

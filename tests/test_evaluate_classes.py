@@ -131,7 +131,8 @@ def test_bars_of_retrieval_count_encoded_pictures_and_encoded_captions(tmp_path,
     pictures, texts = Bar.all
     assert pictures.shown == [(2, 5), (4, 5), (5, 5), (5, 5)] == [*texts.shown, (5, 5)]
     assert result.keys == [f"{i}.png" for i in range(5)]
-    assert result.paths == [str(tmp_path / f"{i}.png") for i in range(5)]
+    assert result.paths == [None] * 5
+    assert result.read(3) == (tmp_path / "3.png").read_bytes()
     assert result.captions == [f"number {i}" for i in range(5)]
 
 

@@ -209,9 +209,9 @@ def test_what_stops_the_evaluation_is_said_before_a_model_is_loaded(run, data, m
         raise AssertionError
 
     monkeypatch.setattr(inputs, "load", load)
-    (data / "double.txt").write_text("red\tthing\nblue\tthing\ngreen\tgreen\n")
+    (data / "double.txt").write_text("red\tthing\nred\tother\nblue\tblue\n")
     for argv, message in (
-        (("zeroshot", "pictures", "--classes", "double.txt"), "Given more than once: 'thing'"),
+        (("zeroshot", "pictures", "--classes", "double.txt"), "given more than once: red"),
         (("zeroshot", "pictures", "--classes", "templates.txt"), "not among the 2 classes: blue"),
         (("zeroshot", "pictures/red"), "pictures/red holds no class folders"),
         (("probe", "pictures/red"), "pictures/red holds no class folders"),

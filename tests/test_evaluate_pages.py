@@ -117,6 +117,17 @@ def test_the_page_of_retrieval_shows_the_recalls_the_ranks_and_both_kinds_of_mis
     assert "3 of 3 do not come first." in page and "Median rank 3." in page
 
 
+def test_pictures_without_a_path_are_read_by_their_number(paths):
+    def read(image: int) -> bytes:
+        if image == 2:
+            raise OSError("it is gone")
+        return paths[image].read_bytes()
+
+    page = retrieved(ODD, paths, paths=[None] * 3, read=read)
+    assert page.count('<img class="picture"') + page.count("not there any more") == 13
+    assert page.count("not there any more") == 4 and "target=" not in page
+
+
 def test_ranks_are_counted_between_powers_of_ten():
     assert retrieval_page.rank_counts(np.array([1, 1, 2, 5, 6, 10, 11, 101])) == [
         ("1", 2),

@@ -107,7 +107,6 @@ def test_a_logit_scale_that_is_not_finite_makes_no_classifier(logarithm):
 @pytest.mark.parametrize(
     ("names", "templates", "message"),
     [
-        (("dog", "cat", "dog"), ("{}",), "Given more than once: 'dog'"),
         (("dog", " "), ("{}",), "must not be blank"),
         ((), ("{}",), "class_names must not be empty"),
         (("dog",), (), "templates must not be empty"),

@@ -45,7 +45,7 @@ def test_the_shapes_of_every_module_are_executed(package):
 FLOORS = """
     errors messages memory globs file_stat resample lazy version signals config
     locks unfinished attempts progress catalog open_clip_catalog
-    nn towers shapes backends placement compilation
+    inputs nn towers shapes backends placement compilation
     storage replace byte_pairs tokenizer model_tokenizer preprocess convert preprocess_huggingface
     sources pages thumbnails weights loading encoder
     parity train embed search evaluate compat

@@ -2,24 +2,17 @@
 
 import copy
 import json
-import re
 import shutil
-import warnings
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
-from clip_jax.cli import main
-from clip_jax.config import CLIPConfig, TextConfig, ViTConfig
-from clip_jax.convert import to_huggingface, to_open_clip, to_pytorch
+from clip_jax.convert import to_huggingface, to_open_clip
 from clip_jax.convert.open_clip_config import from_document
 from clip_jax.errors import CheckpointError, DownloadError
 from clip_jax.open_clip_catalog import lookup_tag
 from clip_jax.weights import load, read_model
 from clip_jax.weights.tokenizers import load_tokenizer
-from tests import reference
-from tests.models import SMALL_VIT, TINY_VIT, random_parameters
+from tests.models import SMALL_VIT, random_parameters
 
 
 def described(**text):
@@ -54,53 +47,6 @@ def test_options_that_change_no_ids_leave_openclips_tokenizer(options):
 def test_options_of_a_tokenizer_must_be_an_object():
     with pytest.raises(CheckpointError, match="tokenizer_kwargs: expected an object"):
         from_document(described(tokenizer_kwargs="canonicalize"))
-
-
-WIDE = CLIPConfig(8, ViTConfig(8, 8, 1280, 1, num_heads=20), TextConfig(64, 1, 1, 8, 64))
-
-
-def arrays_of(config, prefix=""):
-    arrays = to_pytorch(config, random_parameters(config))
-    return {prefix + name: array for name, array in arrays.items()}
-
-
-def test_a_file_of_a_training_script_says_what_is_assumed_of_it(tmp_path, capsys):
-    path = tmp_path / "epoch_1.safetensors"
-    save_file(arrays_of(TINY_VIT, "module."), path)
-    with pytest.warns(UserWarning, match=r"quick_gelu and attention heads of 64 are assumed"):
-        load(path)
-    assert load(path, activation="gelu")[0].config.activation == "gelu"  # without a warning
-    advice = "activation=.*clip-jax convert FILE DST --model NAME --activation A"
-    with warnings.catch_warnings():
-        warnings.simplefilter("default")
-        assert main(["convert", str(path), str(tmp_path / "new")]) == 0
-    assert re.search(advice, capsys.readouterr().err)
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("beside", [{"epoch": 3}, {"optimizer": {"param_groups": []}}])
-def test_what_lies_beside_the_weights_tells_a_training_script(beside, tmp_path):
-    torch = reference.torch()
-    arrays = {name: torch.tensor(np.array(array)) for name, array in arrays_of(TINY_VIT).items()}
-    torch.save({"state_dict": arrays, **beside}, tmp_path / "epoch_1.pt")
-    with pytest.warns(UserWarning, match="epoch_1.pt doesn't say all of its model"):
-        read_model(tmp_path / "epoch_1.pt")
-    torch.save({"state_dict": arrays}, tmp_path / "plain.pt")
-    read_model(tmp_path / "plain.pt")  # without a warning
-    (tmp_path / "plain.pt").rename(tmp_path / "open_clip_pytorch_model.bin")
-    with pytest.warns(UserWarning, match="quick_gelu"):
-        read_model(tmp_path / "open_clip_pytorch_model.bin")
-
-
-def test_heads_of_a_width_that_has_others_are_said_to_be_assumed(tmp_path):
-    path = tmp_path / "wide.safetensors"
-    save_file(arrays_of(WIDE), path)
-    with pytest.warns(UserWarning, match=r"quick_gelu and attention heads of 64 are assumed"):
-        read_model(path)
-    with pytest.warns(UserWarning, match=r"model; attention heads of 64 are assumed"):
-        read_model(path, activation="gelu")
-    save_file(arrays_of(TINY_VIT), path)
-    read_model(path)  # without a warning
 
 
 @pytest.fixture

@@ -13,12 +13,14 @@ from clip_jax.nn import flatten, unflatten
 from clip_jax.parity import Row, compare, first_difference, load_reference, pictures
 from clip_jax.weights import save_parameters
 from tests import reference
-from tests.models import SMALL_RESNET, SMALL_VIT, reference_numbers
+from tests.models import SMALL_RESNET, SMALL_VIT, reference_numbers, unsaid, unsaid_options
 
 pytestmark = [
     pytest.mark.torch,
     pytest.mark.skipif(not reference.available(), reason="the PyTorch reference is not installed"),
 ]
+
+OF_VIT = unsaid_options(SMALL_VIT)
 
 
 def saved(config, folder, save=reference.save_torchscript):
@@ -42,7 +44,7 @@ def resnet(tmp_path_factory):
 
 
 def test_archive_of_a_vit_passes_and_every_stage_has_a_row(vit, capsys):
-    assert main(["parity", str(vit[0]), "--json"]) == 0
+    assert main(["parity", str(vit[0]), *OF_VIT, "--json"]) == 0
     out, err = capsys.readouterr()
     document = json.loads(out)
     assert err == ""
@@ -66,7 +68,7 @@ def test_archive_of_a_vit_passes_and_every_stage_has_a_row(vit, capsys):
 
 def test_archive_of_a_resnet_passes_and_every_block_has_a_row(resnet):
     path, theirs = resnet
-    rows = compare(*clip_jax.load(path), theirs)
+    rows = compare(*clip_jax.load(path, **unsaid(SMALL_RESNET)), theirs)
     assert first_difference(rows) is None
     blocks = [f"image layer{i}.0" for i in (1, 2, 3, 4)]
     assert [row.stage for row in rows][2:8] == ["image avgpool", *blocks, "image features"]
@@ -74,7 +76,7 @@ def test_archive_of_a_resnet_passes_and_every_block_has_a_row(resnet):
 
 def test_table_is_printed_for_people(vit, tmp_path, capsys):
     pictures()[1].save(tmp_path / "grey.png")
-    assert main(["parity", str(vit[0]), "--images", str(tmp_path / "grey.png")]) == 0
+    assert main(["parity", str(vit[0]), *OF_VIT, "--images", str(tmp_path / "grey.png")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split() == ["preprocessing", "0.00e+00", "0.00e+00", "exact", "PASS"]
     assert all(line.endswith("PASS") for line in lines[1:])
@@ -93,12 +95,11 @@ def safetensors(model, path):
     save_file({n: t.contiguous() for n, t in model.state_dict().items()}, path)
 
 
-@pytest.mark.filterwarnings("ignore:.*heads of 64 are assumed")
 @pytest.mark.parametrize("save", [reference.save_state_dict, nested, safetensors])
 def test_float32_state_dicts_pass(tmp_path, save):
     """The reference rounds such weights to float16 as it loads; that must not count."""
     path = saved(SMALL_VIT, tmp_path, save)
-    rows = compare(*clip_jax.load(path), load_reference(path), pictures()[:1])
+    rows = compare(*clip_jax.load(path, **unsaid(SMALL_VIT)), load_reference(path), pictures()[:1])
     assert first_difference(rows) is None
 
 
@@ -116,7 +117,7 @@ def none_beside(model, path):
 @pytest.mark.parametrize("save", [several, none_beside])
 def test_state_dict_is_found_where_we_find_it(tmp_path, save):
     path = saved(SMALL_VIT, tmp_path, save)
-    rows = compare(*clip_jax.load(path), load_reference(path), pictures()[:1])
+    rows = compare(*clip_jax.load(path, **unsaid(SMALL_VIT)), load_reference(path), pictures()[:1])
     assert first_difference(rows) is None
 
 
@@ -126,7 +127,7 @@ def test_small_vocabulary_is_compared_on_ids_that_fit_it(tmp_path, capsys):
         SMALL_VIT, text=dataclasses.replace(SMALL_VIT.text, vocab_size=1000)
     )
     path = saved(config, tmp_path, reference.save_state_dict)
-    assert main(["parity", str(path), "--json"]) == 0
+    assert main(["parity", str(path), *OF_VIT, "--json"]) == 0
     out, err = capsys.readouterr()
     assert all(row["max_abs"] < 1e-3 for row in json.loads(out)["rows"])
     assert "vocabulary has 1,000 ids" in err and len(err.splitlines()) == 1
@@ -139,7 +140,7 @@ def test_native_folder_passes_and_another_activation_is_found(vit, tmp_path, cap
     capsys.readouterr()
 
     gelu = clip_jax.from_parameters(dataclasses.replace(config, activation="gelu"), params)
-    _, preprocess = clip_jax.load(vit[0])
+    _, preprocess = clip_jax.load(vit[0], **unsaid(SMALL_VIT))
     culprit = first_difference(compare(gelu, preprocess, vit[1], pictures()[:1]))
     assert culprit is not None and culprit.stage == "image transformer.resblocks.0"
 
@@ -166,7 +167,7 @@ def perturbed(path, name, change):
 )
 def test_broken_weight_is_found_where_it_is(vit, name, change, stage):
     path, theirs = vit
-    _, preprocess = clip_jax.load(path)
+    _, preprocess = clip_jax.load(path, **unsaid(SMALL_VIT))
     rows = compare(perturbed(path, name, change), preprocess, theirs, pictures()[:1])
     culprit = first_difference(rows)
     assert culprit is not None and culprit.stage.startswith(stage)
@@ -174,7 +175,7 @@ def test_broken_weight_is_found_where_it_is(vit, name, change, stage):
 
 def test_swapped_statistics_are_found(resnet):
     path, theirs = resnet
-    _, preprocess = clip_jax.load(path)
+    _, preprocess = clip_jax.load(path, **unsaid(SMALL_RESNET))
     model = perturbed(path, "visual/layer2/0/bn2/mean", lambda x: x[::-1])
     rows = compare(model, preprocess, theirs, pictures()[:1])
     culprit = first_difference(rows)
@@ -183,10 +184,10 @@ def test_swapped_statistics_are_found(resnet):
 
 def test_broken_weight_makes_the_command_fail(vit, monkeypatch, capsys):
     path, _ = vit
-    _, preprocess = clip_jax.load(path)
+    _, preprocess = clip_jax.load(path, **unsaid(SMALL_VIT))
     broken = perturbed(path, "visual/proj", lambda x: x * np.nan)
-    monkeypatch.setattr("clip_jax.parity.subject.load", lambda _: (broken, preprocess))
-    assert main(["parity", str(path), "--json"]) == 1
+    monkeypatch.setattr("clip_jax.parity.subject.load", lambda _, **__: (broken, preprocess))
+    assert main(["parity", str(path), *OF_VIT, "--json"]) == 1
     out, err = capsys.readouterr()
     document = json.loads(out)  # NaN is null: JSON has none
     assert document["first_difference"] == "image features"
@@ -195,7 +196,7 @@ def test_broken_weight_makes_the_command_fail(vit, monkeypatch, capsys):
 
 
 def test_other_architecture_is_an_error(vit, resnet):
-    model, preprocess = clip_jax.load(vit[0])
+    model, preprocess = clip_jax.load(vit[0], **unsaid(SMALL_VIT))
     with pytest.raises(ValueError, match="not the same architecture"):
         compare(model, preprocess, resnet[1])
 

@@ -301,7 +301,7 @@ def test_what_cannot_be_compared_is_one_line(of_open_clip, tmp_path, capsys):
         (tmp_path / "other",): "of the type bert",
         (tmp_path / "nothing",): "neither the name of a model nor a file or folder",
         (of_open_clip, "--model", "ViT-H-14"): "is no file",
-        (of_open_clip, "--activation", "gelu"): "together with model",
+        (of_open_clip, "--activation", "gelu"): "only for bare files",
         (tmp_path / "weights.pt", "--model", "ViT-H"): "must be the name of one of OpenCLIP's",
         (tmp_path / "weights.pt", "--model", "ViT-H-14", "--activation", "gelu"): "weights.pt",
     }.items():

@@ -3,7 +3,9 @@
 import argparse
 import collections
 import re
-from typing import Any
+from typing import Any, get_args
+
+from clip_jax.config import Activation
 
 
 def positive_int(text: str) -> int:
@@ -93,6 +95,21 @@ def shard(text: str) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
+def heads(text: str) -> int | tuple[int, int]:
+    """Returns the attention heads of the vision tower, or of vision and text.
+
+    Raises:
+        argparse.ArgumentTypeError: it is something else.
+    """
+    numbers = [int(part) for part in text.split(",") if part.isdecimal() and int(part)]
+    if len(numbers) != text.count(",") + 1 or len(numbers) > 2:
+        raise argparse.ArgumentTypeError(
+            f"expected the heads of the vision tower, such as 16, or of the vision and the text "
+            f"tower, such as 16,12. Got {text!r}"
+        )
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
 def setting(text: str) -> str:
     """Returns a KEY=VALUE.
 
@@ -126,10 +143,44 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_model(
     parser: argparse.ArgumentParser, description: str, default: str | None = None
 ) -> None:
-    """Declares `--model`; the description says what it may be."""
+    """Declares `--model`, whose description says what it may be, and what may belong to it."""
     if default:
         description += " (default: %(default)s)"
     parser.add_argument("--model", default=default, metavar="NAME_OR_PATH", help=description)
+    add_bare_file(parser)
+    parser.add_argument(
+        "--preprocessing",
+        choices=("openai", "huggingface"),
+        default="openai",
+        help="make pixels and ids as in the training of OpenAI's models, or as Hugging Face's "
+        "transformers do for a folder of theirs (default: %(default)s)",
+    )
+
+
+def add_bare_file(parser: argparse.ArgumentParser) -> None:
+    """Declares what a bare file of weights doesn't say: `--activation` and `--num-heads`."""
+    parser.add_argument(
+        "--activation",
+        choices=get_args(Activation),
+        help="the GELU of a model that is a bare file, which doesn't say it, unless it is one of "
+        "OpenAI's or a configuration lies beside it",
+    )
+    parser.add_argument(
+        "--num-heads",
+        type=heads,
+        metavar="N[,N]",
+        help="likewise the attention heads: the vision tower's, if the text tower's are 64 wide; "
+        "or the vision tower's and the text tower's, such as 16,12",
+    )
+
+
+def load_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Returns what the options that belong to `--model` say, as the arguments of `load`."""
+    return {
+        "activation": args.activation,
+        "num_heads": args.num_heads,
+        "preprocessing": args.preprocessing,
+    }
 
 
 def add_batch_size(parser: argparse.ArgumentParser, description: str) -> None:

@@ -5,7 +5,15 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from clip_jax.cli.arguments import Distinct, add_json, add_model, label, positive_int, template
+from clip_jax.cli.arguments import (
+    Distinct,
+    add_json,
+    add_model,
+    label,
+    load_options,
+    positive_int,
+    template,
+)
 from clip_jax.cli.output import complain, print_json, printable
 
 BATCH = 32
@@ -80,7 +88,7 @@ def _results(args: argparse.Namespace, paths: Sequence[str]) -> Iterator[dict[st
     from clip_jax.errors import NotFiniteError
     from clip_jax.evaluate import ZeroShotClassifier
 
-    model, preprocess, tokenizer = _load(args.model)
+    model, preprocess, tokenizer = _load(args.model, load_options(args))
     try:
         classifier = ZeroShotClassifier(
             model,
@@ -109,12 +117,15 @@ def _results(args: argparse.Namespace, paths: Sequence[str]) -> Iterator[dict[st
             yield {"image": path, "scores": scores}
 
 
-def _load(name: str) -> tuple[Any, Any, Any]:
+def _load(name: str, options: dict[str, Any]) -> tuple[Any, Any, Any]:
     from clip_jax import DownloadError, load, load_tokenizer
 
     try:
         # A file of weights has no tokenizer beside it: its strings are CLIP's.
-        return *load(name), None if os.path.isfile(name) else load_tokenizer(name)
+        model, preprocess = load(name, **options)
+        if os.path.isfile(name):
+            return model, preprocess, None
+        return model, preprocess, load_tokenizer(name, preprocessing=options["preprocessing"])
     except DownloadError as error:
         raise DownloadError(
             f"{error}. A small model that knows emoji needs no network: --model emoji"

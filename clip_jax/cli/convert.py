@@ -6,10 +6,11 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
+from clip_jax.cli.arguments import add_bare_file
 from clip_jax.cli.output import printable
-from clip_jax.config import Activation, CLIPConfig, ViTConfig
+from clip_jax.config import CLIPConfig, ViTConfig
 
 PYTORCH = (".pt", ".pth")
 FORMATS = ("native", "openai", "huggingface", "open_clip")
@@ -42,12 +43,7 @@ def add(commands: Any) -> None:
         help="which model an OpenCLIP file holds: an architecture such as ViT-H-14, together with "
         "--activation, or weights such as ViT-H-14/dfn5b",
     )
-    parser.add_argument(
-        "--activation",
-        choices=get_args(Activation),
-        help="the GELU that a file was trained with, which it doesn't say (default: quick_gelu, as "
-        "in every OpenAI model)",
-    )
+    add_bare_file(parser)
     parser.add_argument("--force", action="store_true", help="replace DST if it exists")
     parser.set_defaults(run=run)
 
@@ -58,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     if not source.exists():
         raise FileNotFoundError(errno.ENOENT, "no such file or folder", str(source))
     to = args.to or ("openai" if target.suffix in PYTORCH else "native")
-    _check_kinds(source, target, to, args.model or args.activation)
+    _check_kinds(source, target, to, args.model or args.activation or args.num_heads)
     if not source.is_dir() and to == "openai" and not (args.to or args.model):
         raise argparse.ArgumentError(
             None, f"{source} is a file, so DST must be a folder, or --to given. Got {target}"
@@ -71,7 +67,9 @@ def run(args: argparse.Namespace) -> int:
     from clip_jax.weights import read_model
 
     try:
-        family, config, params = read_model(source, model=args.model, activation=args.activation)
+        family, config, params = read_model(
+            source, model=args.model, activation=args.activation, num_heads=args.num_heads
+        )
     except ValueError as error:
         raise argparse.ArgumentError(None, str(error).rstrip(".")) from None
     if family == "native" and to == "native":
@@ -89,7 +87,9 @@ def run(args: argparse.Namespace) -> int:
 def _check_kinds(source: Path, target: Path, to: str, says_model: str | None) -> None:
     if source.is_dir() and says_model:
         raise argparse.ArgumentError(
-            None, f"--model and --activation are for files; the folder {source} knows its own"
+            None,
+            f"--model, --activation and --num-heads are for files; the folder {source} knows its "
+            f"own",
         )
     is_file = target.suffix in (*PYTORCH, ".safetensors")
     if to == "openai" and target.suffix not in PYTORCH:
@@ -137,7 +137,11 @@ def _unsaid(config: CLIPConfig) -> list[str]:
         )
     towers = [config.text, *([config.vision] if isinstance(config.vision, ViTConfig) else [])]
     if any(tower.num_heads != max(tower.width // 64, 1) for tower in towers):
-        lost.append("how many heads there are, if they are not 64 wide: keep the folder")
+        heads = f"{config.vision.num_heads},{config.text.num_heads}"
+        lost.append(
+            f"how many heads there are: give --num-heads {heads} with it, or num_heads=({heads}) "
+            f"to clip_jax.load"
+        )
     if config.text.tokenizer is not None:
         lost.append("that its ids are another tokenizer's than CLIP's: keep the folder")
     if config.pixels != type(config.pixels)():

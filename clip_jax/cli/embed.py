@@ -9,6 +9,7 @@ from clip_jax.cli.arguments import (
     add_batch_size,
     add_distributed,
     add_model,
+    load_options,
     non_negative_int,
     positive_int,
     shard,
@@ -150,6 +151,7 @@ def run(args: argparse.Namespace) -> int:
         verify=args.verify,
         max_errors=args.max_errors,
         num_threads=args.threads,
+        **load_options(args),
     )
     print(summary)
     if summary.errors and not (summary.rows or summary.rows_before or args.dry_run):

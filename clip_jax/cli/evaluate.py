@@ -7,6 +7,7 @@ from clip_jax.cli.arguments import (
     add_batch_size,
     add_json,
     add_model,
+    load_options,
     positive_float,
     positive_int,
 )
@@ -176,6 +177,7 @@ def run_zeroshot(args: argparse.Namespace) -> int:
         templates=templates,
         label_column=args.label_column,
         batch_size=args.batch_size,
+        **load_options(args),
     )
     show_classification(classification_document(result), args.json)
     _write_report(args, f"Zero-shot: {args.data}", result)
@@ -188,7 +190,7 @@ def run_retrieval(args: argparse.Namespace) -> int:
     from clip_jax.evaluate.documents import retrieval_document
 
     _prepare_report(args, draws=False)
-    result = retrieval(args.data, args.model, batch_size=args.batch_size)
+    result = retrieval(args.data, args.model, batch_size=args.batch_size, **load_options(args))
     show_retrieval(retrieval_document(result), args.json)
     _write_report(args, f"Retrieval: {args.data}", result)
     return report_left_out(result.left_out)
@@ -211,6 +213,7 @@ def run_probe(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         label_column=args.label_column,
         batch_size=args.batch_size,
+        **load_options(args),
     )
     show_classification(classification_document(result), args.json)
     _write_report(args, f"Linear probe: {args.data}", result)

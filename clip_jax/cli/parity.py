@@ -2,11 +2,10 @@
 
 import argparse
 import math
-from typing import Any, get_args
+from typing import Any
 
-from clip_jax.cli.arguments import add_json
+from clip_jax.cli.arguments import add_bare_file, add_json
 from clip_jax.cli.output import complain, print_json, print_table
-from clip_jax.config import Activation
 
 
 def add(commands: Any) -> None:
@@ -35,11 +34,7 @@ def add(commands: Any) -> None:
         help="which model an OpenCLIP file holds: an architecture such as ViT-H-14, together with "
         "--activation, or weights such as ViT-H-14/dfn5b",
     )
-    parser.add_argument(
-        "--activation",
-        choices=get_args(Activation),
-        help="the GELU that an OpenCLIP file was trained with, which it doesn't say",
-    )
+    add_bare_file(parser)
     parser.add_argument(
         "--subfolder",
         metavar="NAME",
@@ -60,7 +55,11 @@ def run(args: argparse.Namespace) -> int:
     from clip_jax.progress import announce
 
     subject = find_subject(
-        args.model, model=args.of, activation=args.activation, subfolder=args.subfolder
+        args.model,
+        model=args.of,
+        activation=args.activation,
+        num_heads=args.num_heads,
+        subfolder=args.subfolder,
     )
     images = [open_image(path) for path in args.images] if args.images else None
     announce("loading in JAX")

@@ -5,7 +5,7 @@ import os
 import warnings
 from typing import Any
 
-from clip_jax.cli.arguments import add_json, add_model, file_name, positive_int
+from clip_jax.cli.arguments import add_json, add_model, file_name, load_options, positive_int
 from clip_jax.cli.output import print_json, print_table
 
 
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     query = Path(args.query) if args.image else args.query
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", Incomplete)
-        hits = search(args.folder, args.model, query, args.k)
+        hits = search(args.folder, args.model, query, args.k, **load_options(args))
     for warning in caught:
         warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
     lacks_rows = any(getattr(warning.message, "rows", 0) for warning in caught)

@@ -33,8 +33,8 @@ from clip_jax.config import TextConfig, ViTConfig
 from clip_jax.convert import from_huggingface
 from clip_jax.convert.huggingface_towers import read_text_tower, read_vision_tower
 from clip_jax.errors import CheckpointError
+from clip_jax.inputs import as_tokens
 from clip_jax.nn import ImageOutput, TextOutput, normalize
-from clip_jax.nn.inputs import as_tokens
 
 
 class FlaxCLIPTextModel(FlaxPreTrainedModel):

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from clip_jax.nn import CLIP, model_digest
 from clip_jax.sources import Input
 from clip_jax.sources.files import ListedFile
 from clip_jax.storage import storage
+from clip_jax.weights.opened import LoadOptions
 
 JOB = "job.json"
 # How many parts an error message names.
@@ -83,6 +85,22 @@ def check_model(source: str, job: dict[str, Any], model: CLIP) -> None:
             f"{source} was embedded with another model: its fingerprint is {theirs[:16]}, this "
             f"one's is {ours[:16]}"
         )
+
+
+def job_options(
+    job: Mapping[str, Any], model: str | os.PathLike[str], told: LoadOptions
+) -> LoadOptions:
+    """Returns how to load a job's model: as the job did, where nothing else is said.
+
+    Args:
+        job: the content of `job.json`.
+        model: the model's name or path; it may have moved, or become a folder meanwhile.
+        told: what the caller says.
+    """
+    kept = LoadOptions.of(job.get("load"))
+    if not os.path.isfile(model):
+        kept = LoadOptions(preprocessing=kept.preprocessing)
+    return LoadOptions.of({**kept.given(), **told.given()})
 
 
 def claim(out: str, identity: Mapping[str, Any], about: Mapping[str, Any], dry: bool) -> bool:

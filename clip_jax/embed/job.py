@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from clip_jax.config import Activation, NumHeads
 from clip_jax.embed.ahead import calling
 from clip_jax.embed.chunks import Worker
 from clip_jax.embed.compare import Comparison
@@ -29,6 +30,8 @@ from clip_jax.preprocess import known_formats
 from clip_jax.progress import Progress
 from clip_jax.sources import Columns
 from clip_jax.storage import storage
+from clip_jax.weights.opened import LoadOptions
+from clip_jax.weights.tokenizers import Preprocessing
 
 
 def embed(
@@ -53,6 +56,9 @@ def embed(
     num_threads: int | None = None,
     read_ahead: int = 256 << 20,
     progress: bool = True,
+    activation: Activation | None = None,
+    num_heads: NumHeads | None = None,
+    preprocessing: Preprocessing = "openai",
 ) -> Summary:
     """Embeds pictures or texts, or resumes an earlier call that was stopped.
 
@@ -89,6 +95,10 @@ def embed(
         read_ahead: the most bytes of rows to read ahead of the device.
         progress: whether to show a progress bar on standard error, or lines of JSON if that is not
             a terminal.
+        activation: of a model that is a bare file, as for `clip_jax.load`.
+        num_heads: of a model that is a bare file, as for `clip_jax.load`.
+        preprocessing: whose pixels and ids, as for `clip_jax.load`. Tokens that a folder has added
+            to CLIP's are known in any case, if the model is given by name or path.
 
     Returns:
         What was done, and how long each stage took.
@@ -117,6 +127,7 @@ def embed(
         rows_per_part=rows_per_part,
         columns=columns or Columns(),
         exif_transpose=exif_transpose,
+        options=LoadOptions(activation, num_heads, preprocessing),
     )
     is_ours = job.claim(dry=True)
     if is_ours:

@@ -15,10 +15,10 @@ from clip_jax.embed.parts import Expected, NpyParts, Parts
 from clip_jax.embed.tables import check_unclaimed
 from clip_jax.loading import CpuGate, Loader
 from clip_jax.nn import CLIP, model_digest
-from clip_jax.preprocess import Preprocess
 from clip_jax.sources import Columns, Input, open_input
 from clip_jax.storage import absolute, folder, plain
 from clip_jax.weights import load
+from clip_jax.weights.opened import LoadOptions, Opened, open_model
 
 What = Literal["images", "texts", "both"]
 Preset = Literal["parity", "fast"]
@@ -45,7 +45,7 @@ class Job:
     Attributes:
         source: the input's address.
         out: the absolute address of the output folder.
-        model: the model.
+        opened: the model, with what makes its inputs.
         rows: the input.
         layout: the columns of a part.
         identity: what may not differ between the runs of one job.
@@ -56,13 +56,18 @@ class Job:
 
     source: str
     out: str
-    model: CLIP
+    opened: Opened
     rows: Input
     layout: Layout
     identity: Mapping[str, Any]
     claimed: Mapping[str, Any]
     parts: Parts
     exif_transpose: bool
+
+    @property
+    def model(self) -> CLIP:
+        """The model."""
+        return self.opened.model
 
     def claim(self, *, dry: bool) -> bool:
         """Returns whether the output is this job's; unless `dry`, makes it this job's.
@@ -100,14 +105,14 @@ class Job:
     def loader(self, counts: Counts, gate: CpuGate, formats: Sequence[str]) -> Loader:
         """Returns what turns the input's records into inputs of the encoder."""
         config, what = self.model.config, self.layout.what
-        preprocess = Preprocess(config.vision.image_size, config.pixels)
         return Loader(
-            preprocess=None if what == "texts" else preprocess,
+            preprocess=None if what == "texts" else self.opened.preprocess,
             context_length=None if what == "images" else config.text.context_length,
             exif_transpose=self.exif_transpose,
             timing=counts.timing,
             gate=gate,
             formats=formats,
+            tokens_of=self.opened.tokens,
         )
 
 
@@ -123,6 +128,7 @@ def prepare(
     rows_per_part: int,
     columns: Columns,
     exif_transpose: bool,
+    options: LoadOptions,
 ) -> Job:
     """Lists the input and loads the model; the arguments are those of `embed`.
 
@@ -135,9 +141,10 @@ def prepare(
     what = what or ("images" if rows.has_images else "texts")
     _check_has(source, rows, what)
     layout = Layout(rows, what, columns.others, np.dtype(dtype), format)
-    name, model = _loaded(model, preset)
+    name, opened = _opened(model, preset, options)
+    model = opened.model
     if what != "images":
-        model.config.text.check_strings()
+        opened.check_strings()
     identity = {
         "version": VERSION,
         "model": model_digest(model),
@@ -150,6 +157,7 @@ def prepare(
         "rows_per_part": rows_per_part,
         "columns": [columns.image, columns.caption, columns.key, *columns.others],
         "input": rows.fingerprint,
+        **_inputs_of_its_own(opened, options, what),
     }
     claimed = {
         "model": name,
@@ -159,6 +167,7 @@ def prepare(
         "embeddings": TOWERS[what],
         "dim": model.config.embed_dim,
         "types": layout.noted_types(),
+        **({"load": given} if (given := options.given()) else {}),
     }
     about = {
         "fingerprint": fingerprint(identity),
@@ -177,17 +186,32 @@ def prepare(
     )
     parts = (NpyParts if format == "npy" else Parts)(out, about, expected)
     _check_apart(source, rows, parts)
-    return Job(source, out, model, rows, layout, identity, claimed, parts, exif_transpose)
+    return Job(source, out, opened, rows, layout, identity, claimed, parts, exif_transpose)
 
 
-def _loaded(model: CLIP | str | os.PathLike[str], preset: Preset) -> tuple[str | None, CLIP]:
+def _inputs_of_its_own(opened: Opened, options: LoadOptions, what: What) -> dict[str, Any]:
+    """Returns what of pixels and ids isn't as by default; earlier versions knew only the default.
+
+    A job of theirs can't be continued with other inputs, and any other job can.
+    """
+    own: dict[str, Any] = {}
+    if what != "texts" and options.preprocessing != "openai":
+        own["preprocessing"] = repr(opened.preprocess)
+    if what != "images" and opened.own_ids:
+        own["tokenizer"] = opened.own_ids
+    return own
+
+
+def _opened(
+    model: CLIP | str | os.PathLike[str], preset: Preset, options: LoadOptions
+) -> tuple[str | None, Opened]:
     if isinstance(model, CLIP):
         if PRESETS[preset]:
             raise ValueError(f"preset={preset!r} is for models by name or path; cast this one")
-        return None, model
+        return None, open_model(model, options)
     name = os.fspath(model)
     name = os.path.abspath(name) if os.path.exists(name) else name
-    return name, load(model, **PRESETS[preset])[0]
+    return name, open_model(model, options, load, **PRESETS[preset])
 
 
 def _check_has(source: str, rows: Input, what: str) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -12,12 +12,11 @@ from clip_jax.encoder import Encoder
 from clip_jax.errors import is_exhausted
 from clip_jax.evaluate.data import encode_in_batches, rows_at_a_time
 from clip_jax.evaluate.results import LeftOut
-from clip_jax.nn import CLIP
-from clip_jax.preprocess import Preprocess, decode_image
+from clip_jax.preprocess import decode_image
 from clip_jax.progress import Progress, announce
 from clip_jax.sources import open_pairs
 from clip_jax.storage import Unreachable
-from clip_jax.tokenizer import tokenize
+from clip_jax.weights.opened import Opened
 
 # Batches of captions between two updates of the progress. Captions are sorted by their length into
 # batches, of which each call leaves some half empty.
@@ -36,6 +35,7 @@ class Captioned:
         paths: (i) paths of the images; None for those that have none.
         captions: (t) the texts.
         left_out: images that could not be read, or have not been embedded.
+        read: reads the file of an image without a path, given its index; None if there is no such.
     """
 
     images: Float[np.ndarray, "i d"]
@@ -45,6 +45,7 @@ class Captioned:
     paths: Sequence[str | None]
     captions: Sequence[str]
     left_out: LeftOut
+    read: Callable[[int], bytes] | None = None
 
 
 def read_captioned(source: str) -> Captioned:
@@ -79,7 +80,7 @@ def read_captioned(source: str) -> Captioned:
 
 def embed_captioned(
     source: str | os.PathLike[str],
-    model: CLIP,
+    opened: Opened,
     *,
     batch_size: int | None = None,
     progress: bool = True,
@@ -90,7 +91,7 @@ def embed_captioned(
 
     Args:
         source: as for training: .tar files, a table of captions, or a folder that holds one.
-        model: any CLIP model.
+        opened: any CLIP model, with what makes its inputs.
         batch_size: of pictures and of captions, as for `Encoder`.
         progress: whether to show progress on standard error.
 
@@ -98,10 +99,10 @@ def embed_captioned(
         ValueError: the pairs are unfit, which it lists, or no picture can be read.
         OSError: the source can't be read.
     """
-    model.config.text.check_strings()
+    opened.check_strings()
     pairs = open_pairs(source)
-    preprocess = Preprocess(model.config.vision.image_size, model.config.pixels)
-    encoder = Encoder(model, batch_size=batch_size)
+    preprocess = opened.preprocess
+    encoder = Encoder(opened.model, batch_size=batch_size)
     captions: list[str] = []
     image_of: list[int] = []
     read: list[int] = []
@@ -132,7 +133,7 @@ def embed_captioned(
     if not parts:
         raise ValueError(f"{source}: no picture can be read; the first: {problems[0]}")
     announce("embedding the captions", progress)
-    tokens = tokenize(captions, model.config.text.context_length, truncate=True)
+    tokens = opened.tokens(captions)
     texts, step = [], TEXT_BATCHES * encoder.batch_size
     with Progress(progress) as bar:
         for begin in range(0, len(tokens), step):
@@ -143,7 +144,8 @@ def embed_captioned(
         np.concatenate(texts),
         np.array(image_of),
         [pairs.key(number) for number in read],
-        [pairs.path(number) for number in read],
+        [None] * len(read),
         captions,
         LeftOut(problems),
+        lambda image: pairs[read[image]].image,
     )

@@ -54,11 +54,15 @@ def name_classes(
         keys, names = [key.strip() for key, _, _ in pairs], [name.strip() for _, _, name in pairs]
     else:
         keys = names = list(lines)
-    if twice := sorted(key for key, count in collections.Counter(keys).items() if count > 1):
-        raise ValueError(f"classes given more than once: {some(twice)}")
+    twice = sorted(key for key, count in collections.Counter(keys).items() if count > 1)
+    if twice and (keys is not names or not _are_numbers(labels, len(names))):
+        raise ValueError(
+            f"classes given more than once: {some(twice)}. Names may be, where the labels are the "
+            f"numbers of the lines from 0, or each line is a label, a tab and the name"
+        )
     numbers = {key: i for i, key in enumerate(keys)}
     missing = sorted(set(labels) - numbers.keys())
-    if missing and all(label.isdecimal() and int(label) < len(names) for label in set(labels)):
+    if (missing or twice) and _are_numbers(labels, len(names)):
         return names, np.array([int(label) for label in labels])
     if missing:
         raise ValueError(
@@ -66,6 +70,11 @@ def name_classes(
             "line for each: the label, or the label, a tab and the name"
         )
     return names, np.array([numbers[label] for label in labels])
+
+
+def _are_numbers(labels: Sequence[str], count: int) -> bool:
+    """Whether labels are the numbers of so many classes."""
+    return all(label.isdecimal() and int(label) < count for label in set(labels))
 
 
 def check_classes(

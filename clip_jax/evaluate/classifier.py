@@ -1,6 +1,7 @@
 """Zero-shot classification by the names of the classes (Radford et al. 2021, section 3.1)."""
 
 import collections
+import warnings
 from collections.abc import Callable, Sequence
 
 import jax
@@ -62,18 +63,29 @@ class ZeroShotClassifier:
 
         Args:
             model: any CLIP model; later changes of its parameters have no effect.
-            class_names: at least one, all different.
+            class_names: at least one; the classes are numbered in their order.
             templates: sentences with `{}` where the name goes.
             batch_size: of images and of prompts, as for `Encoder`.
             tokenizer: what turns prompts into token ids, such as `load_tokenizer` gives; by default
                 CLIP's own.
 
         Raises:
-            ValueError: a name is blank or given twice, a template has no `{}`, a prompt is too
-                long for the model, or the weights are damaged.
+            ValueError: a name is blank, a template has no `{}`, a prompt is too long for the model,
+                or the weights are damaged.
             TypeError: a name or a template is not a string.
+
+        Warns:
+            UserWarning: classes have the same name, as two pairs of ImageNet's published 1,000
+                have. Their scores are equal, so that the first is predicted for both.
         """
         self.class_names, self.templates = check_prompts(class_names, templates)
+        counts = collections.Counter(self.class_names)
+        if twice := [name for name, count in counts.items() if count > 1]:
+            warnings.warn(
+                f"several classes are called {some(map(repr, twice))}: their scores are equal, and "
+                f"the first of them is predicted",
+                stacklevel=2,
+            )
         self._encoder = Encoder(model, batch_size=batch_size)
         self._scale = _logit_scale(model)
         if tokenizer is None:
@@ -177,7 +189,7 @@ def check_prompts(
     """Returns class names and templates as tuples.
 
     Raises:
-        ValueError: a name is blank or given twice, or a template has no `{}`.
+        ValueError: a name is blank, or a template has no `{}`.
         TypeError: one is not a string.
     """
     for what, texts in (("class_names", class_names), ("templates", templates)):
@@ -188,11 +200,6 @@ def check_prompts(
     names, templates = tuple(class_names), tuple(templates)
     if not all(name.strip() for name in names):
         raise ValueError(f"class names must not be blank. Got {names!r}.")
-    counts = collections.Counter(names)
-    if twice := [name for name, count in counts.items() if count > 1]:
-        raise ValueError(
-            f"class names must differ. Given more than once: {some(map(repr, twice))}."
-        )
     if bad := [template for template in templates if "{}" not in template]:
         raise ValueError(
             "a template must have {} where the name goes, such as 'a photo of a {}.'. "

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from clip_jax.config import ViTConfig
 from clip_jax.embed import embeddings_of, read_job, read_results
 from clip_jax.encoder import Encoder
+from clip_jax.evaluate.labels import Labels, as_labels
 from clip_jax.evaluate.results import LeftOut
 from clip_jax.loading import CpuGate, Loader, loading
 from clip_jax.nn import CLIP, flatten, from_parameters, parameters, unflatten
@@ -28,8 +29,8 @@ READ_AHEAD = 256 << 20
 # Batches that are passed to the encoder in one call.
 BATCHES = 4
 
-# The column of a record that holds its class, once that is known.
-_LABEL = "class"
+# The column of a record that holds its classes, once they are known.
+_LABEL = "classes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,14 +39,14 @@ class Images:
 
     Attributes:
         embeddings: (n, d) float32; normalised if they come from an embedding job.
-        labels: (n) the class of each image, as it is called in the source.
+        labels: (n) the right classes of each image, as they are called in the source; mostly one.
         keys: (n) names of the images within the source.
         paths: (n) paths of the images; None for members of archives and the like.
         left_out: images that could not be read or have no label, or have not been embedded.
     """
 
     embeddings: Float[np.ndarray, "n d"]
-    labels: list[str]
+    labels: list[Labels]
     keys: list[str]
     paths: list[str | None]
     left_out: LeftOut
@@ -92,21 +93,19 @@ def read_images(source: str, label_column: str = "label") -> Images:
     table = found.table
     labels, keys, paths = (table[name].to_pylist() for name in (label_column, "key", "path"))
     try:
-        labels = [_as_label(label) for label in labels]
+        labels = [as_labels(label) for label in labels]
     except ValueError as error:
         raise ValueError(f"{source}: the column {label_column!r} has no labels: {error}") from None
-    rows = [row for row, label in enumerate(labels) if label is not None]
+    rows = [row for row, label in enumerate(labels) if label]
     without = [
-        f"{key}: no {label_column!r}"
-        for key, label in zip(keys, labels, strict=True)
-        if label is None
+        f"{key}: no {label_column!r}" for key, label in zip(keys, labels, strict=True) if not label
     ]
     if not rows:
         raise ValueError(f"{source}: no row has a {label_column!r}, such as {keys[0]}")
     embeddings = embeddings_of(table, "embedding")
     return Images(
         embeddings[rows] if without else embeddings,
-        [str(labels[row]) for row in rows],
+        [labels[row] for row in rows],
         [keys[row] for row in rows],
         [paths[row] for row in rows],
         LeftOut(found.problems + without, found.missing, found.unknown),
@@ -117,6 +116,7 @@ def embed_images(
     source: str,
     model: CLIP,
     *,
+    preprocess: Preprocess | None = None,
     label_column: str | None = None,
     features: Features = "after",
     batch_size: int | None = None,
@@ -129,6 +129,7 @@ def embed_images(
             are ignored; or WebDataset's .tar files or a .csv, .jsonl or .parquet table, as a path
             or a pattern.
         model: any CLIP model.
+        preprocess: makes the pixels; as the model's configuration says by default.
         label_column: "cls" for the members of .tar files that end in .cls, which is the default
             there; or a key of the JSON members; or a column of the table, "label" by default.
         features: "after" the projection, or "before" it, as in the paper's linear probe of ViTs.
@@ -156,17 +157,18 @@ def embed_images(
         for record in records:
             problem = record.problem
             try:
-                label = _label(record, None if is_folder else column)
+                labels = _labels(record, None if is_folder else column)
             except ValueError as error:
-                label, problem = None, problem or str(error)
-            if label is None and problem is None:
+                labels, problem = (), problem or str(error)
+            if not labels and problem is None:
                 unlabelled.append(record.key)
                 problem = "no class folder" if is_folder else f"no {column!r}"
-            yield dataclasses.replace(record, columns={_LABEL: label}, problem=problem)
+            yield dataclasses.replace(record, columns={_LABEL: labels}, problem=problem)
 
+    preprocess = preprocess or Preprocess(model.config.vision.image_size, model.config.pixels)
     encoder = Encoder(model, batch_size=batch_size)
     with Progress(progress) as bar:
-        kept, embeddings, problems = _embed(labelled(), encoder, model, bar)
+        kept, embeddings, problems = _embed(labelled(), encoder, preprocess, bar)
     if not kept and unlabelled:
         raise ValueError(
             f"{source}: {unlabelled[0]} has no label: expected class folders"
@@ -247,11 +249,11 @@ def rows_at_a_time(encoder: Encoder) -> int:
 
 
 def _embed(
-    records: Iterable[Record], encoder: Encoder, model: CLIP, bar: Progress
+    records: Iterable[Record], encoder: Encoder, preprocess: Preprocess, bar: Progress
 ) -> tuple[list[Record], Float[np.ndarray, "n d"], list[str]]:
     gate = CpuGate(is_shared=encoder.device.platform == "cpu")
     loader = Loader(
-        preprocess=Preprocess(model.config.vision.image_size, model.config.pixels),
+        preprocess=preprocess,
         context_length=None,
         exif_transpose=False,
         gate=gate,
@@ -302,21 +304,8 @@ def _is_hidden(name: str) -> bool:
     return any(part.startswith(".") for part in name.split("/"))
 
 
-def _label(record: Record, column: str | None) -> str | None:
+def _labels(record: Record, column: str | None) -> Labels:
     if column is None:
         folder, slash, _ = record.key.partition("/")
-        return folder if slash else None
-    return _as_label(record.columns.get(column))
-
-
-def _as_label(value: Any) -> str | None:
-    """Returns a column's value as the name of a class; None if it is empty.
-
-    Raises:
-        ValueError: it is neither text nor a number.
-    """
-    if value is None or value != value:  # NaN, as pandas writes what is missing
-        return None
-    if not isinstance(value, str | int | float):
-        raise ValueError(f"a label must be text or a number. Got a {type(value).__name__}")
-    return str(value).strip() or None
+        return (folder,) if slash else ()
+    return as_labels(record.columns.get(column))

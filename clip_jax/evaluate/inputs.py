@@ -9,6 +9,7 @@ from typing import Any
 
 from clip_jax.catalog import available_models
 from clip_jax.embed import check_model, read_job
+from clip_jax.embed.identity import job_options
 from clip_jax.evaluate.captions import Captioned, embed_captioned, read_captioned
 from clip_jax.evaluate.data import Features, Images, embed_images, read_images
 from clip_jax.nn import CLIP
@@ -16,8 +17,7 @@ from clip_jax.progress import announce
 from clip_jax.sources.patterns import expand
 from clip_jax.storage import storage
 from clip_jax.weights import load
-
-Model = CLIP | str | os.PathLike[str]
+from clip_jax.weights.opened import DEFAULTS, LoadOptions, Model, Opened, open_model
 
 DEFAULT_MODEL = "ViT-B/32"
 
@@ -27,8 +27,12 @@ def embedding_job(source: str) -> dict[str, Any] | None:
     return read_job(source) if storage(source).is_folder(source) else None
 
 
-def find_model(source: str, model: Model | None, progress: bool) -> CLIP:
+def find_model(
+    source: str, model: Model | None, progress: bool, options: LoadOptions = DEFAULTS
+) -> Opened:
     """Returns the model to evaluate: the given one, that of the embedding job, or ViT-B/32.
+
+    One by name or path is loaded as `options` say, else as the embedding job loaded it.
 
     Raises:
         ValueError: the source is an embedding job of another model, or of a model that is not known
@@ -38,18 +42,20 @@ def find_model(source: str, model: Model | None, progress: bool) -> CLIP:
     job = embedding_job(source)
     if job is None and not storage(source).is_folder(source):
         expand(source)  # raises if there are no such files, before a model is downloaded in vain
-    if not isinstance(model, CLIP):
+    if isinstance(model, CLIP):
+        opened = open_model(model, options)
+    else:
         name = _model_name(source, job) if model is None else model
         announce("loading the model", progress)
-        model = load(name)[0]
+        opened = open_model(name, job_options(job or {}, name, options), load)
     if job:
-        check_model(source, job, model)
-    return model
+        check_model(source, job, opened.model)
+    return opened
 
 
 def find_images(
     source: str,
-    model: CLIP | None,
+    opened: Opened | None,
     *,
     label_column: str | None,
     features: Features = "after",
@@ -60,7 +66,7 @@ def find_images(
 
     Args:
         source: an embedding job's output, or pictures.
-        model: may be None for embeddings, which are read as they are.
+        opened: the model; may be None for embeddings, which are read as they are.
         label_column: as for `embed_images`; "label" for embeddings if None.
         features: as for `embed_images`; embeddings are always after the projection.
         batch_size: as for `embed_images`.
@@ -68,11 +74,12 @@ def find_images(
     """
     if embedding_job(source):
         return read_images(source, label_column or "label")
-    assert model is not None, "pictures need a model"
+    assert opened is not None, "pictures need a model"
     announce("embedding the pictures", progress)
     return embed_images(
         source,
-        model,
+        opened.model,
+        preprocess=opened.preprocess,
         label_column=label_column,
         features=features,
         batch_size=batch_size,
@@ -81,21 +88,21 @@ def find_images(
 
 
 def find_captioned(
-    source: str, model: CLIP | None, *, batch_size: int | None, progress: bool
+    source: str, opened: Opened | None, *, batch_size: int | None, progress: bool
 ) -> Captioned:
     """Reads embeddings of images and captions, or embeds both; raises as the two functions do.
 
     Args:
         source: an embedding job's output, or pairs.
-        model: may be None for embeddings, which are read as they are.
+        opened: may be None for embeddings, which are read as they are.
         batch_size: as for `embed_captioned`.
         progress: whether to show progress on standard error.
     """
     if embedding_job(source):
         return read_captioned(source)
-    assert model is not None, "pairs need a model"
+    assert opened is not None, "pairs need a model"
     announce("embedding the pictures", progress)
-    return embed_captioned(source, model, batch_size=batch_size, progress=progress)
+    return embed_captioned(source, opened, batch_size=batch_size, progress=progress)
 
 
 def name_of(job: dict[str, Any] | None, model: Model | None) -> Any:

@@ -1,7 +1,7 @@
 """The three evaluations from beginning to end: from pictures or embeddings to figures."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
+from clip_jax.config import Activation, NumHeads
 from clip_jax.embed import check_model
 from clip_jax.evaluate.c_sweep import Sweep, check_known, sweep
 from clip_jax.evaluate.classes import check_classes, hold_out, name_classes
@@ -22,6 +23,7 @@ from clip_jax.evaluate.inputs import (
     find_model,
     name_of,
 )
+from clip_jax.evaluate.labels import best_of, number_labels, only_labels
 from clip_jax.evaluate.linear_probe import LinearProbe, check_parameters, class_logits
 from clip_jax.evaluate.provenance import provenance_of
 from clip_jax.evaluate.recall import EXACT_RANKS, KS, ranks_of_positives, recalls
@@ -29,6 +31,8 @@ from clip_jax.evaluate.results import LeftOut, ProbeResult, RetrievalResult, Zer
 from clip_jax.evaluate.retrieval_mistakes import worst_mistakes
 from clip_jax.evaluate.scores import blocks, score_blocks
 from clip_jax.progress import announce
+from clip_jax.weights.opened import LoadOptions, Opened
+from clip_jax.weights.tokenizers import Preprocessing
 
 
 def zeroshot(
@@ -40,10 +44,15 @@ def zeroshot(
     label_column: str | None = None,
     batch_size: int | None = None,
     progress: bool = True,
+    activation: Activation | None = None,
+    num_heads: NumHeads | None = None,
+    preprocessing: Preprocessing = "openai",
 ) -> ZeroShotResult:
     """Classifies labelled pictures by the names of their classes (Radford et al. 2021, 3.1).
 
-    Pictures that can't be read are left out, and listed in `result.left_out`.
+    Pictures that can't be read are left out, and listed in `result.left_out`. A picture may have
+    several labels, a list in its column, all of which are right: it counts as one of the class
+    among them that has the highest score.
 
     Example:
         >>> import pathlib, tempfile
@@ -72,6 +81,9 @@ def zeroshot(
             None for "cls" in .tar files and "label" elsewhere.
         batch_size: of pictures and of prompts, as for `clip_jax.Encoder`.
         progress: whether to show progress on standard error.
+        activation: of a model that is a bare file, as for `clip_jax.load`.
+        num_heads: likewise.
+        preprocessing: whose pixels and ids, as for `clip_jax.load`.
 
     Returns:
         The figures, in `result.scores`, with each picture's class and prediction.
@@ -90,20 +102,29 @@ def zeroshot(
     folders = class_folders(source)
     check_prompts(name_classes(folders, class_names)[0] or ["a"], templates)
     check_classes(source, folders, class_names)
-    found = find_model(source, model, progress)
+    options = LoadOptions(activation, num_heads, preprocessing)
+    found = find_model(source, model, progress, options)
     job = embedding_job(source)
-    provenance = provenance_of(source, job, name_of(job, model), found)
+    provenance = provenance_of(source, job, name_of(job, model), found.model)
     images = find_images(
         source, found, label_column=label_column, batch_size=batch_size, progress=progress
     )
-    names, targets = name_classes(images.labels, class_names)
+    names, right = number_labels(images.labels, class_names)
     check_classes(source, names, class_names)
     announce("embedding the prompts", progress)
-    classifier = ZeroShotClassifier(found, names, templates, batch_size=batch_size)
-    slices = blocks(len(targets), len(names))
-    logits = (classifier.logits(images.embeddings[rows]) for rows in slices)
+    classifier = ZeroShotClassifier(
+        found.model, names, templates, batch_size=batch_size, tokenizer=found.tokenizer
+    )
+    targets = np.empty(len(right), np.int64)
+
+    def logits() -> Iterator[np.ndarray]:
+        for rows in blocks(len(targets), len(names)):
+            block = classifier.logits(images.embeddings[rows])
+            targets[rows] = best_of(block, right[rows])  # scored after it is yielded
+            yield block
+
     return ZeroShotResult(
-        scores=score_blocks(logits, targets),
+        scores=score_blocks(logits(), targets),
         class_names=names,
         targets=targets,
         keys=images.keys,
@@ -120,6 +141,9 @@ def retrieval(
     *,
     batch_size: int | None = None,
     progress: bool = True,
+    activation: Activation | None = None,
+    num_heads: NumHeads | None = None,
+    preprocessing: Preprocessing = "openai",
 ) -> RetrievalResult:
     r"""Searches for captions by pictures and for pictures by captions.
 
@@ -144,6 +168,9 @@ def retrieval(
             pictures. Embeddings need none; where one is given, they must be of that model.
         batch_size: of pictures and of captions, as for `clip_jax.Encoder`.
         progress: whether to show progress on standard error.
+        activation: of a model that is a bare file, as for `clip_jax.load`.
+        num_heads: likewise.
+        preprocessing: whose pixels and ids, as for `clip_jax.load`.
 
     Returns:
         The recall at 1, 5 and 10, each rank, and the worst mistakes of each direction.
@@ -157,10 +184,11 @@ def retrieval(
         UserWarning: the embedding job is not finished.
     """
     source = os.fspath(source)
+    options = LoadOptions(activation, num_heads, preprocessing)
     job = embedding_job(source)
     # Embeddings alone need no model; where one is given, it is compared with theirs.
-    found = None if job and model is None else find_model(source, model, progress)
-    provenance = provenance_of(source, job, name_of(job, model), found)
+    found = None if job and model is None else find_model(source, model, progress, options)
+    provenance = provenance_of(source, job, name_of(job, model), found and found.model)
     captioned = find_captioned(source, found, batch_size=batch_size, progress=progress)
     images, texts, image_of = captioned.images, captioned.texts, captioned.pairs
     announce("comparing pictures and captions", progress)
@@ -182,6 +210,7 @@ def retrieval(
         paths=captioned.paths,
         captions=captioned.captions,
         provenance=provenance,
+        read=captioned.read,
     )
 
 
@@ -198,6 +227,9 @@ def probe(
     label_column: str | None = None,
     batch_size: int | None = None,
     progress: bool = True,
+    activation: Activation | None = None,
+    num_heads: NumHeads | None = None,
+    preprocessing: Preprocessing = "openai",
 ) -> ProbeResult:
     """Fits a linear classifier of a model's features and tests it (Radford et al. 2021, A.3).
 
@@ -231,6 +263,9 @@ def probe(
         label_column: as for `zeroshot`.
         batch_size: as for `clip_jax.Encoder`.
         progress: whether to show progress on standard error.
+        activation: of a model that is a bare file, as for `clip_jax.load`.
+        num_heads: likewise.
+        preprocessing: whose pixels and ids, as for `clip_jax.load`.
 
     Returns:
         The figures on the test rows, in `result.scores`, and the fitted classifier.
@@ -250,9 +285,10 @@ def probe(
     # What can be wrong is found before a model is loaded and pictures are read in vain.
     folders = [class_folders(each) for each in sources]
     check_classes(sources[0], folders[0], None, are_prompts=False)
-    found = _model_of_all(sources, model, features, progress)
+    options = LoadOptions(activation, num_heads, preprocessing)
+    found = _model_of_all(sources, model, features, progress, options)
     name = name_of(embedding_job(sources[0]), model)
-    provenance = provenance_of(sources[-1], embedding_job(sources[-1]), name, found)
+    provenance = provenance_of(sources[-1], embedding_job(sources[-1]), name, found and found.model)
     train, *other = (
         find_images(
             each,
@@ -264,16 +300,16 @@ def probe(
         )
         for each in sources
     )
+    tested = other[0] if other else train
+    train_labels, tested_labels = (only_labels(each.keys, each.labels) for each in (train, tested))
     if other:
-        tested = other[0]
-        fit_rows, test_rows = np.arange(len(train.labels)), np.arange(len(tested.labels))
+        fit_rows, test_rows = np.arange(len(train_labels)), np.arange(len(tested_labels))
     else:
-        tested = train
-        fit_rows, test_rows = hold_out(train.labels, "testing; give --test instead")
-    labels, test_labels = np.array(train.labels)[fit_rows], np.array(tested.labels)[test_rows]
+        fit_rows, test_rows = hold_out(train_labels, "testing; give --test instead")
+    labels, test_labels = np.array(train_labels)[fit_rows], np.array(tested_labels)[test_rows]
     check_known(labels, test_labels)
-    options: Any = {"max_iter": max_iter, "tol": tol, "dtype": dtype, "mesh": _local_mesh()}
-    fitted, search = _fit(train.embeddings[fit_rows], labels, C, options, progress)
+    settings: Any = {"max_iter": max_iter, "tol": tol, "dtype": dtype, "mesh": _local_mesh()}
+    fitted, search = _fit(train.embeddings[fit_rows], labels, C, settings, progress)
     names = fitted.classes_.tolist()
     targets = np.searchsorted(fitted.classes_, test_labels)
     slices = blocks(len(targets), len(names))
@@ -293,8 +329,12 @@ def probe(
 
 
 def _model_of_all(
-    sources: Sequence[str], model: Model | None, features: Features, progress: bool
-) -> Any:
+    sources: Sequence[str],
+    model: Model | None,
+    features: Features,
+    progress: bool,
+    options: LoadOptions,
+) -> Opened | None:
     """Returns the model of all sources; None if they are embeddings of one model, not loaded.
 
     Raises:
@@ -307,10 +347,10 @@ def _model_of_all(
         if len({job["identity"]["model"] for job in jobs if job}) > 1:
             raise ValueError(f"{' and '.join(sources)} were embedded with different models")
         return None
-    found = find_model(sources[0], model, progress)
+    found = find_model(sources[0], model, progress, options)
     for each, job in zip(sources[1:], jobs[1:], strict=True):
         if job:
-            check_model(each, job, found)
+            check_model(each, job, found.model)
     return found
 
 

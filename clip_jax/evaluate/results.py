@@ -1,7 +1,8 @@
 """What evaluations return: their figures, and what they had to leave out."""
 
+import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Int
@@ -46,7 +47,8 @@ class ClassificationResult:
     Attributes:
         scores: the figures.
         class_names: (k) names of the classes.
-        targets: (n,) the class of each image, as an index into `class_names`.
+        targets: (n,) the class of each image, as an index into `class_names`; of several right
+            ones, the one that has the highest logit.
         keys: (n) names of the images within their source.
         paths: (n) paths of the images; None for those that have none, such as members of archives.
         left_out: images that could not be used.
@@ -63,10 +65,16 @@ class ClassificationResult:
 
     @property
     def per_class(self) -> dict[str, float]:
-        """The accuracy of each class that has images, from 0 to 1, by the name of the class."""
+        """The accuracy of each class that has images, from 0 to 1, by the name of the class.
+
+        Classes of the same name have their number after it.
+        """
         rows, right = self.scores.confusion.sum(axis=1), self.scores.confusion.diagonal()
+        counts = collections.Counter(self.class_names)
         return {
-            name: float(right[i] / rows[i]) for i, name in enumerate(self.class_names) if rows[i]
+            f"{name} ({i})" if counts[name] > 1 else name: float(right[i] / rows[i])
+            for i, name in enumerate(self.class_names)
+            if rows[i]
         }
 
 
@@ -113,6 +121,7 @@ class RetrievalResult:
         paths: (i) paths of the images; None for those that have none.
         captions: (t) the captions.
         provenance: where the figures come from.
+        read: reads the file of an image without a path, given its index; None if there is no such.
     """
 
     num_images: int
@@ -127,3 +136,4 @@ class RetrievalResult:
     paths: Sequence[str | None] = dataclasses.field(repr=False)
     captions: Sequence[str] = dataclasses.field(repr=False)
     provenance: Provenance | None = dataclasses.field(default=None, compare=False)
+    read: Callable[[int], bytes] | None = dataclasses.field(default=None, compare=False, repr=False)

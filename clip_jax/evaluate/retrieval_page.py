@@ -1,8 +1,8 @@
 """The page about retrieval: recalls, the ranks of what belongs together, the worst mistakes."""
 
 import collections
+import functools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -101,7 +101,7 @@ def _of_image(
     thumbnails: Thumbnails,
 ) -> str:
     """Returns the card of an image whose captions were not found first."""
-    key, path = result.keys[mistake.query], result.paths[mistake.query]
+    key = result.keys[mistake.query]
     best = f"{text(result.captions[mistake.positive])} <span class=note>{mistake.score:.4f}</span>"
     others = [text(result.captions[n]) for n in captions if n != mistake.positive]
     more = "".join(f"<br>{other}" for other in others[: CAPTIONS - 1])
@@ -112,7 +112,8 @@ def _of_image(
         for row, score in mistake.found
     )
     return (
-        f"<li>{thumbnails.picture(path, key)}<div class=text><small>{text(key)}</small>"
+        f"<li>{_picture(mistake.query, result, thumbnails)}<div class=text>"
+        f"<small>{text(key)}</small>"
         f"<p><b class=good>rank {mistake.rank:,}</b> {best}{more}</p>"
         f"<b class=bad>found before</b><ol>{found}</ol></div></li>"
     )
@@ -122,7 +123,7 @@ def _of_text(mistake: RetrievalMistake, result: RetrievalResult, thumbnails: Thu
     """Returns the card of a caption whose image was not found first."""
 
     def picture(image: int, kind: str, words: str, score: float) -> str:
-        shown: Any = thumbnails.picture(result.paths[image], result.keys[image])
+        shown = _picture(image, result, thumbnails)
         return (
             f"<div>{shown}<p class=note><b class={kind}>{words}</b> {score:.4f}<br>"
             f"{text(result.keys[image])}</p></div>"
@@ -134,3 +135,8 @@ def _of_text(mistake: RetrievalMistake, result: RetrievalResult, thumbnails: Thu
         f"<li><div class=text>{text(result.captions[mistake.query])}</div>"
         f"<div class=two>{''.join(found)}{right}</div></li>"
     )
+
+
+def _picture(image: int, result: RetrievalResult, thumbnails: Thumbnails) -> str:
+    read = functools.partial(result.read, image) if result.read else None
+    return thumbnails.picture(result.paths[image], result.keys[image], read)

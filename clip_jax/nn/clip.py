@@ -15,7 +15,7 @@ from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
 from clip_jax.config import CLIPConfig, ViTConfig
-from clip_jax.nn.inputs import as_images, as_mask, as_tokens
+from clip_jax.inputs import as_embeddings, as_images, as_mask, as_tokens
 from clip_jax.nn.layers import Tap, ignore
 from clip_jax.nn.linear import parameter
 from clip_jax.nn.outputs import ImageOutput, TextOutput
@@ -95,8 +95,10 @@ class CLIP(TextTower):
             nnx.update(self, statistics)
         return features
 
-    def encode_text(self, tokens: ArrayLike | Sequence[Any]) -> Float[Array, "b d"]:
-        """Embeds token ids; not normalised.
+    def encode_text(
+        self, tokens: ArrayLike | Sequence[Any] | None, *, embeddings: ArrayLike | None = None
+    ) -> Float[Array, "b d"]:
+        """Embeds token ids, or vectors in their place; not normalised.
 
         In OpenAI's models columns after the last end token of the batch have no effect: leaving
         them out gives the same embeddings in less time (`config.text.can_be_cut`).
@@ -105,13 +107,31 @@ class CLIP(TextTower):
             tokens: (b, l) integers, l at most the context length, as from `clip_jax.tokenize`.
                 In OpenAI's models a row's embedding is taken at the first occurrence of its largest
                 id; in others as `config.text.pooling` says.
+            embeddings: (b, l, w) vectors in place of the rows of `token_embedding` that the ids
+                stand for, such as learned prompts; positions are added to them. `tokens` then only
+                says where each text ends; it may be None for a model that pools at a fixed
+                position.
 
         Returns:
             (b, d) embeddings in the model's dtype.
 
         Raises:
-            ValueError: the shape or dtype is wrong, or (checked on NumPy arrays) an id is invalid.
+            ValueError: a shape or dtype is wrong; (checked on NumPy arrays) an id is invalid; or
+                nothing says where a text ends.
+
+        Example:
+            >>> import clip_jax
+            >>> model, _ = clip_jax.load("emoji")
+            >>> tokens = clip_jax.tokenize("X X X X dog")  # X where vectors are learned
+            >>> vectors = model.token_embedding(tokens).at[:, 1:5].set(0.0)
+            >>> model.encode_text(tokens, embeddings=vectors).shape
+            (1, 128)
         """
+        if embeddings is not None:
+            vectors, tokens = as_embeddings(embeddings, tokens, self.config.text)
+            return _encode_text(self, tokens, vectors)
+        if tokens is None:
+            raise ValueError("encode_text needs tokens, or embeddings in their place. Got None.")
         tokens = as_tokens(tokens, self.config.text)
         return _encode_text(self, tokens)
 
@@ -230,9 +250,9 @@ def _encode_image(model: CLIP, images: Array) -> tuple[Array, nnx.State]:
 
 
 @jax.jit
-def _encode_text(model: CLIP, tokens: Array) -> Array:
+def _encode_text(model: CLIP, tokens: Array, vectors: Array | None = None) -> Array:
     with computing(model.precision):
-        return model.text_features(tokens, model.dtype)
+        return model.text_features(tokens, model.dtype, vectors=vectors)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -41,7 +41,7 @@ class TokenEmbedding(nnx.Module):
     def __init__(self, vocab_size: int, width: int, *, rngs: Rngs):
         self.embedding = parameter(rngs, normal(0.02), vocab_size, width)
 
-    def __call__(self, tokens: Integer[Array, "b l"]) -> Float[Array, "b l w"]:
+    def __call__(self, tokens: Integer[Array | np.ndarray, "b l"]) -> Float[Array, "b l w"]:
         return self.embedding[...][tokens]
 
 
@@ -67,10 +67,18 @@ class TextTower(nnx.Module):
         self.text_projection = _projection(config, embed_dim, rngs)
 
     def text_features(
-        self, tokens: Integer[Array, "b l"], dtype: jnp.dtype, tap: Tap = ignore
+        self,
+        tokens: Integer[Array, "b l"],
+        dtype: jnp.dtype,
+        tap: Tap = ignore,
+        vectors: Float[Array, "b l w"] | None = None,
     ) -> Float[Array, "b d"]:
-        """Embeds `tokens`, computing in `dtype`; any length up to the context, if it can be cut."""
-        x = self.embeddings(tokens, dtype)  # b l w
+        """Embeds `tokens`, computing in `dtype`; any length up to the context, if it can be cut.
+
+        With `vectors` in place of the ids' own, the ids only say where each text ends.
+        """
+        # b l w
+        x = self.embeddings(tokens, dtype) if vectors is None else self.positioned(vectors, dtype)
         # Without a padding mask: id 0 is an ordinary token ("!"). Under the causal mask, the end
         # token doesn't see what follows it.
         rows = pooled_positions(tokens, self.text_config)
@@ -79,8 +87,11 @@ class TextTower(nnx.Module):
 
     def embeddings(self, tokens: Integer[Array, "b l"], dtype: jnp.dtype) -> Float[Array, "b l w"]:
         """Returns what enters the first block: the tokens' embeddings with their positions."""
-        x = self.token_embedding(tokens).astype(dtype)
-        return x + self.positional_embedding[...][: tokens.shape[1]].astype(dtype)
+        return self.positioned(self.token_embedding(tokens), dtype)
+
+    def positioned(self, x: Float[Array, "b l w"], dtype: jnp.dtype) -> Float[Array, "b l w"]:
+        """Adds the embeddings of the positions, in `dtype`."""
+        return x.astype(dtype) + self.positional_embedding[...][: x.shape[1]].astype(dtype)
 
     def projected(self, x: Float[Array, "b w"]) -> Float[Array, "b d"]:
         """Projects pooled rows to the joint space."""

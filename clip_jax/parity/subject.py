@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clip_jax.catalog import CATALOG
-from clip_jax.config import Activation
+from clip_jax.config import Activation, CLIPConfig, NumHeads
 from clip_jax.convert.deviations import deviations
 from clip_jax.convert.families import TEXT, VISION, family_of
 from clip_jax.convert.huggingface import read_config
@@ -46,6 +46,7 @@ class Subject:
         library: the package that it is compared with.
         path: its folder or file; None for OpenAI's and bundled models, which have names.
         document: OpenCLIP's configuration of weights that don't come with one.
+        bare: what a bare file doesn't say, as arguments of `clip_jax.load`.
         subfolder: the folder in `path`, or the text tower of a single file of Stable Diffusion.
     """
 
@@ -53,6 +54,7 @@ class Subject:
     library: Library
     path: Path | None = None
     document: Mapping[str, Any] | None = None
+    bare: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     subfolder: str | None = None
 
     def load(self) -> tuple[Model, Preprocess | None, Tokenizer | None]:
@@ -64,7 +66,9 @@ class Subject:
             model = from_parameters(config, params)
             preprocess = Preprocess(config.vision.image_size, config.pixels)
         else:
-            model, preprocess = load(self.name, subfolder=self.subfolder)
+            model, preprocess = load(self.name, subfolder=self.subfolder, **self.bare)
+            if self.library == "clip-anytorch":
+                _check_reference_has(self.name, model.config)
         text = model.config.text
         rules = "open_clip" if self.library == "open_clip_torch" else "openai"
         return model, preprocess, Tokenizer(text.context_length, rules, missing=text.tokenizer)
@@ -104,11 +108,21 @@ class Subject:
         return load_reference(self.name)
 
 
+def _check_reference_has(name: str, config: CLIPConfig) -> None:
+    """Raises ValueError if a file's model isn't as the reference would compute it."""
+    if lost := {k: v for k, v in deviations(config).items() if k not in ("resnet", "pixels")}:
+        raise ValueError(
+            f"the reference has no {', nor '.join(lost.values())}: compare {name} with OpenCLIP, "
+            f"by naming its model there (model=, --model), such as ViT-B-32"
+        )
+
+
 def find_subject(
     name_or_path: str | os.PathLike[str],
     *,
     model: str | Mapping[str, Any] | None = None,
     activation: Activation | None = None,
+    num_heads: NumHeads | None = None,
     subfolder: str | None = None,
 ) -> Subject:
     """Finds a model, and the library that it is to be compared with, which must be installed.
@@ -117,7 +131,9 @@ def find_subject(
         name_or_path: as for `clip_jax.load`.
         model: for a file of OpenCLIP's: which model it holds, as for
             `clip_jax.convert.from_open_clip`.
-        activation: for such a file and an architecture: the GELU that it was trained with.
+        activation: for such a file and an architecture: the GELU that it was trained with; or of a
+            bare file, as for `clip_jax.load`.
+        num_heads: of a bare file, as for `clip_jax.load`.
         subfolder: the folder in a repository or folder; or which text tower of a single file of
             Stable Diffusion, "text_encoder" or "text_encoder_2".
 
@@ -129,12 +145,13 @@ def find_subject(
         DownloadError: it can't be downloaded.
     """
     name = os.fspath(name_or_path)
-    if model is None and activation is not None:
-        raise ValueError(
-            f"activation is for a file of OpenCLIP's, together with model. Got {activation!r} "
-            f"without one."
-        )
+    told = {"activation": activation, "num_heads": num_heads}
+    bare = {option: value for option, value in told.items() if value is not None}
+    if bare and not os.path.isfile(name):
+        raise ValueError(f"{', '.join(bare)}: only for bare files; {name!r} says its own.")
     if model is not None:
+        if num_heads is not None:
+            raise ValueError(f"num_heads is for a file without model; {model!r} says its own.")
         if not os.path.isfile(name):
             raise ValueError(
                 f"model is for a file of OpenCLIP's, which doesn't say what it holds; {name!r} is "
@@ -152,7 +169,7 @@ def find_subject(
         )
     if name in CATALOG or os.path.isfile(name):
         import_reference()
-        return Subject(name, "clip-anytorch", None if name in CATALOG else Path(name))
+        return Subject(name, "clip-anytorch", None if name in CATALOG else Path(name), bare=bare)
     if not os.path.exists(name) and "/" in name and lookup_tag(name):
         import_library("open_clip")
     found = find(name, subfolder=subfolder)

@@ -15,16 +15,19 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 from PIL import Image
 
+from clip_jax.config import Activation, NumHeads
 from clip_jax.embed import check_model
+from clip_jax.embed.identity import job_options
 from clip_jax.embed.results import finished_job, parts_of
 from clip_jax.memory import aligned_empty
 from clip_jax.nn import CLIP, normalize
 from clip_jax.placement import default_device
-from clip_jax.preprocess import Preprocess, open_image
+from clip_jax.preprocess import open_image
 from clip_jax.search.index import Damaged, Index
 from clip_jax.storage import folder
-from clip_jax.tokenizer import tokenize
 from clip_jax.weights import load
+from clip_jax.weights.opened import LoadOptions, Opened, open_model
+from clip_jax.weights.tokenizers import Preprocessing
 
 # Bytes of a block: it fits in a CPU's cache; elsewhere it is large enough to pay for the transfer.
 BLOCK = {"cpu": 8 << 20}
@@ -40,6 +43,10 @@ def search(
     model: CLIP | str | os.PathLike[str] | None,
     query: str | Image.Image | os.PathLike[str],
     k: int = 10,
+    *,
+    activation: Activation | None = None,
+    num_heads: NumHeads | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> list[dict[str, Any]]:
     """Finds the rows of an embedding job whose embeddings are nearest to a query's.
 
@@ -49,6 +56,9 @@ def search(
             had, if that was given by name or path.
         query: a text (`str`); or a picture, as an image or as an `os.PathLike` path.
         k: how many rows.
+        activation: of a model that is a bare file, as for `clip_jax.load`; the job's by default.
+        num_heads: likewise.
+        preprocessing: whose pixels and ids the query has; the job's by default.
 
     Returns:
         Dicts of `key`, `score` (the cosine), `path` (None for texts), and `caption` if the rows
@@ -56,20 +66,29 @@ def search(
 
     Raises:
         ValueError: there are no embeddings; they are of another model; `k` is less than 1; the
-            picture can't be read.
+            picture can't be read; a text is the path of a picture.
         TypeError: `k` is no integer.
         OSError: the output can't be read.
 
     Warns:
         Incomplete: parts are missing or damaged; the message says how many rows are left out.
+        UserWarning: a text looks like the path of a picture.
     """
     if operator.index(k) < 1:
         raise ValueError(f"k must be at least 1. Got {k}.")
+    if isinstance(query, str):
+        _check_is_no_path(query)
     out = folder(out)
     job = finished_job(out)
-    model = _model(out, job, model)
+    told = {"activation": activation, "num_heads": num_heads, "preprocessing": preprocessing}
+    opened = _opened(out, job, model, {k: v for k, v in told.items() if v is not None})
+    own = "tokenizer" if isinstance(query, str) else "preprocessing"
+    if isinstance(model, CLIP) and job["identity"].get(own):
+        raise ValueError(
+            f"{out} was embedded with the {own} of the model's folder: give the model by its path"
+        )
     index = Index(out, job)
-    embedding = embed_query(model, query)
+    embedding = embed_query(opened, query)
     while True:
         try:
             scores, numbers = best_rows(index, embedding, k)
@@ -89,16 +108,33 @@ def search(
     return found
 
 
+def _check_is_no_path(query: str) -> None:
+    """Checks that a text isn't the path of a picture, whose name would be searched for.
+
+    Raises:
+        ValueError: there is such a picture.
+
+    Warns:
+        UserWarning: it looks like a path, but there is no such file.
+    """
+    if os.path.splitext(query)[1].lower() not in Image.registered_extensions():
+        return
+    way = "for the picture, give --image on the command line, a pathlib.Path in Python"
+    if os.path.isfile(query):
+        raise ValueError(f"{query} is a picture's file, expected a text: {way}.")
+    warnings.warn(f"{query!r} is searched for as a text; {way}", stacklevel=3)
+
+
 def embed_query(
-    model: CLIP, query: str | Image.Image | os.PathLike[str]
+    opened: Opened, query: str | Image.Image | os.PathLike[str]
 ) -> Float[np.ndarray, " d"]:
     """Returns the normalised embedding of a text or a picture."""
+    model = opened.model
     if isinstance(query, str):
-        model.config.text.check_strings()
-        tokens = tokenize(query, model.config.text.context_length, truncate=True)
-        return np.asarray(normalize(model.encode_text(tokens))[0], np.float32)
+        opened.check_strings()
+        return np.asarray(normalize(model.encode_text(opened.tokens(query)))[0], np.float32)
     image = query if isinstance(query, Image.Image) else open_image(query)
-    pixels = Preprocess(model.config.vision.image_size, model.config.pixels).pixels(image)
+    pixels = opened.preprocess.pixels(image)
     return np.asarray(normalize(model.encode_image(pixels[None]))[0], np.float32)
 
 
@@ -165,11 +201,18 @@ def _best(
     return *jax.lax.top_k(jnp.where(is_there, scores, -jnp.inf), k), is_sound.all()
 
 
-def _model(out: str, job: dict[str, Any], model: CLIP | str | os.PathLike[str] | None) -> CLIP:
+def _opened(
+    out: str,
+    job: dict[str, Any],
+    model: CLIP | str | os.PathLike[str] | None,
+    told: dict[str, Any],
+) -> Opened:
     model = job["model"] if model is None else model
     if model is None:
         raise ValueError(f"{out} doesn't know its model by name or path: give the model")
+    options = LoadOptions(**told)
     if not isinstance(model, CLIP):
-        model = load(model)[0]
-    check_model(out, job, model)
-    return model
+        options = job_options(job, model, options)
+    opened = open_model(model, options, load)
+    check_model(out, job, opened.model)
+    return opened

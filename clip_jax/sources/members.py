@@ -8,8 +8,8 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 
-from clip_jax.sources.records import as_key, as_text
-from clip_jax.storage import absolute, is_remote, storage
+from clip_jax.sources.records import as_text
+from clip_jax.storage import is_remote, storage
 
 # How many local files stay open after a read. Opening one for each picture would be slow on a
 # network file system, and systems limit the number of open files.
@@ -23,7 +23,6 @@ class File:
     """A tar file that threads can read at different offsets at the same time.
 
     Attributes:
-        path: its path.
         size: its size in bytes.
     """
 
@@ -33,7 +32,7 @@ class File:
         Raises:
             OSError: it can't be read.
         """
-        self.path = path
+        self._path = path
         self._own = -1
         if is_remote(path):
             self._own = storage(path).descriptor(path)
@@ -58,7 +57,7 @@ class File:
         if self._own >= 0:
             yield functools.partial(_read, self._own)
             return
-        with _OPEN.descriptor(self.path, self._version) as descriptor:
+        with _OPEN.descriptor(self._path, self._version) as descriptor:
             yield functools.partial(_read, descriptor)
 
     def __del__(self, close=os.close):  # bound here: `os` is gone at interpreter exit
@@ -74,11 +73,6 @@ class Member:
     name: str
     offset: int
     size: int
-
-    @property
-    def path(self) -> str:
-        """The path of the picture, for `read_picture`."""
-        return as_key(f"{absolute(self.file.path)}/{self.name}")
 
     def read(self) -> bytes:
         """Reads its bytes.

@@ -42,10 +42,6 @@ class Pairs(Protocol):
         """Returns the key of a pair, without reading its picture."""
         ...
 
-    def path(self, index: int) -> str:
-        """Returns the path of a pair's picture, for `read_picture`."""
-        ...
-
     def size(self, index: int) -> int:
         """Returns the size of a picture's file in bytes, without reading it.
 

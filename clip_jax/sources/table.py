@@ -9,8 +9,8 @@ from clip_jax.sources.addresses import read_address
 from clip_jax.sources.faults import guarded
 from clip_jax.sources.lines import Columns, large_cells, parsed_rows
 from clip_jax.sources.parquet import is_text, open_parquet, rows_of
-from clip_jax.sources.records import Pair, as_captions, as_key, refuse
-from clip_jax.storage import absolute, check_regular
+from clip_jax.sources.records import Pair, as_captions, refuse
+from clip_jax.storage import check_regular
 
 TABLE = "captions"  # the name of the table in a folder, without its suffix
 
@@ -72,9 +72,6 @@ class TablePairs:
 
     def key(self, index: int) -> str:
         return self._rows[index][0]
-
-    def path(self, index: int) -> str:
-        return as_key(absolute(str(self._rows[index][1])))
 
     def size(self, index: int) -> int:
         return self._rows[index][1].stat().st_size

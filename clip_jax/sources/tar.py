@@ -66,9 +66,6 @@ class TarPairs:
     def key(self, index: int) -> str:
         return self._pairs[index][0]
 
-    def path(self, index: int) -> str:
-        return self._pairs[index][1].path
-
     def size(self, index: int) -> int:
         return self._pairs[index][1].size
 

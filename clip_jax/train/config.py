@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from clip_jax.config import CLIPConfig, build
+from clip_jax.config import Activation, CLIPConfig, NumHeads, build
 from clip_jax.train.augment import AugmentConfig
 from clip_jax.train.optimizer import OptimizerConfig
 from clip_jax.train.step import StepConfig
@@ -76,12 +76,28 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class BareFile:
+    """A file of weights to start from, with what it doesn't say; as for `clip_jax.load`.
+
+    Attributes:
+        path: the file.
+        activation: its activation.
+        num_heads: its attention heads.
+    """
+
+    path: str
+    activation: Activation | None = None
+    num_heads: NumHeads | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A training run.
 
     Attributes:
         out: the folder of its checkpoints, metrics, plot and model.
-        model: a name or path to start from, or a new model's architecture.
+        model: a name or path to start from, with what a bare file doesn't say; or a new model's
+            architecture.
         data: the training data.
         run: batch size, seed, logging and checkpoints.
         augment: the augmentation of the pictures.
@@ -90,7 +106,7 @@ class TrainConfig:
     """
 
     out: str
-    model: str | CLIPConfig
+    model: str | BareFile | CLIPConfig
     data: DataConfig
     run: RunConfig
     augment: AugmentConfig = AugmentConfig()
@@ -113,7 +129,7 @@ class TrainConfig:
         """
         document = dataclasses.asdict(self)
         del document["out"], document["data"]["train"]
-        if isinstance(self.model, str):
+        if not isinstance(self.model, CLIPConfig):
             del document["model"]
         return _settings(document)
 
@@ -126,10 +142,11 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     """Reads the configuration of a run from a TOML file.
 
     Args:
-        path: the file. `[model]` has either `from`, a name or path, or the fields of a model's
-            `config.json`; `[data]`, `[augment]`, `[optimizer]`, `[step]` and `[run]` have the
-            fields of the classes of these names; `out` stands before the tables. Paths are
-            relative to the current folder.
+        path: the file. `[model]` has either `from`, a name or path, with `activation` and
+            `num_heads` where that is a bare file; or the fields of a model's `config.json`.
+            `[data]`, `[augment]`, `[optimizer]`, `[step]` and `[run]` have the fields of the
+            classes of these names; `out` stands before the tables. Paths are relative to the
+            current folder.
         overrides: `key=value` with dotted keys and TOML values (a bare word is a string).
 
     Raises:
@@ -194,14 +211,21 @@ _WORDS: dict[Any, str] = {
 }
 
 
-def _model(fields: Mapping[str, Any]) -> str | CLIPConfig:
+def _model(fields: Mapping[str, Any]) -> str | BareFile | CLIPConfig:
     if "from" not in fields:
         # JSON has no dates: as strings they are refused with the name of their field.
         return CLIPConfig.from_json(json.dumps(fields, default=str))
-    if len(fields) > 1:
-        raise ValueError("there is `from`, so there must be nothing else.")
-    _check_types(fields, {"from": str})
-    return fields["from"]
+    told = {name: value for name, value in fields.items() if name in ("activation", "num_heads")}
+    if len(fields) > 1 + len(told):
+        raise ValueError(
+            "there is `from`, so there must be nothing else, but for the activation and num_heads "
+            "of a bare file."
+        )
+    _check_types(fields, {"from": str, "activation": Activation, "num_heads": NumHeads})
+    heads = told.get("num_heads")
+    if isinstance(heads, list):
+        told["num_heads"] = (heads[0], heads[1])
+    return BareFile(fields["from"], **told) if told else fields["from"]
 
 
 def _check_types(fields: Mapping[str, Any], annotations: Mapping[str, Any]) -> None:
@@ -236,7 +260,8 @@ def _words(annotation: Any) -> str:
     if origin is Literal:
         return " or ".join(map(repr, inner))
     if origin in (Union, types.UnionType):
-        return " or ".join(_words(one) for one in inner if one is not types.NoneType)
+        words = [_words(one) for one in inner if one is not types.NoneType]
+        return " or ".join(dict.fromkeys(words))
     if origin is Mapping:
         return f"a table ({_words(inner[0])} = {_words(inner[1])})"
     if origin is tuple:

@@ -2,7 +2,7 @@
 
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -77,6 +77,7 @@ def batches(
     num_processes: int = 1,
     num_threads: int = 4,
     max_skipped: float = 1.0,
+    tokenizer: Callable[..., np.ndarray] | None = None,
 ) -> tuple[Any, Skipped]:
     """Returns an endless iterator over this process's batches, and its count of skipped pairs.
 
@@ -98,6 +99,7 @@ def batches(
         max_skipped: the fraction of pictures that may be unreadable; the iterator raises
             ValueError if there are more, or if none can be read. It raises OSError if the machine
             has run out of memory or descriptors.
+        tokenizer: turns texts into rows of ids, cutting with `truncate=True`; CLIP's by default.
 
     Returns:
         A Grain iterator of {"images": uint8 (b, n, n, 3), "tokens": int32 (b, l), "positions":
@@ -138,7 +140,9 @@ def batches(
             skipped.add(f"{pair.key}: {str(error) or type(error).__name__}")
             return None
         skipped.add(None)
-        return {"images": pixels, "tokens": tokenize(text, text_length, truncate=True)[0]}
+        if tokenizer is None:
+            return {"images": pixels, "tokens": tokenize(text, text_length, truncate=True)[0]}
+        return {"images": pixels, "tokens": tokenizer(text, truncate=True)[0]}
 
     readable: Any = _Readable(pairs, skipped)
     if spread:

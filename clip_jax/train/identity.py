@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from clip_jax.config import CLIPConfig
 from clip_jax.messages import differences
 from clip_jax.nn import CLIP, model_digest
 from clip_jax.sources import Pairs
@@ -69,7 +70,9 @@ def is_incomplete(noted: Mapping[str, Any]) -> bool:
     return _FINGERPRINT not in noted
 
 
-def identity_of(config: TrainConfig, pairs: Pairs, model: CLIP) -> Identity:
+def identity_of(
+    config: TrainConfig, pairs: Pairs, model: CLIP, own_ids: Mapping[str, Any] | None = None
+) -> Identity:
     """Returns the identity of a run.
 
     Args:
@@ -77,12 +80,16 @@ def identity_of(config: TrainConfig, pairs: Pairs, model: CLIP) -> Identity:
         pairs: the pairs of `config.data.train`; all keys, captions and sizes are read, and up to
             `SAMPLES` pictures.
         model: the model before the first step.
+        own_ids: what distinguishes the ids of its texts from those of CLIP's tokenizer, if they do.
     """
     contents: dict[str, Any] = {"processes": jax.process_count(), **_of_data(pairs)}
     places: dict[str, Any] = {"data.train": config.data.train}
-    if isinstance(config.model, str):
+    if not isinstance(config.model, CLIPConfig):
         contents["model.digest"] = model_digest(model)
-        places["model"] = config.model
+        source = config.model
+        places["model"] = source if isinstance(source, str) else source.path
+    if own_ids:
+        contents["tokenizer"] = json.dumps(own_ids)
     return Identity(config.identity(), config.defaults(), contents, places)
 
 

@@ -15,10 +15,11 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from clip_jax.config import CLIPConfig
+from clip_jax.model_tokenizer import Tokenizer
 from clip_jax.nn import CLIP
 from clip_jax.sources import open_pairs
 from clip_jax.train.checkpoints import Checkpoints
-from clip_jax.train.config import TrainConfig
+from clip_jax.train.config import BareFile, TrainConfig
 from clip_jax.train.data import batches, group_by_length
 from clip_jax.train.identity import identity_of
 from clip_jax.train.metrics import Metrics
@@ -26,6 +27,7 @@ from clip_jax.train.step import TrainState, compiler_options, init_state, make_s
 from clip_jax.train.stopping import stopping
 from clip_jax.train.together import total
 from clip_jax.weights import load, save
+from clip_jax.weights.opened import LoadOptions, Opened, open_model
 
 AXIS = "data"
 
@@ -53,7 +55,8 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
         ModuleNotFoundError: training needs the extra `train`.
     """
     out = Path(config.out)
-    model = _model(config)
+    opened = _opened(config)
+    model = opened.model
     mesh = Mesh(np.array(jax.devices()), (AXIS,), axis_types=(AxisType.Auto,))
     rows = _share(config.run.batch_size, mesh)
     text_length = config.data.text_length or model.config.text.context_length
@@ -67,7 +70,7 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
             f"text_length must be 0 or the context, {model.config.text.context_length}: this "
             f"model's texts depend on their padding. Got {text_length}."
         )
-    model.config.text.check_strings()
+    opened.check_strings()
     pairs = open_pairs(config.data.train)
     iterator, _ = batches(
         pairs,
@@ -82,15 +85,16 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
         num_processes=jax.process_count(),
         num_threads=config.data.num_threads,
         max_skipped=config.data.max_skipped,
+        tokenizer=_within(opened, text_length),
     )
-    identity = identity_of(config, pairs, model)
+    identity = identity_of(config, pairs, model, opened.own_ids)
     state = init_state(model, config.optimizer, config.step.loss)
     whole = NamedSharding(mesh, PartitionSpec())
     if jax.process_count() > 1:  # arrays on one process's device can't be put on all
         state = jax.tree.map(np.asarray, state)
     state = jax.device_put(state, whole)
     architecture = model.config
-    del model
+    del model, opened
     step_at = _make_steps(config, architecture, mesh)
 
     with (
@@ -116,10 +120,19 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
     return out / "model"
 
 
-def _model(config: TrainConfig) -> CLIP:
-    if isinstance(config.model, str):
-        return load(config.model)[0]
-    return CLIP(config.model, rngs=nnx.Rngs(config.run.seed))
+def _opened(config: TrainConfig) -> Opened:
+    source = config.model
+    if isinstance(source, CLIPConfig):
+        return open_model(CLIP(source, rngs=nnx.Rngs(config.run.seed)), LoadOptions())
+    if isinstance(source, BareFile):
+        return open_model(source.path, LoadOptions(source.activation, source.num_heads), load)
+    return open_model(source, LoadOptions(), load)
+
+
+def _within(opened: Opened, text_length: int) -> Tokenizer | None:
+    """Returns the model's tokenizer if it isn't CLIP's, for rows of that length."""
+    own = opened.tokenizer
+    return own and dataclasses.replace(own, context_length=text_length)
 
 
 def _share(batch_size: int, mesh: Mesh) -> int:

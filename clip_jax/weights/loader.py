@@ -6,7 +6,7 @@ from typing import get_args
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from clip_jax.config import Activation, PixelConfig
+from clip_jax.config import Activation, NumHeads, PixelConfig
 from clip_jax.errors import CheckpointError
 from clip_jax.nn import CLIP, from_parameters
 from clip_jax.preprocess import Preprocess
@@ -24,6 +24,7 @@ def load(
     precision: str = "highest",
     download_root: str | os.PathLike[str] | None = None,
     activation: Activation | None = None,
+    num_heads: NumHeads | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
     preprocessing: Preprocessing = "openai",
@@ -37,9 +38,10 @@ def load(
     A folder is recognised by its files: `config.json` in clip_jax's own form, or with a
     `model_type` (Hugging Face's transformers), or `open_clip_config.json` (OpenCLIP).
 
-    The width of attention heads can't be inferred from a `.pt` or `.safetensors` file: it is
-    assumed to be 64, as in all of OpenAI's models. For another one, give the folder that says it,
-    or name the model to `clip_jax.convert.from_open_clip` or `clip-jax convert --model`.
+    Activation and attention heads can't be inferred from a `.pt` or `.safetensors` file. OpenAI's
+    own files are known by their checksums; of any other file, `open_clip_config.json` or
+    `config.json` beside it says them, or `activation` and `num_heads` do. Images are then
+    preprocessed as OpenAI's, unless such a configuration says otherwise.
 
     Args:
         name_or_path: one of `available_models()`; a native, Hugging Face or OpenCLIP folder; a
@@ -52,7 +54,9 @@ def load(
             is true float32 everywhere.
         download_root: the folder for downloaded weights.
         activation: the activation of the transformers, for a `.pt` or `.safetensors` file, which
-            doesn't contain it; "quick_gelu" by default.
+            doesn't contain it.
+        num_heads: the attention heads, for such a file: those of the vision tower, if the text
+            tower's are 64 wide, as in every published model; or of the vision and the text tower.
         revision: the branch, tag or commit of a repository; "main" by default.
         subfolder: the folder in a repository or folder that holds the model.
         preprocessing: "openai" for pixels as the weights were trained with; "huggingface" for those
@@ -62,19 +66,16 @@ def load(
         The model, and a callable from PIL image to float32 array.
 
     Raises:
-        ValueError: there is no model of that name and nothing at that path, or no such activation.
+        ValueError: there is no model of that name and nothing at that path, no such activation, or
+            it or `num_heads` is given for a model that says its own.
         CheckpointError: the weights can't be read or don't fit a CLIP model; lists all problems.
         DownloadError: they can't be downloaded; the message says how to put them there by hand.
     """
     found = find(name_or_path, download_root=download_root, revision=revision, subfolder=subfolder)
-    if activation is not None and (found.is_named or found.path.is_dir()):
-        raise ValueError(
-            f"activation is only for .pt and .safetensors files; {os.fspath(name_or_path)!r} "
-            f"knows its own. Got {activation!r}."
-        )
+    check_for_files(name_or_path, found, activation=activation, num_heads=num_heads)
     check_preprocessing(preprocessing)
     try:
-        family, config, params = read_found(found, activation)
+        family, config, params = read_found(found, activation, num_heads)
     except CheckpointError as error:
         if found.advice is None:
             raise
@@ -83,6 +84,16 @@ def load(
     model = from_parameters(config, params, dtype=dtype, precision=precision)
     size, pixels = config.vision.image_size, config.pixels
     return model, preprocess_of(name_or_path, found, family, size, pixels, preprocessing)
+
+
+def check_for_files(name_or_path: str | os.PathLike[str], found: Found, **options: object) -> None:
+    """Raises ValueError if what only a bare file needs is given for a model that says its own."""
+    for option, value in options.items():
+        if value is not None and (found.is_named or found.path.is_dir()):
+            raise ValueError(
+                f"{option} is only for .pt and .safetensors files; {os.fspath(name_or_path)!r} "
+                f"knows its own. Got {value!r}."
+            )
 
 
 def check_preprocessing(preprocessing: str) -> None:

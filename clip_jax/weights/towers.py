@@ -17,7 +17,7 @@ from clip_jax.nn import set_parameters
 from clip_jax.preprocess import Preprocess
 from clip_jax.towers import TextModel, VisionModel
 from clip_jax.weights.finding import Found, find
-from clip_jax.weights.loader import check_preprocessing, preprocess_of
+from clip_jax.weights.loader import check_for_files, check_preprocessing, preprocess_of
 from clip_jax.weights.memory import on_device
 from clip_jax.weights.reading import read_found
 from clip_jax.weights.tokenizers import Preprocessing, load_tokenizer
@@ -43,9 +43,9 @@ def load_text_model(
         dtype: dtype in which the tower computes; parameters are float32 in any case.
         precision: precision of matrix products, as for `load`.
         download_root: as for `load`.
-        activation: the GELU of a text tower in a single file of Stable Diffusion, which doesn't
-            say it; known for those of Stable Diffusion 1, 2 and XL.
-        num_heads: the attention heads of such a tower, likewise.
+        activation: of a bare file, as for `load`, or of a text tower in a single file of Stable
+            Diffusion; known for those of Stable Diffusion 1, 2 and XL.
+        num_heads: the attention heads of such a file, likewise.
         revision: of a repository, as for `load`.
         subfolder: of a repository or folder, such as "text_encoder"; or the same name of a text
             tower in a single file that has two. Diffusion pipelines have the
@@ -66,17 +66,13 @@ def load_text_model(
         model = TextModel(config, embed_dim, dtype=dtype, precision=precision)
         set_parameters(model, on_device(tree, adopt=False))
         return model, Tokenizer(config.context_length, preprocessing, pad_id=pad_id)
-    if activation is not None or num_heads is not None:
-        raise ValueError(
-            f"activation and num_heads are for text towers in single files of Stable Diffusion; "
-            f"{os.fspath(name_or_path)!r} is none."
-        )
     found = find(name_or_path, download_root=download_root, revision=revision, subfolder=subfolder)
+    check_for_files(name_or_path, found, activation=activation, num_heads=num_heads)
     if _is_huggingface(found):
         config, embed_dim, tree = read_text_tower(found.path)
         family = "huggingface"
     else:
-        family, whole, params = _whole(found)
+        family, whole, params = _whole(found, activation, num_heads)
         config = dataclasses.replace(whole.text, activation=whole.text_activation)
         embed_dim = whole.embed_dim
         others = ("visual", "logit_scale", "logit_bias")
@@ -95,6 +91,8 @@ def load_vision_model(
     dtype: DTypeLike = jnp.float32,
     precision: str = "highest",
     download_root: str | os.PathLike[str] | None = None,
+    activation: Activation | None = None,
+    num_heads: NumHeads | None = None,
     revision: str | None = None,
     subfolder: str | None = None,
     preprocessing: Preprocessing = "openai",
@@ -106,6 +104,8 @@ def load_vision_model(
         dtype: dtype in which the tower computes; parameters are float32 in any case.
         precision: precision of matrix products, as for `load`.
         download_root: as for `load`.
+        activation: of a bare file, as for `load`.
+        num_heads: of a bare file, as for `load`.
         revision: of a repository, as for `load`.
         subfolder: of a repository or folder, such as "image_encoder".
         preprocessing: whose pixels, as for `load`.
@@ -118,11 +118,12 @@ def load_vision_model(
     """
     check_preprocessing(preprocessing)
     found = find(name_or_path, download_root=download_root, revision=revision, subfolder=subfolder)
+    check_for_files(name_or_path, found, activation=activation, num_heads=num_heads)
     if _is_huggingface(found):
         config, embed_dim, pixels, tree = read_vision_tower(found.path)
         family = "huggingface"
     else:
-        family, whole, params = _whole(found)
+        family, whole, params = _whole(found, activation, num_heads)
         if not isinstance(whole.vision, ViTConfig):
             raise ValueError(
                 f"{os.fspath(name_or_path)!r} has a ResNet, which has no such hidden states: "
@@ -145,10 +146,12 @@ def _is_huggingface(found: Found) -> bool:
     return found.path.is_dir() and not found.document and family_of(found.path) == "huggingface"
 
 
-def _whole(found: Found) -> tuple[str | None, CLIPConfig, dict[str, Any]]:
+def _whole(
+    found: Found, activation: Activation | None, num_heads: NumHeads | None
+) -> tuple[str | None, CLIPConfig, dict[str, Any]]:
     """Reads a model whose arrays are all views, so that those of the other tower cost nothing."""
     try:
-        return read_found(found)
+        return read_found(found, activation, num_heads)
     except CheckpointError as error:
         advice = f". {found.advice}" if found.advice else ""
         raise CheckpointError(f"{error}{advice}") from None

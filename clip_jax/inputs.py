@@ -6,10 +6,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Integer, Shaped
 
-from clip_jax.config import TextConfig
+from clip_jax.config import CLIP_VOCAB_SIZE, TextConfig
+from clip_jax.messages import some
 
 
 def as_images(
@@ -70,7 +72,70 @@ def as_tokens(
             raise ValueError(
                 f"token ids must lie in 0..{config.vocab_size - 1}. Got {low}..{high}."
             )
+    if config.has_ids_unsaid:
+        _check_no_added(tokens)
     return tokens
+
+
+def as_embeddings(
+    embeddings: ArrayLike, tokens: ArrayLike | Sequence[Any] | None, config: TextConfig
+) -> tuple[Shaped[np.ndarray | Array, "b l w"], Integer[np.ndarray | Array, "b l"]]:
+    """Returns vectors in place of ids, and the ids that say where each text ends, as arrays.
+
+    Args:
+        embeddings: (b, l, w) floats, w the text tower's width.
+        tokens: (b, l) ids that say where each text ends.
+        config: the text tower's.
+
+    Raises:
+        ValueError: a shape or a dtype is wrong, or the end isn't told.
+    """
+    embeddings = _as_array(embeddings, "embeddings")
+    shape, width = embeddings.shape, config.width
+    if len(shape) != 3 or shape[2] != width or not 1 <= shape[1] <= config.context_length:
+        raise ValueError(
+            f"embeddings must have shape (batch, length, {width}) with length 1 to "
+            f"{config.context_length}. Got {shape}."
+        )
+    if not _is_float(embeddings.dtype):
+        raise ValueError(f"embeddings must be floats. Got {embeddings.dtype}.")
+    if tokens is None:
+        if config.pooling in ("argmax", "eos"):
+            raise ValueError(
+                "embeddings need the ids of the same texts too, (batch, length), which say where "
+                "each text ends: give both, encode_text(tokens, embeddings=...), with any ids at "
+                "the places of the vectors that have none."
+            )
+        tokens = np.zeros(shape[:2], np.int32)
+    tokens = as_tokens(tokens, config)
+    if tokens.shape != shape[:2]:
+        raise ValueError(
+            f"tokens and embeddings must have the same rows and length. Got {tokens.shape} and "
+            f"{shape[:2]}."
+        )
+    return embeddings, tokens
+
+
+def _check_no_added(tokens: np.ndarray | Array) -> None:
+    """Raises ValueError if the position of a text's end depends on what isn't said."""
+    end = CLIP_VOCAB_SIZE - 1
+    say = (
+        f'say in the configuration, config.text, pooling="eos" and eos_id={end} if they were added '
+        f"to CLIP's vocabulary, as by textual inversion, or eos_id=2 to pool at the first largest "
+        f"id (dataclasses.replace, then clip_jax.from_parameters)."
+    )
+    if isinstance(tokens, Tracer):
+        raise ValueError(
+            f"this model has ids above {end}, CLIP's end token, and inside of a traced function "
+            f"the ids can't be seen: {say}"
+        )
+    ids = np.asarray(tokens)
+    rows = np.flatnonzero((ids > end).any(axis=1) & (ids == end).any(axis=1)).tolist()
+    if rows:
+        raise ValueError(
+            f"rows {some(rows)} of tokens have ids above {end}, CLIP's end token, and nothing says "
+            f"whether a text ends there: {say}"
+        )
 
 
 def as_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> dict[str, Array]:
