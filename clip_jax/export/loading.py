@@ -16,7 +16,7 @@ from clip_jax.convert.safetensors import read_safetensors
 from clip_jax.errors import CheckpointError
 from clip_jax.export.exporting import check_flatbuffers
 from clip_jax.export.manifest import WEIGHTS, Manifest, check_content, read_manifest
-from clip_jax.nn.inputs import as_tokens
+from clip_jax.inputs import as_tokens
 from clip_jax.nn.pixels import normalize_pixels
 from clip_jax.nn.text import pooled_positions
 from clip_jax.tokenizer import tokenize
