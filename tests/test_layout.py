@@ -43,12 +43,12 @@ def test_the_shapes_of_every_module_are_executed(package):
 
 # From the ground up: a room imports only those before it.
 FLOORS = """
-    errors messages memory globs file_stat resample lazy version signals config
+    errors messages memory globs file_stat resample lazy version signals config frames
     locks unfinished attempts progress catalog open_clip_catalog
     inputs nn towers shapes backends placement compilation
     storage replace byte_pairs tokenizer model_tokenizer preprocess convert preprocess_huggingface
     sources pages thumbnails weights loading encoder
-    parity train embed search evaluate compat
+    parity train embed search evaluate export compat
     cli
 """.split()
 # The names that have moved there warn for one release.

@@ -19,17 +19,27 @@ def add(commands: Any) -> None:
         help="write a model as programs that run without this package",
         description="Write a folder of StableHLO programs for images and for texts, their weights, "
         "a manifest, the tokenizer's files, and run.py, which embeds with them by JAX, NumPy and "
-        "safetensors alone.",
+        "safetensors alone; or, by --to onnx, of ONNX graphs for ONNX Runtime and others.",
         epilog="example: clip-jax export ViT-B/32 exported && python exported/run.py "
         "--images images.npy --out embeddings.npy",
     )
     parser.add_argument("model", metavar="MODEL", help="as for `clip-jax classify --model`")
     parser.add_argument("folder", metavar="DIR", type=Path, help="the folder to write")
     parser.add_argument(
+        "--to",
+        choices=("stablehlo", "onnx"),
+        default="stablehlo",
+        help="what to write (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--layout",
+        choices=("nhwc", "nchw"),
+        help="whether the channels of ONNX's images come last or first (default: nhwc)",
+    )
+    parser.add_argument(
         "--platforms",
         nargs="+",
         choices=PLATFORMS,
-        default=["cpu", "cuda", "tpu"],
         action=Distinct,
         help="what the programs are lowered for (default: cpu cuda tpu)",
     )
@@ -49,8 +59,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
-        default="float32",
-        help="dtype in which the towers compute (default: %(default)s)",
+        help="dtype in which the towers compute (default: float32)",
     )
     parser.add_argument(
         "--normalize", action="store_true", help="divide each embedding by its L2 norm"
@@ -58,7 +67,6 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--weights",
         choices=("beside", "inside"),
-        default="beside",
         help="in a file beside the programs, or inside both of them, below 2 GB (default: beside)",
     )
     parser.add_argument(
@@ -71,29 +79,43 @@ def run(args: argparse.Namespace) -> int:
     """Exports, and prints what was written."""
     from clip_jax import export, load
     from clip_jax.export.exporting import check_flatbuffers, check_replaceable
+    from clip_jax.export.onnx import check_jax2onnx
 
-    check_flatbuffers()  # before weights are loaded in vain, or even downloaded
+    to_onnx = args.to == "onnx"
+    _check_options(args, to_onnx)
+    # Before weights are loaded in vain, or even downloaded.
+    check_jax2onnx() if to_onnx else check_flatbuffers()
     check_replaceable(args.folder, args.force)
     model, _ = load(args.model)
     complain("tracing the towers and lowering them ...")
+    common = {"batch": args.batch, "normalize": args.normalize, "replace": args.force}
     try:
-        export.export(
-            model,
-            args.folder,
-            platforms=args.platforms,
-            batch=args.batch,
-            image_input="frames" if args.frames else "pixels",
-            frame_size=args.frames,
-            dtype=args.dtype,
-            normalize=args.normalize,
-            weights=args.weights,
-            replace=args.force,
-        )
+        if to_onnx:
+            export.export_onnx(model, args.folder, layout=args.layout or "nhwc", **common)
+        else:
+            export.export(
+                model,
+                args.folder,
+                platforms=args.platforms or ("cpu", "cuda", "tpu"),
+                image_input="frames" if args.frames else "pixels",
+                frame_size=args.frames,
+                dtype=args.dtype or "float32",
+                weights=args.weights or "beside",
+                **common,
+            )
     except ValueError as error:
         raise argparse.ArgumentError(None, str(error)) from None
     for path in sorted(args.folder.iterdir()):
         print(f"{printable(str(path))}: {path.stat().st_size:,} bytes")
     return 0
+
+
+def _check_options(args: argparse.Namespace, to_onnx: bool) -> None:
+    others = ("platforms", "frames", "dtype", "weights") if to_onnx else ("layout",)
+    for name in others:
+        if getattr(args, name) is not None:
+            to = "stablehlo" if to_onnx else "onnx"
+            raise argparse.ArgumentError(None, f"--{name} is for --to {to} only")
 
 
 def _frame_size(text: str) -> tuple[int, int]:

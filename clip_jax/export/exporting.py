@@ -131,6 +131,18 @@ def check_flatbuffers() -> None:
         ) from None
 
 
+def check_evaluating(model: CLIP) -> None:
+    """Raises ValueError if a model is in training mode."""
+    if not model.use_running_average:
+        raise ValueError("the model is in training mode: call model.eval() first.")
+
+
+def check_batch(batch: int | None) -> None:
+    """Raises ValueError if it isn't a number of rows, or None for any."""
+    if batch is not None and (not isinstance(batch, int) or batch < 1):
+        raise ValueError(f"batch must be at least 1, or None for any number. Got {batch}.")
+
+
 def _check(
     model: CLIP,
     platforms: Sequence[str],
@@ -140,8 +152,7 @@ def _check(
     dtype: np.dtype,
     weights: str,
 ) -> None:
-    if not model.use_running_average:
-        raise ValueError("the model is in training mode: call model.eval() first.")
+    check_evaluating(model)
     names = [platforms] if isinstance(platforms, str) else list(platforms)
     if unknown := [name for name in names if name not in PLATFORMS]:
         hint = "; for GPUs say cuda or rocm" if "gpu" in unknown else ""
@@ -150,8 +161,7 @@ def _check(
         raise ValueError(f"platforms must be named once each, at least one. Got {names}.")
     if dtype == jnp.float16 and "tpu" in names:
         raise ValueError("TPUs don't compute in float16: give bfloat16, or platforms without tpu.")
-    if batch is not None and (not isinstance(batch, int) or batch < 1):
-        raise ValueError(f"batch must be at least 1, or None for any number. Got {batch}.")
+    check_batch(batch)
     if image_input not in get_args(ImageInput):
         raise ValueError(f'image_input must be "pixels" or "frames". Got {image_input!r}.')
     if (image_input == "frames") != (frame_size is not None):
@@ -163,12 +173,17 @@ def _check(
         raise ValueError(f'weights must be "beside" or "inside". Got {weights!r}.')
 
 
+def image_sides(model: CLIP) -> tuple[int, int]:
+    """Returns the height and width of a model's images."""
+    size = model.config.vision.image_size
+    return (size, size) if isinstance(size, int) else size
+
+
 def _image_shape(
     model: CLIP, batch: int | None, frame_size: tuple[int, int] | None
 ) -> jax.ShapeDtypeStruct:
-    n = model.config.vision.image_size
     rows = jax_export.symbolic_shape("b")[0] if batch is None else batch
-    sides, dtype = (frame_size, jnp.uint8) if frame_size else ((n, n), jnp.float32)
+    sides, dtype = (frame_size, jnp.uint8) if frame_size else (image_sides(model), jnp.float32)
     return jax.ShapeDtypeStruct((rows, *sides, 3), dtype)
 
 

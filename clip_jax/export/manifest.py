@@ -14,6 +14,7 @@ from clip_jax.messages import some
 
 NAME = "manifest.json"
 FORMAT, VERSION = "clip_jax.export", 1
+ONNX_FORMAT = f"{FORMAT}.onnx"  # of a folder of ONNX graphs
 IMAGE, TEXT, WEIGHTS, RUN = "image.stablehlo", "text.stablehlo", "model.safetensors", "run.py"
 
 
@@ -112,6 +113,11 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} has no {NAME}, so it is no exported model: give a folder that `clip-jax "
             f"export` has written"
         ) from None
+    if document.get("format") == ONNX_FORMAT:
+        raise CheckpointError(
+            f"{folder} holds ONNX graphs, which ONNX Runtime loads: give a folder that was "
+            f"exported to StableHLO"
+        )
     if document.get("format") != FORMAT:
         raise CheckpointError(
             f"{path}: its format is {shown(repr(document.get('format')))}, expected {FORMAT!r}: "

@@ -28,7 +28,9 @@ class NodePlugin(PrimitiveLeafPlugin):
         ]
         (outvar,) = eqn.outvars
         value = ctx.get_value_for_var(outvar, name_hint=ctx.fresh_name(operator))
-        attributes = {k: list(v) if isinstance(v, tuple) else v for k, v in eqn.params["attributes"]}
+        attributes = {
+            k: list(v) if isinstance(v, tuple) else v for k, v in eqn.params["attributes"]
+        }
         result = getattr(ctx.builder, operator)(*inputs, _outputs=[value.name], **attributes)
         wide = operator in INT64 or any(x.dtype == ir.DataType.INT64 for x in arrays)
         is_wide = wide and value.dtype == ir.DataType.INT32

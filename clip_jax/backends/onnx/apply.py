@@ -2,12 +2,18 @@
 
 from flax import nnx
 
-from clip_jax.backends.onnx.layers import OnnxLayerNorm, OnnxLinear, OnnxMLP, OnnxTransformer
+from clip_jax.backends.onnx.layers import (
+    OnnxLayerNorm,
+    OnnxLayerScale,
+    OnnxLinear,
+    OnnxMLP,
+    OnnxTransformer,
+)
 from clip_jax.backends.onnx.resnet import OnnxAttentionPool, OnnxBottleneck, OnnxResNet
 from clip_jax.backends.onnx.towers import OnnxPatchEmbedding, OnnxVisionTransformer
 from clip_jax.backends.swap import swap_layers
 from clip_jax.nn import CLIP
-from clip_jax.nn.layers import MLP, LayerNorm, Transformer
+from clip_jax.nn.layers import MLP, LayerNorm, LayerScale, Transformer
 from clip_jax.nn.linear import Linear
 from clip_jax.nn.resnet import AttentionPool, Bottleneck, ModifiedResNet
 from clip_jax.nn.vit import PatchEmbedding, VisionTransformer
@@ -16,6 +22,7 @@ from clip_jax.nn.vit import PatchEmbedding, VisionTransformer
 REPLACEMENTS = {
     Linear: OnnxLinear,
     LayerNorm: OnnxLayerNorm,
+    LayerScale: OnnxLayerScale,
     MLP: OnnxMLP,
     Transformer: OnnxTransformer,
     PatchEmbedding: OnnxPatchEmbedding,

@@ -15,7 +15,16 @@ from clip_jax.backends.onnx.node import node
 from clip_jax.backends.pooled_row import PooledBlock, PooledTransformer, RowAttention
 from clip_jax.backends.swap import adopt
 from clip_jax.config import Activation
-from clip_jax.nn.layers import MLP, LayerNorm, ResidualBlock, RowIds, Tap, Transformer, ignore
+from clip_jax.nn.layers import (
+    MLP,
+    LayerNorm,
+    LayerScale,
+    ResidualBlock,
+    RowIds,
+    Tap,
+    Transformer,
+    ignore,
+)
 from clip_jax.nn.linear import Linear
 
 
@@ -100,6 +109,16 @@ def activate(x: Float[Array, "*b w"], activation: Activation) -> Float[Array, "*
             return scale(scale(x, y), jnp.asarray(number(0.5)))
 
 
+class OnnxLayerScale(LayerScale):
+    """`LayerScale` as a product."""
+
+    def __init__(self, layer: LayerScale):
+        adopt(self, layer)
+
+    def __call__(self, x: Float[Array, "*b w"]) -> Float[Array, "*b w"]:
+        return scale(x, self.gamma[...])
+
+
 class OnnxMLP(MLP):
     """`MLP` with its activation in ONNX's operators."""
 
@@ -120,13 +139,13 @@ def attend(
     k: Float[Array, "b k w"],
     v: Float[Array, "b k w"],
     num_heads: int,
-    mask: Float[Array, "#b #h #q k"] | None = None,
+    mask: Float[Array, "*m k"] | None = None,
 ) -> Float[Array, "b q w"]:
     """Computes attention by two products of matrices; the mask is added to the scores."""
     width = q.shape[-1]
-    q = heads(scale(q, jnp.asarray(np.float32((width // num_heads) ** -0.5))), num_heads)
-    k = transpose(reshape(k, 0, 0, num_heads, width // num_heads), 0, 2, 3, 1)  # b h c k
-    scores = matmul(q, k)
+    factor = jnp.asarray(np.float32((width // num_heads) ** -0.5))
+    # In this order ONNX Runtime has one kernel for the factor, the last transpose and the product.
+    scores = scale(matmul(heads(q, num_heads), transpose(heads(k, num_heads), 0, 1, 3, 2)), factor)
     if mask is not None:
         scores = add(scores, mask)
     weights = node("Softmax", lambda a: jax.nn.softmax(a), scores, axis=-1)
@@ -154,7 +173,10 @@ def row_of(x: Float[Array, "b l w"], rows: RowIds) -> Float[Array, "b 1 w"]:
 
 
 class OnnxAttention(RowAttention):
-    """`Attention` in ONNX's operators; queries may be one row of each sequence."""
+    """`Attention` in ONNX's operators; queries may be one row of each sequence.
+
+    What is seen stands in `table`, which is added to the scores: (l, l), or (#b, 1, 1, l) for rows.
+    """
 
     def __call__(
         self,
@@ -162,10 +184,10 @@ class OnnxAttention(RowAttention):
         *,
         is_causal: bool = False,
         rows: RowIds | None = None,
-        mask: Float[Array, "#b #h #q k"] | None = None,
+        **mask: Any,
     ) -> Float[Array, "b r w"]:
         q, k, v = self.projected(x, rows)
-        return self.out_proj(attend(q, k, v, self.num_heads, mask))
+        return self.out_proj(attend(q, k, v, self.num_heads, mask.get("table")))
 
     def projected(self, x: Float[Array, "b l w"], rows: RowIds | None) -> tuple[Array, ...]:
         """Returns queries, keys and values; only those queries that are asked for."""
@@ -185,7 +207,7 @@ class OnnxBlock(PooledBlock):
 
     def __init__(self, block: ResidualBlock):
         adopt(self, block)
-        self.attn: OnnxAttention = OnnxAttention(block.attn)
+        self.attn: RowAttention = OnnxAttention(block.attn)
 
     def __call__(
         self,
@@ -193,9 +215,9 @@ class OnnxBlock(PooledBlock):
         *,
         is_causal: bool = False,
         rows: RowIds | None = None,
-        mask: Float[Array, "#b #h #q k"] | None = None,
+        **mask: Any,
     ) -> Float[Array, "b r w"]:
-        y = self.attn(self.ln_1(x), rows=rows, mask=mask)
+        y = self.attn(self.ln_1(x), is_causal=is_causal, rows=rows, **mask)
         x = add(x if rows is None else row_of(x, rows), self.ls_1(y))
         return add(x, self.ls_2(self.mlp(self.ln_2(x))))
 
@@ -220,12 +242,13 @@ class OnnxTransformer(PooledTransformer):
     ) -> Float[Array, "b w"] | Float[Array, "b l w"]:
         if is_causal and table is None:
             table = hidden_scores(x.shape[1])
-        *blocks, last = self.resblocks
+        layers: list[Any] = list(self.resblocks)
+        *blocks, last = layers
         for block in blocks:
-            x = block(x, mask=table)
+            x = block(x, is_causal=is_causal, table=table)
         if table is not None and rows is not None:
             ids = jnp.asarray([rows]) if isinstance(rows, int) else rows
             gathered = node("Gather", lambda a, i: jnp.take(a, i, axis=0), table, ids, axis=0)
             table = node("Unsqueeze", lambda a: a[:, None, None], gathered, (1, 2))
-        x = last(x, rows=rows, mask=table)
+        x = last(x, is_causal=is_causal, rows=rows, table=table)
         return x if rows is None else reshape(x, -1, x.shape[-1])

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 from jax import Array
+from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
@@ -20,7 +21,10 @@ NODE = Primitive("clip_jax_onnx_node")
 
 
 def node(
-    operator: str, compute: Callable[..., Array], *inputs: Array | tuple[int, ...], **attributes: Any
+    operator: str,
+    compute: Callable[..., Array],
+    *inputs: Array | tuple[int, ...],
+    **attributes: Any,
 ) -> Array:
     """Applies an operator of ONNX, which is that name in a graph and `compute` in JAX.
 
@@ -43,13 +47,16 @@ def node(
 
 @NODE.def_impl
 def _compute(*arrays: Array, compute: Callable[..., Array], **_: Any) -> Array:
-    return compute(*arrays)
+    with jax.numpy_rank_promotion("allow"):  # ONNX's operators broadcast as NumPy's do
+        return compute(*arrays)
 
 
 @NODE.def_abstract_eval
 def _abstract(*avals: Any, compute: Callable[..., Array], **_: Any) -> Any:
-    out = jax.eval_shape(compute, *(jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals))
-    return jax.core.ShapedArray(out.shape, out.dtype)
+    shapes = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals)
+    with jax.numpy_rank_promotion("allow"):
+        out = jax.eval_shape(compute, *shapes)
+    return ShapedArray(out.shape, out.dtype)
 
 
 mlir.register_lowering(NODE, mlir.lower_fun(_compute, multiple_results=False))

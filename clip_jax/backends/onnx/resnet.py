@@ -1,13 +1,14 @@
 """The ModifiedResNet by ONNX's operators: channels first, and norms within the convolutions."""
 
-from clip_jax.backends.onnx.layers import add, attend, node, part, reshape, transpose
-from clip_jax.backends.onnx.towers import convolution
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from clip_jax.backends.onnx.layers import add, attend, node, part, reshape, transpose
+from clip_jax.backends.onnx.towers import convolution
 from clip_jax.backends.swap import adopt
 from clip_jax.nn.layers import EPSILON, Tap, ignore
 from clip_jax.nn.resnet import AttentionPool, BatchNorm, Bottleneck, Conv, ModifiedResNet
@@ -60,7 +61,8 @@ class OnnxBottleneck(Bottleneck):
     def __call__(self, x: Float[Array, "b i h w"]) -> Float[Array, "b o h2 w2"]:
         identity = x
         if self.downsample is not None:
-            identity = normed(average_pool(x, self.stride), *self.downsample)
+            conv, norm = cast(tuple[Conv, BatchNorm], tuple(self.downsample))
+            identity = normed(average_pool(x, self.stride), conv, norm)
         x = relu(normed(x, self.conv1, self.bn1))
         x = relu(normed(x, self.conv2, self.bn2))
         return relu(add(normed(average_pool(x, self.stride), self.conv3, self.bn3), identity))
@@ -89,7 +91,11 @@ class OnnxResNet(ModifiedResNet):
         adopt(self, tower)
 
     def __call__(self, images: Float[Array, "b n n 3"], tap: Tap = ignore) -> Float[Array, "b d"]:
-        return super().__call__(transpose(images, 0, 3, 1, 2))
+        x = self.stem(transpose(images, 0, 3, 1, 2))
+        for i in range(1, 5):
+            for block in getattr(self, f"layer{i}"):
+                x = block(x)
+        return self.attnpool(x)
 
     def stem(self, images: Float[Array, "b 3 n n"]) -> Float[Array, "b w h h"]:
         x = relu(normed(images, self.conv1, self.bn1))

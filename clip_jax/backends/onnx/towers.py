@@ -1,5 +1,7 @@
 """What is around the blocks of the two towers, by ONNX's operators."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from jaxtyping import Array, Float, Int, Integer
 from clip_jax.backends.onnx.layers import add, hidden_scores, matmul, node, reshape, transpose
 from clip_jax.backends.swap import adopt
 from clip_jax.nn import CLIP
-from clip_jax.nn.layers import RowIds, Tap, ignore
+from clip_jax.nn.layers import RowIds, Size, Tap, ignore
 from clip_jax.nn.linear import Linear
 from clip_jax.nn.vit import PatchEmbedding, VisionTransformer
 
@@ -70,7 +72,7 @@ class OnnxVisionTransformer(VisionTransformer):
 
 
 def text_features(model: CLIP, tokens: Integer[Array, "b l"]) -> Float[Array, "b d"]:
-    """Embeds `tokens` as the model does whose layers have been replaced; any length l that it takes."""
+    """Embeds `tokens` of any length that the model takes, whose layers have been replaced."""
     config = model.text_config
     length = tokens.shape[1]
     positions = np.asarray(model.positional_embedding[...])
@@ -87,7 +89,8 @@ def text_features(model: CLIP, tokens: Integer[Array, "b l"]) -> Float[Array, "b
     x = node("Gather", lambda a, i: jnp.take(a, i, axis=0), embedding, tokens, axis=0)
     x = add(x, positions)
     rows = _pooled_positions(model, tokens)
-    x = model.transformer(x, rows, is_causal=config.is_causal, table=table)
+    transformer: Any = model.transformer
+    x = transformer(x, rows, is_causal=config.is_causal, table=table)
     x = model.ln_final(x)
     projection = model.text_projection
     if projection is None:
@@ -95,7 +98,7 @@ def text_features(model: CLIP, tokens: Integer[Array, "b l"]) -> Float[Array, "b
     return projection(x) if isinstance(projection, Linear) else matmul(x, projection[...])
 
 
-def _first(x: Array, end: Array, length: Integer, axes: int) -> Array:
+def _first(x: Array, end: Array, length: Size, axes: int) -> Array:
     """Returns the first `length` places of the first axes."""
 
     def compute(a: Array, _: Array) -> Array:
@@ -113,7 +116,7 @@ def _pooled_positions(model: CLIP, tokens: Integer[Array, "b l"]) -> RowIds:
         case "argmax":
             ids = tokens
         case "eos":
-            end = jnp.asarray(np.int32(config.eos_id))
+            end = jnp.asarray(np.array(config.eos_id, np.int32))
             found = node("Equal", lambda a, b: a == b, tokens, end)
             ids = node("Cast", lambda a: a.astype(jnp.int32), found, to=6)  # int32
         case "first":
