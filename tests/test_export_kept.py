@@ -5,7 +5,7 @@ Each folder in tests/data/ was made once, by the release in its name, and is nev
     python -m tests.test_export_kept
 
 writes the one of this release: `MODEL` with random parameters, and in an .npz beside it two
-images, four texts, and what the model made of them. A folder of the next release comes beside the others.
+images, four texts, and what the model made of them. The next release's comes beside the others.
 """
 
 import subprocess
