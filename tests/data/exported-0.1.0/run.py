@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
-from safetensors.numpy import load_file
+from safetensors import safe_open
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 rows = parser.add_mutually_exclusive_group(required=True)
@@ -29,7 +29,18 @@ kind = "image" if options.images else "text"
 program = export.deserialize(bytearray((folder / manifest["programs"][kind]["file"]).read_bytes()))
 weights = []
 if manifest["weights"] == "beside":
-    weights.append(jax.device_put(load_file(folder / "model.safetensors")))
+    used = program.module_kept_var_idx
+    with safe_open(folder / "model.safetensors", "numpy") as file:
+        arrays = enumerate(zip(sorted(file.keys()), program.in_avals, strict=False))
+        weights.append(
+            {
+                # Those of the other tower aren't read: zeros of their shapes, which take no memory.
+                name: jax.device_put(file.get_tensor(name))
+                if i in used
+                else np.broadcast_to(np.zeros((), aval.dtype), aval.shape)
+                for i, (name, aval) in arrays
+            }
+        )
 form = manifest["programs"][kind]["input"]
 given = np.load(options.images or options.texts)
 sides = [side for side in form["shape"][1:] if side != "l"]
