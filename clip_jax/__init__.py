@@ -32,17 +32,21 @@ if TYPE_CHECKING:
     from clip_jax import train as train
     from clip_jax import weights as weights
     from clip_jax.catalog import available_models as available_models
+    from clip_jax.catalog import config_of as config_of
     from clip_jax.compilation import compile_cache as compile_cache
     from clip_jax.config import CLIPConfig as CLIPConfig
+    from clip_jax.config import SigLIPConfig as SigLIPConfig
     from clip_jax.encoder import Encoder as Encoder
     from clip_jax.errors import CheckpointError as CheckpointError
     from clip_jax.errors import DownloadError as DownloadError
     from clip_jax.model_tokenizer import Tokenizer as Tokenizer
     from clip_jax.nn import CLIP as CLIP
+    from clip_jax.nn import SigLIP as SigLIP
     from clip_jax.nn import from_parameters as from_parameters
     from clip_jax.nn import parameters as parameters
     from clip_jax.preprocess import Preprocess as Preprocess
     from clip_jax.preprocess import open_image as open_image
+    from clip_jax.sentence_piece import SentencePieceTokenizer as SentencePieceTokenizer
     from clip_jax.tokenizer import tokenize as tokenize
     from clip_jax.version import __version__ as __version__
     from clip_jax.weights import load as load
@@ -58,13 +62,17 @@ _MODULES = (
 )
 _NAMES = {
     "available_models": "catalog",
+    "config_of": "catalog",
     "compile_cache": "compilation",
     "CLIPConfig": "config",
+    "SigLIPConfig": "config",
     "Encoder": "encoder",
     "CheckpointError": "errors",
     "DownloadError": "errors",
     "CLIP": "nn",
+    "SigLIP": "nn",
     "from_parameters": "nn",
+    "SentencePieceTokenizer": "sentence_piece",
     "Tokenizer": "model_tokenizer",
     "parameters": "nn",
     "Preprocess": "preprocess",

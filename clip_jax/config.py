@@ -1,75 +1,41 @@
-"""The architecture of a CLIP model: frozen dataclasses, to JSON and back."""
+"""The architecture of a CLIP or SigLIP model: frozen dataclasses, to JSON and back."""
 
 import dataclasses
 import json
 import math
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
+
+from clip_jax.config_fields import (
+    Color,
+    build,
+    check_fields,
+    check_heads,
+    document_of,
+    fields_of,
+)
+from clip_jax.image_size import ImageSize, as_image_size, sides_of
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 # Attention heads: the vision tower's, or those of the vision and the text tower.
 NumHeads = int | tuple[int, int]
 TextPooling = Literal["argmax", "eos", "first", "last"]
-VisionPooling = Literal["class", "mean"]
+VisionPooling = Literal["class", "mean", "attention"]
 Interpolation = Literal["bicubic", "bilinear"]
 Resize = Literal["shortest", "squash", "longest"]
-Color = tuple[float, float, float]
-
-# The largest number in a configuration; above it, arithmetic with sizes fails in many ways.
-MAX_NUMBER = 2**31 - 1
 
 # Statistics of OpenAI's training images: red, green, blue, on the scale 0 to 1.
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
+# Mean and standard deviation that bring SigLIP's pixels to the scale -1 to 1.
+HALF = (0.5, 0.5, 0.5)
 
 # CLIP's own byte pairs: the size of the vocabulary, of which the end token is the last.
 CLIP_VOCAB_SIZE = 49408
+# The files of SigLIP's tokenizers, by the size of their vocabularies.
+SENTENCE_PIECE = {32000: "spiece.model", 250000: "spiece.model", 256000: "tokenizer.json"}
 
 # The end token in old folders of Hugging Face's, whatever their vocabulary: pool at the largest id.
 HUGGING_FACE_ARGMAX = 2
-
-
-def _check_fields(config: Any) -> None:
-    for field in dataclasses.fields(config):
-        _check_field(field.name, field.type, getattr(config, field.name))
-
-
-def _check_field(name: str, kind: Any, value: Any) -> None:
-    if get_args(kind)[-1:] == (type(None),):
-        if value is None:
-            return
-        kind = get_args(kind)[0]
-    values = value if isinstance(value, tuple) else (value,)
-    if kind in (int, tuple[int, int, int, int]):
-        least = 0 if name == "eos_id" else 1
-        if any(isinstance(v, bool) or not isinstance(v, int) or v < least for v in values):
-            wanted = "positive and whole" if least else "whole and not negative"
-            raise ValueError(f"{name} must be {wanted}. Got {value!r}.")
-        if max(values) > MAX_NUMBER:
-            raise ValueError(f"{name} must be at most {MAX_NUMBER:,}. Got a larger number.")
-    elif kind in (float, Color):
-        count = 1 if kind is float else 3
-        if len(values) != count or not all(_is_finite(v) for v in values):
-            wanted = "a finite number" if count == 1 else "three finite numbers"
-            raise ValueError(f"{name} must be {wanted}. Got {value!r}.")
-        if name in ("norm_epsilon", "std") and min(values) <= 0:
-            raise ValueError(f"{name} must be positive. Got {value!r}.")
-    elif kind is bool and not isinstance(value, bool):
-        raise ValueError(f"{name} must be true or false. Got {value!r}.")
-    elif kind is str and not isinstance(value, str):
-        raise ValueError(f"{name} must be text. Got {value!r}.")
-    elif (choices := get_args(kind)) and all(isinstance(c, str) for c in choices):
-        if not isinstance(value, str) or value not in choices:
-            raise ValueError(f"{name} must be one of {', '.join(choices)}. Got {value!r}.")
-
-
-def _is_finite(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and abs(value) <= MAX_NUMBER and not math.isnan(value)
-
-
-def _check_heads(width: int, num_heads: int) -> None:
-    if width % num_heads:
-        raise ValueError(f"num_heads must divide the width. Got {num_heads} and {width}.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -118,8 +84,8 @@ class TextConfig(BlockConfig):
     tokenizer: str | None = None
 
     def __post_init__(self):
-        _check_fields(self)
-        _check_heads(self.width, self.num_heads)
+        check_fields(self)
+        check_heads(self.width, self.num_heads)
         if self.pooling == "eos" and self.eos_id is None:
             raise ValueError('pooling="eos" needs eos_id, the end token. Got None.')
         if self.has_projection_bias and not self.has_projection:
@@ -173,7 +139,8 @@ class TextConfig(BlockConfig):
             case _:
                 fits = size == CLIP_VOCAB_SIZE
         if self.tokenizer is not None or not fits:
-            name = f" of {self.tokenizer}" if self.tokenizer else ""
+            file = SENTENCE_PIECE.get(size)
+            name = f" of {self.tokenizer}" if self.tokenizer else f", {file}," if file else ""
             raise ValueError(
                 f"this model's {size:,} ids are not those of CLIP's tokenizer (49,408, the text "
                 f"ending with {end}): make ids (b, l) with its own tokenizer{name} and give those "
@@ -183,15 +150,20 @@ class TextConfig(BlockConfig):
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig(BlockConfig):
-    """A Vision Transformer over square images with sides of `image_size` pixels.
+    """A Vision Transformer.
 
     Attributes:
+        image_size: the side of its square images in pixels; or their height and width.
         has_ln_pre: whether there is a LayerNorm before the blocks.
-        pooling: the class token's row ("class"), or the mean of the patches' ("mean").
+        pooling: the class token's row ("class"); the mean of the patches' ("mean"); or attention
+            from a learned probe ("attention"), as in SigLIP: there is no class token then, the
+            patches have a bias, and the pooled row is the embedding.
         norm_after_pooling: whether the last LayerNorm follows the pooling instead of preceding it.
+        drops_remainder: whether the image size may be no multiple of the patch size; what is left
+            at the right and at the bottom is then in no patch.
     """
 
-    image_size: int
+    image_size: ImageSize
     patch_size: int
     width: int
     num_layers: int
@@ -200,20 +172,49 @@ class ViTConfig(BlockConfig):
     has_ln_pre: bool = True
     pooling: VisionPooling = "class"
     norm_after_pooling: bool = False
+    drops_remainder: bool = False
 
     def __post_init__(self):
-        _check_fields(self)
-        _check_heads(self.width, self.num_heads)
-        if self.image_size % self.patch_size:
+        object.__setattr__(self, "image_size", as_image_size(self.image_size))
+        check_fields(self)
+        check_heads(self.width, self.num_heads)
+        if min(self.grid) < 1:
+            raise ValueError(
+                f"image_size must be at least patch_size. "
+                f"Got {self.image_size} and {self.patch_size}."
+            )
+        # Of SigLIP's images of 384 pixels in patches of 14, the last 6 pixels are never seen.
+        if self.has_class_token and self.has_remainder and not self.drops_remainder:
             raise ValueError(
                 f"image_size must be a multiple of patch_size. "
                 f"Got {self.image_size} and {self.patch_size}."
             )
 
     @property
+    def has_class_token(self) -> bool:
+        """Whether a class token comes before the patches."""
+        return self.pooling != "attention"
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        height, width = sides_of(self.image_size)
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def has_remainder(self) -> bool:
+        """Whether some pixels at the right or at the bottom are in no patch."""
+        return any(side % self.patch_size for side in sides_of(self.image_size))
+
+    @property
     def num_patches(self) -> int:
-        """Patches of an image; the sequence also has a class token."""
-        return (self.image_size // self.patch_size) ** 2
+        """Patches of an image; what remains at the right and at the bottom is in none."""
+        return math.prod(self.grid)
+
+    @property
+    def num_tokens(self) -> int:
+        """The length of the sequence: the patches, and the class token if there is one."""
+        return self.num_patches + self.has_class_token
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,14 +227,14 @@ class ResNetConfig:
     num_heads: int
 
     def __post_init__(self):
-        _check_fields(self)
+        check_fields(self)
         if not isinstance(self.stage_depths, tuple) or len(self.stage_depths) != 4:
             raise ValueError(
                 f"stage_depths must be four positive numbers. Got {self.stage_depths}."
             )
         if self.width % 2:
             raise ValueError(f"width must be even: the stem starts at half. Got {self.width}.")
-        _check_heads(self.num_features, self.num_heads)
+        check_heads(self.num_features, self.num_heads)
         if self.image_size % 32:
             raise ValueError(f"image_size must be a multiple of 32. Got {self.image_size}.")
 
@@ -267,7 +268,7 @@ class PixelConfig:
     resize: Resize = "shortest"
 
     def __post_init__(self):
-        _check_fields(self)
+        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,8 +295,16 @@ class CLIPConfig:
     pixels: PixelConfig = PixelConfig()
     open_clip: str | None = None
 
+    _family: ClassVar[str | None] = None  # what the JSON calls it
+
     def __post_init__(self):
-        _check_fields(self)
+        check_fields(self)
+        pools = isinstance(self.vision, ViTConfig) and self.vision.pooling == "attention"
+        if pools != isinstance(self, SigLIPConfig):
+            raise ValueError(
+                'pooling="attention" is for SigLIP: take SigLIPConfig for it, and only for it. '
+                f"Got {type(self).__name__} with {self.vision}."
+            )
         if not self.text.has_projection and self.text.width != self.embed_dim:
             raise ValueError(
                 f"without a projection of the text, its width must be embed_dim. "
@@ -318,14 +327,16 @@ class CLIPConfig:
 
         Keyword-only fields, which OpenAI's models don't need, are left out at their defaults.
         """
-        document = _document(self)
+        document = document_of(self)
         kind = "vit" if isinstance(self.vision, ViTConfig) else "resnet"
         document["vision"] = {"type": kind, **document["vision"]}
+        if family := self._family:
+            document = {"type": family, **document}
         return json.dumps(document, indent=2) + "\n"
 
     @classmethod
-    def from_json(cls, text: str) -> "CLIPConfig":
-        """Reads what `to_json` wrote.
+    def from_json(cls, text: str) -> Self:
+        """Reads what `to_json` wrote; of SigLIP's, `CLIPConfig` too makes a `SigLIPConfig`.
 
         Raises:
             ValueError: if the text is not JSON, or a field is missing, unknown or out of range.
@@ -334,7 +345,15 @@ class CLIPConfig:
             document = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise ValueError(f"the configuration is not JSON: {error}") from None
-        vision = _fields(document, "vision")
+        family = document.pop("type", None) if isinstance(document, dict) else None
+        families = {kind._family: kind for kind in (CLIPConfig, SigLIPConfig)}
+        known = families.get(family) if isinstance(family, str | None) else None
+        if known is None or not issubclass(known, cls):
+            raise ValueError(
+                f'type must be "siglip" for SigLIP, and absent for CLIP. Got {family!r} '
+                f"for {cls.__name__}."
+            )
+        vision = fields_of(document, "vision")
         kinds = {"vit": ViTConfig, "resnet": ResNetConfig}
         kind = vision.pop("type", None)
         if not isinstance(kind, str) or kind not in kinds:
@@ -343,51 +362,52 @@ class CLIPConfig:
             vision["stage_depths"] = tuple(vision["stage_depths"])
         parts = {
             "vision": build(kinds[kind], vision),
-            "text": build(TextConfig, _fields(document, "text")),
+            "text": build(TextConfig, fields_of(document, "text")),
         }
         if "pixels" in document:
-            pixels = _fields(document, "pixels")
+            pixels = fields_of(document, "pixels")
             for name in {"mean", "std"} & pixels.keys():
                 pixels[name] = tuple(pixels[name]) if isinstance(pixels[name], list) else None
             parts["pixels"] = build(PixelConfig, pixels)
-        return build(cls, {**document, **parts})
+        return build(known, {**document, **parts})
 
 
-def _document(config: Any) -> dict[str, Any]:
-    """Returns a configuration's fields by name, in order, without optional ones at defaults."""
-    document: dict[str, Any] = {}
-    for field in sorted(dataclasses.fields(config), key=lambda field: bool(field.kw_only)):
-        value = getattr(config, field.name)
-        if not field.kw_only or value != field.default:
-            document[field.name] = _document(value) if dataclasses.is_dataclass(value) else value
-    return document
+@dataclasses.dataclass(frozen=True)
+class SigLIPConfig(CLIPConfig):
+    """Two towers whose pairs each have a probability of their own (Zhai et al. 2023).
 
+    The vision tower pools by attention, and its pooled row is the image's embedding. The text tower
+    has no mask, so that padding is seen, and is pooled at the last position. A pair's probability
+    is the sigmoid of its logit, whatever the other pairs are.
 
-def _fields(document: Any, name: str) -> dict[str, Any]:
-    fields = document.get(name) if isinstance(document, dict) else None
-    if not isinstance(fields, dict):
-        raise ValueError(f"the configuration must have an object {name!r}.")
-    return dict(fields)
-
-
-def build(cls: type, fields: dict[str, Any]) -> Any:
-    """Builds an instance of a dataclass.
-
-    Raises:
-        ValueError: fields are missing or unknown; the message lists them.
+    Attributes:
+        logit_bias: the initial value of the number that is added to all logits.
+        pixels: how images become pixels, by default on the scale -1 to 1, squashed to a square.
     """
-    known = {field.name: field for field in dataclasses.fields(cls)}
-    missing = dataclasses.MISSING
-    required = {
-        name
-        for name, field in known.items()
-        if field.default is missing and field.default_factory is missing
-    }
-    problems = [f"- {name}: missing" for name in sorted(required - fields.keys())]
-    problems += [f"+ {name}: unknown" for name in sorted(fields.keys() - known.keys())]
-    if problems:
-        raise ValueError(f"{cls.__name__} does not fit: " + "; ".join(problems))
-    return cls(**fields)
+
+    vision: ViTConfig
+    activation: Activation = "gelu_tanh"
+    _: dataclasses.KW_ONLY
+    logit_bias: float = -10.0
+    pixels: PixelConfig = PixelConfig(mean=HALF, std=HALF, resize="squash")
+
+    _family: ClassVar[str | None] = "siglip"
+
+    def __post_init__(self):
+        super().__post_init__()
+        problems = []
+        if self.vision.width != self.embed_dim:
+            problems.append(
+                f"embed_dim must be the vision tower's width, {self.vision.width}, as there is "
+                f"no projection. Got {self.embed_dim}"
+            )
+        if self.text.pooling != "last" or self.text.is_causal:
+            problems.append(
+                'the text must be pooled at the "last" position and have no causal mask. Got '
+                f"pooling={self.text.pooling!r} and is_causal={self.text.is_causal}"
+            )
+        if problems:
+            raise ValueError("; ".join(problems) + ".")
 
 
 def check_activation(name: Any) -> None:

@@ -9,6 +9,7 @@ import collections
 import functools
 import operator
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from jax import Array
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
+from PIL import Image
 
 from clip_jax.backends import (
     compiler_options,
@@ -27,17 +29,20 @@ from clip_jax.backends import (
     optimize,
     use_attention,
 )
+from clip_jax.backends.adapted import adapted_copy, is_plain
 from clip_jax.backends.defaults import Attention
 from clip_jax.backends.half import cast
 from clip_jax.compilation import compile_cache
 from clip_jax.config import ViTConfig
 from clip_jax.errors import NotFiniteError
 from clip_jax.inputs import as_images, as_tokens
-from clip_jax.messages import some
+from clip_jax.messages import counted, some
 from clip_jax.nn import CLIP, normalize
-from clip_jax.nn.clip import computing
+from clip_jax.nn.clip import check_dtype, computing
 from clip_jax.nn.text import pooled_positions
 from clip_jax.placement import Device, Parallel, place
+from clip_jax.preprocess import Preprocess
+from clip_jax.progress import announce_compilation
 from clip_jax.tokenizer import tokenize
 
 # Lengths of the programs for texts; the context length is added as the last.
@@ -85,7 +90,8 @@ class Encoder:
         that multiplies fastest.
 
         Args:
-            model: any CLIP model.
+            model: any CLIP model. One that was adapted, by a class of its own or by layers put in
+                place of its, such as LoRA's, is computed as it is, without the faster layers.
             batch_size: rows of a batch, rounded up to a multiple of the devices. By default 32 per
                 device on a CPU, and 256 on others.
             parallel: "jit", the device that the parameters are committed to, else JAX's default;
@@ -127,20 +133,63 @@ class Encoder:
         self._lengths = [length for length in lengths if length < context] + [context]
         self._normalize = normalize
         self._compile_cache = compile_cache
-        model = cast(model, model.dtype if dtype is None else dtype)
+        computed = model.dtype if dtype is None else check_dtype(dtype)
+        is_adapted = not is_plain(model)
+        model = adapted_copy(model, computed) if is_adapted else cast(model, computed)
         self.attention = _attention(attention, model, self.device)
         self._precision = model.precision if precision is None else precision
-        with jax.default_device(self.device):
-            optimize(model, self.device.platform, in_slices=parallel != "mesh")
-            use_attention(model, **self.attention)
+        if not is_adapted:
+            with jax.default_device(self.device):
+                optimize(model, self.device.platform, in_slices=parallel != "mesh")
+                use_attention(model, **self.attention)
         leaves, self._treedef = jax.tree.flatten(model)
         self._leaves = self._placement.put_leaves(leaves)
         self._programs: dict[tuple, Callable] = {}
+        self._compiling = threading.Lock()  # several threads may share an encoder
 
     @property
     def num_compilations(self) -> int:
         """How many programs have been compiled so far."""
         return len(self._programs)
+
+    def __repr__(self) -> str:
+        tokens = f"{self._config.text.context_length} tokens"
+        return (
+            f"Encoder(image_size={self._config.vision.image_size}, {tokens} -> "
+            f"embed_dim={self.embed_dim}, batch_size={self.batch_size}, device={self.device})"
+        )
+
+    def encode(
+        self, inputs: str | Image.Image | Sequence[str | Image.Image]
+    ) -> Float[np.ndarray, "*b d"]:
+        """Embeds strings and pictures in any order, as sentence-transformers does.
+
+        Args:
+            inputs: strings and PIL images; or a single one. Strings as for `texts`; pictures are
+                resized and cropped as the model's configuration says.
+
+        Returns:
+            (b, d) embeddings in the order of the inputs; (d,) of a single one; float32.
+
+        Raises:
+            TypeError: an element is neither.
+            ValueError: as for `images` and `texts`.
+        """
+        if isinstance(inputs, (str, Image.Image)):
+            return self.encode([inputs])[0]
+        rows = list(inputs)
+        if wrong := [type(x).__name__ for x in rows if not isinstance(x, (str, Image.Image))]:
+            raise TypeError(f"inputs must be strings and PIL images. Got {some(wrong, 3)}.")
+        embeddings = np.empty((len(rows), self.embed_dim), np.float32)
+        texts = {i: x for i, x in enumerate(rows) if isinstance(x, str)}
+        if texts:
+            embeddings[list(texts)] = self.texts(list(texts.values()))
+        pictures = [(i, x) for i, x in enumerate(rows) if not isinstance(x, str)]
+        preprocess = Preprocess(self._config.vision.image_size, self._config.pixels)
+        for begin in range(0, len(pictures), self.batch_size):  # pixels of a batch at a time
+            places, part = zip(*pictures[begin : begin + self.batch_size], strict=True)
+            embeddings[list(places)] = self.images(np.stack([preprocess.pixels(x) for x in part]))
+        return embeddings
 
     def images(self, images: np.ndarray | Array | Sequence[np.ndarray]) -> Float[np.ndarray, "b d"]:
         """Embeds images.
@@ -160,7 +209,7 @@ class Encoder:
         images = np.asarray(as_images(images, self._config.vision.image_size))
         if images.dtype != np.uint8:
             images = images.astype(np.float32, copy=False)
-        return self._checked(self._run(CLIP.image_features, [images])[0], images)
+        return self._checked(self._run(_image_features, [images])[0], images)
 
     def texts(self, texts: str | Sequence[str] | np.ndarray | Array) -> Float[np.ndarray, "b d"]:
         """Embeds texts.
@@ -197,7 +246,7 @@ class Encoder:
                 text.check_strings()
                 return tokenize(texts, text.context_length)  # pyright: ignore[reportArgumentType]
             texts = self._tokenizer(texts)  # pyright: ignore[reportArgumentType]
-        tokens, end = as_tokens(np.asarray(texts), text), text.end_id
+        tokens, end = np.asarray(as_tokens(np.asarray(texts), text)), text.end_id
         missing = [] if end is None else np.flatnonzero((tokens != end).all(axis=1)).tolist()
         if missing:
             raise ValueError(
@@ -240,14 +289,19 @@ class Encoder:
             yield from ((begin, self.batch_size) for begin in range(0, count, self.batch_size))
 
     def _program(self, features: Callable, rows: Array) -> Callable:
+        function = functools.partial(self._embed, features)
+        if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+            return self._placement.uncompiled(function)
         key = (features, rows.shape, rows.dtype)
-        if key not in self._programs:
-            function = functools.partial(self._embed, features)
-            tower = "image" if features is CLIP.image_features else "text"
-            options = compiler_options(self.attention[tower])
-            with compile_cache(self._compile_cache, self.device.platform):
-                self._programs[key] = self._placement.compile(function, self._leaves, rows, options)
-        return self._programs[key]
+        with self._compiling:
+            if key not in self._programs:
+                tower = "image" if features is _image_features else "text"
+                options = compiler_options(self.attention[tower])
+                announce_compilation(_described(tower, rows))
+                with compile_cache(self._compile_cache, self.device.platform):
+                    program = self._placement.compile(function, self._leaves, rows, options)
+                self._programs[key] = program
+            return self._programs[key]
 
     def _embed(self, features: Callable, leaves: list[Array], rows: Array) -> Array:
         model = jax.tree.unflatten(self._treedef, leaves)
@@ -269,8 +323,19 @@ class Encoder:
         raise NotFiniteError(message, rows.tolist())
 
 
+def _image_features(model: Any, images: Array) -> Array:
+    return model.image_features(images)
+
+
 def _text_features(model: Any, tokens: Array) -> Array:
     return model.text_features(tokens, model.dtype)
+
+
+def _described(tower: str, rows: Array) -> str:
+    """Describes what a program is for: how many rows of what."""
+    if tower == "image":
+        return counted(len(rows), "picture")
+    return f"{counted(len(rows), 'text')} of up to {rows.shape[1]} tokens"
 
 
 def _attention(
@@ -283,7 +348,7 @@ def _attention(
     """
     if name == "auto":
         vision, context = model.config.vision, model.config.text.context_length
-        tokens = vision.num_patches + 1 if isinstance(vision, ViTConfig) else 0
+        tokens = vision.num_tokens if isinstance(vision, ViTConfig) else 0
         return {
             tower: default_attention(device.platform, device.device_kind, model.dtype, count).value
             for tower, count in (("image", tokens), ("text", context))

@@ -15,18 +15,19 @@ from jaxtyping import Array, Int, UInt8
 from PIL import Image
 
 from clip_jax.config import PixelConfig
+from clip_jax.image_size import ImageSize, sides_of
 from clip_jax.resample import PRECISION, coefficients, shortest_to
 
 
 def frame_resizer(
-    height: int, width: int, image_size: int, config: PixelConfig
-) -> Callable[[UInt8[Array, "b h w 3"]], UInt8[Array, "b n n 3"]]:
+    height: int, width: int, image_size: ImageSize, config: PixelConfig
+) -> Callable[[UInt8[Array, "b h w 3"]], UInt8[Array, "b n m 3"]]:
     """Returns a function that makes a model's pixels of RGB frames, as `Preprocess.pixels` does.
 
     Args:
         height: the frames' height in pixels.
         width: their width.
-        image_size: the side of the square that the model takes.
+        image_size: the side of the square that the model takes, or its images' height and width.
         config: filter and way of resizing.
 
     Raises:
@@ -35,26 +36,30 @@ def frame_resizer(
     """
     if min(height, width) < 1:
         raise ValueError(f"frames must have at least one pixel. Got {height} x {width} pixels.")
-    n, margins = image_size, (0, 0, 0, 0)
-    resized_width, resized_height = n, n
-    if config.resize == "shortest":
+    n, m = sides_of(image_size)
+    margins = (0, 0, 0, 0)
+    resized_height, resized_width = n, m
+    if config.resize == "shortest" and n == m:
         resized_width, resized_height = shortest_to(n, width, height)
+    elif config.resize == "shortest":
+        ratio = min(width / m, height / n)
+        resized_width, resized_height = round(width / ratio), round(height / ratio)
     elif config.resize == "longest":
-        ratio = max(width, height) / n
+        ratio = max(width / m, height / n)
         resized_width, resized_height = round(width / ratio), round(height / ratio)
         if not resized_width or not resized_height:
             raise ValueError(f"frames of {height} x {width} pixels are too long and thin.")
-        left, top = (n - resized_width) // 2, (n - resized_height) // 2
-        margins = (top, n - resized_height - top, left, n - resized_width - left)
+        left, top = (m - resized_width) // 2, (n - resized_height) // 2
+        margins = (top, n - resized_height - top, left, m - resized_width - left)
     resample = Image.Resampling[config.interpolation.upper()]
-    across = _window(width, resized_width, n, resample)
+    across = _window(width, resized_width, m, resample)
     down = _window(height, resized_height, n, resample)
     passes = [(across, 2), (down, 1)]
     lost_height, lost_width = height - resized_height, width - resized_width
     if lost_height > max(0, 2 * lost_width) and _begins_with_columns():
         passes.reverse()
 
-    def resize(frames: UInt8[Array, "b h w 3"]) -> UInt8[Array, "b n n 3"]:
+    def resize(frames: UInt8[Array, "b h w 3"]) -> UInt8[Array, "b n m 3"]:
         for (places, weights), axis in passes:
             frames = _weighted(frames, places, weights, axis)
         top, bottom, left, right = margins

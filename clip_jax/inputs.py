@@ -10,37 +10,45 @@ from jax.core import Tracer
 from jax.typing import ArrayLike
 from jaxtyping import Integer, Shaped
 
+from clip_jax.arrays import check_axes, for_layers
 from clip_jax.config import CLIP_VOCAB_SIZE, TextConfig
+from clip_jax.image_size import ImageSize, sides_of
 from clip_jax.messages import some
 
 
 def as_images(
-    images: ArrayLike | Sequence[Any], image_size: int
-) -> Shaped[np.ndarray | Array, "b n n 3"]:
+    images: ArrayLike | Sequence[Any], image_size: ImageSize
+) -> Shaped[np.ndarray | Array, "b n m 3"]:
     """Returns images as one array, uint8 or float.
 
     Args:
         images: an array, or a list of the arrays of single images.
-        image_size: the n of (b, n, n, 3).
+        image_size: the n of (b, n, n, 3), or the height and the width.
 
     Raises:
-        ValueError: the shape or the dtype is wrong; has a hint for PyTorch's order of axes.
+        ValueError: the shape or the dtype is wrong; has a hint for PyTorch's order of axes, and for
+            images of another size.
     """
-    n = image_size
+    n, m = sides_of(image_size)
     images = _as_array(images, "images")
     if images.shape == (0,):  # an empty list
-        images = np.zeros((0, n, n, 3), np.uint8)
+        images = np.zeros((0, n, m, 3), np.uint8)
     shape, dtype = images.shape, images.dtype
-    if len(shape) != 4 or shape[1:] != (n, n, 3):
+    if len(shape) != 4 or shape[1:] != (n, m, 3):
         hint = ""
         if len(shape) == 4 and shape[1] == 3:
             hint = " That is NCHW, PyTorch's order: give images.transpose(0, 2, 3, 1)."
         elif len(shape) == 3:
             hint = " One image needs a batch axis too: give images[None]."
-        raise ValueError(f"images must have shape (batch, {n}, {n}, 3). Got {shape}.{hint}")
+        elif len(shape) == 4 and shape[3] == 3:
+            hint = (
+                " Make them of the model's size with its preprocess; or load a Vision Transformer "
+                "for the other size, clip_jax.load(..., image_size=)."
+            )
+        raise ValueError(f"images must have shape (batch, {n}, {m}, 3). Got {shape}.{hint}")
     if dtype != jnp.uint8 and not _is_float(dtype):
         raise ValueError(f"images must be uint8 pixels or normalised floats. Got {dtype}.")
-    return images
+    return for_layers(images)
 
 
 def as_tokens(
@@ -53,6 +61,10 @@ def as_tokens(
     """
     tokens = _as_array(tokens, "tokens")
     shape, dtype = tokens.shape, tokens.dtype
+    if dtype.kind in "USOT":  # NumPy's kinds of strings and of objects
+        raise ValueError(
+            f"tokens must be ids, not texts: give clip_jax.tokenize(texts). Got {dtype}."
+        )
     if len(shape) != 2 or not 1 <= shape[1] <= config.context_length:
         raise ValueError(
             f"tokens must have shape (batch, length) with length 1 to {config.context_length}. "
@@ -74,7 +86,7 @@ def as_tokens(
             )
     if config.has_ids_unsaid:
         _check_no_added(tokens)
-    return tokens
+    return for_layers(tokens)
 
 
 def as_embeddings(
@@ -154,6 +166,7 @@ def as_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> dict[str, Array]:
 
 def _as_array(values: ArrayLike | Sequence[Any], name: str) -> np.ndarray | Array:
     if isinstance(values, Array):
+        check_axes(values, name)
         return values
     try:
         array = np.asarray(values)

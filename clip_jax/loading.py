@@ -9,6 +9,7 @@ elements, this by bytes. `benchmarks/embed.py` has both.
 import concurrent.futures
 import contextlib
 import dataclasses
+import math
 import queue
 import threading
 import zlib
@@ -18,6 +19,9 @@ from typing import Any
 import numpy as np
 from PIL import ImageOps
 
+from clip_jax.channels import Losses
+from clip_jax.image_size import sides_of
+from clip_jax.naming import reading
 from clip_jax.preprocess import Preprocess, decode_image
 from clip_jax.sources import Record
 from clip_jax.sources.faults import problem_of
@@ -103,7 +107,11 @@ def picture_digest(data: bytes) -> int:
 
 
 class Loader:
-    """Turns records into inputs of the encoder."""
+    """Turns records into inputs of the encoder.
+
+    Attributes:
+        losses: the pictures that have lost something on the way.
+    """
 
     def __init__(
         self,
@@ -131,11 +139,12 @@ class Loader:
         self._exif_transpose, self._timing = exif_transpose, timing
         self._gate = gate or CpuGate(is_shared=False)
         self._formats = formats
+        self.losses = Losses()
         self._tokens_of = tokens_of
 
     def size(self, record: Record) -> int:
         """Returns the most bytes that a record takes in flight."""
-        pixels = 3 * self._preprocess.image_size**2 if self._preprocess else 0
+        pixels = 3 * math.prod(sides_of(self._preprocess.image_size)) if self._preprocess else 0
         return record.size + pixels + 4 * (self._context_length or 0) + 1000
 
     def __call__(self, chunk: Any, row: int, record: Record) -> Loaded:
@@ -171,10 +180,11 @@ class Loader:
         with self._timing("reading"):
             data = record.read()
         self._gate.wait()
-        with self._timing("decoding"):
+        with self._timing("decoding"), reading(record.key):
             image = decode_image(data, self._formats)
             if self._exif_transpose:
                 image = ImageOps.exif_transpose(image)
+            self.losses.add(preprocess.losses(image), record.key)
             return preprocess.pixels(image), picture_digest(data)
 
 

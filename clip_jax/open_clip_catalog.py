@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from clip_jax.messages import some
+from clip_jax.siglip_catalog import REPOSITORIES, siglip_architectures
 
 _OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -24,7 +25,7 @@ _TWIN = "-quickgelu"  # the name of an architecture that says its activation
 
 # Architectures that are none of ours, by the beginnings of their names.
 _REFUSED = {
-    r"ViT-.*SigLIP": "is a SigLIP model",
+    r"ViT-.*SigLIP.*NaFlex": "is a NaFlex model, for images of any shape",
     r"coca_": "is a CoCa model, with a text decoder",
     r"convnext_": "has a ConvNeXt tower of timm",
     r"EVA0[12]-": "has an EVA tower of timm",
@@ -46,7 +47,7 @@ class PretrainedTag:
         tag: OpenCLIP's name of the weights.
         repository: the Hub's repository that holds them; None if none does.
         url: where the file is, if it is in no repository.
-        quick_gelu: whether they were trained with QuickGELU; else with the exact GELU.
+        quick_gelu: whether they were trained with QuickGELU; else with the exact or the tanh GELU.
         mean: the mean of the training pixels: red, green, blue, on the scale 0 to 1.
         std: their standard deviation.
         interpolation: the filter of the resizing, "bicubic" or "bilinear".
@@ -67,6 +68,12 @@ class PretrainedTag:
     def name(self) -> str:
         """The name for `load`."""
         return f"{self.architecture}/{self.tag}"
+
+    @property
+    def activation(self) -> str:
+        """The activation that they were trained with."""
+        other = "gelu_tanh" if self.architecture in siglip_architectures() else "gelu"
+        return "quick_gelu" if self.quick_gelu else other
 
     def open_clip_config(self) -> dict[str, Any]:
         """Returns what `open_clip_config.json` would say of these weights."""
@@ -142,6 +149,9 @@ def _all_tags() -> Iterator[PretrainedTag]:
             yield _tag(architecture, *line.split())
         else:
             architecture = line
+    for name in siglip_architectures():
+        repository = REPOSITORIES.get(name, f"timm/{name}")
+        yield PretrainedTag(name, "webli", repository, None, False, _HALF, _HALF, resize="squash")
 
 
 def _tag(architecture: str, activation: str, tag: str, place: str) -> PretrainedTag:
@@ -173,6 +183,7 @@ def architectures() -> dict[str, dict[str, Any]]:
         found[f"{base}-worldwide"] = _with(found[base], {}, _XLM_V)
         found[f"{base}-worldwide-378"] = _with(found[base], {"image_size": 378}, _XLM_V)
     found["ViT-L-14-worldwide"] = _with(found["ViT-L-14"], {}, _MT5)
+    found |= siglip_architectures()
     return found | {name + _TWIN: {**found[name], "quick_gelu": True} for name in _TWINS}
 
 

@@ -88,11 +88,19 @@ class Placement(abc.ABC):
     def get_rows(self, rows: Array) -> np.ndarray:
         """Returns this process's rows of a result."""
 
-    @abc.abstractmethod
     def compile(
         self, function: Callable, leaves: list[Array], rows: Array, options: dict[str, str | bool]
     ) -> Callable:
         """Compiles `function(leaves, rows)` for these shapes, with options of XLA's."""
+        return self._jitted(function).lower(leaves, rows).compile(options)
+
+    def uncompiled(self, function: Callable) -> Callable:
+        """Returns what runs the function step by step, for use under `jax.disable_jit`."""
+        return self._jitted(function)
+
+    @abc.abstractmethod
+    def _jitted(self, function: Callable) -> Any:
+        """Returns the function as JAX compiles it for the devices."""
 
     def most(self, counts: np.ndarray) -> np.ndarray:
         """Returns the elementwise maximum over the processes that compute together."""
@@ -122,10 +130,8 @@ class OneDevice(Placement):
     def get_rows(self, rows: Array) -> np.ndarray:
         return np.asarray(rows)
 
-    def compile(
-        self, function: Callable, leaves: list[Array], rows: Array, options: dict[str, str | bool]
-    ) -> Callable:
-        return jax.jit(function).lower(leaves, rows).compile(options)
+    def _jitted(self, function: Callable) -> Any:
+        return jax.jit(function)
 
 
 class Pmap(Placement):
@@ -157,10 +163,8 @@ class Pmap(Placement):
     def get_rows(self, rows: Array) -> np.ndarray:
         return np.asarray(rows).reshape(-1, *rows.shape[2:])
 
-    def compile(
-        self, function: Callable, leaves: list[Array], rows: Array, options: dict[str, str | bool]
-    ) -> Callable:
-        return jax.pmap(function, devices=jax.local_devices()).lower(leaves, rows).compile(options)
+    def _jitted(self, function: Callable) -> Any:
+        return jax.pmap(function, devices=jax.local_devices())
 
 
 class OverMesh(Placement):
@@ -205,10 +209,12 @@ class OverMesh(Placement):
         shards = sorted(rows.addressable_shards, key=lambda shard: shard.index[0].start or 0)
         return np.concatenate([np.asarray(shard.data) for shard in shards])
 
-    def compile(
-        self, function: Callable, leaves: list[Array], rows: Array, options: dict[str, str | bool]
-    ) -> Callable:
-        return jax.jit(function, out_shardings=self._split).lower(leaves, rows).compile(options)
+    def _jitted(self, function: Callable) -> Any:
+        return jax.jit(function, out_shardings=self._split)
+
+    def uncompiled(self, function: Callable) -> Callable:
+        # Step by step no layout is asked for.
+        return lambda leaves, rows: jax.device_put(function(leaves, rows), self._split)
 
     def most(self, counts: np.ndarray) -> np.ndarray:
         if not self._is_shared:

@@ -6,13 +6,25 @@ import functools
 import io
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
-from clip_jax.config import PixelConfig
+from clip_jax.channels import (
+    CLIPPED,
+    UNCOVERED,
+    color_of,
+    covered,
+    is_clipped,
+    is_uncovered,
+    scaled,
+)
+from clip_jax.config import PixelConfig, Resize
 from clip_jax.errors import Unreachable, exhausted
+from clip_jax.image_size import ImageSize, as_image_size, sides_of
+from clip_jax.naming import reading
 from clip_jax.resample import (
     EIGHT_BITS,
     NEAREST,
@@ -25,7 +37,23 @@ from clip_jax.storage import check_picture_size, check_regular
 # Accepted formats, whatever the file's name: those that Pillow decodes quickly by itself. Others
 # start programs (EPS: Ghostscript), can hold the GIL for as long as a file of a few kilobytes
 # specifies (FITS), have no signature, so that any bytes can pass for one (TGA), or are rare.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF", "JPEG2000", "ICO")
+# HEIF, of phones, needs a plug-in, which is loaded where it is installed.
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF", "JPEG2000", "ICO"),
+    "HEIF",
+)
+# The first bytes of HEIF files, from the fourth on, and of AVIF.
+_BRANDS = {
+    **dict.fromkeys(
+        (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1", b"ftypheim"),
+        "is a HEIC picture, which needs a plug-in: pip install 'clip-jax-flax[heic]', then try "
+        "again",
+    ),
+    b"ftypavif": "is an AVIF picture, which this Pillow can't read: pip install -U pillow",
+}
+# What a picture that isn't square becomes, and how `PixelConfig` calls that.
+Fit = Literal["crop", "pad", "squash"]
+FITS: dict[Fit, Resize] = {"crop": "shortest", "pad": "longest", "squash": "squash"}
 # Above this aspect ratio, only the part that the crop keeps is resized.
 THIN = 32
 # The most pixels of such a resized picture, for modes that `clip_jax.resample` doesn't have.
@@ -41,55 +69,115 @@ class Preprocess:
     reference. Other models' images are made in another way, which is in their configuration:
     `Preprocess(config.vision.image_size, config.pixels)`.
 
+    For images that aren't squares, the image is resized so that it just covers the rectangle.
+
     Attributes:
-        image_size: the side of the square, in pixels.
+        image_size: the side of the square in pixels, or the height and the width.
         config: filter, way of resizing, mean and standard deviation.
+        fit: "crop", the middle of the picture; "pad", all of it, with margins that are black or of
+            the background's colour; "squash", all of it, whatever that does to its aspect ratio;
+            None for the model's own way, in `config`.
+        background: a colour, such as "white" or "#7f7f7f", to put transparent parts on; None to
+            ignore transparency, as in the reference.
+        scale_16_bit: whether to divide grey pictures of 16 bits by 257; else values above 255 are
+            white, as in the reference.
+
+    Raises:
+        ValueError: `image_size` is no positive integer, or there is no such fit or colour.
 
     Example:
         >>> Preprocess(224)(Image.new("L", (640, 480))).shape
         (224, 224, 3)
+        >>> Preprocess(4, fit="pad").pixels(Image.new("L", (8, 4), 9))[:, 0, 0].tolist()
+        [0, 9, 9, 0]
     """
 
-    image_size: int
+    image_size: ImageSize
     config: PixelConfig = PixelConfig()
+    _: dataclasses.KW_ONLY
+    # Not in the repr, which is part of what some embedding jobs are.
+    fit: Fit | None = dataclasses.field(default=None, repr=False)
+    background: str | None = dataclasses.field(default=None, repr=False)
+    scale_16_bit: bool = dataclasses.field(default=False, repr=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.image_size, int) or self.image_size < 1:
-            raise ValueError(f"image_size must be a positive integer, got {self.image_size!r}")
+        object.__setattr__(self, "image_size", as_image_size(self.image_size))
+        if self.fit is not None and self.fit not in FITS:
+            raise ValueError(f"fit must be {', '.join(map(repr, FITS))} or None. Got {self.fit!r}")
+        if self.background is not None:
+            color_of(self.background)
 
-    def __call__(self, image: Image.Image) -> Float32[np.ndarray, "n n 3"]:
-        """Returns the normalised image.
+    def __call__(
+        self, image: Image.Image | list[Image.Image] | tuple[Image.Image, ...]
+    ) -> Float32[np.ndarray, "*b n m 3"]:
+        """Returns the normalised image; a batch of them for a list.
 
         Raises:
             TypeError: not a PIL image.
             ValueError: no pixels, or a mode that Pillow can't resize or convert to RGB.
             OSError: there is not enough memory.
         """
-        n = self.image_size
+        n, m = sides_of(self.image_size)
+        if isinstance(image, (list, tuple)):
+            batch = np.empty((len(image), n, m, 3), np.float32)
+            for row, one in zip(batch, image, strict=True):
+                row[:] = self(one)
+            return batch
         # In place and in the reference's order; NumPy is slow over a last axis of length 3.
-        x = self.pixels(image).reshape(n, 3 * n).astype(np.float32)
+        x = self.pixels(image).reshape(n, 3 * m).astype(np.float32)
         x /= np.float32(255)
-        x -= np.tile(np.array(self.config.mean, np.float32), n)
-        x /= np.tile(np.array(self.config.std, np.float32), n)
-        return x.reshape(n, n, 3)
+        x -= np.tile(np.array(self.config.mean, np.float32), m)
+        x /= np.tile(np.array(self.config.std, np.float32), m)
+        return x.reshape(n, m, 3)
 
-    def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "n n 3"]:
+    def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "n m 3"]:
         """Returns the cropped image before normalisation, which models accept too; raises alike."""
         check_image(image)
         with told_faults(image):
-            square = self._square(image)
-            square.info.pop("transparency", None)  # has no effect on RGB, but Pillow may warn
-            return np.array(square.convert("RGB"))  # a copy, or it would be read-only
+            cropped = self._cropped(self._prepared(image))
+            cropped.info.pop("transparency", None)  # has no effect on RGB, but Pillow may warn
+            return np.array(cropped.convert("RGB"))  # a copy, or it would be read-only
 
-    def _square(self, image: Image.Image) -> Image.Image:
-        """Returns the resized picture, in its own mode, as a square."""
-        n = self.image_size
+    def losses(self, image: Image.Image) -> tuple[str, ...]:
+        """Returns what of a picture doesn't reach the pixels; see `clip_jax.channels`."""
+        is_lost = {
+            CLIPPED: is_clipped(image) and (not self.scale_16_bit or image.mode == "F"),
+            UNCOVERED: self.background is None and is_uncovered(image),
+        }
+        return tuple(kind for kind, lost in is_lost.items() if lost)
+
+    @property
+    def resize(self) -> Resize:
+        """How pictures get the model's size: as `fit` says, else in the model's own way."""
+        return FITS[self.fit] if self.fit else self.config.resize
+
+    def _prepared(self, image: Image.Image) -> Image.Image:
+        """Returns the picture on its background, and with 8 bits, where that is asked for."""
+        if self.scale_16_bit:
+            image = scaled(image)
+        if self.background is not None:
+            image = covered(image, self.background)
+        return image
+
+    def _cropped(self, image: Image.Image) -> Image.Image:
+        """Returns the resized picture, in its own mode and of the model's size."""
+        height, width = sides_of(self.image_size)
         resample = Image.Resampling[self.config.interpolation.upper()]
-        if self.config.resize == "squash":
-            check_area(image, n * max(image.size))
-            return image.resize((n, n), resample)
-        if self.config.resize == "longest":
-            return _padded(_resized_to_fit(image, n, resample), n)
+        if self.resize == "squash":
+            check_area(image, max(height, width) * max(image.size))
+            return image.resize((width, height), resample)
+        if self.resize == "longest":
+            color: int | tuple[int, ...] = 0
+            if self.background is not None or self.fit is not None:
+                image.info.pop("transparency", None)
+                image, color = image.convert("RGB"), color_of(self.background or "black")
+            fitting = _resized_to_fit(image, (width, height), resample)
+            return _padded(fitting, (width, height), color)
+        if height != width:
+            size = covering(image, width, height)
+            check_area(image, size[0] * max(image.height, size[1]))
+            return _middle(image.resize(size, resample), width, height)
+        n = height
         size = shortest_to(n, *image.size)
         if max(image.size) > THIN * min(image.size) and min(image.size) < n:
             if image.mode in EIGHT_BITS:
@@ -97,10 +185,48 @@ class Preprocess:
             if image.mode in NEAREST and n * max(image.size) <= MOST_PIXELS:
                 return nearest_middle(image, n, max(size))
             check_area(image, n * max(size))
-        resized = image.resize(size, resample)
-        # Python rounds halves to even, and so does the reference
-        left, top = (round((side - n) / 2.0) for side in resized.size)
-        return resized.crop((left, top, left + n, top + n))
+        return _middle(image.resize(size, resample), n, n)
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureOptions:
+    """What of the preprocessing a job may choose; the rest is the model's.
+
+    Attributes:
+        fit: as for `Preprocess`.
+        background: as for `Preprocess`.
+        scale_16_bit: as for `Preprocess`.
+
+    Raises:
+        ValueError: there is no such fit or colour.
+    """
+
+    fit: Fit | None = None
+    background: str | None = None
+    scale_16_bit: bool = False
+
+    def __post_init__(self) -> None:
+        Preprocess(1, **dataclasses.asdict(self))  # raises what is wrong
+
+    def applied_to(self, preprocess: Preprocess) -> Preprocess:
+        """Returns a model's preprocessing with these options."""
+        return dataclasses.replace(preprocess, **self.chosen())
+
+    def chosen(self) -> dict[str, Any]:
+        """Returns the options that differ from their defaults, by name."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if value}
+
+
+def covering(image: Image.Image, width: int, height: int) -> tuple[int, int]:
+    """Returns the least size, of the picture's own ratio, that covers a rectangle."""
+    ratio = min(image.width / width, image.height / height)
+    return round(image.width / ratio), round(image.height / ratio)
+
+
+def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
+    # Python rounds halves to even, and so does the reference
+    left, top = round((image.width - width) / 2.0), round((image.height - height) / 2.0)
+    return image.crop((left, top, left + width, top + height))
 
 
 def check_image(image: object) -> None:
@@ -135,8 +261,10 @@ def told_faults(image: Image.Image) -> Iterator[None]:
         raise exhausted(error) or error from error
 
 
-def _resized_to_fit(image: Image.Image, n: int, resample: Image.Resampling) -> Image.Image:
-    ratio = max(side / n for side in image.size)
+def _resized_to_fit(
+    image: Image.Image, size: tuple[int, int], resample: Image.Resampling
+) -> Image.Image:
+    ratio = max(side / most for side, most in zip(image.size, size, strict=True))
     width, height = (round(side / ratio) for side in image.size)
     if not width or not height:
         raise ValueError(f"its size, {image.size}, is too long and thin for that")
@@ -144,11 +272,12 @@ def _resized_to_fit(image: Image.Image, n: int, resample: Image.Resampling) -> I
     return image.resize((width, height), resample)
 
 
-def _padded(image: Image.Image, n: int) -> Image.Image:
-    """Returns the picture in the middle of a black square."""
-    left, top = ((n - side) // 2 for side in image.size)
-    margins = (left, top, n - image.width - left, n - image.height - top)
-    padded = ImageOps.expand(image, margins, 0)
+def _padded(image: Image.Image, size: tuple[int, int], color: int | tuple[int, ...]) -> Image.Image:
+    """Returns the picture in the middle of a rectangle."""
+    width, height = size
+    left, top = (width - image.width) // 2, (height - image.height) // 2
+    margins = (left, top, width - image.width - left, height - image.height - top)
+    padded = ImageOps.expand(image, margins, color)
     if image.mode == "P" and (palette := image.getpalette()):
         padded.putpalette(palette)
     return padded
@@ -173,7 +302,8 @@ def open_image(path: str | os.PathLike[str], formats: Sequence[str] | None = Non
     try:
         check_regular(path)
         check_picture_size(path, os.path.getsize(path))
-        return _loaded(path, known)
+        with reading(os.fspath(path)):
+            return _loaded(path, known)
     except (FileNotFoundError, Unreachable):
         raise
     except Exception as error:  # decoders raise errors of any kind, SyntaxError included
@@ -208,9 +338,20 @@ def known_formats(formats: Sequence[str] | None = None) -> tuple[str, ...]:
     return _known(None if formats is None else tuple(name.upper() for name in formats))
 
 
+def suffixes_of(formats: Sequence[str] | None) -> tuple[str, ...]:
+    """Returns the usual suffixes, without dots, of files in these formats; none for None."""
+    known = set(known_formats(formats) if formats else ())
+    endings = Image.registered_extensions().items()
+    return tuple(ending.removeprefix(".") for ending, name in endings if name in known)
+
+
 @functools.cache
 def _known(formats: tuple[str, ...] | None) -> tuple[str, ...]:
     Image.init()
+    with contextlib.suppress(ImportError):
+        import pillow_heif  # pyright: ignore[reportMissingImports]
+
+        pillow_heif.register_heif_opener()
     if formats is None:
         return tuple(name for name in FORMATS if name in Image.OPEN)
     if unknown := [name for name in formats if name not in Image.OPEN]:
@@ -252,6 +393,8 @@ def _fault(error: Exception, beginning: bytes) -> str:
     if not beginning:
         return "the file is empty"
     if isinstance(error, Image.UnidentifiedImageError):
+        if advice := _BRANDS.get(beginning[4:12]):
+            return advice
         for name in Image.OPEN.keys() - set(FORMATS):
             with contextlib.suppress(Exception):  # of so short a file
                 if (is_one := Image.OPEN[name][1]) and is_one(beginning) is True:

@@ -16,50 +16,75 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from clip_jax.channels import UNCOVERED
+from clip_jax.config import PixelConfig
 from clip_jax.convert.fields import Fields, raise_problems
 from clip_jax.convert.huggingface_pixels import PREPROCESSOR, PROCESSOR, from_document
 from clip_jax.convert.json_file import read_json
-from clip_jax.preprocess import Preprocess, check_area, check_image, shortest_to, told_faults
+from clip_jax.image_size import ImageSize, as_image_size, shown_size, sides_of
+from clip_jax.preprocess import (
+    Preprocess,
+    check_area,
+    check_image,
+    covering,
+    told_faults,
+)
+from clip_jax.resample import shortest_to
 
 
 @dataclasses.dataclass(frozen=True)
 class HuggingFacePreprocess(Preprocess):
     """Resizes, crops and normalises images as transformers' `CLIPImageProcessorPil` does.
 
+    Or as `SiglipImageProcessorPil`, which doesn't crop.
+
     Attributes:
-        image_size: the side of the square, in pixels.
+        image_size: the side of the square in pixels, or the height and the width.
         config: filter, way of resizing, mean and standard deviation.
         resized: what the shorter side becomes before the crop, or (height, width) for "squash";
             `image_size` by default.
+        fit: as for `Preprocess`; None for transformers' way.
+        background: as for `Preprocess`; None for white.
+        scale_16_bit: as for `Preprocess`.
     """
 
     resized: int | tuple[int, int] | None = None
 
-    def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "n n 3"]:
+    def pixels(self, image: Image.Image) -> UInt8[np.ndarray, "n m 3"]:
         """Returns the cropped image before normalisation, which models accept too; raises alike."""
         check_image(image)
         with told_faults(image):
-            rgb, n = _on_white(image), self.image_size
+            rgb, (n, m) = _on_white(self._prepared(image)), sides_of(self.image_size)
+            if self.fit is not None:
+                return np.array(self._cropped(rgb))
             width, height = self._size(rgb)
             check_area(rgb, width * max(rgb.height, height))
             resized = rgb.resize(
                 (width, height), Image.Resampling[self.config.interpolation.upper()]
             )
             # Rounded down, also below zero; Pillow's crop is black outside of the image.
-            left, top = ((side - n) // 2 for side in resized.size)
-            return np.array(resized.crop((left, top, left + n, top + n)))
+            left, top = (resized.width - m) // 2, (resized.height - n) // 2
+            return np.array(resized.crop((left, top, left + m, top + n)))
+
+    def losses(self, image: Image.Image) -> tuple[str, ...]:
+        """As of any other preprocessing; but transparent parts are on white."""
+        return tuple(kind for kind in super().losses(image) if kind != UNCOVERED)
 
     def _size(self, image: Image.Image) -> tuple[int, int]:
+        height, width = sides_of(self.image_size)
         if self.config.resize == "shortest":
-            edge = self.resized if isinstance(self.resized, int) else self.image_size
-            return shortest_to(edge, *image.size)
+            if isinstance(self.resized, int):
+                return shortest_to(self.resized, *image.size)
+            if height != width:
+                return covering(image, width, height)
+            return shortest_to(height, *image.size)
         if isinstance(self.resized, tuple):
             return self.resized[1], self.resized[0]
-        return self.image_size, self.image_size
+        return width, height
 
     @classmethod
     def from_folder(
-        cls, folder: str | os.PathLike[str], image_size: int
+        cls, folder: str | os.PathLike[str], image_size: int, default: PixelConfig | None = None
     ) -> "HuggingFacePreprocess":
         """Reads the preprocessing from a folder of transformers.
 
@@ -67,6 +92,7 @@ class HuggingFacePreprocess(Preprocess):
             folder: has `preprocessor_config.json`, or `processor_config.json` of transformers 5;
                 with neither, transformers' defaults are taken.
             image_size: the size of the model's images.
+            default: what holds where the file doesn't say; OpenAI's way if not given.
 
         Raises:
             CheckpointError: the file can't be read, says something that isn't supported, or makes
@@ -80,9 +106,11 @@ class HuggingFacePreprocess(Preprocess):
         if isinstance(resized, Mapping) and resized.keys() == {"shortest_edge"}:
             resized = resized["shortest_edge"]
         resized = _sides(fields, "size", image_size, resized)
-        config = from_document(document, where)
+        config = from_document(document, where, default)
         edge = resized[0] if config.resize == "shortest" else resized
-        if not fields.flag("do_center_crop", True):
+        # SigLIP's image processor has no crop.
+        crops = not str(document.get("image_processor_type")).startswith("Siglip")
+        if not fields.flag("do_center_crop", crops):
             crop = resized
             if config.resize == "shortest":
                 fields.problem("do_center_crop", "without it, images wouldn't be squares")
@@ -93,6 +121,24 @@ class HuggingFacePreprocess(Preprocess):
             )
         raise_problems(problems, f"{folder}")
         return cls(image_size, config, edge)
+
+    def of_size(self, image_size: ImageSize) -> "HuggingFacePreprocess":
+        """Returns the same preprocessing for images of another size.
+
+        Raises:
+            ValueError: images are resized to more than the crop, and no file says how much more it
+                would be for the other size.
+        """
+        if as_image_size(image_size) == self.image_size:
+            return self
+        if self.resized not in (None, self.image_size, sides_of(self.image_size)):
+            raise ValueError(
+                f"this folder has images resized to {self.resized} and cropped to "
+                f"{shown_size(self.image_size)}, which doesn't say how those of "
+                f"{shown_size(image_size)} are made: take "
+                f'preprocessing="openai", or leave image_size out.'
+            )
+        return HuggingFacePreprocess(image_size, self.config)
 
 
 def _document(folder: Path) -> tuple[dict[str, Any], str]:

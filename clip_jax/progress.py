@@ -1,12 +1,12 @@
 """Progress of a long job: a bar on a terminal, elsewhere lines of JSON."""
 
+import contextlib
 import json
 import sys
 import time
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Self
-
-from tqdm import tqdm
 
 from clip_jax.messages import counted
 
@@ -24,7 +24,54 @@ def announce(step: str, show: bool = True) -> None:
         show: whether to print at all.
     """
     if show and sys.stderr.isatty():
-        print(f"{step} ...", file=sys.stderr)
+        from tqdm import tqdm
+
+        tqdm.write(f"{step} ...", file=sys.stderr)  # above a bar, if there is one
+
+
+@contextlib.contextmanager
+def announcing(show: bool = True) -> Iterator[None]:
+    """Has the block announce each program that is compiled, which may take minutes.
+
+    Args:
+        show: whether to do so; else what surrounds the block decides.
+    """
+    before = _compiling.show
+    _compiling.show = show or before
+    try:
+        yield
+    finally:
+        _compiling.show = before
+
+
+def announce_compilation(what: str) -> None:
+    """Announces in `announcing` that a program is compiled.
+
+    Args:
+        what: what the program is for, such as "pictures".
+    """
+    announce(f"compiling for {what}", _compiling.show)
+
+
+class _Compiling:
+    show = False  # of all threads: the encoder may be called in another
+
+
+_compiling = _Compiling()
+
+
+def remark(text: str, show: bool = True) -> None:
+    """Prints what whoever started a job should know, also where there is no terminal.
+
+    Args:
+        text: the sentence; nothing is printed if it is empty.
+        show: whether to print at all.
+    """
+    if show and text:
+        from tqdm import tqdm
+
+        for line in text.splitlines():
+            tqdm.write(line, file=sys.stderr)  # above a bar
 
 
 class Progress:
@@ -46,6 +93,8 @@ class Progress:
         Args:
             show: whether to show anything.
         """
+        from tqdm import tqdm  # not above: commands that compute nothing are quick without it
+
         self._start = self._last = self._shown = time.monotonic()
         self._is_terminal = sys.stderr.isatty()
         self._show = show

@@ -5,7 +5,7 @@ import dataclasses
 from flax import nnx
 
 from clip_jax.config import CLIPConfig, TextConfig, ViTConfig
-from clip_jax.nn import CLIP
+from clip_jax.nn import build
 from clip_jax.nn.tree import variables
 from clip_jax.towers import TextModel, VisionModel
 
@@ -14,7 +14,7 @@ TEXT_BLOCKS, VISION_BLOCKS = "transformer/resblocks", "visual/transformer/resblo
 
 def parameter_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
     """Returns the shape of every array of the tree by path; computes no arrays."""
-    return _shapes(CLIP(_with_two_blocks(config)), blocks(config))
+    return _shapes(build(_with_two_blocks(config)), blocks(config))
 
 
 def text_shapes(config: TextConfig, embed_dim: int | None) -> dict[str, tuple[int, ...]]:

@@ -29,6 +29,10 @@ TWICE = 1.0
 # Seconds that an import may still take. Only imports at a program's start take longer, when there
 # is nothing to clean up.
 IMPORTING = 0.5
+# Seconds in which a signal is answered. A main thread that is outside of Python for all this time,
+# as while a program is compiled or a device computes, is not waited for: whatever is written gets
+# its name once it is complete. Otherwise the user is told that the command is about to end.
+ANSWER = 0.9
 # Seconds between two checks whether the import is over.
 _EVERY = 0.02
 # Seconds after which a signal is sent again, if Python's handler hasn't run by then.
@@ -62,6 +66,7 @@ class _State:
 
     def __init__(self) -> None:
         self.first: int | None = None  # the first signal
+        self.kept: str | None = None  # what a process that is ended at once leaves
         self.since = 0.0  # start of the grace period
         self.grace = GRACE
         self.is_deferred = self.is_told = self.is_over = False
@@ -127,6 +132,12 @@ def handled(say: Callable[[str], None]) -> Iterator[None]:
         state.is_told = True
     if stop := state.stop:  # the exception was caught somewhere
         raise stop
+
+
+def keeps(what: str) -> None:
+    """Has a process that is ended at once by a signal say what it leaves."""
+    if _state is not None:
+        _state.kept = what
 
 
 @contextlib.contextmanager
@@ -211,7 +222,7 @@ def _dropped_ones_noticed(state: _State) -> Iterator[None]:
 def _watch(state: _State, say: Callable[[str], None]) -> None:
     """Ends the process some seconds after its first signal, or at its second Ctrl-C."""
     first: int | None = None
-    came = 0.0
+    came, place, is_answered = 0.0, (0, 0), False
     own, sent = False, 0.0  # whether this thread awaits a signal of its own, and when it sent it
     with state.reader as reader:
         while True:
@@ -225,18 +236,27 @@ def _watch(state: _State, say: Callable[[str], None]) -> None:
                 return
             number, now = numbers[0], time.monotonic()
             if number in _STOPS and first is None:
-                first, came = number, now
+                first, came, place = number, now, _place()
             elif number in _STOPS and own:
                 own = False
             elif number == signal.SIGINT and now - came > TWICE:
-                _end(first or number, state, say, "ended at once; " + _KEPT)
+                _end(first or number, state, say, f"ended at once; {state.kept or _KEPT}")
             if first is None:
                 continue
             if state.is_lost and now - came > IMPORTING:
-                _end(first, state, say, word_for(_STOPS[first]()))
+                how = word_for(_STOPS[first]())
+                _end(first, state, say, f"{how}; {state.kept}" if state.kept else how)
+            if not is_answered and now - came > ANSWER:
+                is_answered = True
+                is_outside = state.first is None and not state.is_deferred and place == _place()
+                if is_outside and not state.is_over:
+                    _end(first, state, say, f"{word_for(_STOPS[first]())}; {state.kept or _KEPT}")
+                if first == signal.SIGINT and not state.is_told and sys.stderr.isatty():
+                    how = "finishing what has begun" if state.is_deferred else "stopping"
+                    say(f"{how} ... (Ctrl-C again ends at once)")
             begin = max(came, state.since)
             if now - begin > state.grace:
-                how = f"ended, as it did not stop within {state.grace:.0f} s; {_KEPT}"
+                how = f"ended, as it did not stop within {state.grace:.0f} s; {state.kept or _KEPT}"
                 _end(first, state, say, how)
             # A signal that comes just before a system call doesn't interrupt it, and Python's
             # handler would run only after that; another one does.
@@ -248,6 +268,12 @@ def _watch(state: _State, say: Callable[[str], None]) -> None:
 
 
 _KEPT = "what was finished is kept, and the same command goes on"
+
+
+def _place() -> tuple[int, int]:
+    """Identifies the place where the main thread is in its program."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    return (0, 0) if frame is None else (id(frame), frame.f_lasti)
 
 
 def _send(number: int) -> None:

@@ -107,14 +107,14 @@ def rows(
     room = context_length - 2
     flat = array("i")  # 4 bytes per id, as there may be many texts
     lengths = array("q")
-    for position, text in enumerate(_as_strings(texts)):
+    for position, text in enumerate(as_strings(texts)):
         if not isinstance(text, str):
-            raise TypeError(f"texts[{position}] must be a string, got {_describe(text)}")
+            raise TypeError(f"texts[{position}] must be a string, got {described(text)}")
         ids = islice(find(text, room), room) if truncate else find(text, None)
         row = [START, *ids, END]
         if len(row) > context_length:
             raise ValueError(
-                f"{_shortened(text)} has {len(row)} tokens with its start and end, more than the "
+                f"{shortened(text)} has {len(row)} tokens with its start and end, more than the "
                 f"context length of {context_length}; pass truncate=True to cut it"
             )
         flat.extend(row)
@@ -146,7 +146,7 @@ def encode(text: str) -> list[int]:
         [320, 1125, 539, 320, 2368, 269]
     """
     if not isinstance(text, str):
-        raise TypeError(f"text must be a string, got {_describe(text)}")
+        raise TypeError(f"text must be a string, got {described(text)}")
     return list(_ids(text))
 
 
@@ -181,23 +181,26 @@ def decode(ids: Iterable[int]) -> str:
     return joined.decode(errors="replace").strip()
 
 
-def _as_strings(texts: object) -> Iterable[object]:
+def as_strings(texts: object) -> Iterable[object]:
+    """Returns what an argument `texts` holds; raises TypeError for what can't hold strings."""
     if isinstance(texts, str):
         return [texts]
     if isinstance(texts, np.ndarray):
         texts = texts.tolist()
         return texts if isinstance(texts, list) else [texts]
     if isinstance(texts, (bytes, bytearray)) or not isinstance(texts, Iterable):
-        raise TypeError(f"texts must be a string or a list of strings, got {_describe(texts)}")
+        raise TypeError(f"texts must be a string or a list of strings, got {described(texts)}")
     return texts
 
 
-def _describe(value: object) -> str:
+def described(value: object) -> str:
+    """Formats a value that should have been a string, for a message."""
     hint = "; decode it first" if isinstance(value, (bytes, bytearray)) else ""
-    return f"{type(value).__name__} {_shortened(value)}{hint}"
+    return f"{type(value).__name__} {shortened(value)}{hint}"
 
 
-def _shortened(value: object) -> str:
+def shortened(value: object) -> str:
+    """Formats a value of any size for a message."""
     # Cut before quoting too: the text may be a gigabyte.
     quoted = repr(value[:200] if isinstance(value, (str, bytes, bytearray)) else value)
     whole = not isinstance(value, (str, bytes, bytearray)) or len(value) <= 200

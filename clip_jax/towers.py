@@ -166,7 +166,7 @@ class VisionModel(nnx.Module):
             )
         return embeds
 
-    def as_input(self, images: Array) -> Float[Array, "b n n 3"]:
+    def as_input(self, images: Array) -> Float[Array, "b n m 3"]:
         """Returns normalised images in the dtype of the computation."""
         if images.dtype == np.uint8:
             images = normalize_pixels(images, self.pixels.mean, self.pixels.std)

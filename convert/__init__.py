@@ -1,5 +1,6 @@
 """Converts other libraries' checkpoints to our parameter tree and back."""
 
+from clip_jax.convert.big_vision import from_big_vision as from_big_vision
 from clip_jax.convert.huggingface import from_huggingface as from_huggingface
 from clip_jax.convert.huggingface import to_huggingface as to_huggingface
 from clip_jax.convert.open_clip import from_open_clip as from_open_clip

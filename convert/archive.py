@@ -83,6 +83,7 @@ class Archive:
         self._check_names(infos)
         top = infos[0].orig_filename.partition("/")[0] + "/"
         self._crcs = {info.orig_filename.removeprefix(top): info.CRC for info in infos}
+        self._methods = {info.orig_filename.removeprefix(top): info.compress_type for info in infos}
         # A re-zipped checkpoint has entries for its folders too, which are empty.
         for info in (info for info in infos if not info.orig_filename.endswith("/")):
             name = info.orig_filename.removeprefix(top)
@@ -122,6 +123,28 @@ class Archive:
             raise CheckpointError(
                 f"entry {shown(name)} has checksum {zlib.crc32(found):08x}, expected {crc:08x}: "
                 f"the file is damaged, download or copy it again"
+            )
+        return found
+
+    def unpacked(self, name: str, limit: int) -> bytes:
+        """Returns an entry's bytes, which may be compressed, but not to more than `limit`."""
+        start, size = self.span(name)
+        packed, method = self.data[start : start + size], self._methods[name]
+        if method == zipfile.ZIP_STORED:
+            found, is_whole = packed[: limit + 1].tobytes(), True
+        elif method == zipfile.ZIP_DEFLATED:
+            inflate = zlib.decompressobj(-zlib.MAX_WBITS)
+            try:
+                found = inflate.decompress(packed.tobytes(), limit + 1)
+            except zlib.error:
+                found = b""
+            is_whole = inflate.eof
+        else:
+            found, is_whole = b"", False
+        if len(found) > limit or not is_whole:
+            raise CheckpointError(
+                f"entry {shown(name)} can't be unpacked to at most {limit:,} bytes, expected a few "
+                f"of a checkpoint's code: the file is damaged, download or copy it again"
             )
         return found
 

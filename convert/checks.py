@@ -5,7 +5,7 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 import numpy as np
 
@@ -21,14 +21,10 @@ LFS_BEGINNING = b"version https://git-lfs"
 LFS_POINTER = "is a Git LFS pointer, expected the file it stands for: run `git lfs pull`"
 DAMAGED = "the file is damaged or was tampered with, get it from its source again"
 
-_LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # how torch.save began before ZIP
 _RESAVE = (
     "load it in PyTorch with weights_only=True and torch.save its state_dict() again with the "
     "current format"
 )
-
-
-_Value = TypeVar("_Value")
 
 
 class Unread(ValueError):
@@ -61,8 +57,6 @@ def diagnosis(start: bytes) -> str:
             "is a ZIP archive, as torch.save writes, expected safetensors: if it is a checkpoint, "
             "give this file to clip_jax.load or `clip-jax convert`, not the folder"
         )
-    if start.startswith(_LEGACY_TORCH):
-        return f"was written by an old torch.save (before 1.6), expected its ZIP format: {_RESAVE}"
     if start[257:262] == b"ustar":
         return (
             "is a tar archive, expected a ZIP archive (.pt) or safetensors: unpack it if the "
@@ -96,13 +90,6 @@ def check_count(count: int) -> None:
             f"has more than {MAX_NAMES:,} names, expected a model's few thousand: this is no "
             f"ordinary checkpoint, check that it is the right file"
         )
-
-
-def without_prefix(state: dict[str, _Value]) -> dict[str, _Value]:
-    """Drops the prefix `module.`, which PyTorch's data parallelism adds, if all names have it."""
-    if all(name.startswith("module.") for name in state):
-        return {name.removeprefix("module."): value for name, value in state.items()}
-    return state
 
 
 def empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

@@ -1,6 +1,7 @@
 """How a model differs from OpenAI's architecture, for formats that can't say everything."""
 
 from clip_jax.config import CLIPConfig, PixelConfig, ResNetConfig, TextConfig, ViTConfig
+from clip_jax.image_size import shown_size
 
 EPSILON = 1e-5
 
@@ -20,7 +21,12 @@ def deviations(config: CLIPConfig) -> dict[str, str]:
         if not vision.has_ln_pre:
             found["ln_pre"] = "a vision tower without ln_pre"
         if vision.pooling != "class":  # of the class token alone, the norm is the same anywhere
-            found["vision_pooling"] = "pooling by the mean of the patches"
+            by = {"mean": "the mean of the patches", "attention": "SigLIP's attention"}
+            found["vision_pooling"] = f"pooling by {by[vision.pooling]}"
+        if isinstance(vision.image_size, tuple):
+            found["image_shape"] = f"images that are no squares ({shown_size(vision.image_size)})"
+        if vision.has_class_token and vision.has_remainder:
+            found["remainder"] = f"images that aren't all seen ({shown_size(vision.image_size)})"
     found |= _of_blocks(text, "text")
     if activations != {"quick_gelu"}:
         found["activation"] = f"the activation {' and '.join(sorted(activations))}"

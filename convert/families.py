@@ -11,12 +11,23 @@ from clip_jax.convert.json_file import read_json
 from clip_jax.errors import CheckpointError, is_exhausted
 from clip_jax.messages import some
 
-Family = Literal["native", "open_clip", "huggingface"]
+Family = Literal["native", "open_clip", "huggingface", "big_vision"]
 
 CONFIG, OPEN_CLIP_CONFIG, PIPELINE = "config.json", "open_clip_config.json", "model_index.json"
 OPEN_CLIP_WEIGHTS = re.compile(r"open_clip_.*\.(safetensors|bin|pth?)$")
 # The kinds of folders of transformers that hold CLIP, or one of its towers.
 CLIP, TEXT, VISION = "clip", "clip_text_model", "clip_vision_model"
+# And those that hold SigLIP, the first or the second of fixed image sizes.
+SIGLIP, SIGLIP_TEXT, SIGLIP_VISION = "siglip", "siglip_text_model", "siglip_vision_model"
+
+NAFLEX = (
+    "is a NaFlex model of SigLIP 2, for images of any shape, which is not supported: expected one "
+    "of a fixed image size, such as google/siglip2-base-patch16-224"
+)
+SIGLIP_FILE = (
+    "is a SigLIP model, which loads together with its configuration: give the folder that holds "
+    "both, or load it by name"
+)
 
 # What array names say about a file that is not OpenAI's or OpenCLIP's, in the order of asking.
 FOREIGN = (
@@ -31,8 +42,7 @@ FOREIGN = (
     ),
     (
         r"visual\.trunk\.attn_pool\.latent$",
-        "is a SigLIP model with a vision tower of timm (visual.trunk), which is not supported yet: "
-        "OpenCLIP's own Vision Transformers and ResNets are",
+        SIGLIP_FILE,
     ),
     (
         r"visual\.trunk\.",
@@ -46,8 +56,7 @@ FOREIGN = (
     ),
     (
         r"vision_model\.head\.|text_model\.head\.|head\.(weight|probe)$",
-        "is a SigLIP model of Hugging Face's transformers, which is not supported yet: its CLIP "
-        "models are, in the folder of their config.json",
+        SIGLIP_FILE,
     ),
     (
         r"cond_stage_model\.|conditioner\.embedders\.",
@@ -124,18 +133,19 @@ def family_of(folder: str | os.PathLike[str]) -> Family:
 
 
 def check_model_type(folder: Path, kind: object) -> None:
-    """Checks that a folder of transformers holds CLIP or one of its towers.
+    """Checks that a folder of transformers holds CLIP, SigLIP or one of their towers.
 
     Raises:
         CheckpointError: it holds another kind of model, which is named.
     """
-    if kind in (CLIP, TEXT, VISION):
+    if kind in (CLIP, TEXT, VISION, SIGLIP, SIGLIP_TEXT, SIGLIP_VISION):
         return
-    later = " yet" if isinstance(kind, str) and kind.startswith("siglip") else ""
+    if isinstance(kind, str) and kind.startswith("siglip2"):
+        raise CheckpointError(f"{folder} (type {shown(kind)}) {NAFLEX}")
     name = shown(kind) if isinstance(kind, str) else type(kind).__name__
     raise CheckpointError(
-        f"{folder} holds a model of transformers of the type {name}, which is not supported"
-        f"{later}: expected {CLIP}, {TEXT} or {VISION}"
+        f"{folder} holds a model of transformers of the type {name}, which is not supported: "
+        f"expected {CLIP}, {SIGLIP}, or one tower of either"
     )
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from clip_jax.config import MAX_NUMBER
+from clip_jax.config_fields import MAX_NUMBER
 from clip_jax.convert.archive import shown
 from clip_jax.convert.checks import MAX_TOLD
 from clip_jax.errors import CheckpointError

@@ -23,7 +23,7 @@ from clip_jax.convert.checks import (
     numbers,
     raise_all,
 )
-from clip_jax.convert.unpickle import MAX_DIMENSIONS
+from clip_jax.convert.pickled import MAX_DIMENSIONS
 from clip_jax.errors import CheckpointError
 
 _DTYPES = {

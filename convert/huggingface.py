@@ -1,4 +1,4 @@
-"""Reads and writes folders of Hugging Face's transformers that hold a CLIP model."""
+"""Reads and writes folders of Hugging Face's transformers that hold a CLIP or SigLIP model."""
 
 import json
 import os
@@ -8,10 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.config import CLIPConfig
-from clip_jax.convert import huggingface_pixels
+from clip_jax.config import CLIPConfig, SigLIPConfig
+from clip_jax.convert import huggingface_pixels, huggingface_siglip, parts
 from clip_jax.convert.checks import named
-from clip_jax.convert.families import CLIP, CONFIG, FOREIGN_TOWER, check_model_type
+from clip_jax.convert.families import (
+    CLIP,
+    CONFIG,
+    FOREIGN_TOWER,
+    NAFLEX,
+    SIGLIP,
+    check_model_type,
+)
 from clip_jax.convert.folder import read_folder
 from clip_jax.convert.folder_writer import write_folder
 from clip_jax.convert.huggingface_config import from_document, to_document
@@ -19,12 +26,15 @@ from clip_jax.convert.huggingface_pixels import PREPROCESSOR, read_pixels
 from clip_jax.convert.huggingface_tokenizer import tokenizer_files
 from clip_jax.convert.json_file import read_json
 from clip_jax.convert.long_clip import with_one_table
+from clip_jax.convert.parts import model_arrays
 from clip_jax.convert.rules import HUGGING_FACE
 from clip_jax.convert.table import check_arrays, count_blocks, from_tree, to_tree
 from clip_jax.errors import CheckpointError
 from clip_jax.shapes import blocks, check_num_blocks, parameter_shapes
 
 WEIGHTS = "model.safetensors"
+PATCHES = "vision_model.embeddings.patch_embedding.weight"
+SCALARS = ("logit_scale", "logit_bias")
 POSITION_IDS = ".embeddings.position_ids"  # 0, 1, 2, ...; stored by old versions
 LAYERS = {
     "transformer/resblocks": ("text_config", "text_model.encoder.layers."),
@@ -33,7 +43,7 @@ LAYERS = {
 
 
 def from_huggingface(folder: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[str, Any]]:
-    """Reads a folder of a `CLIPModel` of Hugging Face's transformers.
+    """Reads a folder of a `CLIPModel` or `SiglipModel` of Hugging Face's transformers.
 
     Args:
         folder: a folder with `config.json` and weights: safetensors, `.bin` or Flax's msgpack, in
@@ -50,11 +60,15 @@ def from_huggingface(folder: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[s
     """
     folder = Path(folder)
     document = read_config(folder)
-    if (kind := document["model_type"]) != CLIP:
+    if (kind := document["model_type"]) not in (CLIP, SIGLIP):
         raise CheckpointError(f"{folder} {FOREIGN_TOWER.format(kind=kind)}")
     arrays = read_folder(folder, "huggingface")
     try:
-        config = from_document(document, read_pixels(folder))
+        if kind == SIGLIP:
+            pixels = read_pixels(folder, huggingface_siglip.default_pixels(document))
+            config = huggingface_siglip.from_document(document, pixels)
+        else:
+            config = from_document(document, read_pixels(folder))
         return config, from_arrays(config, arrays)
     except CheckpointError as error:
         raise named(folder, error) from None
@@ -80,12 +94,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def from_arrays(config: CLIPConfig, arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Converts the arrays of a `CLIPModel` by their names to our tree.
+    """Converts the arrays of a `CLIPModel` or `SiglipModel` by their names to our tree.
 
     Raises:
         CheckpointError: they don't fit the configuration; lists all problems.
     """
     check_arrays(arrays)
+    arrays = model_arrays(arrays, parts.HUGGING_FACE)
+    if isinstance(config, SigLIPConfig):  # whose scalars have an axis there
+        arrays = {name: _scalar(name, array) for name, array in arrays.items()}
     return tree_of(lambda: parameter_shapes(config), arrays, blocks(config))
 
 
@@ -117,6 +134,8 @@ def tree_of(
     ]
     arrays = {name: array for name, array in arrays.items() if not name.endswith(POSITION_IDS)}
     arrays = with_one_table(arrays)
+    if PATCHES in arrays and arrays[PATCHES].ndim == 2:
+        raise CheckpointError(NAFLEX)
     for path, count in num_blocks.items():
         tower, prefix = LAYERS[path]
         if (there := count_blocks(arrays, prefix)) != count:
@@ -133,10 +152,10 @@ def to_huggingface(
     *,
     replace: bool = False,
 ) -> None:
-    """Writes a folder that transformers loads as `CLIPModel`, with its processor.
+    """Writes a folder that transformers loads as `CLIPModel` or `SiglipModel`.
 
-    The write is atomic. The tokenizer's files are CLIP's, and are left out for a model whose ids
-    are another tokenizer's.
+    The write is atomic. The image processor's settings are written too. The tokenizer's files are
+    CLIP's, and are left out for a model whose ids are another tokenizer's.
 
     Args:
         config: the architecture that the parameters belong to.
@@ -145,19 +164,30 @@ def to_huggingface(
         replace: whether to replace such a folder that exists.
 
     Raises:
-        CheckpointError: Hugging Face's CLIP can't express the model, or the parameters don't fit;
+        CheckpointError: Hugging Face's class can't express the model, or the parameters don't fit;
             lists all reasons. Nothing is written then.
         FileExistsError: the folder exists.
         OSError: it can't be written; nothing is left behind.
     """
-    document = to_document(config)
+    is_siglip = isinstance(config, SigLIPConfig)
+    if is_siglip:
+        document = huggingface_siglip.to_document(config)
+        pixels = huggingface_pixels.siglip_to_document(config)
+    else:
+        document = to_document(config)
+        pixels = huggingface_pixels.to_document(config)
     arrays = from_tree(config, params, HUGGING_FACE)
+    if is_siglip:  # whose scalars have an axis there
+        arrays |= {name: arrays[name].reshape(1) for name in SCALARS}
     dtypes = {array.dtype.name for array in arrays.values()}
     # Without it transformers 5 would take that of the first array for all of them.
     document["dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"
-    pixels = huggingface_pixels.to_document(config)
     files = {CONFIG: _json(document), PREPROCESSOR: _json(pixels), **tokenizer_files(config.text)}
     write_folder(folder, files, WEIGHTS, arrays, replace=replace)
+
+
+def _scalar(name: str, array: np.ndarray) -> np.ndarray:
+    return array.reshape(()) if name in SCALARS and array.shape == (1,) else array
 
 
 def _counts(array: np.ndarray) -> bool:

@@ -87,9 +87,9 @@ def from_document(document: Mapping[str, Any], pixels: PixelConfig | None = None
     return built
 
 
-def activation(fields: Fields) -> Activation:
+def activation(fields: Fields, default: str = "quick_gelu") -> Activation:
     """Returns a tower's activation."""
-    return fields.choice("hidden_act", ACTIVATIONS, "quick_gelu")
+    return fields.choice("hidden_act", ACTIVATIONS, default)
 
 
 def text_config(fields: Fields, own: Activation | None = None) -> TextConfig | None:
@@ -100,13 +100,13 @@ def text_config(fields: Fields, own: Activation | None = None) -> TextConfig | N
         pooling, eos_id = "argmax", None
     return fields.built(
         TextConfig,
-        *_sizes(fields, TEXT),
+        *sizes(fields, TEXT),
         fields.whole("max_position_embeddings", TEXT["max_position_embeddings"]),
         fields.whole("vocab_size", TEXT["vocab_size"]),
         pooling=pooling,
         eos_id=eos_id,
         activation=own,
-        **_options(fields, TEXT),
+        **blocks_options(fields, TEXT),
     )
 
 
@@ -114,13 +114,16 @@ def vision_config(fields: Fields, own: Activation | None = None) -> ViTConfig | 
     """Returns the configuration of a vision tower, given its own activation."""
     if (channels := fields.whole("num_channels", 3)) != 3:
         fields.problem("num_channels", f"images of 3 channels are supported. Got {channels}")
+    size = fields.whole("image_size", VISION["image_size"])
+    patch_size = fields.whole("patch_size", VISION["patch_size"])
     return fields.built(
         ViTConfig,
-        fields.whole("image_size", VISION["image_size"]),
-        fields.whole("patch_size", VISION["patch_size"]),
-        *_sizes(fields, VISION),
+        size,
+        patch_size,
+        *sizes(fields, VISION),
         activation=own,
-        **_options(fields, VISION),
+        drops_remainder=size % (patch_size or 1) != 0,
+        **blocks_options(fields, VISION),
     )
 
 
@@ -146,6 +149,7 @@ def to_document(config: CLIPConfig) -> dict[str, Any]:
 def check_expressible(config: CLIPConfig) -> None:
     """Raises CheckpointError for a model that Hugging Face's CLIP can't express."""
     said = {"activation", "activations", "epsilon", "mlp_width", "num_heads", "pixels", "tokenizer"}
+    said.add("remainder")
     lost = {switch: what for switch, what in deviations(config).items() if switch not in said}
     if config.text.pooling == "eos" and config.text.eos_id != LARGEST:
         lost.pop("pooling")
@@ -163,7 +167,7 @@ def text_document(text: TextConfig, activation: Activation, embed_dim: int) -> d
         own[POOLING] = "argmax"
     return {
         "model_type": "clip_text_model",
-        **_blocks_document(text, activation),
+        **blocks_document(text, activation),
         "max_position_embeddings": text.context_length,
         "vocab_size": text.vocab_size,
         "projection_dim": embed_dim,
@@ -178,7 +182,7 @@ def vision_document(vision: ViTConfig, activation: Activation, embed_dim: int) -
     """Returns the `vision_config` of a vision tower."""
     return {
         "model_type": "clip_vision_model",
-        **_blocks_document(vision, activation),
+        **blocks_document(vision, activation),
         "image_size": vision.image_size,
         "patch_size": vision.patch_size,
         "num_channels": 3,
@@ -197,7 +201,8 @@ def _tower(root: Fields, name: str, defaults: Mapping[str, Any]) -> Fields:
     return Fields(merged, f"{root.where}.{name}_config_dict", root.problems)
 
 
-def _sizes(fields: Fields, defaults: Mapping[str, Any]) -> tuple[int, int, int]:
+def sizes(fields: Fields, defaults: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Returns the width, the number of layers and that of heads of a tower."""
     width, layers, heads = (
         fields.whole(name, defaults[name])
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")
@@ -205,16 +210,18 @@ def _sizes(fields: Fields, defaults: Mapping[str, Any]) -> tuple[int, int, int]:
     return width, layers, heads
 
 
-def _options(fields: Fields, defaults: Mapping[str, Any]) -> dict[str, Any]:
+def blocks_options(fields: Fields, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keyword arguments that the configurations of both towers have."""
     hidden = fields.whole("intermediate_size", defaults["intermediate_size"])
     width = fields.whole("hidden_size", defaults["hidden_size"])
     return {
-        "norm_epsilon": fields.number("layer_norm_eps", 1e-5),
+        "norm_epsilon": fields.number("layer_norm_eps", defaults["layer_norm_eps"]),
         "mlp_width": None if hidden == 4 * width else hidden,
     }
 
 
-def _blocks_document(tower: TextConfig | ViTConfig, activation: Activation) -> dict[str, Any]:
+def blocks_document(tower: TextConfig | ViTConfig, activation: Activation) -> dict[str, Any]:
+    """Returns the keys that the configurations of both towers have."""
     return {
         "hidden_size": tower.width,
         "intermediate_size": tower.mlp_width or 4 * tower.width,

@@ -10,8 +10,16 @@ from typing import Any
 import numpy as np
 
 from clip_jax.config import PixelConfig, TextConfig, ViTConfig
+from clip_jax.convert import huggingface_siglip
 from clip_jax.convert.checks import named
-from clip_jax.convert.families import CLIP, TEXT, VISION
+from clip_jax.convert.families import (
+    CLIP,
+    SIGLIP,
+    SIGLIP_TEXT,
+    SIGLIP_VISION,
+    TEXT,
+    VISION,
+)
 from clip_jax.convert.fields import Fields, raise_problems
 from clip_jax.convert.folder import read_folder
 from clip_jax.convert.huggingface import read_config, tree_of
@@ -20,6 +28,9 @@ from clip_jax.convert.huggingface_pixels import read_pixels
 from clip_jax.errors import CheckpointError
 from clip_jax.shapes import TEXT_BLOCKS, VISION_BLOCKS, text_shapes, vision_shapes
 
+# Each tower's kind in SigLIP, and the kind of the whole models.
+SIGLIPS = {TEXT: SIGLIP_TEXT, VISION: SIGLIP_VISION}
+WHOLE = (CLIP, SIGLIP)
 # The names of each tower's arrays, and one that a tower saved without its prefix has.
 OWN = {
     TEXT: ("text_model.", "text_projection.", "embeddings.token_embedding.weight"),
@@ -44,13 +55,19 @@ def read_text_tower(
             problems.
     """
     folder = Path(folder)
-    fields, problems = _fields(folder, TEXT, "text_config")
-    config = text_config(fields, activation(fields))
+    fields, problems, is_siglip = _fields(folder, TEXT, "text_config")
+    if is_siglip:
+        gelu = activation(fields, huggingface_siglip.BLOCKS["hidden_act"])
+        config = huggingface_siglip.text_config(fields, gelu)
+    else:
+        config = text_config(fields, activation(fields))
     try:
         raise_problems(problems)
         assert config is not None
         arrays, embed_dim = _arrays(folder, TEXT)
-        if embed_dim is None:
+        if is_siglip:
+            embed_dim = huggingface_siglip.projection_size(fields)
+        elif embed_dim is None:
             config = dataclasses.replace(config, has_projection=False)
         shapes = functools.partial(text_shapes, config, embed_dim)
         return config, embed_dim, tree_of(shapes, arrays, {TEXT_BLOCKS: config.num_layers})
@@ -63,26 +80,39 @@ def read_vision_tower(
 ) -> tuple[ViTConfig, int | None, PixelConfig, dict[str, Any]]:
     """Reads the vision tower of a folder, as `read_text_tower`; also how pixels are made."""
     folder = Path(folder)
-    fields, problems = _fields(folder, VISION, "vision_config")
-    config = vision_config(fields, activation(fields))
+    fields, problems, is_siglip = _fields(folder, VISION, "vision_config")
+    if is_siglip:
+        gelu = activation(fields, huggingface_siglip.BLOCKS["hidden_act"])
+        config = huggingface_siglip.vision_config(fields, gelu)
+    else:
+        config = vision_config(fields, activation(fields))
+    default = huggingface_siglip.PIXELS if is_siglip else None
     try:
         raise_problems(problems)
         assert config is not None
         arrays, embed_dim = _arrays(folder, VISION)
+        if is_siglip:
+            embed_dim = config.width
         shapes = functools.partial(vision_shapes, config, embed_dim)
         tree = tree_of(shapes, arrays, {VISION_BLOCKS: config.num_layers})
-        return config, embed_dim, read_pixels(folder), tree
+        return config, embed_dim, read_pixels(folder, default), tree
     except CheckpointError as error:
         raise named(folder, error) from None
 
 
-def _fields(folder: Path, kind: str, inner: str) -> tuple[Fields, list[str]]:
+def _fields(folder: Path, kind: str, inner: str) -> tuple[Fields, list[str], bool]:
+    """Returns a tower's configuration, where problems with it go, and whether it is SigLIP's."""
     document = read_config(folder)
-    if (found := document["model_type"]) not in (CLIP, kind):
-        raise CheckpointError(f"{folder} holds a {found}, expected {kind} or a whole model, {CLIP}")
+    kinds = (kind, SIGLIPS[kind])
+    if (found := document["model_type"]) not in (*WHOLE, *kinds):
+        raise CheckpointError(
+            f"{folder} holds a {found}, expected {' or '.join(kinds)}, or a whole model, "
+            f"{' or '.join(WHOLE)}"
+        )
     problems: list[str] = []
     root = Fields(document, "config.json", problems)
-    return (root.inner(inner, {}) if found == CLIP else root), problems
+    fields = root.inner(inner, {}) if found in WHOLE else root
+    return fields, problems, found in (SIGLIP, SIGLIPS[kind])
 
 
 def _arrays(folder: Path, kind: str) -> tuple[Mapping[str, np.ndarray], int | None]:
@@ -95,7 +125,7 @@ def _arrays(folder: Path, kind: str) -> tuple[Mapping[str, np.ndarray], int | No
             for name, array in arrays.items()
         }
     other, their_projection, _ = OWN[VISION if kind == TEXT else TEXT]
-    not_ours = (other, their_projection, "logit_scale")
+    not_ours = (other, their_projection, "logit_scale", "logit_bias")
     arrays = {name: array for name, array in arrays.items() if not name.startswith(not_ours)}
     matrix = arrays.get(f"{projection}weight")
     return arrays, None if matrix is None else matrix.shape[0] if matrix.ndim else 1

@@ -4,11 +4,11 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
-from clip_jax.config import Activation, CLIPConfig, check_activation
+from clip_jax.config import Activation, CLIPConfig, SigLIPConfig, check_activation
 from clip_jax.convert.checks import named
 from clip_jax.convert.families import OPEN_CLIP_CONFIG, check_open_clip
 from clip_jax.convert.folder import read_folder
@@ -16,15 +16,19 @@ from clip_jax.convert.folder_writer import write_folder
 from clip_jax.convert.json_file import read_json
 from clip_jax.convert.long_clip import with_one_table
 from clip_jax.convert.open_clip_config import from_document, to_document
+from clip_jax.convert.parts import model_arrays
 from clip_jax.convert.reader import read_checkpoint
-from clip_jax.convert.rules import OPEN_CLIP, OPEN_CLIP_PREFIXED
+from clip_jax.convert.rules import OPEN_CLIP, OPEN_CLIP_PREFIXED, OPEN_CLIP_SIGLIP
 from clip_jax.convert.table import check_arrays, count_blocks, from_tree, to_tree
 from clip_jax.errors import CheckpointError
-from clip_jax.open_clip_catalog import architectures, lookup_tag
+from clip_jax.open_clip_catalog import architectures, lookup_tag, pretrained_tags
 from clip_jax.shapes import blocks, check_blocks, parameter_shapes
 
 WEIGHTS = "open_clip_model.safetensors"
 PREFIX = "text."
+# What only SigLIP's towers of timm have.
+LATENT, POSITIONS = "visual.trunk.attn_pool.latent", "visual.trunk.pos_embed"
+OpenCLIPs = Literal["open_clip"]
 SCALARS = ("logit_scale", "logit_bias")
 # Three scalars of OpenAI's archives, which OpenCLIP's files may have inherited.
 IGNORED = ("input_resolution", "context_length", "vocab_size")
@@ -34,7 +38,7 @@ def from_open_clip(
     path: str | os.PathLike[str],
     *,
     model: str | Mapping[str, Any] | None = None,
-    activation: Activation | None = None,
+    activation: Activation | OpenCLIPs | None = None,
 ) -> tuple[CLIPConfig, dict[str, Any]]:
     """Reads an OpenCLIP checkpoint.
 
@@ -45,7 +49,9 @@ def from_open_clip(
             such as "ViT-H-14", or of weights, such as "ViT-H-14/dfn5b"; or a dictionary in the form
             of `open_clip_config.json`.
         activation: for a file and an architecture: the GELU that the weights were trained with.
-            Architectures whose name ends with "-quickgelu" say it.
+            Architectures whose name ends with "-quickgelu" say it. For SigLIP: "open_clip" for the
+            exact GELU where OpenCLIP computes it, although all of these models were trained with
+            the tanh form, which is what they get otherwise; it differs by some 1e-4.
 
     Returns:
         The configuration, and nested dicts of arrays in our layouts with their dtypes unchanged:
@@ -59,7 +65,7 @@ def from_open_clip(
     """
     path = Path(path)
     if path.is_dir():
-        if model is not None or activation is not None:
+        if model is not None or activation not in (None, "open_clip"):
             raise ValueError(
                 f"model and activation are for a file; the folder {path} says both in "
                 f"{OPEN_CLIP_CONFIG}."
@@ -67,30 +73,38 @@ def from_open_clip(
         document, arrays = _document(path), read_folder(path, "open_clip")
     else:
         arrays = read_checkpoint(path)
-        document = None if model is None else described(model, activation)
+        gelu = None if activation == "open_clip" else activation
+        document = None if model is None else described(model, gelu)
     try:
-        return from_arrays(arrays, document)
+        return from_arrays(arrays, document, "open_clip" if activation == "open_clip" else None)
     except CheckpointError as error:
         raise named(path, error) from None
 
 
 def from_arrays(
-    arrays: Mapping[str, np.ndarray], document: Mapping[str, Any] | None
+    arrays: Mapping[str, np.ndarray],
+    document: Mapping[str, Any] | None,
+    activation: OpenCLIPs | None = None,
 ) -> tuple[CLIPConfig, dict[str, Any]]:
     """Converts arrays by OpenCLIP's names, given the content of their `open_clip_config.json`.
+
+    `activation` may be "open_clip", as for `from_open_clip`.
 
     Raises:
         CheckpointError: the configuration is missing or not possible, or doesn't fit the arrays.
     """
     check_arrays(arrays)
-    check_open_clip(arrays)
+    arrays = model_arrays(arrays)
+    is_siglip = LATENT in arrays and document is not None
+    if not is_siglip:
+        check_open_clip(arrays)
     if document is None:
         raise CheckpointError(
             f"does not say which model it holds: give a folder with {OPEN_CLIP_CONFIG}, or model= "
             f'with the name of an OpenCLIP architecture and its activation, such as "ViT-H-14" and '
             f'"gelu", or with the name of its weights, such as "ViT-H-14/dfn5b"'
         )
-    return with_config(from_document(document), arrays)
+    return with_config(from_document(document, activation), arrays)
 
 
 def with_config(
@@ -102,7 +116,14 @@ def with_config(
         CheckpointError: it doesn't fit the arrays; lists all problems.
     """
     check_arrays(arrays)
-    check_open_clip(arrays)
+    is_siglip = LATENT in arrays
+    if isinstance(config, SigLIPConfig) != is_siglip:
+        raise CheckpointError(
+            "its configuration and its arrays contradict each other: one of them is SigLIP's "
+            f"({LATENT} in the arrays, timm_model_name in the configuration), the other isn't"
+        )
+    if not is_siglip:
+        check_open_clip(arrays)
     arrays = with_one_table(arrays)
     arrays = {name: _scalar(name, array) for name, array in arrays.items() if name not in IGNORED}
     if config.logit_bias is not None and "logit_bias" not in arrays:
@@ -115,6 +136,10 @@ def with_config(
         ) from None
     prefix = PREFIX if any(name.startswith(PREFIX) for name in arrays) else ""
     table = OPEN_CLIP_PREFIXED if prefix else OPEN_CLIP
+    if is_siglip:
+        prefix, table = PREFIX, OPEN_CLIP_SIGLIP
+        if POSITIONS in arrays and arrays[POSITIONS].ndim == 3:
+            arrays[POSITIONS] = arrays[POSITIONS][0]
     notes = _contradictions(config, arrays, prefix)
     return config, to_tree(parameter_shapes(config), arrays, table, notes, "model_cfg")
 
@@ -183,6 +208,10 @@ def described(
             f"model must be the name of one of OpenCLIP's architectures, {', '.join(known)}. "
             f"Got {model!r}."
         )
+    if tags := [tag for tag in pretrained_tags(model) if tag.activation == "gelu_tanh"]:
+        if activation not in (None, "gelu_tanh"):
+            raise ValueError(f"{model} was trained with gelu_tanh. Got {activation!r}.")
+        return tags[0].open_clip_config()
     document = dict(known[model])
     if not document.get("quick_gelu"):
         if activation is None:
@@ -209,6 +238,11 @@ def _contradictions(config: CLIPConfig, arrays: Mapping[str, Any], prefix: str) 
         "transformer/resblocks": ("text_cfg.layers", f"{prefix}transformer.resblocks."),
         "visual/transformer/resblocks": ("vision_cfg.layers", "visual.transformer.resblocks."),
     }
+    if isinstance(config, SigLIPConfig):
+        places["visual/transformer/resblocks"] = (
+            "vision_cfg.timm_model_name",
+            "visual.trunk.blocks.",
+        )
     problems = []
     for path, count in blocks(config).items():
         key, start = places.get(path, (f"vision_cfg.layers ({path})", path.replace("/", ".") + "."))

@@ -7,7 +7,7 @@ they are ignored.
 import json
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from clip_jax.config import (
     MEAN,
@@ -16,14 +16,17 @@ from clip_jax.config import (
     CLIPConfig,
     PixelConfig,
     ResNetConfig,
+    SigLIPConfig,
     TextConfig,
     ViTConfig,
 )
+from clip_jax.convert import open_clip_siglip
 from clip_jax.convert.archive import shown
 from clip_jax.convert.deviations import deviations
 from clip_jax.convert.fields import Fields, raise_problems
 from clip_jax.convert.open_clip_kept import TEXT_IGNORED, VISION_IGNORED, kept, with_kept
 from clip_jax.errors import CheckpointError
+from clip_jax.image_size import ImageSize, shown_size, sides_of
 
 # Keys with their defaults.
 ROOT = {
@@ -80,12 +83,20 @@ TEXT_REFUSED = {
     "embed_cls": "CoCa's class token in the text tower",
     **EXPERIMENTAL,
 }
+NO_PLACE = "OpenCLIP's configuration has no place for"
 POOLING = {"tok": "class", "avg": "mean"}
-SUPPORTED = "OpenCLIP's own Vision Transformers, ResNets and text towers are supported"
+SUPPORTED = "OpenCLIP's own towers are supported, and timm's of SigLIP"
 
 
-def from_document(document: Mapping[str, Any]) -> CLIPConfig:
+def from_document(
+    document: Mapping[str, Any], activation: Literal["open_clip"] | None = None
+) -> CLIPConfig:
     """Returns the configuration that an `open_clip_config.json` describes.
+
+    Args:
+        document: the content of the file.
+        activation: "open_clip" for the activations that OpenCLIP gives a SigLIP model, instead of
+            those that it was trained with.
 
     Raises:
         CheckpointError: a key is unknown, missing or refused, or a value is not possible; lists all
@@ -101,7 +112,9 @@ def from_document(document: Mapping[str, Any]) -> CLIPConfig:
     embed_dim = root.whole("embed_dim")
     quick = root.flag("quick_gelu", False)
     vision, text = root.inner("vision_cfg"), root.inner("text_cfg")
-    vision.refuse(VISION_REFUSED, SUPPORTED)
+    tower = open_clip_siglip.tower_of(vision)
+    refused = {k: v for k, v in VISION_REFUSED.items() if not (tower and k == "timm_model_name")}
+    vision.refuse(refused, SUPPORTED)
     text.refuse(TEXT_REFUSED, SUPPORTED)
     if text.get("text_arch", "clip") != "clip":
         text.problem("text_arch", f"a text tower of another kind is not supported: {SUPPORTED}")
@@ -111,13 +124,19 @@ def from_document(document: Mapping[str, Any]) -> CLIPConfig:
     root.flag("custom_text", False)
     root.flag("nonscalar_logit_scale", False)
     # Also after problems, to list those of the towers too.
+    theirs = _text(text, quick, embed_dim)
+    if tower:
+        if quick:
+            root.problem("quick_gelu", "no SigLIP model has it")
+        return open_clip_siglip.config_of(tower, root, vision, theirs, bias, pixels, activation)
+    if activation == "open_clip":
+        root.problem("activation", '"open_clip" is for SigLIP, which OpenCLIP computes otherwise')
     is_resnet = isinstance(vision.get("layers"), list | tuple)
     ours = (_resnet if is_resnet else _vit)(vision, quick)
-    theirs = _text(text, quick, embed_dim)
     raise_problems(problems)
-    activation: Activation = "quick_gelu" if quick else "gelu"
+    gelu: Activation = "quick_gelu" if quick else "gelu"
     options: dict[str, Any] = {"logit_bias": bias, "pixels": pixels, "open_clip": kept(document)}
-    built = root.built(CLIPConfig, embed_dim, ours, theirs, activation, **options)
+    built = root.built(CLIPConfig, embed_dim, ours, theirs, gelu, **options)
     raise_problems(problems)
     return built
 
@@ -128,6 +147,8 @@ def to_document(config: CLIPConfig) -> dict[str, Any]:
     Raises:
         CheckpointError: OpenCLIP can't express the model; lists all reasons.
     """
+    if isinstance(config, SigLIPConfig):
+        raise_problems(["a SigLIP model, whose vision tower is timm's there"], NO_PLACE)
     found = deviations(config)
     if "quick_gelu" not in {config.text_activation, config.vision_activation}:
         found.pop("activations", None)
@@ -138,7 +159,7 @@ def to_document(config: CLIPConfig) -> dict[str, Any]:
         != config.text.tokenizer
     ):  # of another library, or changed since
         lost.append(f"the options of the tokenizer {config.text.tokenizer or 'of CLIP'}")
-    raise_problems(lost, "OpenCLIP's configuration has no place for")
+    raise_problems(lost, NO_PLACE)
     return document
 
 
@@ -158,7 +179,7 @@ def _described(config: CLIPConfig) -> dict[str, Any]:
         }
     else:
         model["vision_cfg"] = {
-            "image_size": vision.image_size,
+            "image_size": _image_size_document(vision.image_size),
             "layers": vision.num_layers,
             "width": vision.width,
             "patch_size": vision.patch_size,
@@ -203,16 +224,18 @@ def _vit(fields: Fields, quick: bool) -> ViTConfig | None:
     if width and head_width and width % head_width:
         fields.problem("head_width", f"must divide the width, {width}. Got {head_width}")
         return None
+    size, patch_size = _image_size(fields), fields.whole("patch_size", 16)
     return fields.built(
         ViTConfig,
-        _image_size(fields),
-        fields.whole("patch_size", 16),
+        size,
+        patch_size,
         width,
         fields.whole("layers", 12),
         width // (head_width or 1),
         has_ln_pre=not fields.flag("no_ln_pre", False),
         pooling=fields.choice("pool_type", POOLING, "tok"),
         norm_after_pooling=fields.flag("final_ln_after_pool", False),
+        drops_remainder=any(side % (patch_size or 1) for side in sides_of(size)),
         **_blocks(fields, width, quick),
     )
 
@@ -222,10 +245,10 @@ def _resnet(fields: Fields, quick: bool) -> ResNetConfig | None:
     if head_width and (32 * width) % head_width:
         fields.problem("head_width", f"must divide 32 times the width, {width}. Got {head_width}")
         return None
-    depths = tuple(fields["layers"])
-    return fields.built(
-        ResNetConfig, _image_size(fields), width, depths, 32 * width // (head_width or 1)
-    )
+    depths, size = tuple(fields["layers"]), _image_size(fields)
+    if isinstance(size, tuple):
+        fields.problem("image_size", f"must be a square for a ResNet. Got {shown_size(size)}")
+    return fields.built(ResNetConfig, size, width, depths, 32 * width // (head_width or 1))
 
 
 def _text(fields: Fields, quick: bool, embed_dim: int) -> TextConfig | None:
@@ -300,13 +323,20 @@ def _blocks_document(tower: ViTConfig | TextConfig, activation: Activation) -> d
     return {name: value for name, value in changes.items() if value != TOWER[name]}
 
 
-def _image_size(fields: Fields) -> int:
+def _image_size(fields: Fields) -> ImageSize:
+    """Returns the size as one number, or as a height and a width if they differ."""
     size = fields.get("image_size", 224)
-    if isinstance(size, list | tuple) and len(size) == 2:
-        if size[0] != size[1]:
-            fields.problem("image_size", f"must be a square. Got {size[0]} x {size[1]}")
-        fields = Fields({"image_size": size[0]}, fields.where, fields.problems)
-    return fields.whole("image_size", 224)
+    if not isinstance(size, list | tuple) or len(size) != 2:
+        return fields.whole("image_size", 224)
+    height, width = (
+        Fields({"image_size": side}, fields.where, fields.problems).whole("image_size")
+        for side in size
+    )
+    return height if height == width else (height, width)
+
+
+def _image_size_document(size: ImageSize) -> int | list[int]:
+    return list(size) if isinstance(size, tuple) else size
 
 
 def _pixels(document: Any, problems: list[str]) -> PixelConfig:
@@ -333,7 +363,7 @@ def _pixels(document: Any, problems: list[str]) -> PixelConfig:
 def _pixels_document(config: CLIPConfig) -> dict[str, Any]:
     pixels = config.pixels
     return {
-        "size": config.vision.image_size,
+        "size": _image_size_document(config.vision.image_size),
         "mode": "RGB",
         "mean": list(pixels.mean),
         "std": list(pixels.std),

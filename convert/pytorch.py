@@ -11,6 +11,7 @@ from clip_jax.convert.deviations import deviations
 from clip_jax.convert.families import check_official
 from clip_jax.convert.infer import infer_config
 from clip_jax.convert.long_clip import with_one_table
+from clip_jax.convert.parts import model_arrays
 from clip_jax.convert.rules import RULES, source_to_target
 from clip_jax.convert.table import check_arrays, from_tree, to_tree
 from clip_jax.errors import CheckpointError
@@ -31,8 +32,8 @@ def from_pytorch(
     """Converts an official checkpoint's arrays to a configuration and a parameter tree.
 
     Args:
-        arrays: arrays by official (PyTorch) name, as from `read_checkpoint`. The configuration is
-            inferred from their shapes.
+        arrays: arrays by official (PyTorch) name, as from `read_checkpoint`; or below a prefix,
+            such as Lightning's `model.`. The configuration is inferred from their shapes.
         activation: the activation of the transformers: `quick_gelu` in every OpenAI model; others
             for checkpoints of the same layout that were trained with them.
         num_heads: the attention heads of the vision tower, or of the vision and the text tower;
@@ -50,7 +51,7 @@ def from_pytorch(
     """
     check_activation(activation)
     check_arrays(arrays)
-    arrays = {name: array for name, array in arrays.items() if name not in IGNORED}
+    arrays = {name: a for name, a in model_arrays(arrays).items() if name not in IGNORED}
     arrays = with_one_table(arrays)
     check_official(arrays)
     if arrays and not any(map(source_to_target, arrays)):

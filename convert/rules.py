@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -20,12 +20,14 @@ class Rule:
     """Another library's name, our path, and the order of our axes.
 
     In both, `*` stands for a number. A name with `{q,k,v}` stands for three arrays, one for each
-    letter, that are one array here, joined along PyTorch's first axis.
+    letter, that are one array here, joined along PyTorch's first axis. The other way round, `part`
+    says which of how many parts of their array is ours.
     """
 
     source: str
     target: str
     axes: tuple[int, ...] = SAME
+    part: tuple[int, int] = (0, 1)
 
     @property
     def num_parts(self) -> int:
@@ -40,6 +42,8 @@ class Rule:
             for part in parts:  # read, and not needed again: a quarter of a transformer
                 if not part.flags.writeable:  # what was written to a private map would be lost
                     release(part)
+        number, count = self.part
+        array = np.split(array, count)[number] if count > 1 else array
         return array.transpose(self.axes) if self.axes else array
 
     def to_theirs(self, array: np.ndarray) -> list[np.ndarray]:
@@ -50,7 +54,9 @@ class Rule:
     def shape_to_theirs(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Returns PyTorch's shape of the array, or of each part, given ours."""
         shape = tuple(shape[axis] for axis in np.argsort(self.axes)) if self.axes else shape
-        return shape if self.num_parts == 1 else (shape[0] // self.num_parts, *shape[1:])
+        if self.num_parts == self.part[1]:  # of which both are 1
+            return shape
+        return (shape[0] * self.part[1] // self.num_parts, *shape[1:])
 
 
 def spelled(name: str) -> list[str]:
@@ -83,6 +89,14 @@ def _batch_norm(source: str, target: str) -> Iterator[Rule]:
 def _linear(source: str, target: str) -> Iterator[Rule]:
     yield Rule(f"{source}.weight", f"{target}/kernel", LINEAR)
     yield Rule(f"{source}.bias", f"{target}/bias")
+
+
+def _joint(weight: str, bias: str, targets: Sequence[str]) -> Iterator[Rule]:
+    """Yields the rules of one linear layer of theirs that is several here."""
+    for number, target in enumerate(targets):
+        part = number, len(targets)
+        yield Rule(weight, f"{target}/kernel", LINEAR, part)
+        yield Rule(bias, f"{target}/bias", SAME, part)
 
 
 def _transformer(source: str, target: str) -> Iterator[Rule]:
@@ -152,6 +166,20 @@ def _huggingface() -> Iterator[Rule]:
     yield from _norm("vision_model.post_layernorm", "visual/ln_post")
     yield Rule("visual_projection.weight", "visual/proj", LINEAR)
     yield Rule("logit_scale", "logit_scale")
+    # What SigLIP has otherwise.
+    yield from _linear("text_model.head", "text_projection")
+    yield Rule("vision_model.embeddings.patch_embedding.bias", "visual/conv1/bias")
+    source, target = "vision_model.head", "visual/attnpool"
+    yield Rule(f"{source}.probe", f"{target}/probe")
+    names = [f"{target}/attn/{name}_proj" for name in "qkv"]
+    yield from _joint(
+        f"{source}.attention.in_proj_weight", f"{source}.attention.in_proj_bias", names
+    )
+    yield from _linear(f"{source}.attention.out_proj", f"{target}/attn/c_proj")
+    yield from _norm(f"{source}.layernorm", f"{target}/ln")
+    yield from _linear(f"{source}.mlp.fc1", f"{target}/mlp/c_fc")
+    yield from _linear(f"{source}.mlp.fc2", f"{target}/mlp/c_proj")
+    yield Rule("logit_bias", "logit_bias")
 
 
 def _huggingface_blocks(source: str, target: str) -> Iterator[Rule]:
@@ -164,11 +192,81 @@ def _huggingface_blocks(source: str, target: str) -> Iterator[Rule]:
     yield from _linear(f"{source}.mlp.fc2", f"{target}/mlp/c_proj")
 
 
+def _timm() -> Iterator[Rule]:
+    """Yields OpenCLIP's names of a SigLIP model: its own text tower, and timm's vision tower."""
+    source, target = "visual.trunk", "visual"
+    yield Rule(f"{source}.patch_embed.proj.weight", f"{target}/conv1/kernel", CONV)
+    yield Rule(f"{source}.patch_embed.proj.bias", f"{target}/conv1/bias")
+    yield Rule(f"{source}.pos_embed", f"{target}/positional_embedding")
+    block, ours = f"{source}.blocks.*", f"{target}/transformer/resblocks/*"
+    yield from _norm(f"{block}.norm1", f"{ours}/ln_1")
+    yield from _norm(f"{block}.norm2", f"{ours}/ln_2")
+    yield from _linear(f"{block}.attn.qkv", f"{ours}/attn/in_proj")
+    yield from _linear(f"{block}.attn.proj", f"{ours}/attn/out_proj")
+    yield from _linear(f"{block}.mlp.fc1", f"{ours}/mlp/c_fc")
+    yield from _linear(f"{block}.mlp.fc2", f"{ours}/mlp/c_proj")
+    yield from _norm(f"{source}.norm", f"{target}/ln_post")
+    pool, ours = f"{source}.attn_pool", f"{target}/attnpool"
+    yield Rule(f"{pool}.latent", f"{ours}/probe")
+    yield from _linear(f"{pool}.q", f"{ours}/attn/q_proj")
+    names = [f"{ours}/attn/{name}_proj" for name in "kv"]
+    yield from _joint(f"{pool}.kv.weight", f"{pool}.kv.bias", names)
+    yield from _linear(f"{pool}.proj", f"{ours}/attn/c_proj")
+    yield from _norm(f"{pool}.norm", f"{ours}/ln")
+    yield from _linear(f"{pool}.mlp.fc1", f"{ours}/mlp/c_fc")
+    yield from _linear(f"{pool}.mlp.fc2", f"{ours}/mlp/c_proj")
+    yield from _open_clip("text.")  # last, because it has names for the vision tower too
+
+
+def _big_vision() -> Iterator[Rule]:
+    """Yields big_vision's names, of blocks that each have arrays of their own."""
+    yield Rule("txt/Embed_0/embedding", "token_embedding/embedding")
+    yield Rule("txt/pos_embedding", "positional_embedding")
+    yield from _big_vision_blocks("txt/Encoder_0", "")
+    yield from _flax("txt/Encoder_0/encoder_norm", "ln_final", "scale")
+    yield from _flax("txt/head", "text_projection")
+    yield from _flax("img/embedding", "visual/conv1")
+    yield Rule("img/pos_embedding", "visual/positional_embedding")
+    yield from _big_vision_blocks("img/Transformer", "visual/")
+    yield from _flax("img/Transformer/encoder_norm", "visual/ln_post", "scale")
+    source, target = "img/MAPHead_0", "visual/attnpool"
+    attention = f"{source}/MultiHeadDotProductAttention_0"
+    yield Rule(f"{source}/probe", f"{target}/probe")
+    for name in ("query", "key", "value"):
+        yield from _flax(f"{attention}/{name}", f"{target}/attn/{name[0]}_proj")
+    yield from _flax(f"{attention}/out", f"{target}/attn/c_proj")
+    yield from _flax(f"{source}/LayerNorm_0", f"{target}/ln", "scale")
+    yield from _flax(f"{source}/MlpBlock_0/Dense_0", f"{target}/mlp/c_fc")
+    yield from _flax(f"{source}/MlpBlock_0/Dense_1", f"{target}/mlp/c_proj")
+    yield Rule("t", "logit_scale")
+    yield Rule("b", "logit_bias")
+
+
+def _big_vision_blocks(source: str, target: str) -> Iterator[Rule]:
+    source, target = f"{source}/encoderblock_*", f"{target}transformer/resblocks/*"
+    attention = f"{source}/MultiHeadDotProductAttention_0"
+    yield from _flax(f"{source}/LayerNorm_0", f"{target}/ln_1", "scale")
+    yield from _flax(f"{source}/LayerNorm_1", f"{target}/ln_2", "scale")
+    # Joined along the outputs, the kernels' last axis.
+    yield Rule(f"{attention}/{{query,key,value}}/kernel", f"{target}/attn/in_proj/kernel", LINEAR)
+    yield Rule(f"{attention}/{{query,key,value}}/bias", f"{target}/attn/in_proj/bias")
+    yield from _flax(f"{attention}/out", f"{target}/attn/out_proj")
+    yield from _flax(f"{source}/MlpBlock_0/Dense_0", f"{target}/mlp/c_fc")
+    yield from _flax(f"{source}/MlpBlock_0/Dense_1", f"{target}/mlp/c_proj")
+
+
+def _flax(source: str, target: str, weight: str = "kernel") -> Iterator[Rule]:
+    for name in (weight, "bias"):
+        yield Rule(f"{source}/{name}", f"{target}/{name}")
+
+
 RULES: Table = tuple(_official())
 # OpenCLIP's text arrays are at the root, or all below a prefix.
 OPEN_CLIP: Table = tuple(_open_clip(""))
 OPEN_CLIP_PREFIXED: Table = tuple(_open_clip("text."))
 HUGGING_FACE: Table = tuple(_huggingface())
+OPEN_CLIP_SIGLIP: Table = tuple(_timm())
+BIG_VISION: Table = tuple(_big_vision())
 
 
 def source_to_target(name: str, table: Table = RULES) -> tuple[Rule, str] | None:

@@ -22,7 +22,7 @@ from clip_jax.convert.checks import (
     raise_all,
 )
 from clip_jax.convert.json_file import without_duplicates
-from clip_jax.convert.unpickle import MAX_DIMENSIONS
+from clip_jax.convert.pickled import MAX_DIMENSIONS
 from clip_jax.errors import CheckpointError
 from clip_jax.memory import ALIGNMENT
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from clip_jax.convert.archive import MAX_INDEX_BYTES, shown
-from clip_jax.convert.checks import MAX_TOLD, check_count, without_prefix
+from clip_jax.convert.checks import MAX_TOLD, check_count
 from clip_jax.convert.flax_msgpack import pytorch_name
 from clip_jax.convert.json_file import read_json
+from clip_jax.convert.wrappers import without_prefix
 from clip_jax.errors import CheckpointError
 from clip_jax.messages import counted, some
 
@@ -106,7 +107,10 @@ def read_sharded(
     }
     if len(expected) != len(places):
         problems.append("! two names of the index mean the same array")
-    expected = without_prefix(expected)
+    try:
+        expected = without_prefix(expected)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from None
     problems += _misplaced(expected, found)
     if problems:
         lines = some(problems, MAX_TOLD, "\n")

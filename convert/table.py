@@ -63,6 +63,7 @@ def to_tree(
         if not faults:
             tree[path] = rule.to_ours(*(arrays[name] for name in names))
     problems += [f"+ {name}: unexpected" for name in unused]
+    problems = list(dict.fromkeys(problems))  # several of ours may be parts of one of theirs
     if problems:
         raise CheckpointError(f"{_heading(problems, description)}\n{listed(sorted(problems))}")
     return unflatten(tree)
@@ -85,17 +86,25 @@ def from_targets(
     if problems := misfits(targets, arrays):
         heading = f"{len(problems)} parameters do not fit the configuration:"
         raise CheckpointError(f"{heading}\n{listed(problems)}")
-    result = {}
+    result: dict[str, np.ndarray] = {}
+    joined: dict[str, dict[int, np.ndarray]] = {}
     for path in targets:
         rule, names = _rule_for(path, table)
         parts = rule.to_theirs(np.asarray(arrays[path]))
+        number, count = rule.part
+        if count > 1:
+            there = joined.setdefault(names[0], {})
+            there[number] = parts[0]
+            if len(there) < count:
+                continue
+            parts = [np.concatenate([there[i] for i in range(count)])]
         result.update({n: _exported(n, part) for n, part in zip(names, parts, strict=True)})
     return result
 
 
 def count_blocks(names: Collection[str], prefix: str) -> int:
     """Returns how many blocks the names of a tower's arrays have, by their highest number."""
-    pattern = re.compile(re.escape(prefix) + r"([0-9]{1,9})\.")
+    pattern = re.compile(re.escape(prefix) + r"([0-9]{1,9})[./]")
     return max((int(match[1]) + 1 for name in names if (match := pattern.match(name))), default=0)
 
 

@@ -22,7 +22,7 @@ from clip_jax.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from clip_jax.convert.pytorch import to_pytorch
 from clip_jax.weights.native_format import save_parameters
 from tests.models import random_parameters
-from tests.pickles import Raw, encode, entries_of, glob, parts, program, record, zipped
+from tests.pickles import Raw, encode, entries_of, glob, legacy, parts, program, record, zipped
 
 TEXT = TextConfig(width=8, num_layers=2, num_heads=1, context_length=5, vocab_size=7)
 VIT = CLIPConfig(3, ViTConfig(4, 2, 8, 2, 1), TEXT)
@@ -166,6 +166,8 @@ _INSTRUCTIONS = (
     bytes(glob("torch._utils", "_rebuild_parameter")),
     bytes(glob("torch.jit._pickle", "restore_type_tag")),
     bytes(glob("os", "system")),
+    *(b"\x8f", b"\x90", b"\x91", b"\x92", bytes(glob("argparse", "Namespace")) + b")\x81"),
+    bytes(glob("numpy.core.multiarray", "scalar")),
 )
 
 
@@ -291,6 +293,21 @@ def _with_another_index(archive: bytes, rng: random.Random) -> bytes:
 _CENTRAL = struct.Struct("<4xHHHHHHIIIHHHHHII")
 
 
+def mutated_legacy(data: bytes, rng: random.Random) -> bytes:
+    """Another file of torch.save before 1.6: with other pickles, or other bytes."""
+    if rng.randrange(3) == 0:
+        return mutated_bytes(data, rng)
+    file, pickles = io.BytesIO(data), []
+    for _ in range(5):
+        start = file.tell()
+        for _ in pickletools.genops(file):
+            pass
+        pickles.append(data[start : file.tell()])
+    at = rng.choice((0, 1, 2, 3, 3, 3, 3, 4, 4))
+    pickles[at] = mutated_pickle(pickles[at], rng)
+    return b"".join(pickles) + data[file.tell() :]
+
+
 # ---- safetensors --------------------------------------------------------------------------------
 
 
@@ -318,6 +335,13 @@ def arrays(config: CLIPConfig) -> dict[str, np.ndarray]:
 def _state_dict(config: CLIPConfig) -> list[tuple[str, bytes]]:
     tensors, storages = parts(arrays(config))
     return entries_of(program({"epoch": 3, "state_dict": tensors}), storages)
+
+
+def _old(config: CLIPConfig) -> bytes:
+    tensors, storages = parts(arrays(config))
+    sizes = [array.size for array in arrays(config).values()]
+    found = zip(storages.items(), sizes, strict=True)
+    return legacy({"model": tensors}, {key: (size, data) for (key, data), size in found})
 
 
 def _module(config: CLIPConfig) -> list[tuple[str, bytes]]:
@@ -395,8 +419,7 @@ def _seeds(kind: str) -> list[Any]:
                 torch.save(state, file, _use_new_zipfile_serialization=False)
 
             found = [_of_torch(config, save_old) for config in configs]
-            pickles = [dict(_state_dict(config))["x/data.pkl"] for config in configs]
-            return [data for data in (*found, *pickles) if data]
+            return [data for data in (*map(_old, configs), *found) if data]
         case "safetensors":
             return [_safetensors(config) for config in configs]
     raise ValueError(f"no kind of checkpoint: {kind}")
@@ -422,7 +445,7 @@ def write_mutant(kind: str, rng: random.Random, folder: Path) -> Path:
     if kind == "safetensors":
         data = mutated_safetensors(seed, rng)
     elif kind == "legacy":
-        data = mutated_bytes(seed, rng)
+        data = mutated_legacy(seed, rng)
     else:
         data = mutated_archive(seed, rng)
     path = folder / ("mutant.safetensors" if kind == "safetensors" else "mutant.pt")

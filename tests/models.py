@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from clip_jax.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
-from clip_jax.nn import CLIP, MEAN, STD, from_parameters, unflatten
+from clip_jax.nn import CLIP, MEAN, STD, build, from_parameters, unflatten
 from clip_jax.shapes import parameter_shapes
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -55,7 +55,7 @@ def unsaid_options(config: CLIPConfig) -> list[str]:
 
 def fresh(config: CLIPConfig, seed: int = 0) -> CLIP:
     """A model with published initialisation."""
-    return CLIP(config, rngs=nnx.Rngs(seed))
+    return build(config, rngs=nnx.Rngs(seed))
 
 
 def small(config: CLIPConfig, seed: int = 0, **options) -> CLIP:

@@ -101,6 +101,19 @@ def entries_of(pickle: bytes, storages: dict[str, bytes]) -> list[tuple[str, byt
     return [("x/data.pkl", pickle), *((f"x/data/{k}", data) for k, data in storages.items())]
 
 
+def legacy(value: Any, storages: dict[str, tuple[int, bytes]]) -> bytes:
+    """A file as torch.save wrote it before PyTorch 1.6; storages are counts and bytes by key."""
+    pickles = (
+        0x1950A86A20F9469CFC6C,
+        1001,
+        {"protocol_version": 1001, "little_endian": True, "type_sizes": {"int": 4}},
+        value,
+        list(storages),
+    )
+    tails = (struct.pack("<q", count) + data for count, data in storages.values())
+    return b"".join(map(program, pickles)) + b"".join(tails)
+
+
 def write(path: Path, value: Any, storages: dict[str, bytes] | None = None) -> Path:
     """A file whose pickle describes `value`; bytes that aren't `Raw` are a pickle themselves."""
     raw_pickle = isinstance(value, bytes) and not isinstance(value, Raw)

@@ -12,7 +12,7 @@ import clip_jax
 from clip_jax.cli import main
 from clip_jax.convert import to_huggingface
 from clip_jax.embed import Columns, embed, read_embeddings
-from clip_jax.evaluate import ZeroShotClassifier, retrieval, zeroshot
+from clip_jax.evaluate import ZeroShotClassifier, jobs, retrieval, zeroshot
 from clip_jax.nn import flatten, parameters, unflatten
 from clip_jax.preprocess_huggingface import HuggingFacePreprocess
 from clip_jax.search import search
@@ -171,7 +171,13 @@ def test_evaluations_take_the_folders_tokenizer(folder, pairs, monkeypatch):
     monkeypatch.setattr(ZeroShotClassifier, "__init__", noting)
     zeroshot(pairs, folder, class_names=TEXTS, templates=["{}"], progress=False)
     assert relative_error(seen[0], expected) < 1e-5
-    monkeypatch.setattr("clip_jax.evaluate.jobs.recall_at_k", lambda i, t, p: seen.append(t) or {})
+    ranks = jobs.ranks_of_positives
+
+    def noting_texts(images, texts, *others):
+        seen.append(texts)
+        return ranks(images, texts, *others)
+
+    monkeypatch.setattr(jobs, "ranks_of_positives", noting_texts)
     retrieval(pairs, folder, progress=False)
     texts = seen[1] / np.linalg.norm(seen[1], axis=1, keepdims=True)
     assert relative_error(texts, expected) < 1e-5

@@ -27,8 +27,9 @@ from clip_jax.towers import TextModel, VisionModel
 from docs import walk
 from docs.hooks.help import PLACE, help_of
 from docs.hooks.results import RESULTS, page
-from tests.models import SMALL_VIT, random_images, small
+from tests.models import SMALL_VIT, random_images, random_parameters, small
 from tests.reference import requires_reference
+from tests.siglip import SIGLIP
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -85,6 +86,8 @@ def small_models(monkeypatch) -> None:
     stand_ins |= {"load_text_model": text_model, "load_vision_model": vision_model}
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(clip_jax, name, stand_in)
+    siglip = SIGLIP, random_parameters(SIGLIP)
+    monkeypatch.setattr(clip_jax.convert, "from_big_vision", lambda path: siglip)
 
 
 class FlatIndex:

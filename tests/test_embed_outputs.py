@@ -21,7 +21,7 @@ def test_a_full_disk_leaves_no_half_of_a_part(pictures, undisturbed, model, tmp_
 
     def full(descriptor):
         calls.append(descriptor)
-        if len(calls) > 4:
+        if len(calls) > 6:
             raise OSError(errno.ENOSPC, "No space left on device")
         sync(descriptor)
 

@@ -59,7 +59,7 @@ def test_module_prefix_stays_unless_all_names_have_it(path):
 
 def test_two_nested_state_dicts_are_ambiguous(path):
     message = refusal(write(path, {"model": {"a": W}, "state_dict": {"a": W}}, FIVE))
-    assert "state_dict, model" in message
+    assert "model: 1 arrays, state_dict: 1 arrays" in message
 
 
 def test_ordered_dict_with_metadata_and_parameters(path):
@@ -212,7 +212,7 @@ def test_reading_300_megabytes_takes_no_memory(path):
         (b"\xef\xbb\xbf<html>", "HTML"),
         (b"<?xml version='1.0'?><Error>", "HTML or XML"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "git lfs pull"),
-        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.", "torch.save"),
+        (b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.", "cut short"),
         (bytes(257) + b"ustar\x0000", "torch.save"),
         (b"\x80\x04N.", "bare pickle"),
         (np.random.default_rng(0).bytes(999), "begins with"),

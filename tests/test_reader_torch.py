@@ -100,13 +100,6 @@ def test_training_checkpoints_are_read(path, module, protocol):
 
 
 @pytest.mark.torch
-def test_old_torch_save_says_what_to_do(path, module):
-    torch = pytest.importorskip("torch")
-    torch.save(module.state_dict(), path, _use_new_zipfile_serialization=False)
-    assert "old torch.save" in refusal(path)
-
-
-@pytest.mark.torch
 def test_a_whole_pickled_module_is_refused_with_the_way_out(path):
     torch = pytest.importorskip("torch")
     torch.save(torch.nn.Linear(2, 3), path)

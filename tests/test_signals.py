@@ -87,7 +87,7 @@ def test_a_command_that_waits_outside_of_python_ends_all_the_same():
     """
     code, said, seconds = end(start(body, "signals.GRACE = 1.0"), signal.SIGTERM)
     assert code == 143 and seconds < 6
-    assert said.startswith("clip-jax: ended, as it did not stop within 1 s; what was finished is")
+    assert said.startswith("clip-jax: terminated; what was finished is kept, and the same command")
 
 
 def test_a_thread_that_goes_on_does_not_hold_up_the_end():

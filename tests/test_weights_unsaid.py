@@ -211,7 +211,7 @@ def test_the_reference_is_compared_with_what_it_can_compute_only(bare, capsys):
 
 
 def test_training_starts_from_a_bare_file(bare):
-    from clip_jax.train.config import BareFile, parse_config
+    from clip_jax.train.config import Pretrained, parse_config
 
     document = {
         "out": "run",
@@ -221,7 +221,7 @@ def test_training_starts_from_a_bare_file(bare):
         "model": {"from": str(bare), "activation": "gelu", "num_heads": [2, 1]},
     }
     config = parse_config(document)
-    assert config.model == BareFile(str(bare), "gelu", (2, 1))
+    assert config.model == Pretrained(str(bare), "gelu", (2, 1))
     assert "model" not in config.identity()
     document["model"]["num_heads"] = "2"
     with pytest.raises(ValueError, match=r"\[model\] num_heads must be a whole number or a list"):

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from flax import nnx
 
-from clip_jax.backends.cpu.attention import CachedAttention, SingleQueryPool
+from clip_jax.backends.cpu.attention import CachedAttention, SingleQuery, SingleQueryPool
 from clip_jax.backends.cpu.convolution import (
     PointwiseConv,
     ProductsConv,
@@ -27,7 +27,7 @@ from clip_jax.backends.pooled_row import PooledTransformer
 from clip_jax.backends.swap import swap_layers
 from clip_jax.config import ViTConfig
 from clip_jax.nn import CLIP
-from clip_jax.nn.layers import MLP, Attention, LayerNorm, Transformer
+from clip_jax.nn.layers import MLP, Attention, LayerNorm, QueryAttention, Transformer
 from clip_jax.nn.linear import Linear
 from clip_jax.nn.resnet import AttentionPool, Conv, ModifiedResNet
 from clip_jax.nn.vit import PatchEmbedding, VisionTransformer
@@ -52,7 +52,7 @@ def optimize(model: CLIP, platform: str, *, in_slices: bool = True) -> None:
         return
     is_float32, is_bfloat16 = model.dtype == jnp.float32, model.dtype == jnp.bfloat16
     vision = model.config.vision
-    num_tokens = vision.num_patches + 1 if isinstance(vision, ViTConfig) and in_slices else None
+    num_tokens = vision.num_tokens if isinstance(vision, ViTConfig) and in_slices else None
 
     def linear(layer: Linear | PatchEmbedding) -> nnx.Module | None:
         embeds = isinstance(layer, PatchEmbedding)
@@ -79,6 +79,8 @@ def optimize(model: CLIP, platform: str, *, in_slices: bool = True) -> None:
                 return convolution(layer)
             case AttentionPool():
                 return SingleQueryPool(layer)
+            case QueryAttention():
+                return SingleQuery(layer)
             case ModifiedResNet():
                 return SlicedResNet(layer) if in_slices else None
             case VisionTransformer():
@@ -119,6 +121,8 @@ def optimize_for_training(model: CLIP, platform: str, attention: AttentionName =
                 return PointwiseConv(layer)
             case AttentionPool():
                 return SingleQueryPool(layer)
+            case QueryAttention():
+                return SingleQuery(layer)
             case Attention():
                 return CachedAttention(layer)
         return pooled(layer)

@@ -2,7 +2,7 @@
 
 from jax.typing import DTypeLike
 
-from clip_jax.nn import CLIP
+from clip_jax.nn import CLIP, build
 from clip_jax.nn.tree import variables
 
 
@@ -15,7 +15,7 @@ def cast(model: CLIP, dtype: DTypeLike) -> CLIP:
     """
     arrays = {path: variable[...] for path, variable in variables(model).items()}
     norms = {path.rpartition("/")[0] for path in arrays if path.endswith("/scale")}
-    result = CLIP(model.config, dtype=dtype, precision=model.precision)
+    result = build(model.config, dtype=dtype, precision=model.precision)
     for path, variable in variables(result).items():
         is_float32 = path in ("logit_scale", "logit_bias") or path.rpartition("/")[0] in norms
         variable.set_value(arrays[path] if is_float32 else arrays[path].astype(dtype))

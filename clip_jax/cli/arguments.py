@@ -6,6 +6,11 @@ import re
 from typing import Any, get_args
 
 from clip_jax.config import Activation
+from clip_jax.image_size import as_image_size
+
+# What Ctrl-C leaves of a command that says nothing better itself.
+GOES_ON = "what was finished is kept, and the same command goes on"
+BEGINS_AGAIN = "nothing is left half-written, and the same command begins again"
 
 
 def positive_int(text: str) -> int:
@@ -155,6 +160,7 @@ def add_model(
         help="make pixels and ids as in the training of OpenAI's models, or as Hugging Face's "
         "transformers do for a folder of theirs (default: %(default)s)",
     )
+    add_image_size(parser)
 
 
 def add_bare_file(parser: argparse.ArgumentParser) -> None:
@@ -180,7 +186,108 @@ def load_options(args: argparse.Namespace) -> dict[str, Any]:
         "activation": args.activation,
         "num_heads": args.num_heads,
         "preprocessing": args.preprocessing,
+        "image_size": args.image_size,
+        "position_resize": args.position_resize,
+        "drop_remainder": args.drop_remainder,
     }
+
+
+def add_columns(parser: argparse.ArgumentParser) -> None:
+    """Declares the options that name a table's columns."""
+    others = {"image": "filepath or file_name", "caption": "title or text", "key": ""}
+    for column, names in others.items():
+        also = f"; {names} where a table has neither image nor caption" if names else ""
+        parser.add_argument(
+            f"--{column}-column",
+            default=column,
+            metavar="NAME",
+            help=f"of tables (default: %(default)s{also})",
+        )
+
+
+def add_pictures(parser: argparse.ArgumentParser) -> None:
+    """Declares the options of how pictures become pixels."""
+    parser.add_argument(
+        "--fit",
+        choices=("crop", "pad", "squash"),
+        help="crop a picture to its middle, show all of it with margins, or squash it (default: as "
+        "the model was trained, which is to crop for CLIP)",
+    )
+    parser.add_argument(
+        "--background",
+        metavar="COLOR",
+        type=color,
+        help="put transparent parts and margins on this colour, such as white (default: the colour "
+        "beneath shows, as in the reference, and margins are black)",
+    )
+    parser.add_argument(
+        "--scale-16-bit",
+        action="store_true",
+        help="scale grey pictures of 16 bits to 8 (default: values above 255 are white, as in the "
+        "reference)",
+    )
+
+
+def pictures_of(args: argparse.Namespace) -> Any:
+    """Returns those options as `clip_jax.preprocess.PictureOptions`."""
+    from clip_jax.preprocess import PictureOptions
+
+    return PictureOptions(args.fit, args.background, args.scale_16_bit)
+
+
+def color(text: str) -> str:
+    """Returns the name of a colour.
+
+    Raises:
+        argparse.ArgumentTypeError: there is none of that name.
+    """
+    from clip_jax.channels import color_of
+
+    try:
+        color_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def image_size(text: str) -> int | tuple[int, int]:
+    """Returns the side of a square, or HEIGHTxWIDTH.
+
+    Raises:
+        argparse.ArgumentTypeError: it is something else.
+    """
+    found = re.fullmatch(r"([0-9]{1,5})(?:x([0-9]{1,5}))?", text)
+    sides = [int(side) for side in found.groups() if side] if found else [0]
+    try:
+        return as_image_size(tuple(sides) if len(sides) == 2 else sides[0])
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected a side in pixels, such as 336, or HEIGHTxWIDTH, such as 224x336. Got "
+            f"{text!r}"
+        ) from None
+
+
+def add_image_size(parser: argparse.ArgumentParser) -> None:
+    """Declares `--image-size`, and how positions are resized for it."""
+    parser.add_argument(
+        "--image-size",
+        type=image_size,
+        metavar="SIZE",
+        help="run a Vision Transformer on images of another size than its own, such as 336, or "
+        "224x336 for height and width",
+    )
+    parser.add_argument(
+        "--position-resize",
+        choices=("open_clip", "huggingface"),
+        help="with --image-size: whose way of resizing the positions (default: huggingface for "
+        "folders of transformers, else open_clip)",
+    )
+    parser.add_argument(
+        "--drop-remainder",
+        action="store_true",
+        help="with --image-size: allow sizes that are no multiple of the patches; what is left at "
+        "the right and at the bottom is not seen",
+    )
 
 
 def add_batch_size(parser: argparse.ArgumentParser, description: str) -> None:

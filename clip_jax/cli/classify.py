@@ -6,15 +6,18 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from clip_jax.cli.arguments import (
+    BEGINS_AGAIN,
     Distinct,
     add_json,
     add_model,
+    add_pictures,
     label,
     load_options,
+    pictures_of,
     positive_int,
     template,
 )
-from clip_jax.cli.output import complain, print_json, printable
+from clip_jax.cli.output import complain, print_json, printable, tell_what_it_knows
 
 BATCH = 32
 
@@ -25,12 +28,15 @@ def add(commands: Any) -> None:
         "classify",
         help="score pictures against labels",
         description="Score pictures against labels: the softmax over the labels of the model's "
-        "scaled cosine similarities, best first. A picture that can't be read is reported, the "
-        "others are classified all the same, and the exit status is 1.",
+        "scaled cosine similarities, best first. A SigLIP model gives each label a probability of "
+        "its own instead, whatever the other labels are. A picture that can't be read is reported, "
+        "the others are classified all the same, and the exit status is 1.",
         epilog="example: clip-jax classify a.jpg b.png --labels dog cat "
         '--template "a photo of a {}." --model ViT-B/32',
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files")
+    parser.add_argument(
+        "images", nargs="+", metavar="IMAGE", help="picture files, or folders of them"
+    )
     parser.add_argument(
         "--labels",
         nargs="+",
@@ -61,8 +67,9 @@ def add(commands: Any) -> None:
         metavar="DIR",
         help="keep compiled programs in this folder for the next time; for GPUs and TPUs",
     )
+    add_pictures(parser)
     add_json(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, kept=BEGINS_AGAIN)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -70,7 +77,10 @@ def run(args: argparse.Namespace) -> int:
     from clip_jax import compile_cache
 
     # Checked before weights are loaded or even downloaded in vain.
-    paths = [path for path in args.images if _exists(path)]
+    found = [path for image in args.images for path in _pictures(image)]
+    paths = [path for path in found if path is not None]
+    if paths:
+        tell_what_it_knows(args.model)
     results = []
     with compile_cache(args.compile_cache):
         for result in _results(args, paths) if paths else ():
@@ -79,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
             results.append(result)
     if args.json:
         print_json(results)
-    return 0 if len(results) == len(args.images) else 1
+    return 0 if len(results) == len(found) else 1
 
 
 def _results(args: argparse.Namespace, paths: Sequence[str]) -> Iterator[dict[str, Any]]:
@@ -89,6 +99,7 @@ def _results(args: argparse.Namespace, paths: Sequence[str]) -> Iterator[dict[st
     from clip_jax.evaluate import ZeroShotClassifier
 
     model, preprocess, tokenizer = _load(args.model, load_options(args))
+    preprocess = pictures_of(args).applied_to(preprocess)
     try:
         classifier = ZeroShotClassifier(
             model,
@@ -101,6 +112,11 @@ def _results(args: argparse.Namespace, paths: Sequence[str]) -> Iterator[dict[st
     except NotFiniteError as error:
         raise _damaged(args.model, f"the label {args.labels[error.rows[0]]!r}") from None
     del model  # its arrays are needed no longer
+    if classifier.is_independent:
+        complain(
+            "each label has a probability of its own, as SigLIP was trained; they need not add up "
+            "to 100%"
+        )
     count = min(args.top or len(args.labels), len(args.labels))
     for batch, pixels in _batches(paths, preprocess):
         try:
@@ -139,11 +155,20 @@ def _damaged(model: str, what: str) -> ValueError:
     )
 
 
-def _exists(path: str) -> bool:
+def _pictures(path: str) -> Sequence[str | None]:
+    """Returns the paths of a picture, or of those in a folder; None for what is reported."""
+    if os.path.isdir(path):
+        from clip_jax.sources.folder import FolderShard
+
+        try:
+            return [os.path.join(path, name) for name in FolderShard(path).names]
+        except (OSError, ValueError) as error:
+            complain(printable(str(error)))
+            return [None]
     if os.path.exists(path):
-        return True
+        return [path]
     complain(f"{printable(path)}: no such file; check the path")
-    return False
+    return [None]
 
 
 def _batches(paths: Sequence[str], preprocess: Any) -> Iterator[tuple[list[str], Any]]:
@@ -151,13 +176,19 @@ def _batches(paths: Sequence[str], preprocess: Any) -> Iterator[tuple[list[str],
     import numpy as np
 
     from clip_jax import open_image
+    from clip_jax.channels import Losses
     from clip_jax.errors import is_exhausted
+    from clip_jax.naming import reading
 
+    losses = Losses()
     batch: list[str] = []
     pixels = []
     for i, path in enumerate(paths):
         try:
-            pixels.append(preprocess.pixels(open_image(path)))
+            image = open_image(path)
+            with reading(path):
+                pixels.append(preprocess.pixels(image))
+                losses.add(preprocess.losses(image), path)
             batch.append(path)
         except (ValueError, OSError) as error:
             if is_exhausted(error):
@@ -168,6 +199,8 @@ def _batches(paths: Sequence[str], preprocess: Any) -> Iterator[tuple[list[str],
         if batch and (len(batch) == BATCH or i == len(paths) - 1):
             yield batch, np.stack(pixels)
             batch, pixels = [], []
+    for sentence in losses.sentences():
+        complain(sentence)
 
 
 def _print(result: dict[str, Any], *, first: bool) -> None:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from clip_jax.cli.arguments import add_bare_file
+from clip_jax.cli.arguments import BEGINS_AGAIN, add_bare_file
 from clip_jax.cli.output import printable
 from clip_jax.config import CLIPConfig, ViTConfig
+from clip_jax.image_size import sides_of
 
 PYTORCH = (".pt", ".pth")
 FORMATS = ("native", "openai", "huggingface", "open_clip")
@@ -21,14 +22,21 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "convert",
         help="convert a checkpoint to or from another library's format",
-        description="Convert a model: from a file of weights, or a folder of clip_jax, of Hugging "
-        "Face's transformers or of OpenCLIP; to a native folder (config.json and "
-        "model.safetensors), a folder of one of these libraries, or a .pt state dictionary with "
-        "OpenAI's names, which needs PyTorch. All numbers stay as they are, to the bit.",
+        description="Convert a model: from a name that `clip-jax models` lists, a file of weights, "
+        "or a folder of clip_jax, of Hugging Face's transformers or of OpenCLIP (CLIP or SigLIP); "
+        "to a native folder (config.json and model.safetensors), a folder of one of these "
+        "libraries, "
+        "or a .pt state dictionary with OpenAI's names, which needs PyTorch. All numbers stay as "
+        "they are, to the bit.",
         epilog="example: clip-jax convert ViT-B-32.pt vit-b-32 && "
         "clip-jax convert vit-b-32 vit-b-32-hf --to huggingface",
     )
-    parser.add_argument("source", metavar="SRC", type=Path, help="a file of weights, or a folder")
+    parser.add_argument(
+        "source",
+        metavar="SRC",
+        help="a name, a file of weights, or a folder; a file of big_vision (.npz) also by its "
+        "address, such as gs://",
+    )
     parser.add_argument(
         "target", metavar="DST", type=Path, help="a folder, or a file whose name ends with .pt"
     )
@@ -45,17 +53,23 @@ def add(commands: Any) -> None:
     )
     add_bare_file(parser)
     parser.add_argument("--force", action="store_true", help="replace DST if it exists")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, kept=BEGINS_AGAIN)
 
 
 def run(args: argparse.Namespace) -> int:
     """Converts, and prints what was written."""
-    source, target = args.source, args.target
-    if not source.exists():
-        raise FileNotFoundError(errno.ENOENT, "no such file or folder", str(source))
+    from clip_jax.convert.npz import is_npz
+    from clip_jax.storage import is_remote
+
+    source, target = Path(args.source), args.target
+    is_name = not source.exists()
+    is_address = is_remote(args.source) and is_npz(args.source)
+    if is_name and not is_address and not _is_model(args.source):
+        reason = "no such file or folder, nor a model's name (clip-jax models)"
+        raise FileNotFoundError(errno.ENOENT, reason, args.source)
     to = args.to or ("openai" if target.suffix in PYTORCH else "native")
-    _check_kinds(source, target, to, args.model or args.activation or args.num_heads)
-    if not source.is_dir() and to == "openai" and not (args.to or args.model):
+    _check_kinds(source, target, to, args.model or args.activation or args.num_heads, is_name)
+    if source.is_file() and to == "openai" and not (args.to or args.model):
         raise argparse.ArgumentError(
             None, f"{source} is a file, so DST must be a folder, or --to given. Got {target}"
         )
@@ -65,30 +79,54 @@ def run(args: argparse.Namespace) -> int:
         _check_file(target)
 
     from clip_jax.weights import read_model
+    from clip_jax.weights.finding import find
+    from clip_jax.weights.reading import read_found
 
     try:
-        family, config, params = read_model(
-            source, model=args.model, activation=args.activation, num_heads=args.num_heads
-        )
+        if is_name:
+            family, config, params = read_found(find(args.source))
+        else:
+            family, config, params = read_model(
+                source, model=args.model, activation=args.activation, num_heads=args.num_heads
+            )
     except ValueError as error:
         raise argparse.ArgumentError(None, str(error).rstrip(".")) from None
-    if family == "native" and to == "native":
+    if family == "native" and to == "native" and not is_name:
         raise argparse.ArgumentError(
             None, f"{source} is a native folder already: give --to, or a DST that ends with .pt"
         )
+    options = {}
+    if to == "native" and source.is_dir() and (files := _tokenizer_files(source, config)):
+        options["tokenizer_files"] = files
     # Without --force, a target that another process makes meanwhile isn't replaced either.
-    _writer(to)(config, params, target, replace=args.force)
+    _writer(to)(config, params, target, replace=args.force, **options)
     print(
         f"{printable(str(target))}: {_description(config, params)}, {_size(target) / 1e6:,.1f} MB"
     )
     return 0
 
 
-def _check_kinds(source: Path, target: Path, to: str, says_model: str | None) -> None:
-    if source.is_dir() and says_model:
+def _is_model(name: str) -> bool:
+    """Whether a text that is no path may be the name of a model."""
+    from clip_jax.catalog import CATALOG
+
+    is_file = Path(name).suffix in (*PYTORCH, ".safetensors", ".bin", ".npz", ".msgpack")
+    if "/" not in name or is_file:
+        return name in CATALOG
+    from clip_jax.open_clip_catalog import lookup_tag
+    from clip_jax.weights.hub import is_repository_name
+
+    return name in CATALOG or bool(lookup_tag(name)) or is_repository_name(name)
+
+
+def _check_kinds(
+    source: Path, target: Path, to: str, says_model: str | None, is_name: bool
+) -> None:
+    if (source.is_dir() or is_name) and says_model:
+        what = "name" if is_name else "folder"
         raise argparse.ArgumentError(
             None,
-            f"--model, --activation and --num-heads are for files; the folder {source} knows its "
+            f"--model, --activation and --num-heads are for files; the {what} {source} knows its "
             f"own",
         )
     is_file = target.suffix in (*PYTORCH, ".safetensors")
@@ -115,6 +153,17 @@ def _writer(to: str) -> Callable[..., None]:
         "huggingface": to_huggingface,
         "open_clip": to_open_clip,
     }[to]
+
+
+def _tokenizer_files(source: Path, config: CLIPConfig) -> dict[str, bytes]:
+    """Returns the files of a SigLIP's tokenizer; none of other models, or where it is missing."""
+    from clip_jax.sentence_piece import SentencePieceTokenizer
+    from clip_jax.weights import load_tokenizer
+
+    if config.text.pooling != "last":  # as no other model's
+        return {}
+    tokenizer = load_tokenizer(source)
+    return tokenizer.files() if isinstance(tokenizer, SentencePieceTokenizer) else {}
 
 
 def _write_pytorch(
@@ -165,6 +214,7 @@ def _description(config: CLIPConfig, params: Mapping[str, Any]) -> str:
         if path.rpartition("/")[2] not in statistics
     )
     vision = config.vision
+    sides = dict.fromkeys(sides_of(vision.image_size))  # one if they are the same
     tower = (
         f"ViT of {vision.num_layers} layers and width {vision.width}, patches of "
         f"{vision.patch_size}"
@@ -172,8 +222,9 @@ def _description(config: CLIPConfig, params: Mapping[str, Any]) -> str:
         else f"ResNet of {vision.stage_depths} blocks and width {vision.width}"
     )
     return (
-        f"{tower}, {vision.image_size} pixels; text of {config.text.num_layers} layers and width "
-        f"{config.text.width}; D {config.embed_dim}; {config.activation}; {count:,} parameters"
+        f"{tower}, {' x '.join(map(str, sides))} pixels; text of {config.text.num_layers} layers "
+        f"and width {config.text.width}; D {config.embed_dim}; {config.activation}; {count:,} "
+        f"parameters"
     )
 
 

@@ -5,6 +5,7 @@ without jax. They raise what they can't do, and `main` says it.
 """
 
 import argparse
+import collections
 import contextlib
 import io
 import os
@@ -14,13 +15,17 @@ from collections.abc import Sequence
 from typing import Any, NoReturn, TextIO
 
 from clip_jax.cli import classify, convert, embed, evaluate, export, models, parity, search, train
+from clip_jax.cli.advice import in_options
 from clip_jax.cli.output import complain, printable
 from clip_jax.errors import CheckpointError, DownloadError
-from clip_jax.signals import exit_status, handled, word_for
+from clip_jax.naming import current
+from clip_jax.signals import exit_status, handled, keeps, word_for
 
 COMMANDS = (models, classify, embed, search, evaluate, convert, export, parity, train)
 
 FAILURE, BAD_ARGUMENTS, BROKEN_PIPE = 1, 2, 141
+# How many pictures are named that bring about the same warning.
+NAMED = 5
 STOPPED = (130, 143)  # by Ctrl-C, by SIGTERM
 
 # What a user can bring about and mend; anything else is a defect of ours and shows its traceback.
@@ -36,21 +41,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # file names may hold what can't be encoded
             stream.reconfigure(errors="backslashreplace")
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        warnings.showwarning = _Warnings()
+        # Else only the first picture of which Pillow warns would be named.
+        warnings.filterwarnings("always", module=r"PIL\.", append=True)
         try:
             with handled(_complain):
                 return _run(argv)
         except argparse.ArgumentError as error:
-            _complain(f"{error}; see clip-jax --help")
+            _complain(f"{_in_options(str(error))}; see {_Parser.active.prog} --help")
             return BAD_ARGUMENTS
         except KeyboardInterrupt as stop:
             # What a command adds, such as how much it has kept, stands in the same line.
             _complain("; ".join([word_for(stop), *getattr(stop, "__notes__", [])]))
+            if _is_program:
+                _held.append(stop)
             return exit_status(stop)
         except BrokenPipeError:  # whoever read our output has seen enough
             return BROKEN_PIPE
         except EXPECTED as error:
-            _complain(_message(error))
+            _complain(_in_options(_message(error)))
             return FAILURE
         except (MemoryError, RuntimeError) as error:
             if not (message := _shortage(error)):
@@ -59,8 +68,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return FAILURE
 
 
+# Of a process that a signal ends: its exception, whose frames hold arrays and programs that threads
+# may still be computing with. Freed before the process is gone, they crash it.
+_held: list[BaseException] = []
+_is_program = False
+
+
 def program() -> NoReturn:
     """Does what `clip_jax.cli.program` says."""
+    global _is_program
+    _is_program = True
     status = main()
     if status in STOPPED:
         # Threads may be computing, and would crash as Python takes their world apart. What is to
@@ -81,9 +98,20 @@ def _leave() -> None:
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    kept = None
     try:
         arguments = _parser().parse_args(argv)
-        return arguments.run(arguments)
+        kept = getattr(arguments, "kept", None)
+        if kept:
+            keeps(kept)
+        from clip_jax.progress import announcing
+
+        with announcing():
+            return arguments.run(arguments)
+    except KeyboardInterrupt as stop:
+        if kept and not hasattr(stop, "__notes__"):
+            stop.add_note(kept)
+        raise
     finally:
         try:
             sys.stdout.flush()
@@ -93,7 +121,18 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Says what is wrong in one line.
+
+    Attributes:
+        active: the parser of the command that was given, once it is known.
+    """
+
+    active: argparse.ArgumentParser
+
+    def parse_known_args(self, *arguments: Any, **options: Any) -> Any:
+        """As argparse's own, which a command's parser is called by."""
+        _Parser.active = self
+        return super().parse_known_args(*arguments, **options)
 
     def error(self, message: str) -> NoReturn:
         _complain(f"{message}; see {self.prog} --help")
@@ -148,6 +187,10 @@ def _message(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
+def _in_options(message: str) -> str:
+    return in_options(message, getattr(_Parser, "active", None) or _parser())
+
+
 def _shortage(error: Exception) -> str | None:
     """What the machine has too little of; None for any other error."""
     if isinstance(error, MemoryError):
@@ -164,5 +207,19 @@ def _detail(error: Exception) -> str:
     return f" ({text})" if text else ""
 
 
-def _show_warning(message: Warning | str, *_: Any) -> None:
-    _complain(f"warning: {message}")
+class _Warnings:
+    """Says warnings in one line, with the picture that is being read when Pillow warns of one."""
+
+    def __init__(self):
+        self._counts: collections.Counter[str] = collections.Counter()
+
+    def __call__(self, message: Warning | str, *_: Any) -> None:
+        picture = current()
+        if picture is None:
+            _complain(f"warning: {message}")
+            return
+        self._counts[str(message)] += 1
+        if self._counts[str(message)] <= NAMED:
+            _complain(f"warning: {printable(picture)}: {message}")
+        elif self._counts[str(message)] == NAMED + 1:
+            _complain(f"warning: {message}; further pictures with this warning aren't named")

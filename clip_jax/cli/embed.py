@@ -6,16 +6,24 @@ from typing import Any
 
 from clip_jax.cli import distributed
 from clip_jax.cli.arguments import (
+    GOES_ON,
     add_batch_size,
+    add_columns,
     add_distributed,
     add_model,
+    add_pictures,
     load_options,
     non_negative_int,
+    pictures_of,
     positive_int,
     shard,
 )
-from clip_jax.cli.output import complain
+from clip_jax.cli.asking import may_write
+from clip_jax.cli.output import complain, tell_what_it_knows
 
+FAILURE = 1
+# Files that show that a folder is an output of this command.
+OWN = ("job.json", "metadata", "img_emb", "text_emb", "errors", "stamps", "inputs")
 # How long, in seconds, a process that has finished waits for the others.
 A_WEEK = 7 * 24 * 3600
 
@@ -33,8 +41,8 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "source",
         metavar="INPUT",
-        help="a folder of pictures; WebDataset's .tar, .txt, .csv, .jsonl or .parquet files, by a "
-        "path or a quoted pattern such as 'shards/{000..099}.tar'; s3:// and the like, too",
+        help="a folder of pictures; WebDataset's .tar, .txt, .csv, .tsv, .jsonl or .parquet files, "
+        "by a path or a quoted pattern such as 'shards/{000..099}.tar'; s3:// and the like, too",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="where the embeddings go")
     add_model(parser, "as for classify", "ViT-B/32")
@@ -70,9 +78,7 @@ def add(commands: Any) -> None:
         "%(default)s)",
     )
     add_batch_size(parser, "rows that are computed at one time")
-    parser.add_argument("--image-column", default="image", metavar="NAME", help="of tables")
-    parser.add_argument("--caption-column", default="caption", metavar="NAME", help="of tables")
-    parser.add_argument("--key-column", default="key", metavar="NAME", help="of tables")
+    add_columns(parser)
     parser.add_argument(
         "--columns", nargs="+", default=(), metavar="NAME", help="columns to copy to the output"
     )
@@ -81,6 +87,7 @@ def add(commands: Any) -> None:
         action="store_true",
         help="rotate pictures as their EXIF data say; the reference doesn't",
     )
+    add_pictures(parser)
     parser.add_argument(
         "--formats",
         nargs="+",
@@ -111,12 +118,19 @@ def add(commands: Any) -> None:
         "part",
     )
     parser.add_argument(
+        "--extend",
+        action="store_true",
+        help="the input has got more pictures, files, or rows at the ends of its files, since the "
+        "job began: embed these into parts of their own (without it, more pictures or files are "
+        "embedded with a warning, and a file with more rows is refused)",
+    )
+    parser.add_argument(
         "--max-errors",
         type=non_negative_int,
         metavar="N",
         help="stop when more rows than this fail",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, kept=GOES_ON)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -127,8 +141,12 @@ def run(args: argparse.Namespace) -> int:
     from clip_jax.embed.parts import ERRORS
     from clip_jax.progress import announce
 
+    if not args.dry_run and not may_write(args.out, OWN):
+        complain("nothing is written: give another --out")
+        return FAILURE
     if args.distributed:
         distributed.join("use --shard I/N", shutdown_timeout_seconds=A_WEEK)
+    tell_what_it_knows(args.model)
     announce("loading the model")
     summary = embed(
         args.source,
@@ -144,16 +162,20 @@ def run(args: argparse.Namespace) -> int:
             args.image_column, args.caption_column, args.key_column, tuple(args.columns)
         ),
         exif_transpose=args.exif_transpose,
+        pictures=pictures_of(args),
         formats=args.formats,
         shard=args.shard,
         dry_run=args.dry_run,
         retry_errors=args.retry_errors,
         verify=args.verify,
+        extend=args.extend,
         max_errors=args.max_errors,
         num_threads=args.threads,
         **load_options(args),
     )
     print(summary)
+    for sentence in summary.remarks:
+        complain(sentence)
     if summary.errors and not (summary.rows or summary.rows_before or args.dry_run):
         complain(
             f"no row could be embedded; {ERRORS}/ in {args.out} says why of each. Mend the cause, "

@@ -1,22 +1,32 @@
 """`clip-jax eval`: zero-shot classification, retrieval and the linear probe on one's own data."""
 
 import argparse
+import errno
 from typing import Any
 
 from clip_jax.cli.arguments import (
+    BEGINS_AGAIN,
     add_batch_size,
+    add_columns,
     add_json,
     add_model,
+    add_pictures,
     load_options,
+    pictures_of,
     positive_float,
     positive_int,
 )
+from clip_jax.cli.asking import may_write
 from clip_jax.cli.figures import report_left_out, show_classification, show_retrieval
+from clip_jax.cli.output import tell_what_it_knows
+
+# Files that show that a folder is a report.
+OWN = ("report.html",)
 
 _DATA = (
     "a folder with a folder of pictures for each class; WebDataset's .tar files, whose members "
-    "that end in .cls are the labels; a .csv, .jsonl or .parquet table; or the output of clip-jax "
-    "embed, with a column of labels"
+    "that end in .cls are the labels; a .csv, .tsv, .jsonl or .parquet table; or the output of "
+    "clip-jax embed, with a column of labels"
 )
 _MODEL = "as for classify (default: that of the embedding job, else ViT-B/32)"
 _CLASSIFICATION = "the figures of each class, the confusion matrix and the mistakes"
@@ -62,7 +72,7 @@ def _add_zeroshot(kinds: Any) -> None:
     )
     _add_common(parser)
     _add_report(parser, _CLASSIFICATION)
-    parser.set_defaults(run=run_zeroshot)
+    parser.set_defaults(kept=BEGINS_AGAIN, run=run_zeroshot)
 
 
 def _add_retrieval(kinds: Any) -> None:
@@ -77,14 +87,17 @@ def _add_retrieval(kinds: Any) -> None:
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="WebDataset's .tar files, a folder with a table of captions or such a table, as for "
-        "training; or the output of clip-jax embed --what both",
+        help="WebDataset's .tar files, tables of captions or a folder with one, or a folder of "
+        "pictures with .txt files beside them, as for training; or the output of clip-jax embed "
+        "--what both",
     )
     add_model(parser, _MODEL)
+    add_columns(parser)
+    add_pictures(parser)
     add_batch_size(parser, _BATCH)
     add_json(parser)
     _add_report(parser, "the recalls, the ranks and the worst mistakes of each direction")
-    parser.set_defaults(run=run_retrieval)
+    parser.set_defaults(kept=BEGINS_AGAIN, run=run_retrieval)
 
 
 def _add_probe(kinds: Any) -> None:
@@ -138,7 +151,7 @@ def _add_probe(kinds: Any) -> None:
     )
     _add_common(parser)
     _add_report(parser, _CLASSIFICATION)
-    parser.set_defaults(run=run_probe)
+    parser.set_defaults(kept=BEGINS_AGAIN, run=run_probe)
 
 
 def _add_common(parser: Any) -> None:
@@ -147,6 +160,10 @@ def _add_common(parser: Any) -> None:
         metavar="NAME",
         help="of shards, tables and embeddings (default: cls in shards, else label)",
     )
+    parser.add_argument(
+        "--image-column", default="image", metavar="NAME", help="of tables (default: %(default)s)"
+    )
+    add_pictures(parser)
     add_batch_size(parser, _BATCH)
     add_json(parser)
 
@@ -176,6 +193,8 @@ def run_zeroshot(args: argparse.Namespace) -> int:
         class_names=class_names,
         templates=templates,
         label_column=args.label_column,
+        image_column=args.image_column,
+        pictures=pictures_of(args),
         batch_size=args.batch_size,
         **load_options(args),
     )
@@ -188,9 +207,17 @@ def run_retrieval(args: argparse.Namespace) -> int:
     """Evaluates, prints the recalls, and writes the report."""
     from clip_jax.evaluate import retrieval
     from clip_jax.evaluate.documents import retrieval_document
+    from clip_jax.sources import Columns
 
     _prepare_report(args, draws=False)
-    result = retrieval(args.data, args.model, batch_size=args.batch_size, **load_options(args))
+    result = retrieval(
+        args.data,
+        args.model,
+        columns=Columns(args.image_column, args.caption_column, args.key_column),
+        pictures=pictures_of(args),
+        batch_size=args.batch_size,
+        **load_options(args),
+    )
     show_retrieval(retrieval_document(result), args.json)
     _write_report(args, f"Retrieval: {args.data}", result)
     return report_left_out(result.left_out)
@@ -212,6 +239,8 @@ def run_probe(args: argparse.Namespace) -> int:
         tol=args.tol,
         dtype=args.dtype,
         label_column=args.label_column,
+        image_column=args.image_column,
+        pictures=pictures_of(args),
         batch_size=args.batch_size,
         **load_options(args),
     )
@@ -221,8 +250,15 @@ def run_probe(args: argparse.Namespace) -> int:
 
 
 def _prepare_report(args: argparse.Namespace, draws: bool = True) -> None:
-    """Makes the report's folder; what prevents that is said before hours of work."""
+    """Makes the report's folder; what prevents that is said before hours of work.
+
+    Raises:
+        FileExistsError: it holds other things, and the user wants it left alone.
+    """
+    tell_what_it_knows(args.model)
     if args.report:
+        if not may_write(args.report, OWN):
+            raise FileExistsError(errno.EEXIST, "is left alone: give another --report", args.report)
         from clip_jax.evaluate.report import prepare
 
         prepare(args.report, draws=draws)

@@ -68,7 +68,7 @@ def _run_all(args: argparse.Namespace) -> int:
             "name": tag.name,
             "image_size": architectures()[tag.architecture]["vision_cfg"]["image_size"],
             "embed_dim": architectures()[tag.architecture]["embed_dim"],
-            "activation": "quick_gelu" if tag.quick_gelu else "gelu",
+            "activation": tag.activation,
             "mean": tag.mean,
             "std": tag.std,
             "interpolation": tag.interpolation,

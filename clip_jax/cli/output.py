@@ -12,6 +12,15 @@ def complain(message: str) -> None:
     sys.stderr.write(f"clip-jax: {lines}\n")  # one call: other threads may print
 
 
+def tell_what_it_knows(model: str | None) -> None:
+    """Prints a line for a model that only knows pictures of one kind."""
+    if model == "emoji":
+        complain(
+            "the model emoji knows drawings of emoji alone; of photographs it is confidently "
+            "wrong: take --model ViT-B/32 for these"
+        )
+
+
 def printable(text: str) -> str:
     """Returns text, such as a file's name, with line breaks and control characters escaped."""
     return text if text.isprintable() else ascii(text)[1:-1]

@@ -4,7 +4,7 @@ import argparse
 import math
 from typing import Any
 
-from clip_jax.cli.arguments import add_bare_file, add_json
+from clip_jax.cli.arguments import BEGINS_AGAIN, add_bare_file, add_json, image_size
 from clip_jax.cli.output import complain, print_json, print_table
 
 
@@ -42,10 +42,17 @@ def add(commands: Any) -> None:
         "single file of Stable Diffusion XL, text_encoder or text_encoder_2",
     )
     parser.add_argument(
+        "--image-size",
+        type=image_size,
+        metavar="SIZE",
+        help="compare a Vision Transformer of OpenCLIP or transformers on images of another size, "
+        "whose positions each library resizes in its own way",
+    )
+    parser.add_argument(
         "--images", nargs="+", metavar="IMAGE", help="pictures to run on (default: made-up ones)"
     )
     add_json(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, kept=BEGINS_AGAIN)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
         activation=args.activation,
         num_heads=args.num_heads,
         subfolder=args.subfolder,
+        image_size=args.image_size,
     )
     images = [open_image(path) for path in args.images] if args.images else None
     announce("loading in JAX")

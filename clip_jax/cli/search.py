@@ -5,8 +5,15 @@ import os
 import warnings
 from typing import Any
 
-from clip_jax.cli.arguments import add_json, add_model, file_name, load_options, positive_int
-from clip_jax.cli.output import print_json, print_table
+from clip_jax.cli.arguments import (
+    BEGINS_AGAIN,
+    add_json,
+    add_model,
+    file_name,
+    load_options,
+    positive_int,
+)
+from clip_jax.cli.output import print_json, print_table, tell_what_it_knows
 
 
 def add(commands: Any) -> None:
@@ -21,6 +28,11 @@ def add(commands: Any) -> None:
     parser.add_argument("folder", metavar="DIR", help="the --out folder of clip-jax embed")
     parser.add_argument("query", metavar="QUERY", help="a text; with --image, a picture's file")
     parser.add_argument("--image", action="store_true", help="search for a picture")
+    parser.add_argument(
+        "--fit",
+        choices=("crop", "pad", "squash"),
+        help="how the picture becomes a square (default: as those in the folder did)",
+    )
     add_model(parser, "where the model is now (default: where it was when the folder was written)")
     parser.add_argument(
         "-k", type=positive_int, default=10, metavar="N", help="how many (default: %(default)s)"
@@ -37,7 +49,7 @@ def add(commands: Any) -> None:
         action="store_true",
         help="for the page, download pictures that a table of the input gives as addresses",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, kept=BEGINS_AGAIN)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -50,11 +62,12 @@ def run(args: argparse.Namespace) -> int:
     from clip_jax.search import contact_sheet, search
     from clip_jax.storage import absolute, folder, storage
 
+    tell_what_it_knows(args.model)
     announce("searching")
     query = Path(args.query) if args.image else args.query
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", Incomplete)
-        hits = search(args.folder, args.model, query, args.k, **load_options(args))
+        hits = search(args.folder, args.model, query, args.k, fit=args.fit, **load_options(args))
     for warning in caught:
         warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
     lacks_rows = any(getattr(warning.message, "rows", 0) for warning in caught)

@@ -7,7 +7,12 @@ import threading
 from typing import Any
 
 from clip_jax.cli import distributed
-from clip_jax.cli.arguments import add_distributed, setting
+from clip_jax.cli.arguments import GOES_ON, add_distributed, setting
+from clip_jax.cli.asking import may_write
+from clip_jax.cli.output import complain
+
+# Files that show that a folder is a run's.
+OWN = ("run.json", "run.lock", "checkpoints")
 
 
 def add(commands: Any) -> None:
@@ -31,8 +36,15 @@ def add(commands: Any) -> None:
         metavar="KEY=VALUE",
         help="replace a value of the file, such as optimizer.learning_rate=1e-4",
     )
+    parser.add_argument(
+        "--continue",
+        dest="more_steps",
+        action="store_true",
+        help="give a run more steps than it had, with --set optimizer.total_steps=N (without this, "
+        "one that has finished goes on with a warning, and one that hasn't is refused)",
+    )
     add_distributed(parser, "train together")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, kept=GOES_ON)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -46,8 +58,11 @@ def run(args: argparse.Namespace) -> int:
     if args.distributed:
         # So that SIGTERM stops all processes at the same step.
         distributed.join("leave it out to train on this host alone", agrees_on_sigterm=True)
+    if not may_write(config.out, OWN):
+        complain("nothing is written: give another `out`, as with --set out=DIR")
+        return 1
     announce(f"training in {config.out}")
-    print(train(config))
+    print(train(config, more_steps=args.more_steps))
     return 0
 
 

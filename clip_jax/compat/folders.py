@@ -3,7 +3,8 @@
 import os
 from pathlib import Path
 
-from clip_jax.convert.families import CONFIG, family_of
+from clip_jax.convert.families import CONFIG, SIGLIP, family_of
+from clip_jax.convert.huggingface import read_config
 from clip_jax.errors import CheckpointError
 from clip_jax.messages import some
 from clip_jax.weights.finding import find
@@ -54,5 +55,10 @@ def find_folder(
         raise CheckpointError(
             f"{folder} is no folder of Hugging Face's transformers (config.json with a model_type, "
             f"and weights), which these classes read: {remedy}"
+        )
+    if (kind := read_config(folder)["model_type"]).startswith(SIGLIP):
+        raise CheckpointError(
+            f"{folder} holds a model of the type {kind}, which Flax's CLIP classes never read, "
+            f"expected a CLIP model or tower: take clip_jax.load for it"
         )
     return folder

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from clip_jax.arrays import check_axes
 from clip_jax.compat.base import FlaxPreTrainedModel, Params
 from clip_jax.compat.configs import (
     CLIPConfig,
@@ -330,6 +331,8 @@ def _pixels(tower: Tower, pixels: Any) -> Any:
         )
     if not jnp.issubdtype(pixels.dtype, jnp.floating):
         raise ValueError(f"pixel_values must be normalised floats. Got {pixels.dtype}.")
+    if isinstance(pixels, Array):
+        check_axes(pixels, "pixel_values")
     return pixels
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 
+from clip_jax.channels import Losses
 from clip_jax.messages import counted
 
 CLOCKS = ("waiting", "reading", "decoding", "device", "blocked", "writing")
@@ -30,6 +31,7 @@ class Summary:
         device: seconds of computing.
         blocked: seconds in which rows that were ready waited for the device.
         writing: seconds of writing parts, which runs in parallel with the rest.
+        remarks: what else there is to know, such as how many pictures have lost something.
     """
 
     rows: int = 0
@@ -46,6 +48,7 @@ class Summary:
     device: float = 0.0
     blocked: float = 0.0
     writing: float = 0.0
+    remarks: tuple[str, ...] = ()
 
     @property
     def bottleneck(self) -> str:
@@ -84,7 +87,12 @@ class Summary:
 
 
 class Counts:
-    """Counts and clocks of a running job."""
+    """Counts and clocks of a running job.
+
+    Attributes:
+        losses: the pictures that lose something on their way to pixels.
+        remarks: what else whoever started the job should know.
+    """
 
     def __init__(self) -> None:
         """Starts the clock."""
@@ -94,6 +102,8 @@ class Counts:
         self.rows = self.errors = self.parts = self.verified = 0
         self.rows_before = self.errors_before = self.parts_before = 0
         self.last_error = ""
+        self.losses = Losses()
+        self.remarks: list[str] = []
 
     @contextlib.contextmanager
     def timing(self, what: str) -> Iterator[None]:
@@ -139,4 +149,5 @@ class Counts:
             device=self._seconds["device"],
             blocked=self._seconds["blocked"],
             writing=self._seconds["writing"],
+            remarks=(*self.remarks, *self.losses.sentences()),
         )

@@ -1,6 +1,7 @@
 """A job's identity (model, preprocessing, options and input) and its fingerprint."""
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -9,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from clip_jax.embed.chunks import Chunk
+from clip_jax.embed.extensions import read_extensions, write_extension
 from clip_jax.messages import differences
 from clip_jax.nn import CLIP, model_digest
 from clip_jax.sources import Input
@@ -49,8 +51,10 @@ def fingerprint(identity: Mapping[str, Any]) -> str:
 def read_job(out: str) -> dict[str, Any] | None:
     """Reads `job.json` in an output folder; returns None if there is none.
 
+    `extensions` are those of the job, and `shards` counts theirs, too.
+
     Raises:
-        ValueError: the file is damaged.
+        ValueError: the file is damaged, or that of an extension.
         OSError: the file can't be read.
     """
     path = f"{out}/{JOB}"
@@ -58,11 +62,13 @@ def read_job(out: str) -> dict[str, Any] | None:
         text = storage(out).read(path)
     except FileNotFoundError:
         return None
+    job = None
     with contextlib.suppress(ValueError, RecursionError):
         job = json.loads(text)
-        if isinstance(job, dict) and _fits({**_LATER, **job}, _NOTED):
-            return job
-    raise ValueError(f"{path} is damaged: remove it, and start the same job again")
+    if not isinstance(job, dict) or not _fits({**_LATER, **job}, _NOTED):
+        raise ValueError(f"{path} is damaged: remove it, and start the same job again")
+    job["extensions"] = extensions = read_extensions(out, job["fingerprint"])
+    return job | {"shards": extensions[-1]["shards"]} if extensions else job
 
 
 def _fits(document: Mapping[str, Any], expected: Mapping[str, Callable[[Any], bool]]) -> bool:
@@ -99,25 +105,33 @@ def job_options(
     """
     kept = LoadOptions.of(job.get("load"))
     if not os.path.isfile(model):
-        kept = LoadOptions(preprocessing=kept.preprocessing)
+        kept = dataclasses.replace(kept, activation=None, num_heads=None)
     return LoadOptions.of({**kept.given(), **told.given()})
 
 
-def claim(out: str, identity: Mapping[str, Any], about: Mapping[str, Any], dry: bool) -> bool:
-    """Claims a folder for this job by writing `job.json`, unless it exists.
+def claim(
+    out: str,
+    identity: Mapping[str, Any],
+    about: Mapping[str, Any],
+    dry: bool,
+    extensions: Sequence[Mapping[str, Any]] = (),
+) -> bool:
+    """Claims a folder for this job by writing `job.json` and its extensions, unless they exist.
 
     Args:
         out: the folder.
         identity: the job's identity.
         about: other fields of `job.json`.
         dry: whether to write nothing.
+        extensions: the notes of what the input has got since the job began.
 
     Returns:
         Whether the folder is this job's now.
 
     Raises:
-        ValueError: it is another job's; gives both fingerprints and what differs.
-        OSError: the file can't be read or written.
+        ValueError: it is another job's; gives both fingerprints and what differs. Or another
+            process has just extended the job by something else.
+        OSError: a file can't be read or written.
     """
     job = read_job(out)
     if job is None and not dry:
@@ -126,13 +140,39 @@ def claim(out: str, identity: Mapping[str, Any], about: Mapping[str, Any], dry: 
         job = read_job(out)  # another process may have written it first
     if job is None:
         return False
+    if job["identity"] != identity:
+        raise another_job(out, job, identity)
+    for number, note in enumerate(extensions, start=1):
+        if number > len(job["extensions"]):
+            if dry:
+                break
+            write_extension(out, number, note)
+            job = read_job(out) or job
+        if job["extensions"][number - 1 : number] != [note]:
+            raise ValueError(
+                f"{out} has just been extended by another process, whose input has got other "
+                "files or rows: start the same command again"
+            )
+    return True
+
+
+def another_job(
+    out: str, job: Mapping[str, Any], identity: Mapping[str, Any], more: Sequence[str] = ()
+) -> ValueError:
+    """Returns the error for a folder that holds the output of another job.
+
+    Args:
+        out: the folder.
+        job: the content of its `job.json`.
+        identity: the identity of this job.
+        more: lines that say more of what differs.
+    """
     there = job["identity"]
-    if there == identity:
-        return True
-    raise ValueError(
+    lines = [*differences(there, identity), *more]
+    return ValueError(
         f"{out} holds the output of another job, {fingerprint(there)}; this one is "
         f"{fingerprint(identity)}. Give another folder, or the same options. They differ in:\n"
-        + "\n".join(differences(there, identity))
+        + "\n".join(lines)
     )
 
 

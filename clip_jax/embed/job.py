@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import os
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -23,14 +24,16 @@ from clip_jax.embed.setup import TOWERS as TOWERS
 from clip_jax.embed.setup import VERSION as VERSION
 from clip_jax.embed.setup import Job, Preset, What, prepare
 from clip_jax.encoder import Encoder
+from clip_jax.image_size import ImageSize
 from clip_jax.loading import CpuGate, loading
 from clip_jax.nn import CLIP
 from clip_jax.placement import device_of
-from clip_jax.preprocess import known_formats
-from clip_jax.progress import Progress
+from clip_jax.preprocess import PictureOptions, known_formats
+from clip_jax.progress import Progress, announcing
 from clip_jax.sources import Columns
 from clip_jax.storage import storage
 from clip_jax.weights.opened import LoadOptions
+from clip_jax.weights.positions import PositionResize
 from clip_jax.weights.tokenizers import Preprocessing
 
 
@@ -47,11 +50,13 @@ def embed(
     batch_size: int | None = None,
     columns: Columns | None = None,
     exif_transpose: bool = False,
+    pictures: PictureOptions | None = None,
     formats: Sequence[str] | None = None,
     shard: tuple[int, int] | None = None,
     dry_run: bool = False,
     retry_errors: bool = False,
     verify: bool = False,
+    extend: bool = False,
     max_errors: int | None = None,
     num_threads: int | None = None,
     read_ahead: int = 256 << 20,
@@ -59,6 +64,9 @@ def embed(
     activation: Activation | None = None,
     num_heads: NumHeads | None = None,
     preprocessing: Preprocessing = "openai",
+    image_size: ImageSize | None = None,
+    position_resize: PositionResize | None = None,
+    drop_remainder: bool = False,
 ) -> Summary:
     """Embeds pictures or texts, or resumes an earlier call that was stopped.
 
@@ -68,9 +76,9 @@ def embed(
     are truncated.
 
     Args:
-        source: a folder of pictures, subfolders included; WebDataset's tar files; or tables: .txt,
-            .csv, .jsonl, .parquet. A pattern with `*` and braces may name several files. Any
-            address that fsspec knows.
+        source: a folder of pictures, subfolders included, where captions may lie beside them, as in
+            a.jpg and a.txt; WebDataset's tar files; or tables: .txt, .csv, .tsv, .jsonl, .parquet.
+            A pattern with `*` and braces may name several files. Any address that fsspec knows.
         model: a model, or what `clip_jax.load` takes.
         out: the folder of the output; any address that fsspec knows.
         what: what to embed; by default pictures if the input has some, else texts.
@@ -82,6 +90,8 @@ def embed(
         batch_size: rows of a batch over the devices of this process, as in `Encoder`.
         columns: the roles of a table's columns, and those to pass through.
         exif_transpose: whether to rotate pictures by their EXIF data; the reference doesn't.
+        pictures: whether pictures are cropped, padded or squashed, and the like; by default as for
+            the model.
         formats: the picture formats to accept, by Pillow's names, whatever the files' names;
             `clip_jax.preprocess.FORMATS` by default.
         shard: (i, n), to be worker i of n, counted from 0. By default one worker, or under
@@ -90,6 +100,10 @@ def embed(
         retry_errors: whether to try again the rows that earlier runs could not embed.
         verify: whether to read all embedded rows of the input again, and compare each with its
             part, before going on.
+        extend: whether it is meant that the input has got more pictures, files, or rows at the ends
+            of its files, since the job began: they are embedded into parts of their own, and the
+            rest stays as it is. Without it more pictures and files are embedded with a warning,
+            and a file with more rows is refused.
         max_errors: how many rows of this worker may fail; by default any number.
         num_threads: threads that read and decode; by default one per core.
         read_ahead: the most bytes of rows to read ahead of the device.
@@ -99,11 +113,18 @@ def embed(
         num_heads: of a model that is a bare file, as for `clip_jax.load`.
         preprocessing: whose pixels and ids, as for `clip_jax.load`. Tokens that a folder has added
             to CLIP's are known in any case, if the model is given by name or path.
+        image_size: another size of the images, as for `clip_jax.load`; a search in the output loads
+            the model alike.
+        position_resize: how positions are resized for it, likewise.
+        drop_remainder: whether it may be no multiple of the patches' size, likewise.
 
     Returns:
         What was done, and how long each stage took.
 
     Raises:
+        image_size: another size of the images, as for `clip_jax.load`.
+        position_resize: how positions are resized for it, likewise.
+        drop_remainder: whether it may be no multiple of the patches' size, likewise.
         ValueError: an option is out of range; the input is empty or lacks a column; `out` holds
             the output of another job, or of other rows; more rows fail than `max_errors`.
         OSError: the output can't be written; a store can't be reached; another process is doing
@@ -127,14 +148,27 @@ def embed(
         rows_per_part=rows_per_part,
         columns=columns or Columns(),
         exif_transpose=exif_transpose,
-        options=LoadOptions(activation, num_heads, preprocessing),
+        pictures=pictures or PictureOptions(),
+        formats=formats,
+        extend=extend,
+        options=LoadOptions(
+            activation, num_heads, preprocessing, image_size, position_resize, drop_remainder
+        ),
     )
+    if job.grown.added and not extend:
+        warnings.warn(
+            f"{job.source} has {job.grown.added} than when {job.out} was begun: what is new goes "
+            "into parts of its own",
+            stacklevel=2,
+        )
     is_ours = job.claim(dry=True)
     if is_ours:
         job.take_noted_types()
     else:
         job.check_unclaimed()
     counts = Counts()
+    if job.rows.remark:
+        counts.remarks.append(job.rows.remark)
 
     def planned() -> tuple[Plan, Comparison]:
         plan = Plan(
@@ -157,7 +191,12 @@ def embed(
         _check_some(job.source, plan)
         return counts.summary(sum(to_do), len(to_do))
 
-    with Progress(progress) as bar, _alone(job.out, worker) as alone, _kept(counts):
+    with (
+        Progress(progress) as bar,
+        announcing(progress),
+        _alone(job.out, worker) as alone,
+        _kept(counts),
+    ):
         if is_ours:
             alone()
         plan, comparison = planned()
@@ -223,6 +262,7 @@ def _embed_rows(
     is_cpu = device_of(job.model).platform == "cpu"
     gate = CpuGate(is_shared=is_cpu)
     loader = job.loader(counts, gate, formats)
+    counts.losses = loader.losses
     encoder: Encoder | None = None
     builder: PartBuilder | None = None
     with (

@@ -4,6 +4,7 @@ The content of a part depends on its rows and their pictures alone. The sizes an
 input's files are kept apart, in `stamps/`; if these are lost, the rows are compared instead.
 """
 
+import bisect
 import contextlib
 import io
 import json
@@ -20,6 +21,7 @@ from clip_jax.embed.encoding import FILE as FILE
 from clip_jax.embed.encoding import ROW_GROUP as ROW_GROUP
 from clip_jax.embed.encoding import Contents, contents, encoded, npy
 from clip_jax.embed.encoding import matrix as matrix
+from clip_jax.embed.extensions import EXTENSION, INPUTS
 from clip_jax.embed.footer import Footer, is_damage, mark_of
 from clip_jax.embed.identity import JOB
 from clip_jax.embed.part import Error as Error
@@ -45,15 +47,24 @@ class Parts:
     table = "part-{}.parquet"
     path_column = "path"
 
-    def __init__(self, out: str, about: Mapping[str, Any], expected: Expected):
+    def __init__(
+        self,
+        out: str,
+        about: Mapping[str, Any],
+        expected: Expected,
+        extensions: Sequence[Mapping[str, Any]] = (),
+    ):
         """Reads no file yet.
 
         Args:
             out: the folder.
             about: metadata common to all parts: `fingerprint`, and the model's identity.
             expected: what the parts must have.
+            extensions: the notes of the job's extensions, whose parts have fingerprints of theirs.
         """
         self._out, self._storage, self._about = out, storage(out), dict(about)
+        self._firsts = [0, *(note["first"] for note in extensions)]
+        self._fingerprints = [about["fingerprint"], *(note["fingerprint"] for note in extensions)]
         self._expected = expected
         self._errors = f"{ERRORS}/{self.table.rpartition('/')[2]}"
         self._stamps = f"{STAMPS}/{{}}.json"
@@ -90,8 +101,8 @@ class Parts:
             OSError: they can't be read.
             ValueError: there are some.
         """
-        paths = [self.path(self.table, name) for name in sorted(strays)]
-        if found := [path for path in paths if self._whole(path, entirely=False)]:
+        ours = [name for name in sorted(strays) if self._whole(self.table, name, entirely=False)]
+        if found := [self.path(self.table, name) for name in ours]:
             raise ValueError(
                 f"{why}, and the output has parts of more (copies?): remove {some(found)}"
             )
@@ -108,7 +119,7 @@ class Parts:
             OSError: the part exists but can't be read now.
         """
         entirely = entirely or isinstance(self._storage, Disk)
-        found = self._whole(self.path(self.table, name), entirely)
+        found = self._whole(self.table, name, entirely)
         if found is None or not self._is_table(footer := found.footer, name):
             return None
         for column, file in self.beside.items():
@@ -139,7 +150,7 @@ class Parts:
         Raises:
             OSError: it can't be read now.
         """
-        found = self._whole(self.path(self.table, name), entirely=False)
+        found = self._whole(self.table, name, entirely=False)
         return found.footer if found is not None and self._is_table(found.footer, name) else None
 
     def _is_table(self, footer: Footer, name: str) -> bool:
@@ -168,6 +179,7 @@ class Parts:
             OSError: a file can't be written; no incomplete file is left.
         """
         about = self._about | {
+            "fingerprint": self._fingerprint_of(chunk.name),
             "chunk": chunk.name,
             "rows": len(part.columns),
             "errors": len(errors),
@@ -215,7 +227,7 @@ class Parts:
         Raises:
             OSError: the part exists but can't be read now.
         """
-        finished, found = self.finished(name), self._whole(self.path(self.table, name), True)
+        finished, found = self.finished(name), self._whole(self.table, name, True)
         # Another process may have replaced it just now.
         if finished is None or found is None or finished.mark != found.footer.mark:
             return None
@@ -255,7 +267,7 @@ class Parts:
         Raises:
             OSError: they can't be read.
         """
-        found = self._whole(self.path(self._errors, name), True)
+        found = self._whole(self._errors, name, True)
         if found is None or not is_error_table(found.footer.schema):
             return []
         footer = found.footer
@@ -270,9 +282,11 @@ class Parts:
             is_ours: whether a chunk of that name belongs to this worker.
             without_errors: names of the chunks with a valid part and no failed row.
         """
-        for name in self._storage.abandoned(self._out):
-            if name.startswith(f".{JOB}."):
-                self._storage.remove(f"{self._out}/{name}")
+        notes = (f".{JOB}.", f".{EXTENSION.partition('{')[0]}")
+        for folder, heads in ((self._out, notes), (f"{self._out}/{INPUTS}", ("",))):
+            for name in self._storage.abandoned(folder):
+                if name.startswith(heads):
+                    self._storage.remove(f"{folder}/{name}")
         for file in (self.table, self._errors, self._stamps, *self.beside.values()):
             folder, _, pattern = f"{self._out}/{file}".rpartition("/")
             left = self._storage.abandoned(folder)
@@ -300,7 +314,7 @@ class Parts:
 
     def _put_next(self, name: str, column: str, path: str) -> None:
         """Moves a waiting array to its final path, or removes it if its table is missing."""
-        table = self._whole(self.path(self.table, name), True)
+        table = self._whole(self.table, name, True)
         expected = None if table is None else table.footer.beside.get(column)
         if expected is not None and self._is_array(_next(path), expected, True):
             self._storage.write(path, self._storage.read(_next(path)))
@@ -310,8 +324,12 @@ class Parts:
         """Returns the path of a chunk's file, given the name's pattern."""
         return f"{self._out}/{file.format(name)}"
 
-    def _whole(self, path: str, entirely: bool) -> Contents | None:
-        """Reads a file; returns None if it is missing, damaged or another job's."""
+    def _fingerprint_of(self, name: str) -> str:
+        return self._fingerprints[bisect.bisect_right(self._firsts, shard_of(name)) - 1]
+
+    def _whole(self, file: str, name: str, entirely: bool) -> Contents | None:
+        """Reads a chunk's file; returns None if it is missing, damaged or another job's."""
+        path = self.path(file, name)
         try:
             data = self._storage.read(path) if entirely else end_of(path)
         except FileNotFoundError:
@@ -322,7 +340,7 @@ class Parts:
             advice = "try again, or remove it to have its rows embedded again"
             raise OSError(error.errno, f"{error.strerror}: {advice}", path) from None
         found = contents(data, is_whole=entirely)
-        if found is None or found.footer.fingerprint != self._about["fingerprint"]:
+        if found is None or found.footer.fingerprint != self._fingerprint_of(name):
             return None
         return found
 
@@ -366,8 +384,8 @@ class NpyParts(Parts):
     table = "metadata/metadata_{}.parquet"
     path_column = "image_path"
 
-    def __init__(self, out: str, about: Mapping[str, Any], expected: Expected):
-        super().__init__(out, about, expected)
+    def __init__(self, out: str, about: Mapping[str, Any], expected: Expected, *extensions: Any):
+        super().__init__(out, about, expected, *extensions)
         folders = {"image": "img_emb", "text": "text_emb"}
         self.beside = {
             column: "{0}/{0}_".format(folders[tower]) + "{}.npy"

@@ -91,7 +91,7 @@ def parts_of(out: str, job: dict[str, Any]) -> Parts:
         job.get("shards"),
     )
     kind = NpyParts if identity["format"] == "npy" else Parts
-    return kind(out, {"fingerprint": job["fingerprint"]}, expected)
+    return kind(out, {"fingerprint": job["fingerprint"]}, expected, job.get("extensions", ()))
 
 
 @dataclasses.dataclass(frozen=True)

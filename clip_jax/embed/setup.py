@@ -9,12 +9,15 @@ from typing import Any, Literal
 import numpy as np
 
 from clip_jax.embed.counts import Counts
-from clip_jax.embed.identity import JOB, claim, fingerprint, read_job
+from clip_jax.embed.growth import Changed, Grown, grown
+from clip_jax.embed.identity import JOB, SHOWN, another_job, claim, fingerprint, read_job
 from clip_jax.embed.part_builder import Layout
 from clip_jax.embed.parts import Expected, NpyParts, Parts
+from clip_jax.embed.results import parts_of
 from clip_jax.embed.tables import check_unclaimed
 from clip_jax.loading import CpuGate, Loader
 from clip_jax.nn import CLIP, model_digest
+from clip_jax.preprocess import PictureOptions, suffixes_of
 from clip_jax.sources import Columns, Input, open_input
 from clip_jax.storage import absolute, folder, plain
 from clip_jax.weights import load
@@ -52,6 +55,8 @@ class Job:
         claimed: what `job.json` says besides.
         parts: the output's parts.
         exif_transpose: whether to rotate pictures by their EXIF data.
+        grown: what the input has got since the job began.
+        pictures: the options of the preprocessing.
     """
 
     source: str
@@ -63,6 +68,8 @@ class Job:
     claimed: Mapping[str, Any]
     parts: Parts
     exif_transpose: bool
+    grown: Grown
+    pictures: PictureOptions = PictureOptions()
 
     @property
     def model(self) -> CLIP:
@@ -75,7 +82,10 @@ class Job:
         Raises:
             ValueError: it holds the output of another job.
         """
-        return claim(self.out, self.identity, self.claimed, dry=dry)
+        if not dry:
+            claim(self.out, self.identity, self.claimed, dry)  # else what follows may be another's
+            self.grown.write_listings(self.out, self.identity["input"])
+        return claim(self.out, self.identity, self.claimed, dry, self.grown.extensions)
 
     def check_unclaimed(self) -> None:
         """Checks that an output without `job.json` holds no parts of another job.
@@ -105,8 +115,9 @@ class Job:
     def loader(self, counts: Counts, gate: CpuGate, formats: Sequence[str]) -> Loader:
         """Returns what turns the input's records into inputs of the encoder."""
         config, what = self.model.config, self.layout.what
+        preprocess = self.pictures.applied_to(self.opened.preprocess)
         return Loader(
-            preprocess=None if what == "texts" else self.opened.preprocess,
+            preprocess=None if what == "texts" else preprocess,
             context_length=None if what == "images" else config.text.context_length,
             exif_transpose=self.exif_transpose,
             timing=counts.timing,
@@ -128,28 +139,35 @@ def prepare(
     rows_per_part: int,
     columns: Columns,
     exif_transpose: bool,
+    pictures: PictureOptions,
+    extend: bool,
     options: LoadOptions,
+    formats: Sequence[str] | None = None,
 ) -> Job:
     """Lists the input and loads the model; the arguments are those of `embed`.
 
     Raises:
-        ValueError: the input lacks what is to be embedded, or matches the job's own parts.
+        ValueError: the input lacks what is to be embedded, or matches the job's own parts; or what
+            has been embedded of it is gone or has changed.
         OSError: the input can't be read.
     """
     source, out = plain(source), absolute(folder(out))
-    rows = open_input(source, columns)
+    rows = open_input(
+        source, columns, suffixes=suffixes_of(formats), captions=what in ("texts", "both")
+    )
     what = what or ("images" if rows.has_images else "texts")
     _check_has(source, rows, what)
-    layout = Layout(rows, what, columns.others, np.dtype(dtype), format)
+    Layout(rows, what, columns.others, np.dtype(dtype), format)  # checks the columns
     name, opened = _opened(model, preset, options)
     model = opened.model
     if what != "images":
         opened.check_strings()
+    size = model.config.vision.image_size
     identity = {
         "version": VERSION,
         "model": model_digest(model),
         "compute": f"{model.dtype}, precision {model.precision}",
-        "pixels": model.config.vision.image_size,
+        "pixels": list(size) if isinstance(size, tuple) else size,  # as JSON gives it back
         "exif_transpose": exif_transpose,
         "what": what,
         "dtype": dtype,
@@ -157,13 +175,22 @@ def prepare(
         "rows_per_part": rows_per_part,
         "columns": [columns.image, columns.caption, columns.key, *columns.others],
         "input": rows.fingerprint,
+        # Only where they are chosen: jobs begun before there were any go on.
+        **pictures.chosen(),
         **_inputs_of_its_own(opened, options, what),
     }
+    begun = read_job(out)
+    growth = Grown(rows)
+    if begun is not None and _are_alike(begun["identity"], identity):
+        growth = _grown(rows, out, begun, identity, extend)
+        identity["input"] = begun["identity"]["input"]
+    rows = growth.rows
+    layout = Layout(rows, what, columns.others, np.dtype(dtype), format)
     claimed = {
         "model": name,
         "source": absolute(source),
         "shards": len(rows.shards),
-        "image_column": columns.image,
+        "image_column": rows.columns.image,
         "embeddings": TOWERS[what],
         "dim": model.config.embed_dim,
         "types": layout.noted_types(),
@@ -184,9 +211,33 @@ def prepare(
         rows_per_part,
         len(rows.shards),
     )
-    parts = (NpyParts if format == "npy" else Parts)(out, about, expected)
+    parts = (NpyParts if format == "npy" else Parts)(out, about, expected, growth.extensions)
     _check_apart(source, rows, parts)
-    return Job(source, out, opened, rows, layout, identity, claimed, parts, exif_transpose)
+    return Job(
+        *(source, out, opened, rows, layout, identity, claimed, parts, exif_transpose),
+        growth,
+        pictures,
+    )
+
+
+def _are_alike(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two identities differ in nothing but their input."""
+    return {**one, "input": ""} == {**other, "input": ""}
+
+
+def _grown(
+    rows: Input, out: str, job: dict[str, Any], identity: Mapping[str, Any], extend: bool
+) -> Grown:
+    try:
+        found = grown(rows, out, job, parts_of(out, job), with_rows=extend)
+    except Changed as error:
+        lines = [f"  {problem}" for problem in error.problems[:SHOWN]]
+        if more := len(error.problems) - SHOWN:
+            lines += [f"  and {more:,} more"] * (more > 0)
+        raise another_job(out, job, identity, lines) from None
+    if found is None:
+        raise another_job(out, job, identity)
+    return found
 
 
 def _inputs_of_its_own(opened: Opened, options: LoadOptions, what: What) -> dict[str, Any]:

@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from clip_jax.channels import Losses
 from clip_jax.embed import embeddings_of, read_results
 from clip_jax.encoder import Encoder
 from clip_jax.errors import is_exhausted
 from clip_jax.evaluate.data import encode_in_batches, rows_at_a_time
 from clip_jax.evaluate.results import LeftOut
-from clip_jax.preprocess import decode_image
-from clip_jax.progress import Progress, announce
-from clip_jax.sources import open_pairs
+from clip_jax.naming import reading
+from clip_jax.preprocess import PictureOptions, decode_image
+from clip_jax.progress import Progress, announce, remark
+from clip_jax.sources import Columns, open_pairs
 from clip_jax.storage import Unreachable
 from clip_jax.weights.opened import Opened
 
@@ -82,16 +84,22 @@ def embed_captioned(
     source: str | os.PathLike[str],
     opened: Opened,
     *,
+    columns: Columns | None = None,
+    pictures: PictureOptions | None = None,
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Captioned:
-    """Embeds the pictures and all captions of WebDataset's tar files or of a table.
+    """Embeds the pictures and all captions of WebDataset's tar files, of tables or of a folder.
 
-    Captions that are too long for the model are cut. Pictures that can't be read are left out.
+    Captions that are too long for the model are cut. Pairs without caption or picture, and pictures
+    that can't be read, are left out. A picture that several rows of a table have is one.
 
     Args:
-        source: as for training: .tar files, a table of captions, or a folder that holds one.
+        source: as for training: .tar files, tables of captions, or a folder that holds one, or
+            pictures with their captions beside them.
         opened: any CLIP model, with what makes its inputs.
+        columns: the names of a table's columns.
+        pictures: how pictures become pixels; by default as for the model.
         batch_size: of pictures and of captions, as for `Encoder`.
         progress: whether to show progress on standard error.
 
@@ -100,25 +108,35 @@ def embed_captioned(
         OSError: the source can't be read.
     """
     opened.check_strings()
-    pairs = open_pairs(source)
-    preprocess = opened.preprocess
+    pairs = open_pairs(source, columns, max_skipped=1.0)
+    preprocess, losses = (pictures or PictureOptions()).applied_to(opened.preprocess), Losses()
     encoder = Encoder(opened.model, batch_size=batch_size)
     captions: list[str] = []
     image_of: list[int] = []
     read: list[int] = []
-    problems: list[str] = []
+    problems = pairs.left_out.all()
+    numbers: dict[object, int] = {}  # of images, by what identifies their pictures
 
     def pixels() -> Iterator[np.ndarray]:
         for number in range(len(pairs)):
+            picture = pairs.picture(number)
+            if picture in numbers:
+                captions.extend(pairs.captions(number))
+                image_of.extend([numbers[picture]] * len(pairs.captions(number)))
+                continue
             try:
                 pair = pairs[number]
-                image = preprocess.pixels(decode_image(pair.image))
+                with reading(pair.key):
+                    decoded = decode_image(pair.image)
+                    image = preprocess.pixels(decoded)
             except (OSError, ValueError) as error:
                 if isinstance(error, Unreachable) or is_exhausted(error):
                     raise
-                problems.append(f"pair {number}: {error}")
+                problems.append(f"{pairs.key(number)}: {error}")
                 continue
             captions.extend(pair.captions)
+            losses.add(preprocess.losses(decoded), pair.key)
+            numbers[picture] = len(read)
             image_of.extend([len(read)] * len(pair.captions))
             read.append(number)
             yield image
@@ -130,6 +148,8 @@ def embed_captioned(
 
         parts = encode_in_batches(pixels(), encoder.images, rows_at_a_time(encoder), encoded)
         encoded(len(read))
+    for sentence in losses.sentences():
+        remark(sentence, progress)
     if not parts:
         raise ValueError(f"{source}: no picture can be read; the first: {problems[0]}")
     announce("embedding the captions", progress)

@@ -10,8 +10,10 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
+from clip_jax.config import SigLIPConfig
 from clip_jax.encoder import Encoder
 from clip_jax.errors import NotFiniteError
+from clip_jax.evaluate.scores import sigmoid
 from clip_jax.messages import some
 from clip_jax.nn import CLIP, model_digest
 from clip_jax.nn.text import pooled_positions
@@ -33,7 +35,7 @@ class ZeroShotClassifier:
 
     A prompt is a template with a class's name in it. A class's embedding is the normalised mean of
     its prompts' normalised embeddings. A logit is the cosine of an image with a class, times the
-    model's logit scale. Cosines are computed in float64.
+    model's logit scale, plus its bias if it has one. Cosines are computed in float64.
 
     Example:
         >>> import clip_jax
@@ -48,6 +50,8 @@ class ZeroShotClassifier:
         class_names: the names of the classes.
         templates: the sentences around the names.
         weights: (k, d) float64, the normalised embeddings of the classes.
+        is_independent: whether each class has a probability of its own, as in SigLIP, instead of a
+            share of 1.
     """
 
     def __init__(
@@ -87,7 +91,8 @@ class ZeroShotClassifier:
                 stacklevel=2,
             )
         self._encoder = Encoder(model, batch_size=batch_size)
-        self._scale = _logit_scale(model)
+        self._scale, self._bias = _logit_scale(model), _logit_bias(model)
+        self.is_independent = isinstance(model.config, SigLIPConfig)
         if tokenizer is None:
             model.config.text.check_strings()
         self._tokenizer = tokenizer
@@ -120,7 +125,7 @@ class ZeroShotClassifier:
         return self._tokenizer(prompts)
 
     def logits(self, embeddings: Float[np.ndarray, "b d"]) -> Float[np.ndarray, "b k"]:
-        """Returns the scaled cosines of image embeddings with the classes.
+        """Returns the scaled cosines of image embeddings with the classes, plus any bias.
 
         Args:
             embeddings: (b, d), normalised or not.
@@ -142,22 +147,24 @@ class ZeroShotClassifier:
             for begin in range(0, len(embeddings), ROWS):
                 rows = embeddings[begin : begin + ROWS]
                 parts.append(np.asarray(_logits(rows, self.weights, self._scale)))
-        return np.concatenate(parts)
+        return np.concatenate(parts) + self._bias
 
     def probabilities(self, images: np.ndarray | Array) -> Float[np.ndarray, "b k"]:
-        """Returns the probability of each class: the softmax of the logits.
+        """Returns the probability of each class: the softmax of the logits, or SigLIP's sigmoid.
 
         Args:
             images: (b, n, n, 3) uint8 pixels or normalised floats, as for `model.encode_image`; b
                 may be any number.
 
         Returns:
-            (b, k) float32; each row has the sum 1.
+            (b, k) float32; each row has the sum 1, unless each class has a probability of its own.
 
         Raises:
             ValueError: the shape or the dtype is wrong, or an image or its embedding is not finite.
         """
         logits = self.logits(self._encoder.images(images))
+        if self.is_independent:
+            return sigmoid(logits).astype(np.float32)
         weights = np.exp(logits - logits.max(axis=1, keepdims=True))
         return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
@@ -217,6 +224,18 @@ def _logit_scale(model: CLIP) -> float:
             "the weights are damaged, get them again"
         )
     return scale
+
+
+def _logit_bias(model: CLIP) -> float:
+    if model.config.logit_bias is None:
+        return 0.0
+    bias = float(model.logit_bias[...])
+    if not np.isfinite(bias):
+        raise ValueError(
+            f"the model's logit bias is not finite ({bias}): its weights are damaged, get them "
+            "again"
+        )
+    return bias
 
 
 def _class_means(prompts: Float[np.ndarray, "p d"], num_classes: int) -> Float[np.ndarray, "k d"]:

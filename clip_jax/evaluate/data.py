@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from clip_jax.channels import Losses
 from clip_jax.config import ViTConfig
 from clip_jax.embed import embeddings_of, read_job, read_results
 from clip_jax.encoder import Encoder
@@ -15,9 +16,9 @@ from clip_jax.evaluate.labels import Labels, as_labels
 from clip_jax.evaluate.results import LeftOut
 from clip_jax.loading import CpuGate, Loader, loading
 from clip_jax.nn import CLIP, flatten, from_parameters, parameters, unflatten
-from clip_jax.preprocess import Preprocess
-from clip_jax.progress import Progress
-from clip_jax.sources import Columns, Record, faults, open_input
+from clip_jax.preprocess import PictureOptions, Preprocess
+from clip_jax.progress import Progress, remark
+from clip_jax.sources import Columns, Input, Record, faults, open_input
 from clip_jax.sources.records import as_text
 from clip_jax.storage import Disk, storage
 
@@ -118,6 +119,8 @@ def embed_images(
     *,
     preprocess: Preprocess | None = None,
     label_column: str | None = None,
+    image_column: str = Columns.image,
+    pictures: PictureOptions | None = None,
     features: Features = "after",
     batch_size: int | None = None,
     progress: bool = True,
@@ -132,13 +135,16 @@ def embed_images(
         preprocess: makes the pixels; as the model's configuration says by default.
         label_column: "cls" for the members of .tar files that end in .cls, which is the default
             there; or a key of the JSON members; or a column of the table, "label" by default.
+        image_column: the column of a table that holds the pictures.
+        pictures: how pictures become pixels; by default as for the model.
         features: "after" the projection, or "before" it, as in the paper's linear probe of ViTs.
         batch_size: as for `Encoder`.
         progress: whether to show progress on standard error.
 
     Raises:
         ValueError: there are no pictures, a class folder is empty, no picture has a label; or the
-            features of a ResNet are to be those before the projection, which it doesn't have.
+            features of a ResNet or a SigLIP are to be those before the projection, which it doesn't
+            have.
         OSError: the source can't be read.
     """
     if features == "before":
@@ -147,9 +153,11 @@ def embed_images(
     column = label_column or ("cls" if source.endswith(".tar") else "label")
     if is_folder:
         class_folders(source)
-        records = _pictures(source)
+        found = open_input(source)
+        remark(found.remark, progress)
+        records = _visible(_all_of(found))
     else:
-        records = _records(source, Columns(others=(column,)))
+        records = _records(source, Columns(image_column, others=(column,)))
     unlabelled: list[str] = []
 
     def labelled() -> Iterator[Record]:
@@ -167,8 +175,11 @@ def embed_images(
 
     preprocess = preprocess or Preprocess(model.config.vision.image_size, model.config.pixels)
     encoder = Encoder(model, batch_size=batch_size)
+    preprocess = (pictures or PictureOptions()).applied_to(preprocess)
     with Progress(progress) as bar:
-        kept, embeddings, problems = _embed(labelled(), encoder, preprocess, bar)
+        kept, embeddings, problems, losses = _embed(labelled(), encoder, preprocess, bar)
+    for sentence in losses.sentences():
+        remark(sentence, progress)
     if not kept and unlabelled:
         raise ValueError(
             f"{source}: {unlabelled[0]} has no label: expected class folders"
@@ -198,6 +209,11 @@ def without_projection(model: CLIP) -> CLIP:
         raise ValueError(
             "a ResNet has no projection after its attention pooling, whose features the paper "
             "takes: expected features after it"
+        )
+    if vision.pooling == "attention":
+        raise ValueError(
+            "SigLIP has no projection after its attention pooling: expected features after it, "
+            "which are the pooled ones"
         )
     # The product with the identity is exact. The text tower is not used.
     arrays = dict(flatten(parameters(model)))
@@ -250,7 +266,7 @@ def rows_at_a_time(encoder: Encoder) -> int:
 
 def _embed(
     records: Iterable[Record], encoder: Encoder, preprocess: Preprocess, bar: Progress
-) -> tuple[list[Record], Float[np.ndarray, "n d"], list[str]]:
+) -> tuple[list[Record], Float[np.ndarray, "n d"], list[str], Losses]:
     gate = CpuGate(is_shared=encoder.device.platform == "cpu")
     loader = Loader(
         preprocess=preprocess,
@@ -281,17 +297,24 @@ def _embed(
         parts = encode_in_batches(good(ready), encode, rows_at_a_time(encoder), encoded)
     encoded(len(kept))
     empty = np.empty((0, encoder.embed_dim), np.float32)
-    return kept, np.concatenate([empty, *parts]), problems
+    return kept, np.concatenate([empty, *parts]), problems, loader.losses
 
 
 def _pictures(folder: str) -> Iterator[Record]:
     """Returns the pictures in a folder and below, without hidden files as macOS leaves them."""
-    return (record for record in _records(folder) if not _is_hidden(record.key))
+    return _visible(_records(folder))
+
+
+def _visible(records: Iterator[Record]) -> Iterator[Record]:
+    return (record for record in records if not _is_hidden(record.key))
 
 
 def _records(source: str, columns: Columns | None = None) -> Iterator[Record]:
-    shards = open_input(source, columns).shards  # raises now what is wrong
-    return (record for shard in shards for record in _all(shard))
+    return _all_of(open_input(source, columns))  # raises now what is wrong
+
+
+def _all_of(found: Input) -> Iterator[Record]:
+    return (record for shard in found.shards for record in _all(shard))
 
 
 def _all(shard: Any) -> Iterator[Record]:

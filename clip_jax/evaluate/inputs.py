@@ -13,7 +13,9 @@ from clip_jax.embed.identity import job_options
 from clip_jax.evaluate.captions import Captioned, embed_captioned, read_captioned
 from clip_jax.evaluate.data import Features, Images, embed_images, read_images
 from clip_jax.nn import CLIP
+from clip_jax.preprocess import PictureOptions
 from clip_jax.progress import announce
+from clip_jax.sources import Columns
 from clip_jax.sources.patterns import expand
 from clip_jax.storage import storage
 from clip_jax.weights import load
@@ -58,6 +60,8 @@ def find_images(
     opened: Opened | None,
     *,
     label_column: str | None,
+    image_column: str = Columns.image,
+    pictures: PictureOptions | None = None,
     features: Features = "after",
     batch_size: int | None,
     progress: bool,
@@ -68,6 +72,8 @@ def find_images(
         source: an embedding job's output, or pictures.
         opened: the model; may be None for embeddings, which are read as they are.
         label_column: as for `embed_images`; "label" for embeddings if None.
+        image_column: as for `embed_images`.
+        pictures: as for `embed_images`; embeddings are read as they are.
         features: as for `embed_images`; embeddings are always after the projection.
         batch_size: as for `embed_images`.
         progress: whether to show progress on standard error.
@@ -81,6 +87,8 @@ def find_images(
         opened.model,
         preprocess=opened.preprocess,
         label_column=label_column,
+        image_column=image_column,
+        pictures=pictures,
         features=features,
         batch_size=batch_size,
         progress=progress,
@@ -88,13 +96,21 @@ def find_images(
 
 
 def find_captioned(
-    source: str, opened: Opened | None, *, batch_size: int | None, progress: bool
+    source: str,
+    opened: Opened | None,
+    *,
+    columns: Columns | None = None,
+    pictures: PictureOptions | None = None,
+    batch_size: int | None,
+    progress: bool,
 ) -> Captioned:
     """Reads embeddings of images and captions, or embeds both; raises as the two functions do.
 
     Args:
         source: an embedding job's output, or pairs.
         opened: may be None for embeddings, which are read as they are.
+        columns: as for `embed_captioned`.
+        pictures: as for `embed_captioned`.
         batch_size: as for `embed_captioned`.
         progress: whether to show progress on standard error.
     """
@@ -102,7 +118,14 @@ def find_captioned(
         return read_captioned(source)
     assert opened is not None, "pairs need a model"
     announce("embedding the pictures", progress)
-    return embed_captioned(source, opened, batch_size=batch_size, progress=progress)
+    return embed_captioned(
+        source,
+        opened,
+        columns=columns,
+        pictures=pictures,
+        batch_size=batch_size,
+        progress=progress,
+    )
 
 
 def name_of(job: dict[str, Any] | None, model: Model | None) -> Any:

@@ -30,8 +30,12 @@ from clip_jax.evaluate.recall import EXACT_RANKS, KS, ranks_of_positives, recall
 from clip_jax.evaluate.results import LeftOut, ProbeResult, RetrievalResult, ZeroShotResult
 from clip_jax.evaluate.retrieval_mistakes import worst_mistakes
 from clip_jax.evaluate.scores import blocks, score_blocks
+from clip_jax.image_size import ImageSize
+from clip_jax.preprocess import PictureOptions
 from clip_jax.progress import announce
+from clip_jax.sources import Columns
 from clip_jax.weights.opened import LoadOptions, Opened
+from clip_jax.weights.positions import PositionResize
 from clip_jax.weights.tokenizers import Preprocessing
 
 
@@ -42,11 +46,16 @@ def zeroshot(
     class_names: Sequence[str] | None = None,
     templates: Sequence[str] = TEMPLATES,
     label_column: str | None = None,
+    image_column: str = Columns.image,
+    pictures: PictureOptions | None = None,
     batch_size: int | None = None,
     progress: bool = True,
     activation: Activation | None = None,
     num_heads: NumHeads | None = None,
     preprocessing: Preprocessing = "openai",
+    image_size: ImageSize | None = None,
+    position_resize: PositionResize | None = None,
+    drop_remainder: bool = False,
 ) -> ZeroShotResult:
     """Classifies labelled pictures by the names of their classes (Radford et al. 2021, 3.1).
 
@@ -79,11 +88,17 @@ def zeroshot(
         templates: sentences with `{}` where the name goes.
         label_column: the column that holds the labels, or "cls" for WebDataset's .cls members;
             None for "cls" in .tar files and "label" elsewhere.
+        image_column: the column of a table that holds the pictures.
+        pictures: whether pictures are cropped, padded or squashed, and the like; by default as for
+            the model.
         batch_size: of pictures and of prompts, as for `clip_jax.Encoder`.
         progress: whether to show progress on standard error.
         activation: of a model that is a bare file, as for `clip_jax.load`.
         num_heads: likewise.
         preprocessing: whose pixels and ids, as for `clip_jax.load`.
+        image_size: another size of the images, as for `clip_jax.load`.
+        position_resize: how positions are resized for it, likewise.
+        drop_remainder: whether it may be no multiple of the patches' size, likewise.
 
     Returns:
         The figures, in `result.scores`, with each picture's class and prediction.
@@ -102,12 +117,20 @@ def zeroshot(
     folders = class_folders(source)
     check_prompts(name_classes(folders, class_names)[0] or ["a"], templates)
     check_classes(source, folders, class_names)
-    options = LoadOptions(activation, num_heads, preprocessing)
+    options = LoadOptions(
+        activation, num_heads, preprocessing, image_size, position_resize, drop_remainder
+    )
     found = find_model(source, model, progress, options)
     job = embedding_job(source)
     provenance = provenance_of(source, job, name_of(job, model), found.model)
     images = find_images(
-        source, found, label_column=label_column, batch_size=batch_size, progress=progress
+        source,
+        found,
+        label_column=label_column,
+        image_column=image_column,
+        pictures=pictures,
+        batch_size=batch_size,
+        progress=progress,
     )
     names, right = number_labels(images.labels, class_names)
     check_classes(source, names, class_names)
@@ -124,7 +147,7 @@ def zeroshot(
             yield block
 
     return ZeroShotResult(
-        scores=score_blocks(logits(), targets),
+        scores=score_blocks(logits(), targets, is_independent=classifier.is_independent),
         class_names=names,
         targets=targets,
         keys=images.keys,
@@ -139,15 +162,22 @@ def retrieval(
     source: str | os.PathLike[str],
     model: Model | None = None,
     *,
+    columns: Columns | None = None,
+    pictures: PictureOptions | None = None,
     batch_size: int | None = None,
     progress: bool = True,
     activation: Activation | None = None,
     num_heads: NumHeads | None = None,
     preprocessing: Preprocessing = "openai",
+    image_size: ImageSize | None = None,
+    position_resize: PositionResize | None = None,
+    drop_remainder: bool = False,
 ) -> RetrievalResult:
     r"""Searches for captions by pictures and for pictures by captions.
 
-    Pictures that can't be read are left out with their captions, and listed in `result.left_out`.
+    Pictures that can't be read are left out with their captions, and so are pairs that lack one of
+    the two; `result.left_out` lists them. Rows of a table with the same picture are one picture
+    with several captions.
 
     Example:
         >>> import pathlib, tempfile
@@ -162,15 +192,21 @@ def retrieval(
         (2, 2, 1.0)
 
     Args:
-        source: WebDataset's .tar files, a table of captions or a folder that holds one; or the
-            output folder of `clip_jax.embed.embed` with `what="both"`.
+        source: WebDataset's .tar files; tables of captions, or a folder that holds one; a folder
+            of pictures with their captions beside them, in .txt files; or the output folder of
+            `clip_jax.embed.embed` with `what="both"`.
         model: a model, or what `clip_jax.load` takes; None for ViT-B/32 where the source is
             pictures. Embeddings need none; where one is given, they must be of that model.
+        columns: the names of a table's columns, as for `clip_jax.embed.embed`.
+        pictures: as for `zeroshot`.
         batch_size: of pictures and of captions, as for `clip_jax.Encoder`.
         progress: whether to show progress on standard error.
         activation: of a model that is a bare file, as for `clip_jax.load`.
         num_heads: likewise.
         preprocessing: whose pixels and ids, as for `clip_jax.load`.
+        image_size: another size of the images, as for `clip_jax.load`.
+        position_resize: how positions are resized for it, likewise.
+        drop_remainder: whether it may be no multiple of the patches' size, likewise.
 
     Returns:
         The recall at 1, 5 and 10, each rank, and the worst mistakes of each direction.
@@ -184,12 +220,16 @@ def retrieval(
         UserWarning: the embedding job is not finished.
     """
     source = os.fspath(source)
-    options = LoadOptions(activation, num_heads, preprocessing)
+    options = LoadOptions(
+        activation, num_heads, preprocessing, image_size, position_resize, drop_remainder
+    )
     job = embedding_job(source)
     # Embeddings alone need no model; where one is given, it is compared with theirs.
     found = None if job and model is None else find_model(source, model, progress, options)
     provenance = provenance_of(source, job, name_of(job, model), found and found.model)
-    captioned = find_captioned(source, found, batch_size=batch_size, progress=progress)
+    captioned = find_captioned(
+        source, found, columns=columns, pictures=pictures, batch_size=batch_size, progress=progress
+    )
     images, texts, image_of = captioned.images, captioned.texts, captioned.pairs
     announce("comparing pictures and captions", progress)
     ranks = ranks_of_positives(images, texts, image_of, EXACT_RANKS)
@@ -225,11 +265,16 @@ def probe(
     tol: float = 1e-4,
     dtype: Literal["float32", "float64"] = "float32",
     label_column: str | None = None,
+    image_column: str = Columns.image,
+    pictures: PictureOptions | None = None,
     batch_size: int | None = None,
     progress: bool = True,
     activation: Activation | None = None,
     num_heads: NumHeads | None = None,
     preprocessing: Preprocessing = "openai",
+    image_size: ImageSize | None = None,
+    position_resize: PositionResize | None = None,
+    drop_remainder: bool = False,
 ) -> ProbeResult:
     """Fits a linear classifier of a model's features and tests it (Radford et al. 2021, A.3).
 
@@ -261,11 +306,16 @@ def probe(
         tol: as for `LinearProbe`.
         dtype: as for `LinearProbe`.
         label_column: as for `zeroshot`.
+        image_column: as for `zeroshot`.
+        pictures: as for `zeroshot`.
         batch_size: as for `clip_jax.Encoder`.
         progress: whether to show progress on standard error.
         activation: of a model that is a bare file, as for `clip_jax.load`.
         num_heads: likewise.
         preprocessing: whose pixels and ids, as for `clip_jax.load`.
+        image_size: another size of the images, as for `clip_jax.load`.
+        position_resize: how positions are resized for it, likewise.
+        drop_remainder: whether it may be no multiple of the patches' size, likewise.
 
     Returns:
         The figures on the test rows, in `result.scores`, and the fitted classifier.
@@ -285,7 +335,9 @@ def probe(
     # What can be wrong is found before a model is loaded and pictures are read in vain.
     folders = [class_folders(each) for each in sources]
     check_classes(sources[0], folders[0], None, are_prompts=False)
-    options = LoadOptions(activation, num_heads, preprocessing)
+    options = LoadOptions(
+        activation, num_heads, preprocessing, image_size, position_resize, drop_remainder
+    )
     found = _model_of_all(sources, model, features, progress, options)
     name = name_of(embedding_job(sources[0]), model)
     provenance = provenance_of(sources[-1], embedding_job(sources[-1]), name, found and found.model)
@@ -294,6 +346,8 @@ def probe(
             each,
             found,
             label_column=label_column,
+            image_column=image_column,
+            pictures=pictures,
             features=features,
             batch_size=batch_size,
             progress=progress,

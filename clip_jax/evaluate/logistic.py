@@ -267,7 +267,7 @@ def _scale(rows: Rows, strength: Array, num_rows: int) -> Float[Array, "c p"]:
     """Makes the Hessian about the identity where probabilities don't depend on the features."""
     classes = jnp.arange(max(num_rows, 2))[-num_rows:, None]
     is_own = rows.targets[None] == classes
-    share = (is_own * rows.weights[None]).sum(axis=1, keepdims=True)
+    share = jnp.where(is_own, rows.weights[None], 0).sum(axis=1, keepdims=True)
     variance = jnp.maximum(share * (1 - share), 1e-3)
     curvature = jnp.concatenate([variance * rows.spectrum[None] + strength, variance], axis=1)
     return 1 / jnp.sqrt(curvature)
@@ -278,7 +278,7 @@ def _objective(rows: Rows, strength: Array, parameters: Float[Array, "c p"]) -> 
     if len(logits) == 1:  # one row stands for two classes, the first's are 0
         logits = jnp.pad(logits, ((1, 0), (0, 0)))
     own = jnp.arange(len(logits))[:, None] == rows.targets[None]
-    losses = jax.nn.logsumexp(logits, axis=0) - (logits * own).sum(axis=0)
+    losses = jax.nn.logsumexp(logits, axis=0) - jnp.where(own, logits, 0).sum(axis=0)
     return (rows.weights * losses).sum() + strength / 2 * (parameters[:, :-1] ** 2).sum()
 
 

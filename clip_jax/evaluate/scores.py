@@ -26,7 +26,7 @@ class Scores:
         confusion: (k, k) at [i, j] the number of rows of class i that are predicted as class j; a
             sparse array of SciPy's, as there may be many classes.
         predicted: (n,) the class with the highest logit.
-        confidence: (n,) the probability of that class.
+        confidence: (n,) the probability of that class: its share of the softmax, or its own.
     """
 
     count: int
@@ -37,6 +37,12 @@ class Scores:
     confusion: Any
     predicted: Int[np.ndarray, " n"]
     confidence: Float[np.ndarray, " n"]
+
+
+def sigmoid(logits: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+    """Returns 1 / (1 + exp(-logits)), without overflow."""
+    weights = np.exp(-np.abs(logits))
+    return np.where(logits < 0, weights, 1) / (1 + weights)
 
 
 def score(logits: Float[np.ndarray, "n k"], targets: Int[np.ndarray, " n"]) -> Scores:
@@ -59,9 +65,15 @@ def blocks(rows: int, classes: int) -> Iterator[slice]:
 
 
 def score_blocks(
-    logits: Iterable[Float[np.ndarray, "b k"]], targets: Int[np.ndarray, " n"]
+    logits: Iterable[Float[np.ndarray, "b k"]],
+    targets: Int[np.ndarray, " n"],
+    *,
+    is_independent: bool = False,
 ) -> Scores:
-    """Returns the figures of logits that come some rows at a time; raises as `score`."""
+    """Returns the figures of logits that come some rows at a time; raises as `score`.
+
+    If each class has a probability of its own (`is_independent`), that is the confidence.
+    """
     from scipy.sparse import coo_array
 
     if not len(targets):
@@ -74,7 +86,7 @@ def score_blocks(
                 f"row {begin + bad[0]} has scores that are not finite: its embedding or the "
                 "model's weights are damaged, get them again"
             )
-        found.append(_predictions(block, targets[begin : begin + len(block)]))
+        found.append(_predictions(block, targets[begin : begin + len(block)], is_independent))
         begin, num_classes = begin + len(block), block.shape[1]
     ranks, predicted, confidence = map(np.concatenate, zip(*found, strict=True))
     ones = np.ones(len(targets), np.int64)
@@ -96,12 +108,14 @@ def score_blocks(
 
 
 def _predictions(
-    logits: Float[np.ndarray, "b k"], targets: Int[np.ndarray, " b"]
+    logits: Float[np.ndarray, "b k"], targets: Int[np.ndarray, " b"], is_independent: bool
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns the rank of each row's class, from 0; the predicted class; its probability."""
     target = np.take_along_axis(logits, targets[:, None], axis=1)
     is_earlier = np.arange(logits.shape[1]) < targets[:, None]
     ranks = ((logits > target) | ((logits == target) & is_earlier)).sum(axis=1)
+    if is_independent:
+        return ranks, logits.argmax(axis=1), sigmoid(logits.max(axis=1))
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     # The weight of the predicted class is 1.
     return ranks, logits.argmax(axis=1), 1 / weights.sum(axis=1)

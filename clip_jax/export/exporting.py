@@ -28,6 +28,7 @@ from clip_jax.export.manifest import (
     Program,
 )
 from clip_jax.export.programs import Function, Functions, ImageInput, functions_of, shapes_of
+from clip_jax.image_size import sides_of
 from clip_jax.nn import CLIP
 from clip_jax.replace import replacing
 from clip_jax.version import __version__
@@ -175,8 +176,7 @@ def _check(
 
 def image_sides(model: CLIP) -> tuple[int, int]:
     """Returns the height and width of a model's images."""
-    size = model.config.vision.image_size
-    return (size, size) if isinstance(size, int) else size
+    return sides_of(model.config.vision.image_size)
 
 
 def _image_shape(

@@ -41,6 +41,8 @@ class CLIP(TextTower):
             admits TF32 on GPUs and one bfloat16 pass on TPUs.
     """
 
+    config_class: type[CLIPConfig] = CLIPConfig
+
     def __init__(
         self,
         config: CLIPConfig,
@@ -57,7 +59,16 @@ class CLIP(TextTower):
             precision: for `jax.default_matmul_precision`.
             rngs: the random numbers for the parameters. Without it the model is abstract: it holds
                 shapes, to be filled by `clip_jax.nn.set_parameters`.
+
+        Raises:
+            ValueError: the configuration is another family's; `clip_jax.nn.build` takes any.
         """
+        if type(config) is not self.config_class:
+            ours, theirs = self.config_class.__name__, type(config).__name__
+            raise ValueError(
+                f"{type(self).__name__} takes a {ours}. Got a {theirs}: clip_jax.nn.build(config) "
+                f"makes the model of any configuration."
+            )
         super().__init__(config.text, config.embed_dim, config.activation, rngs=rngs)
         self.config = config
         self.dtype = check_dtype(dtype)
@@ -154,6 +165,11 @@ class CLIP(TextTower):
             nnx.update(self, statistics)
         return logits, logits.T
 
+    @staticmethod
+    def probabilities(logits: Float[Array, "i t"]) -> Float[Array, "i t"]:
+        """Returns what each image's probabilities of the texts are: the softmax of its logits."""
+        return jax.nn.softmax(logits)
+
     def text_outputs(
         self,
         tokens: ArrayLike | Sequence[Any],
@@ -198,7 +214,10 @@ class CLIP(TextTower):
         images = as_images(images, self.config.vision.image_size)
         return image_outputs(self, images, hidden_states, attentions)
 
-    def as_input(self, images: Array) -> Float[Array, "b n n 3"]:
+    def __repr__(self) -> str:  # Flax's own has a thousand lines; nnx.display(model) shows it
+        return f"{type(self).__name__}({self.config!r}, dtype={self.dtype})"
+
+    def as_input(self, images: Array) -> Float[Array, "b n m 3"]:
         """Returns normalised images in the dtype of the computation."""
         if images.dtype == jnp.uint8:
             images = normalize_pixels(images, self.config.pixels.mean, self.config.pixels.std)

@@ -167,6 +167,27 @@ class Attention(nnx.Module):
         return attention_weights(q, k, mask).astype(x.dtype)
 
 
+class QueryAttention(nnx.Module):
+    """Multi-head attention whose queries come from elsewhere than keys and values."""
+
+    def __init__(
+        self, width: int, out_features: int, num_heads: int, *, init: Initializer, rngs: Rngs
+    ):
+        self.num_heads = num_heads
+        self.q_proj = Linear(width, width, kernel_init=init, rngs=rngs)
+        self.k_proj = Linear(width, width, kernel_init=init, rngs=rngs)
+        self.v_proj = Linear(width, width, kernel_init=init, rngs=rngs)
+        self.c_proj = Linear(width, out_features, kernel_init=init, rngs=rngs)
+
+    def attend(self, query: Float[Array, "b 1 w"], x: Float[Array, "b l w"]) -> Float[Array, "b d"]:
+        """Computes what each sequence's one query takes of its rows."""
+        q, k, v = (
+            split_heads(y, self.num_heads)
+            for y in (self.q_proj(query), self.k_proj(x), self.v_proj(x))
+        )
+        return self.c_proj(dot_product_attention(q, k, v).reshape(x.shape[0], x.shape[-1]))
+
+
 class MLP(nnx.Module):
     """Two linear layers with a hidden layer of `hidden` channels."""
 

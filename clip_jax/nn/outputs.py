@@ -13,7 +13,8 @@ class TextOutput:
 
     Attributes:
         last_hidden_state: (b, l, w), after the final norm.
-        pooler_output: (b, w), its row at the position where the text is pooled.
+        pooler_output: (b, w), its row at the position where the text is pooled; projected, (b, d),
+            by a projection that has a bias, as SigLIP's head.
         text_embeds: (b, d), that row projected to the joint space, not normalised; None for a
             tower without projection.
         hidden_states: (b, l, w) each: the embeddings with their positions, then the result of each
@@ -35,8 +36,8 @@ class ImageOutput:
 
     Attributes:
         last_hidden_state: (b, l, w), the class token and the patches after the last block, without
-            a norm.
-        pooler_output: (b, w), pooled and normed.
+            a norm; SigLIP's patches with the norm.
+        pooler_output: (b, w), pooled and normed; by SigLIP's head normed and pooled.
         image_embeds: (b, d), projected to the joint space, not normalised.
         hidden_states: (b, l, w) each: what enters the first block, then the result of each block.
         attentions: (b, h, l, l) of each block.

@@ -7,8 +7,8 @@ from jax.nn.initializers import Initializer, normal, ones, zeros
 from jaxtyping import Array, Float
 
 from clip_jax.config import ResNetConfig
-from clip_jax.nn.layers import EPSILON, Tap, dot_product_attention, ignore, split_heads
-from clip_jax.nn.linear import Linear, Rngs, parameter, uniform_fan_in
+from clip_jax.nn.layers import EPSILON, QueryAttention, Tap, ignore
+from clip_jax.nn.linear import Rngs, parameter, uniform_fan_in
 
 MOMENTUM = 0.1  # as in PyTorch: the weight of the new value
 
@@ -117,27 +117,19 @@ class Bottleneck(nnx.Module):
         return jax.nn.relu(x + identity)
 
 
-class AttentionPool(nnx.Module):
+class AttentionPool(QueryAttention):
     """Pools positions by attention from their mean, which is token 0."""
 
     def __init__(
         self, num_positions: int, num_features: int, num_heads: int, embed_dim: int, *, rngs: Rngs
     ):
         init = normal(num_features**-0.5)
-        self.num_heads = num_heads
         self.positional_embedding = parameter(rngs, init, num_positions + 1, num_features)
-        self.q_proj = Linear(num_features, num_features, kernel_init=init, rngs=rngs)
-        self.k_proj = Linear(num_features, num_features, kernel_init=init, rngs=rngs)
-        self.v_proj = Linear(num_features, num_features, kernel_init=init, rngs=rngs)
-        self.c_proj = Linear(num_features, embed_dim, kernel_init=init, rngs=rngs)
+        super().__init__(num_features, embed_dim, num_heads, init=init, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
         x = self.tokens(x)  # b n+1 c
-        q, k, v = (
-            split_heads(y, self.num_heads)
-            for y in (self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x))
-        )
-        return self.c_proj(dot_product_attention(q, k, v).reshape(x.shape[0], x.shape[-1]))
+        return self.attend(x[:, :1], x)
 
     def tokens(self, x: Float[Array, "b h w c"]) -> Float[Array, "b l c"]:
         """Returns the mean and all positions, with positional embeddings."""

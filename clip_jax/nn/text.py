@@ -117,13 +117,15 @@ class TextTower(nnx.Module):
         )
         x = self.ln_final(x)  # b l w
         pooled = take_rows(x, pooled_positions(tokens, self.text_config))[:, 0]
+        embeds = self.projected(pooled)
         weights = None
         if attentions:
             weights = self.transformer.attentions(states, is_causal=is_causal, **mask)
         return TextOutput(
             last_hidden_state=x,
-            pooler_output=pooled,
-            text_embeds=self.projected(pooled) if self.has_embeds else None,
+            # In transformers, a projection with bias is part of SigLIP's pooling.
+            pooler_output=embeds if self.text_config.has_projection_bias else pooled,
+            text_embeds=embeds if self.has_embeds else None,
             hidden_states=tuple(states) if hidden_states else None,
             attentions=weights,
         )

@@ -20,6 +20,7 @@ from clip_jax.config import CLIPConfig
 from clip_jax.memory import float32_copy
 from clip_jax.messages import some
 from clip_jax.nn.clip import CLIP
+from clip_jax.nn.siglip import build
 
 Tree = Mapping[str, Any]
 
@@ -63,7 +64,7 @@ def from_parameters(
     Raises:
         ValueError: arrays are missing, unexpected or misshapen; lists all of them.
     """
-    model = CLIP(config, dtype=dtype, precision=precision)
+    model = build(config, dtype=dtype, precision=precision)
     set_parameters(model, tree)
     for variable in variables(model).values():
         variable.set_value(_float32(variable.get_value()))

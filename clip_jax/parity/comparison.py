@@ -19,6 +19,7 @@ from clip_jax.nn.clip import computing
 from clip_jax.parity.inputs import CAPTIONS, pictures
 from clip_jax.parity.peer import Peer
 from clip_jax.preprocess import Preprocess
+from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.tokenizer import tokenize
 from clip_jax.towers import TextModel, VisionModel
 
@@ -65,7 +66,7 @@ def compare(
     reference: Peer,
     images: Sequence[Image.Image] | None = None,
     texts: Sequence[str] = CAPTIONS,
-    tokenizer: Tokenizer | None = None,
+    tokenizer: AnyTokenizer | None = None,
 ) -> list[Row]:
     """Runs both sides and measures every stage's difference, in the order of computation.
 
@@ -161,7 +162,7 @@ def _tokens(
     config: TextConfig,
     reference: Peer,
     texts: Sequence[str],
-    tokenizer: Tokenizer | None,
+    tokenizer: AnyTokenizer | None,
 ) -> tuple[np.ndarray, np.ndarray, list[Row]]:
     """Returns both sides' token ids, and their row if both sides have a tokenizer."""
     length, rows = config.context_length, []
@@ -172,7 +173,7 @@ def _tokens(
     else:
         tokens = ours(texts, truncate=True)
         rows = [_Difference.of("tokens", tokens, their_tokens).row("tokens", *EXACT)]
-    if (most := max(tokens.max(), their_tokens.max())) >= config.vocab_size or config.tokenizer:
+    if (most := max(tokens.max(), their_tokens.max())) >= config.vocab_size or ours.missing:
         why = "too few for" if most >= config.vocab_size else "others than"
         warnings.warn(
             f"the model's vocabulary has {config.vocab_size:,} ids, {why} those of the captions: "

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,20 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from clip_jax.convert import from_huggingface, to_huggingface
-from clip_jax.convert.families import CLIP, CONFIG, TEXT, VISION
+from clip_jax.convert.families import (
+    CLIP,
+    CONFIG,
+    SIGLIP,
+    SIGLIP_TEXT,
+    SIGLIP_VISION,
+    TEXT,
+    VISION,
+)
 from clip_jax.convert.folder import read_folder
 from clip_jax.convert.folder_writer import write_folder
 from clip_jax.convert.huggingface import WEIGHTS, read_config
 from clip_jax.convert.huggingface_config import text_document
-from clip_jax.convert.huggingface_pixels import PREPROCESSOR, PROCESSOR
+from clip_jax.convert.huggingface_pixels import PREPROCESSOR, PROCESSOR, read_pixels
 from clip_jax.convert.rules import HUGGING_FACE
 from clip_jax.convert.single_file import read_single_file
 from clip_jax.convert.table import from_targets
@@ -46,8 +54,9 @@ class HuggingFace(Peer):
     processor: Any | None
     tokenizer: Any | None
     is_whole: bool
+    image_options: Mapping[str, Any]
 
-    def pixels(self, images: Iterable[Image.Image]) -> Float[np.ndarray, "b n n 3"]:
+    def pixels(self, images: Iterable[Image.Image]) -> Float[np.ndarray, "b n m 3"]:
         """Preprocesses images, and returns them in our order of axes."""
         assert self.processor is not None, "a text tower has no pixels"
         stacked = [
@@ -70,8 +79,10 @@ class HuggingFace(Peer):
 
     def _encode_image(self, images: Any) -> Any:
         if self.is_whole:
-            return self.model.get_image_features(pixel_values=images).pooler_output
-        return _embeds(self.model(pixel_values=images), "image_embeds")
+            return self.model.get_image_features(
+                pixel_values=images, **self.image_options
+            ).pooler_output
+        return _embeds(self.model(pixel_values=images, **self.image_options), "image_embeds")
 
     def _encode_text(self, tokens: Any) -> Any:
         if self.is_whole:
@@ -79,7 +90,9 @@ class HuggingFace(Peer):
         return _embeds(self.model(input_ids=tokens), "text_embeds")
 
     def _logits(self, images: Any, tokens: Any) -> Any:
-        return self.model(pixel_values=images, input_ids=tokens).logits_per_image
+        return self.model(
+            pixel_values=images, input_ids=tokens, **self.image_options
+        ).logits_per_image
 
 
 def load_text_tower(
@@ -111,11 +124,15 @@ def load_text_tower(
         return load_huggingface(Path(made, "exported"))
 
 
-def load_huggingface(folder: str | os.PathLike[str]) -> HuggingFace:
-    """Loads a folder of a `CLIPModel`, or of one of its towers, into transformers.
+def load_huggingface(folder: str | os.PathLike[str], image_size: int | None = None) -> HuggingFace:
+    """Loads a folder of a `CLIPModel` or `SiglipModel`, or of a tower, into transformers.
 
     A whole model's weights in Flax's msgpack, which transformers 5 doesn't read, are exported
     first.
+
+    Args:
+        folder: the folder.
+        image_size: the side of the images to run it on, if it isn't the model's own.
 
     Raises:
         ModuleNotFoundError: PyTorch or transformers is missing; the message says how to install
@@ -137,15 +154,28 @@ def load_huggingface(folder: str | os.PathLike[str]) -> HuggingFace:
         )
         if missing := info["missing_keys"]:  # they would be random
             raise ValueError(f"it finds no {', '.join(sorted(missing))}")
-        processor = None if kind == TEXT else _processor(library, folder, model)
-        words = None if kind == VISION else _words(folder)
-        return HuggingFace(torch, model.eval(), processor, words, kind == CLIP)
+        is_siglip = kind.startswith(SIGLIP)
+        has_images = kind not in (TEXT, SIGLIP_TEXT)
+        processor = None
+        if has_images:
+            processor = _processor(library, folder, model, is_siglip, image_size)
+        options = {} if image_size is None else {"interpolate_pos_encoding": True}
+        # SigLIP's tokenizer is none of CLIP's files.
+        words = None if is_siglip or kind == VISION else _words(folder)
+        is_whole = kind in (CLIP, SIGLIP)
+        return HuggingFace(torch, model.eval(), processor, words, is_whole, options)
 
 
 def _class(folder: Path, kind: str) -> str:
     """Returns the name of the class that uses all of a folder's arrays."""
-    if kind == CLIP:
-        return "CLIPModel"
+    names = {
+        CLIP: "CLIPModel",
+        SIGLIP: "SiglipModel",
+        SIGLIP_TEXT: "SiglipTextModel",
+        SIGLIP_VISION: "SiglipVisionModel",
+    }
+    if kind in names:
+        return names[kind]
     tower, projection = {
         TEXT: ("CLIPTextModel", "text_projection."),
         VISION: ("CLIPVisionModel", "visual_projection."),
@@ -158,12 +188,24 @@ def _embeds(output: Any, name: str) -> Any:
     return output[name] if name in output else output.pooler_output
 
 
-def _processor(library: Any, folder: Path, model: Any) -> Any:
+def _processor(
+    library: Any, folder: Path, model: Any, is_siglip: bool, image_size: int | None
+) -> Any:
     """Returns the image processor that uses Pillow; others compute other pixels."""
-    kind = library.CLIPImageProcessorPil
+    kind = library.SiglipImageProcessorPil if is_siglip else library.CLIPImageProcessorPil
+    if image_size is not None:
+        sides = {"height": image_size, "width": image_size}
+        squashes = is_siglip or read_pixels(folder).resize == "squash"
+        size = sides if squashes else {"shortest_edge": image_size}
+        sizes = {"size": size} if is_siglip else {"size": size, "crop_size": sides}
+        if (folder / PREPROCESSOR).exists() or (folder / PROCESSOR).exists():
+            return kind.from_pretrained(folder, local_files_only=True, **sizes)
+        return kind(**sizes)
     if (folder / PREPROCESSOR).exists() or (folder / PROCESSOR).exists():
         return kind.from_pretrained(folder, local_files_only=True)
     n = getattr(model.config, "vision_config", model.config).image_size
+    if is_siglip:
+        return kind(size={"height": n, "width": n})
     return kind(size={"shortest_edge": n}, crop_size={"height": n, "width": n})
 
 

@@ -13,8 +13,12 @@ from jaxtyping import Float, Int
 from PIL import Image
 
 from clip_jax.convert.families import OPEN_CLIP_CONFIG
+from clip_jax.image_size import ImageSize
 from clip_jax.parity.peer import Peer, Tower
 from clip_jax.parity.reference import import_library, loading, quiet
+
+# Our names of the modules of timm's tower, which SigLIP has, and theirs.
+TIMM = {"conv1": "patch_embed", "ln_post": "norm"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +29,7 @@ class OpenCLIP(Peer):
     tokenizer: Any | None
     is_pooled_by_mean: bool
 
-    def pixels(self, images: Iterable[Image.Image]) -> Float[np.ndarray, "b n n 3"]:
+    def pixels(self, images: Iterable[Image.Image]) -> Float[np.ndarray, "b n m 3"]:
         """Preprocesses images, and returns them in our order of axes."""
         stacked = [self.preprocess(image).numpy() for image in images]
         return np.stack(stacked).transpose(0, 2, 3, 1)
@@ -37,6 +41,8 @@ class OpenCLIP(Peer):
         return self.tokenizer(list(texts), context_length=context_length).numpy()
 
     def _module(self, tower: Tower, name: str) -> str:
+        if tower == "image" and hasattr(self.model.visual, "trunk"):
+            return f"visual.trunk.{TIMM.get(name, name.replace('transformer.resblocks', 'blocks'))}"
         if tower == "image":
             return f"visual.{name}"
         # With `custom_text` the text tower is a module of its own.
@@ -44,7 +50,8 @@ class OpenCLIP(Peer):
 
     def _layout(self, tower: Tower, name: str, x: np.ndarray) -> np.ndarray:
         x = super()._layout(tower, name, x)
-        if name == "ln_post" and x.ndim == 3:  # ours is what the projection sees
+        is_whole = hasattr(self.model.visual, "trunk")  # whose pool sees all tokens
+        if name == "ln_post" and x.ndim == 3 and not is_whole:  # ours is what the projection sees
             return x[:, 1:].mean(1) if self.is_pooled_by_mean else x[:, 0]
         return x
 
@@ -53,7 +60,9 @@ class OpenCLIP(Peer):
 
 
 def load_open_clip(
-    path: str | os.PathLike[str], document: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str],
+    document: Mapping[str, Any] | None = None,
+    image_size: ImageSize | None = None,
 ) -> OpenCLIP:
     """Loads into OpenCLIP a folder, or weights of which the caller knows the configuration.
 
@@ -61,6 +70,7 @@ def load_open_clip(
         path: a folder with `open_clip_config.json`; or, given `document`, a file of weights, or a
             folder that holds them.
         document: what `open_clip_config.json` would say.
+        image_size: the size of images to load it for, if it isn't its own.
 
     Raises:
         ModuleNotFoundError: PyTorch or OpenCLIP is missing; the message says how to install them.
@@ -72,7 +82,9 @@ def load_open_clip(
     with tempfile.TemporaryDirectory() as made, loading("open_clip", path):
         folder = path if document is None else _folder(path, document, Path(made))
         name = f"local-dir:{folder}"
-        model, _, preprocess = library.create_model_and_transforms(name, require_pretrained=True)
+        model, _, preprocess = library.create_model_and_transforms(
+            name, require_pretrained=True, force_image_size=image_size
+        )
         config = json.loads((folder / OPEN_CLIP_CONFIG).read_text())["model_cfg"]
         theirs = "hf_tokenizer_name" in config["text_cfg"]  # would be fetched from the Hub
         tokenizer = None if theirs else library.get_tokenizer(name)

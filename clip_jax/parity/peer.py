@@ -27,7 +27,7 @@ class Peer:
     torch: Any
     model: Any
 
-    def pixels(self, images: Iterable[Image.Image]) -> Float[np.ndarray, "b n n 3"]:
+    def pixels(self, images: Iterable[Image.Image]) -> Float[np.ndarray, "b n m 3"]:
         """Preprocesses images, and returns them in our order of axes."""
         raise NotImplementedError
 
@@ -36,7 +36,7 @@ class Peer:
         raise NotImplementedError
 
     def image_stages(
-        self, images: Float[np.ndarray, "b n n 3"], names: Iterable[str]
+        self, images: Float[np.ndarray, "b n m 3"], names: Iterable[str]
     ) -> dict[str, np.ndarray]:
         """Returns the vision tower's hidden states in `names`, in the order of computation."""
         batch = self._images(images)
@@ -50,7 +50,7 @@ class Peer:
         return self._stages("text", names, lambda: self._encode_text(batch))
 
     def logits(
-        self, images: Float[np.ndarray, "i n n 3"], tokens: Int[np.ndarray, "t l"]
+        self, images: Float[np.ndarray, "i n m 3"], tokens: Int[np.ndarray, "t l"]
     ) -> Float[np.ndarray, "i t"]:
         """Returns the logits per image."""
         with self.torch.no_grad():

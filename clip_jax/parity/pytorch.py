@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import os
+import pickle
 import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +16,9 @@ from PIL import Image
 
 from clip_jax.catalog import CATALOG
 from clip_jax.convert import to_pytorch, write_pytorch
-from clip_jax.convert.reader import state_values
+from clip_jax.convert.parts import model_arrays
+from clip_jax.convert.wrappers import state_values
+from clip_jax.errors import CheckpointError
 from clip_jax.parity.peer import Peer, Tower
 from clip_jax.parity.reference import import_reference, quiet
 from clip_jax.weights import native_folder, official_file, read_native
@@ -28,7 +31,7 @@ class Reference(Peer):
     clip: Any
     preprocess: Any
 
-    def pixels(self, images: Iterable[Image.Image]) -> Float[np.ndarray, "b n n 3"]:
+    def pixels(self, images: Iterable[Image.Image]) -> Float[np.ndarray, "b n m 3"]:
         """Preprocesses images, and returns them in our order of axes."""
         stacked = [self.preprocess(image).numpy() for image in images]
         return np.stack(stacked).transpose(0, 2, 3, 1)
@@ -96,11 +99,18 @@ def _is_torchscript(path: Path) -> bool:
 
 
 def _state_dict(torch: Any, path: Path) -> Mapping[str, Any]:
-    if zipfile.is_zipfile(path):
+    with path.open("rb") as file:
+        is_safetensors = file.read(9)[8:] == b"{"
+    if is_safetensors:
+        return model_arrays(_safetensors().load_file(path))
+    try:
         root = torch.load(path, map_location="cpu", weights_only=True)
-    else:
-        root = _safetensors().load_file(path)
-    return state_values(root, torch.Tensor)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: PyTorch's safe reader refuses it ({str(error).splitlines()[0]}), expected "
+            f"tensors and plain values only: convert it first (`clip-jax convert`), and give that"
+        ) from None
+    return model_arrays(state_values(root, torch.Tensor))
 
 
 def _safetensors() -> Any:

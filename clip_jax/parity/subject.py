@@ -2,7 +2,7 @@
 
 OpenAI's files are compared with the reference, OpenCLIP's and Hugging Face's with the library whose
 format they have. A native folder is exported for the reference, or for OpenCLIP, if its model isn't
-of OpenAI's architecture.
+of OpenAI's architecture. One of SigLIP is exported for transformers, and so is big_vision's file.
 """
 
 import dataclasses
@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clip_jax.catalog import CATALOG
-from clip_jax.config import Activation, CLIPConfig, NumHeads
+from clip_jax.config import Activation, CLIPConfig, NumHeads, SigLIPConfig
+from clip_jax.convert import to_huggingface
 from clip_jax.convert.deviations import deviations
-from clip_jax.convert.families import TEXT, VISION, family_of
+from clip_jax.convert.families import SIGLIP_TEXT, SIGLIP_VISION, TEXT, VISION, family_of
 from clip_jax.convert.huggingface import read_config
+from clip_jax.convert.npz import is_npz
 from clip_jax.convert.open_clip import described, from_open_clip, to_open_clip
 from clip_jax.convert.reader import read_checkpoint
 from clip_jax.convert.single_file import text_towers
+from clip_jax.image_size import ImageSize, as_image_size, shown_size
 from clip_jax.model_tokenizer import Tokenizer
-from clip_jax.nn import from_parameters
+from clip_jax.nn import SigLIP, from_parameters
 from clip_jax.open_clip_catalog import lookup_tag
 from clip_jax.parity.comparison import Model
 from clip_jax.parity.huggingface import load_huggingface, load_text_tower
@@ -30,9 +33,12 @@ from clip_jax.parity.peer import Peer
 from clip_jax.parity.pytorch import load_reference
 from clip_jax.parity.reference import import_library, import_reference
 from clip_jax.preprocess import Preprocess
+from clip_jax.preprocess_huggingface import HuggingFacePreprocess
+from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.weights import load, load_text_model, load_vision_model, read_native
 from clip_jax.weights.finding import find
-from clip_jax.weights.tokenizers import load_tokenizer
+from clip_jax.weights.reading import read_model
+from clip_jax.weights.tokenizers import load_tokenizer, tokenizer_of
 
 Library = Literal["clip-anytorch", "open_clip_torch", "transformers"]
 
@@ -48,6 +54,7 @@ class Subject:
         document: OpenCLIP's configuration of weights that don't come with one.
         bare: what a bare file doesn't say, as arguments of `clip_jax.load`.
         subfolder: the folder in `path`, or the text tower of a single file of Stable Diffusion.
+        image_size: the size of its images, if it isn't its own.
     """
 
     name: str
@@ -56,33 +63,52 @@ class Subject:
     document: Mapping[str, Any] | None = None
     bare: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     subfolder: str | None = None
+    image_size: ImageSize | None = None
 
-    def load(self) -> tuple[Model, Preprocess | None, Tokenizer | None]:
+    def load(self) -> tuple[Model, Preprocess | None, AnyTokenizer | None]:
         """Loads it in JAX, with pixels and ids as the library makes them; as `clip_jax.load`."""
         if self.library == "transformers":
+            if self._is_exported():
+                model, preprocess = load(self.name, subfolder=self.subfolder)
+                preprocess = HuggingFacePreprocess(preprocess.image_size, preprocess.config)
+                return model, preprocess, tokenizer_of(model.config.text, "huggingface")
             return self._of_transformers()
         if self.library == "open_clip_torch" and self.path is not None and self.path.is_file():
             config, params = from_open_clip(self.path, model=self.document)
             model = from_parameters(config, params)
             preprocess = Preprocess(config.vision.image_size, config.pixels)
         else:
-            model, preprocess = load(self.name, subfolder=self.subfolder, **self.bare)
+            options = {"subfolder": self.subfolder, **self._size()}
+            model, preprocess = load(self.name, **options, **self.bare)
+            if isinstance(model, SigLIP):  # by the activations that OpenCLIP gives it
+                model, preprocess = load(self.name, **options, activation="open_clip")
             if self.library == "clip-anytorch":
                 _check_reference_has(self.name, model.config)
         text = model.config.text
         rules = "open_clip" if self.library == "open_clip_torch" else "openai"
         return model, preprocess, Tokenizer(text.context_length, rules, missing=text.tokenizer)
 
-    def _of_transformers(self) -> tuple[Model, Preprocess | None, Tokenizer | None]:
+    def _of_transformers(self) -> tuple[Model, Preprocess | None, AnyTokenizer | None]:
         assert self.path is not None
         options: dict[str, Any] = {"subfolder": self.subfolder, "preprocessing": "huggingface"}
         kind = TEXT if self.path.is_file() else read_config(self.path)["model_type"]
-        if kind == TEXT:
+        if kind in (TEXT, SIGLIP_TEXT):
             model, tokenizer = load_text_model(self.name, **options)
             return model, None, tokenizer
-        if kind == VISION:
-            return *load_vision_model(self.name, **options), None
-        return *load(self.name, **options), load_tokenizer(self.name, **options)
+        if kind in (VISION, SIGLIP_VISION):
+            return *load_vision_model(self.name, **options, **self._size()), None
+        tokenizer = load_tokenizer(self.name, **options)
+        return *load(self.name, **options, **self._size()), tokenizer
+
+    def _size(self) -> dict[str, Any]:
+        return {} if self.image_size is None else {"image_size": self.image_size}
+
+    def _is_exported(self) -> bool:
+        """Whether transformers is given an export: of a SigLIP model in a form that it lacks."""
+        assert self.path is not None
+        if self.path.is_file():
+            return is_npz(self.path)
+        return family_of(self.path) == "native"
 
     def load_peer(self) -> Peer:
         """Loads it into the library.
@@ -94,17 +120,23 @@ class Subject:
         """
         if self.library == "transformers":
             assert self.path is not None
+            if self._is_exported():
+                with tempfile.TemporaryDirectory() as made:
+                    exported = Path(made, "exported")
+                    to_huggingface(*read_model(self.path)[1:], exported)
+                    return load_huggingface(exported)
             if self.path.is_file():
                 return load_text_tower(self.path, self.subfolder)
-            return load_huggingface(self.path)
+            assert self.image_size is None or isinstance(self.image_size, int)
+            return load_huggingface(self.path, self.image_size)
         if self.library == "open_clip_torch":
             assert self.path is not None
             if self.path.is_dir() and family_of(self.path) == "native":
                 with tempfile.TemporaryDirectory() as made:
                     exported = Path(made, "exported")
                     to_open_clip(*read_native(self.path), exported)
-                    return load_open_clip(exported)
-            return load_open_clip(self.path, self.document)
+                    return load_open_clip(exported, image_size=self.image_size)
+            return load_open_clip(self.path, self.document, self.image_size)
         return load_reference(self.name)
 
 
@@ -124,6 +156,7 @@ def find_subject(
     activation: Activation | None = None,
     num_heads: NumHeads | None = None,
     subfolder: str | None = None,
+    image_size: ImageSize | None = None,
 ) -> Subject:
     """Finds a model, and the library that it is to be compared with, which must be installed.
 
@@ -136,6 +169,7 @@ def find_subject(
         num_heads: of a bare file, as for `clip_jax.load`.
         subfolder: the folder in a repository or folder; or which text tower of a single file of
             Stable Diffusion, "text_encoder" or "text_encoder_2".
+        image_size: another size of its images, as for `clip_jax.load`, where the library takes one.
 
     Raises:
         ModuleNotFoundError: the library or PyTorch is missing; the message says how to install
@@ -144,6 +178,35 @@ def find_subject(
         CheckpointError: it is of a kind that isn't supported.
         DownloadError: it can't be downloaded.
     """
+    if image_size is None:
+        return _found(name_or_path, model, activation, num_heads, subfolder)
+    image_size = as_image_size(image_size)
+    # Of a native folder, the library must be one that takes other sizes.
+    subject = _found(name_or_path, model, activation, num_heads, subfolder, has_sizes=True)
+    is_file = subject.path is not None and subject.path.is_file()
+    if subject.library == "clip-anytorch" or is_file:
+        raise ValueError(
+            f"image_size is for folders and names of OpenCLIP's, native folders and those of "
+            f"transformers, with whose libraries other sizes can be compared. Got "
+            f"{os.fspath(name_or_path)!r}: convert it to a folder first."
+        )
+    if subject.library == "transformers" and not isinstance(image_size, int):
+        raise ValueError(
+            f"transformers' pixels are squares, expected one number as image_size. Got "
+            f"{shown_size(image_size)}."
+        )
+    return dataclasses.replace(subject, image_size=image_size)
+
+
+def _found(
+    name_or_path: str | os.PathLike[str],
+    model: str | Mapping[str, Any] | None,
+    activation: Activation | None,
+    num_heads: NumHeads | None,
+    subfolder: str | None,
+    *,
+    has_sizes: bool = False,
+) -> Subject:
     name = os.fspath(name_or_path)
     told = {"activation": activation, "num_heads": num_heads}
     bare = {option: value for option, value in told.items() if value is not None}
@@ -159,6 +222,9 @@ def find_subject(
             )
         import_library("open_clip")
         return Subject(name, "open_clip_torch", Path(name), described(model, activation))
+    if os.path.isfile(name) and is_npz(name):
+        import_library("transformers")
+        return Subject(name, "transformers", Path(name))
     if os.path.isfile(name) and text_towers(read_checkpoint(name)):
         import_library("transformers")
         return Subject(name, "transformers", Path(name), subfolder=subfolder)
@@ -180,7 +246,14 @@ def find_subject(
     if family == "huggingface":
         import_library("transformers")
         library = "transformers"
-    elif family == "native" and not deviations(read_native(found.path)[0]).keys() - {"resnet"}:
+    elif family == "native" and isinstance(read_native(found.path)[0], SigLIPConfig):
+        import_library("transformers")
+        library = "transformers"
+    elif (
+        family == "native"
+        and not has_sizes
+        and not deviations(read_native(found.path)[0]).keys() - {"resnet"}
+    ):
         import_reference()
         library = "clip-anytorch"
     else:

@@ -1,11 +1,13 @@
 """Exact search: every embedding is compared with the query, block by block on the device."""
 
 import concurrent.futures
+import dataclasses
 import functools
 import operator
 import os
 import threading
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,14 +21,16 @@ from clip_jax.config import Activation, NumHeads
 from clip_jax.embed import check_model
 from clip_jax.embed.identity import job_options
 from clip_jax.embed.results import finished_job, parts_of
+from clip_jax.image_size import ImageSize
 from clip_jax.memory import aligned_empty
 from clip_jax.nn import CLIP, normalize
 from clip_jax.placement import default_device
-from clip_jax.preprocess import open_image
+from clip_jax.preprocess import Fit, PictureOptions, open_image
 from clip_jax.search.index import Damaged, Index
 from clip_jax.storage import folder
 from clip_jax.weights import load
 from clip_jax.weights.opened import LoadOptions, Opened, open_model
+from clip_jax.weights.positions import PositionResize
 from clip_jax.weights.tokenizers import Preprocessing
 
 # Bytes of a block: it fits in a CPU's cache; elsewhere it is large enough to pay for the transfer.
@@ -44,9 +48,13 @@ def search(
     query: str | Image.Image | os.PathLike[str],
     k: int = 10,
     *,
+    fit: Fit | None = None,
     activation: Activation | None = None,
     num_heads: NumHeads | None = None,
     preprocessing: Preprocessing | None = None,
+    image_size: ImageSize | None = None,
+    position_resize: PositionResize | None = None,
+    drop_remainder: bool = False,
 ) -> list[dict[str, Any]]:
     """Finds the rows of an embedding job whose embeddings are nearest to a query's.
 
@@ -56,9 +64,14 @@ def search(
             had, if that was given by name or path.
         query: a text (`str`); or a picture, as an image or as an `os.PathLike` path.
         k: how many rows.
+        fit: how a picture becomes a square, as for `clip_jax.Preprocess`; by default as the
+            pictures of the job did, whose other options it always has.
         activation: of a model that is a bare file, as for `clip_jax.load`; the job's by default.
         num_heads: likewise.
         preprocessing: whose pixels and ids the query has; the job's by default.
+        image_size: another size of the images, as for `clip_jax.load`; the job's by default.
+        position_resize: how positions are resized for it, likewise.
+        drop_remainder: whether it may be no multiple of the patches' size, likewise.
 
     Returns:
         Dicts of `key`, `score` (the cosine), `path` (None for texts), and `caption` if the rows
@@ -80,7 +93,14 @@ def search(
         _check_is_no_path(query)
     out = folder(out)
     job = finished_job(out)
-    told = {"activation": activation, "num_heads": num_heads, "preprocessing": preprocessing}
+    told = {
+        "activation": activation,
+        "num_heads": num_heads,
+        "preprocessing": preprocessing,
+        "image_size": image_size,
+        "position_resize": position_resize,
+        "drop_remainder": drop_remainder or None,
+    }
     opened = _opened(out, job, model, {k: v for k, v in told.items() if v is not None})
     own = "tokenizer" if isinstance(query, str) else "preprocessing"
     if isinstance(model, CLIP) and job["identity"].get(own):
@@ -88,7 +108,7 @@ def search(
             f"{out} was embedded with the {own} of the model's folder: give the model by its path"
         )
     index = Index(out, job)
-    embedding = embed_query(opened, query)
+    embedding = embed_query(opened, query, _pictures(job, fit))
     while True:
         try:
             scores, numbers = best_rows(index, embedding, k)
@@ -126,7 +146,9 @@ def _check_is_no_path(query: str) -> None:
 
 
 def embed_query(
-    opened: Opened, query: str | Image.Image | os.PathLike[str]
+    opened: Opened,
+    query: str | Image.Image | os.PathLike[str],
+    pictures: PictureOptions = PictureOptions(),  # noqa: B008 - frozen
 ) -> Float[np.ndarray, " d"]:
     """Returns the normalised embedding of a text or a picture."""
     model = opened.model
@@ -134,7 +156,7 @@ def embed_query(
         opened.check_strings()
         return np.asarray(normalize(model.encode_text(opened.tokens(query)))[0], np.float32)
     image = query if isinstance(query, Image.Image) else open_image(query)
-    pixels = opened.preprocess.pixels(image)
+    pixels = pictures.applied_to(opened.preprocess).pixels(image)
     return np.asarray(normalize(model.encode_image(pixels[None]))[0], np.float32)
 
 
@@ -199,6 +221,14 @@ def _best(
     is_there = jnp.arange(len(rows)) < count
     is_sound = (jnp.abs(scores) <= MOST) | ~is_there  # false for NaN
     return *jax.lax.top_k(jnp.where(is_there, scores, -jnp.inf), k), is_sound.all()
+
+
+def _pictures(job: Mapping[str, Any], fit: Fit | None) -> PictureOptions:
+    """Returns the options with which a job has made pixels of its pictures."""
+    names = [field.name for field in dataclasses.fields(PictureOptions)]
+    noted = {name: job["identity"][name] for name in names if name in job["identity"]}
+    pictures = PictureOptions(**noted)
+    return dataclasses.replace(pictures, fit=fit) if fit else pictures
 
 
 def _opened(

@@ -1,9 +1,9 @@
 """Sources of pictures and captions; pairs can be read in any order."""
 
+from clip_jax.sources.columns import Columns as Columns
 from clip_jax.sources.inputs import Input as Input
 from clip_jax.sources.inputs import open_input as open_input
 from clip_jax.sources.inputs import read_picture as read_picture
-from clip_jax.sources.lines import Columns as Columns
 from clip_jax.sources.pairs import Pair as Pair
 from clip_jax.sources.pairs import Pairs as Pairs
 from clip_jax.sources.pairs import open_pairs as open_pairs

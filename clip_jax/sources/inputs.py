@@ -6,19 +6,20 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from clip_jax.sources.addresses import read_address
-from clip_jax.sources.folder import FolderShard
-from clip_jax.sources.lines import Columns, LinesShard
+from clip_jax.sources.columns import Columns, lacking
+from clip_jax.sources.folder import FolderShard, others_of
+from clip_jax.sources.lines import LinesShard
 from clip_jax.sources.parquet import ParquetShard, column_types, read_row
 from clip_jax.sources.patterns import expand
 from clip_jax.sources.records import Shard, as_name
 from clip_jax.sources.tar import TarShard, read_member
 from clip_jax.storage import Unreachable, is_remote, plain, storage
 
-TABLES = ("txt", "csv", "jsonl", "parquet")
+TABLES = ("txt", "csv", "tsv", "jsonl", "parquet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Input:
         fingerprint: a hash of the files' names and of the fingerprints of tables and tar files. A
             folder's excludes sizes, so that unreadable pictures can be repaired.
         types: the Arrow types of the columns passed through; None, for text, if untyped.
+        columns: the names of the columns as the tables have them.
+        remark: what was left out of a folder; empty if nothing was.
     """
 
     shards: Sequence[Shard]
@@ -39,15 +42,27 @@ class Input:
     has_captions: bool
     fingerprint: str
     types: Mapping[str, Any]
+    columns: Columns = Columns()
+    remark: str = ""
 
 
-def open_input(source: str | os.PathLike[str], columns: Columns | None = None) -> Input:
+def open_input(
+    source: str | os.PathLike[str],
+    columns: Columns | None = None,
+    *,
+    suffixes: Sequence[str] = (),
+    captions: bool = False,
+) -> Input:
     """Lists the files of an input.
 
     Args:
-        source: a folder of pictures; tar files; or tables: .txt, .csv, .jsonl, .parquet. A pattern
-            with `*`, `?`, `[...]` and braces may name several files. Any address that fsspec knows.
+        source: a folder of pictures; tar files; or tables: .txt, .csv, .tsv, .jsonl, .parquet. A
+            pattern with `*`, `?`, `[...]` and braces may name several files. Any address that
+            fsspec knows.
         columns: the names of a table's columns.
+        suffixes: of a folder's files that are pictures, besides the usual ones.
+        captions: whether to read the captions that a folder may have beside its pictures, in .txt
+            or .json files of the same name.
 
     Raises:
         ValueError: the input is empty, or a table lacks columns; the message lists those it has.
@@ -59,7 +74,7 @@ def open_input(source: str | os.PathLike[str], columns: Columns | None = None) -
     known = suffix in ("tar", *TABLES)
     # A folder may be named like a file: Spark writes tables as folders.
     if not (known and _is_pattern(source)) and storage(source).is_folder(source):
-        return _folder(source, columns)
+        return _folder(source, columns, suffixes, captions)
     if not known:
         if not _is_pattern(source):
             storage(source).size(source)  # raises if there is nothing
@@ -71,15 +86,21 @@ def open_input(source: str | os.PathLike[str], columns: Columns | None = None) -
     if suffix == "tar":
         shards = [TarShard(path, columns.others) for path in paths]
         _first(shards, TarShard.check)
-        return Input(shards, True, True, _listing(shards), dict.fromkeys(columns.others))
+        types = dict.fromkeys(columns.others)
+        return Input(shards, True, True, _listing(shards), types, columns)
     types: dict[str, Any] = dict.fromkeys(columns.others)
+    kind: Any = ParquetShard if suffix == "parquet" else LinesShard
+    shards = [kind(path, columns) for path in paths]
+    names = _first(shards, kind.names)
+    try:
+        found = columns.found_in(names)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    if found != columns:
+        columns = found
+        shards = [kind(path, columns) for path in paths]
     if suffix == "parquet":
-        shards = [ParquetShard(path, columns) for path in paths]
-        names = _first(shards, ParquetShard.names)
         types |= column_types(shards, columns.others)
-    else:
-        shards = [LinesShard(path, columns) for path in paths]
-        names = _first(shards, LinesShard.names)
     _check(source, names, columns)
     if suffix == "parquet" and (
         unknown := [name for name in columns.others if types[name] is None]
@@ -88,7 +109,8 @@ def open_input(source: str | os.PathLike[str], columns: Columns | None = None) -
             f"{source}: no file with the column {unknown[0]!r} can be read now: start the same "
             "command again"
         )
-    return Input(shards, columns.image in names, columns.caption in names, _listing(shards), types)
+    has_images, has_captions = columns.image in names, columns.caption in names
+    return Input(shards, has_images, has_captions, _listing(shards), types, columns)
 
 
 def read_picture(path: str, image_column: str = Columns.image) -> bytes:
@@ -120,11 +142,12 @@ def _read_picture(path: str, image_column: str) -> bytes:
     return read_address(path)
 
 
-def _folder(source: str, columns: Columns) -> Input:
+def _folder(source: str, columns: Columns, suffixes: Sequence[str], captions: bool) -> Input:
     if columns.others:
         raise ValueError(f"{source} is a folder of pictures, which has no columns to take along.")
-    shards = [FolderShard(source)]
-    return Input(shards, True, False, _listing(shards), {})
+    shard = FolderShard(source, suffixes, captions=captions)
+    remark = others_of(source, shard.others)
+    return Input([shard], True, shard.has_captions, _listing([shard]), {}, remark=remark)
 
 
 def _is_pattern(source: str) -> bool:
@@ -153,15 +176,16 @@ def _check(source: str, names: Sequence[str], columns: Columns) -> None:
     if not missing and columns.image not in names and columns.caption not in names:
         missing = [columns.image, columns.caption]
     if missing:
-        raise ValueError(
-            f"{source}: no column {' and no column '.join(map(repr, missing))}; its columns are "
-            f"{', '.join(map(repr, names)) or 'none'}. Say which hold what: image_column, "
-            f"caption_column, key_column."
-        )
+        raise lacking(source, missing, names)
+
+
+def fingerprint_of(versions: Iterable[tuple[str, str]]) -> str:
+    """Returns an input's fingerprint, given the names and fingerprints of its shards."""
+    digest = hashlib.sha256()
+    for name, fingerprint in versions:
+        digest.update(os.fsencode(name) + f"\0{fingerprint}\n".encode())
+    return digest.hexdigest()
 
 
 def _listing(shards: Sequence[Shard]) -> str:
-    digest = hashlib.sha256()
-    for shard in shards:
-        digest.update(os.fsencode(shard.name) + f"\0{shard.fingerprint}\n".encode())
-    return digest.hexdigest()
+    return fingerprint_of((shard.name, shard.fingerprint) for shard in shards)

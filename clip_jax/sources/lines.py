@@ -1,9 +1,7 @@
 """Rows of text files: one text per line, or tables as CSV or JSON lines."""
 
-import collections
 import contextlib
 import csv
-import dataclasses
 import functools
 import io
 import itertools
@@ -14,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from clip_jax.sources.addresses import read_address
+from clip_jax.sources.columns import Columns
 from clip_jax.sources.faults import guarded, problem_of
 from clip_jax.sources.files import ListedFile
 from clip_jax.sources.records import ListRows, Record, as_captions, as_key, as_text, parsed
@@ -29,32 +28,8 @@ MOST_OF_A_CELL = 1 << 26
 _CSV_LIMIT = threading.Lock()
 
 
-@dataclasses.dataclass(frozen=True)
-class Columns:
-    """The names of a table's columns.
-
-    Attributes:
-        image: the picture: its path relative to the table's folder, or the bytes of its file.
-        caption: the text, or a list of texts, of which the first is used.
-        key: the row's key; without such a column it is the path or the row's number.
-        others: columns to pass through unchanged.
-
-    Raises:
-        ValueError: one of the others is named twice.
-    """
-
-    image: str = "image"
-    caption: str = "caption"
-    key: str = "key"
-    others: tuple[str, ...] = ()
-
-    def __post_init__(self):
-        if twice := [name for name, n in collections.Counter(self.others).items() if n > 1]:
-            raise ValueError(f"columns to take along are named twice: {', '.join(twice)}")
-
-
 class LinesShard(ListedFile):
-    """The rows of a .txt, .csv or .jsonl file, which is read whole.
+    """The rows of a .txt, .csv, .tsv or .jsonl file, which is read whole.
 
     An unreadable row is a record with a problem.
     """
@@ -96,9 +71,10 @@ class LinesShard(ListedFile):
         text, ending = self._beginning(), self._path.rpartition(".")[2].lower()
         if ending == "txt":
             return [self._columns.caption]
-        if ending == "csv":
+        if ending in ("csv", "tsv"):
+            lines = csv_text(text, "backslashreplace")
             with large_cells():
-                rows: list[Any] = [next(csv_rows(csv_text(text, "backslashreplace")), [])]
+                rows: list[Any] = [next(csv_rows(lines, _delimiter(ending, lines)), [])]
             if not isinstance(rows[0], str):
                 with guarded(self._path):
                     _distinct(rows[0], self._columns)
@@ -188,6 +164,8 @@ def _beside(table: str, path: str) -> str:
     return f"{os.path.dirname(absolute(table))}/{path}"
 
 
+# What may stand between the cells of a .csv file, the usual first, and its name.
+_DELIMITERS = {",": "a comma", "\t": "a tab", ";": "a semicolon"}
 # A row's values by column, or a description of its problem.
 _Row = dict[str, Any] | str
 
@@ -210,15 +188,17 @@ def _parse_jsonl(lines: Sequence[bytes], columns: Columns) -> Iterator[_Row]:
         yield row if isinstance(row, dict) else "the line is no JSON object"
 
 
-def _parse_csv(lines: Sequence[bytes], columns: Columns) -> Iterator[_Row]:
+def _parse_csv(lines: Sequence[bytes], columns: Columns, ending: str = "csv") -> Iterator[_Row]:
     names: list[str] | None = None
-    for cells in csv_rows(csv_text(b"".join(lines), "surrogateescape")):
+    text = csv_text(b"".join(lines), "surrogateescape")
+    delimiter = _delimiter(ending, text)
+    for cells in csv_rows(text, delimiter):
         if isinstance(cells, str):
             yield cells
         elif names is None:
             names = _distinct(cells, columns)
         elif len(cells) > len(names):
-            yield "more cells than columns, which a comma in a caption makes"
+            yield f"more cells than columns, which {_DELIMITERS[delimiter]} in a caption makes"
         elif any(cell and not cell.isascii() and _broken(cell) for cell in cells):
             yield "the row is not UTF-8"
         else:
@@ -250,10 +230,18 @@ def csv_text(text: bytes, errors: str) -> list[str]:
     return io.StringIO(text.decode("utf-8", errors), newline="").readlines()
 
 
-def csv_rows(lines: Sequence[str]) -> Iterator[list[str] | str]:
+def _delimiter(ending: str, lines: Sequence[str]) -> str:
+    """Returns what stands between a table's cells: OpenCLIP's .csv files have tabs, for one."""
+    if ending == "tsv":
+        return "\t"
+    header = lines[0] if lines else ""
+    return next((mark for mark in _DELIMITERS if mark in header), ",")
+
+
+def csv_rows(lines: Sequence[str], delimiter: str = ",") -> Iterator[list[str] | str]:
     """Yields the rows that are not blank; in place of a bad one, its problem."""
     # A quote added at the end begins a row of its own, unless a cell was left open: it closes that.
-    reader = csv.reader(itertools.chain(lines, ['"']))
+    reader = csv.reader(itertools.chain(lines, ['"']), delimiter=delimiter)
     while True:
         begin = reader.line_num
         try:
@@ -297,4 +285,5 @@ _PARSERS: dict[str, Callable[[Sequence[bytes], Columns], Iterator[_Row]]] = {
     "txt": _parse_txt,
     "jsonl": _parse_jsonl,
     "csv": _parse_csv,
+    "tsv": functools.partial(_parse_csv, ending="tsv"),
 }

@@ -7,6 +7,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from clip_jax.sources.records import as_text
 from clip_jax.storage import is_remote, storage
@@ -65,11 +66,19 @@ class File:
             close(self._own)
 
 
+class Readable(Protocol):
+    """What bytes can be read from at any offset, as from a `File`."""
+
+    def read(self, size: int, offset: int) -> bytes:
+        """Reads bytes at an offset; fewer if it ends before."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Member:
-    """The location of a picture in a tar file."""
+    """The location of a picture in a tar file, or in another file of many."""
 
-    file: File
+    file: Readable
     name: str
     offset: int
     size: int
@@ -82,7 +91,7 @@ class Member:
         """
         data = self.file.read(self.size, self.offset)
         if len(data) < self.size:
-            raise OSError(f"{as_text(self.name)}: the shard ends before the picture does")
+            raise OSError(f"{as_text(self.name)}: its file ends before the picture does")
         return data
 
 

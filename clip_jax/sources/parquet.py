@@ -8,9 +8,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from clip_jax.sources.columns import Columns
 from clip_jax.sources.faults import guarded, problem_of
 from clip_jax.sources.files import ListedFile
-from clip_jax.sources.lines import Columns, key_of, record
+from clip_jax.sources.lines import key_of, record
 from clip_jax.sources.records import Record
 from clip_jax.storage import Unreachable, storage
 

@@ -6,10 +6,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from clip_jax.messages import counted, some
+from clip_jax.sources.left_out import LeftOut
 
-# Suffixes of picture files.
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "ppm", "tif", "tiff")
+# Suffixes of picture files: of all formats in `clip_jax.preprocess.FORMATS`, also where this
+# machine's Pillow lacks one, so that all machines list the same rows.
+IMAGES = (
+    *("jpg", "jpeg", "png", "webp", "gif", "bmp", "ppm", "tif", "tiff"),
+    *("jpe", "jfif", "apng", "dib", "pbm", "pgm", "pnm", "pfm", "ico", "avif", "avifs"),
+    *("jp2", "j2k", "jpc", "jpf", "jpx", "j2c", "heic", "heif", "hif"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +33,13 @@ class Pair:
 
 
 class Pairs(Protocol):
-    """Pairs to be read in any order, by several threads at a time."""
+    """Pairs to be read in any order, by several threads at a time.
+
+    Attributes:
+        left_out: what of the source can't be used.
+    """
+
+    left_out: LeftOut
 
     def __len__(self) -> int:
         """Returns how many pairs there are."""
@@ -40,6 +51,10 @@ class Pairs(Protocol):
 
     def key(self, index: int) -> str:
         """Returns the key of a pair, without reading its picture."""
+        ...
+
+    def picture(self, index: int) -> object:
+        """Returns what equals that of another pair of the same picture; can be hashed."""
         ...
 
     def size(self, index: int) -> int:
@@ -210,23 +225,18 @@ def parsed(text: str | bytes) -> Any:
         raise ValueError("its brackets are nested too deep") from None
 
 
-def refuse(source: str, problems: Sequence[str]) -> None:
-    """Raises a ValueError that lists the first of some problems, if there are any."""
-    if not problems:
-        return
-    shown = some(problems, between="\n")
-    raise ValueError(f"{source}: {counted(len(problems), 'problem')}:\n{shown}")
-
-
 def as_captions(value: object) -> tuple[str, ...]:
-    """Returns the captions, given one or a list of them.
+    """Returns the captions, given one or a list of them, of which blank ones are dropped.
 
     Raises:
-        ValueError: there is none, or one is blank or not a string.
+        ValueError: there is none, or one is not a string.
     """
     captions = [value] if isinstance(value, str) else value
     if not isinstance(captions, list | tuple) or not captions:
         raise ValueError("no caption")
-    if not all(isinstance(caption, str) and caption.strip() for caption in captions):
+    if any(not isinstance(caption, str | None) for caption in captions):
+        raise ValueError("a caption that is no text")
+    kept = tuple(caption for caption in captions if caption and caption.strip())
+    if not kept:
         raise ValueError("a blank caption")
-    return tuple(captions)
+    return kept

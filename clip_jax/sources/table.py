@@ -1,141 +1,274 @@
-"""Pairs from a folder of pictures with a table of captions: CSV, JSON lines or Parquet."""
+"""Pairs from tables of captions: CSV, tabs, JSON lines; Parquet, with pictures inside, too."""
 
+import dataclasses
+import glob
+import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from clip_jax.sources.addresses import read_address
+from clip_jax.sources.columns import CAPTIONS, Columns, lacking
 from clip_jax.sources.faults import guarded
-from clip_jax.sources.lines import Columns, large_cells, parsed_rows
-from clip_jax.sources.parquet import is_text, open_parquet, rows_of
-from clip_jax.sources.records import Pair, as_captions, refuse
-from clip_jax.storage import check_regular
+from clip_jax.sources.left_out import LeftOut, distinct
+from clip_jax.sources.lines import LinesShard, large_cells, parsed_rows
+from clip_jax.sources.members import Member
+from clip_jax.sources.parquet import ROWS, ParquetShard, is_text, open_parquet, rows_of
+from clip_jax.sources.patterns import expand
+from clip_jax.sources.records import Pair, as_captions
+from clip_jax.sources.spool import Spool
+from clip_jax.storage import check_regular, is_remote
 
-TABLE = "captions"  # the name of the table in a folder, without its suffix
+# The names of a table in a folder, without suffix: ours, and that of Hugging Face's data sets.
+TABLES = ("captions", "metadata")
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+
+
+class Picture(Protocol):
+    """Where a picture's bytes are."""
+
+    @property
+    def size(self) -> int:
+        """Its size in bytes; raises OSError if it can't be found out."""
+        ...
+
+    def read(self) -> bytes:
+        """Reads its bytes; raises OSError if they can't be read."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureFile:
+    """A picture in a file of its own."""
+
+    path: Path
+
+    @property
+    def size(self) -> int:
+        return self.path.stat().st_size
+
+    def read(self) -> bytes:
+        return read_address(str(self.path))
 
 
 class TablePairs:
-    """The rows of a table, each with the path of a picture and its captions.
+    """The pictures of tables with their captions.
 
-    The columns are `image`, a path relative to the table's folder; `caption`, a text, or
-    `captions`, a list of texts (in a CSV file one text); and `key`, by default the path. Other
-    columns are ignored.
+    The columns are `image`, a path relative to the table's folder, or the bytes of a picture in a
+    Parquet file; `caption`, a text, or `captions`, a list of texts; and `key`, by default the path.
+    Rows of one key and one picture are one pair with several captions. Other columns are ignored.
+
+    Attributes:
+        left_out: the rows that can't be used.
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
-        """Reads the table, but no picture.
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        columns: Columns | None = None,
+        *,
+        max_skipped: float = 0.0,
+    ):
+        """Reads the tables, but no picture beside them; those inside are copied to TMPDIR.
 
         Args:
-            path: a .csv, .jsonl or .parquet file, or a folder with one of them named `captions`.
+            path: .csv, .tsv, .jsonl or .parquet files, by a path or a pattern; or a folder with
+                one of them named `captions`, or else `metadata`.
+            columns: the names of the columns.
+            max_skipped: the share of rows that may be faulty.
 
         Raises:
-            ValueError: columns, captions or files are missing, or keys not unique; lists all
-                problems.
+            ValueError: a table lacks columns, or too many rows lack captions or pictures; lists
+                the problems.
             FileNotFoundError: there is no such table.
             ModuleNotFoundError: Parquet needs pyarrow.
         """
-        table = _table(Path(path))
-        read = _READERS.get(table.suffix)
-        if read is None:
-            raise ValueError(
-                f"{table}: a table of captions ends in {', '.join(_READERS)}. Got {table.suffix!r}."
-            )
-        self._rows: list[tuple[str, Path, tuple[str, ...]]] = []
-        problems, seen = [], set()
-        check_regular(table)
-        with guarded(str(table)):
-            for number, row in enumerate(read(table), start=1):
-                try:
-                    if isinstance(row, str):
-                        raise ValueError(row)
-                    key, image, captions = _parse(row)
-                    if key in seen:
-                        raise ValueError(f"the key {key!r} has been there before")
-                    file = table.parent / image
-                    if not _is_file(file):
-                        raise ValueError(f"no such picture: {image}")
-                except ValueError as error:
-                    problems.append(f"row {number}: {error}")
-                    continue
-                seen.add(key)
-                self._rows.append((key, file, captions))
-        refuse(str(table), problems)
-        if not self._rows:
-            raise ValueError(f"{table}: the table has no rows")
+        self._keys: list[str] = []
+        self._pictures: list[Picture] = []
+        self._captions: list[tuple[str, ...]] = []
+        self._numbers: dict[str, int] = {}  # of pairs, by key
+        self._inside: dict[bytes, Member] = {}  # pictures inside tables, by digest
+        self._spool: Spool | None = None
+        self.left_out = LeftOut(os.fspath(path))
+        tables = _tables(Path(path))
+        for table in tables:
+            if table.suffix not in SUFFIXES:
+                raise ValueError(
+                    f"{table}: a table of captions ends in {', '.join(SUFFIXES)}. "
+                    f"Got {table.suffix!r}."
+                )
+        for table in tables:
+            check_regular(table)
+            with guarded(str(table)):
+                self._add(table, columns or Columns())
+        self._inside.clear()
+        self.left_out.check(len(self), len(tables), max_skipped)
+        if not self._keys:
+            raise ValueError(f"{self.left_out.source}: the table has no rows")
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._keys)
 
     def captions(self, index: int) -> tuple[str, ...]:
-        return self._rows[index][2]
+        return self._captions[index]
 
     def key(self, index: int) -> str:
-        return self._rows[index][0]
+        return self._keys[index]
+
+    def picture(self, index: int) -> object:
+        return self._pictures[index]
 
     def size(self, index: int) -> int:
-        return self._rows[index][1].stat().st_size
+        return self._pictures[index].size
 
     def __getitem__(self, index: int) -> Pair:
-        key, file, captions = self._rows[index]
-        return Pair(key, read_address(str(file)), captions)
+        return Pair(self._keys[index], self._pictures[index].read(), self._captions[index])
+
+    def _add(self, table: Path, columns: Columns) -> None:
+        names = _names(table, columns)
+        columns = _training_columns(str(table), columns, names)
+        for number, row in enumerate(_rows(table, columns), start=1):
+            try:
+                if isinstance(row, str):
+                    raise ValueError(row)
+                self._add_row(table, number, row, columns)
+            except ValueError as error:
+                self.left_out.problems.append(f"{_place(table, number, self.left_out)}{error}")
+
+    def _add_row(self, table: Path, number: int, row: dict[str, Any], columns: Columns) -> None:
+        image = row.get(columns.image)
+        if isinstance(image, dict):  # the form of Hugging Face's data sets
+            image = image.get("bytes") or image.get("path")
+        if not image:
+            raise ValueError(f"no {columns.image!r}; its columns are {', '.join(map(repr, row))}")
+        captions = as_captions(_captions(row, columns))
+        where = f"{table.name}:{number}"
+        if isinstance(image, bytes):
+            picture, key = self._copied(where, image), where
+        else:
+            picture, key = _beside(table, str(image)), str(image)
+        if row.get(columns.key):
+            key = str(row[columns.key])
+        known = self._numbers.get(key)
+        if known is not None and self._pictures[known] == picture:
+            self._captions[known] += captions
+            return
+        key = distinct(key, self._numbers, where)
+        self._numbers[key] = len(self._keys)
+        self._keys.append(key)
+        self._pictures.append(picture)
+        self._captions.append(captions)
+
+    def _copied(self, name: str, data: bytes) -> Member:
+        """Returns where a picture is that stands in a table; one that comes again is kept once."""
+        digest = hashlib.blake2b(data, digest_size=16).digest()
+        if digest not in self._inside:
+            self._spool = self._spool or Spool()
+            self._inside[digest] = self._spool.add(name, data)
+        return self._inside[digest]
 
 
-def _table(path: Path) -> Path:
-    if not path.is_dir():
-        if not path.exists():
-            raise FileNotFoundError(2, "no such file or folder", str(path))
-        return path
-    names = [f"{TABLE}{suffix}" for suffix in _READERS]
-    found = [path / name for name in names if (path / name).is_file()]
-    if len(found) != 1:
-        what = "more than one table" if found else "no table"
-        raise ValueError(f"{path}: {what} of captions; expected one of {', '.join(names)}")
-    return found[0]
+def tables_in(folder: Path) -> list[Path]:
+    """Returns the tables of captions in a folder: those of the first name of which there are."""
+    for name in TABLES:
+        paths = [folder / f"{name}{suffix}" for suffix in SUFFIXES]
+        if found := [path for path in paths if path.is_file()]:
+            return found
+    return []
 
 
-def _parse(row: dict[str, Any]) -> tuple[str, str, tuple[str, ...]]:
-    if not row.get("image"):
-        raise ValueError(f"no 'image'; its columns are {', '.join(map(repr, row))}")
-    if ("caption" in row) == ("captions" in row):
-        raise ValueError(
-            "there must be a column 'caption' or 'captions', one of them. "
-            f"Got {', '.join(map(repr, row))}"
-        )
-    image = str(row["image"])
-    captions = as_captions(row.get("caption", row.get("captions")))
-    return str(row.get("key") or image), image, captions
+def _tables(path: Path) -> list[Path]:
+    if path.is_dir():
+        found = tables_in(path)
+        if len(found) != 1:
+            what = "more than one table" if found else "no table"
+            names = ", ".join(f"{TABLES[0]}{suffix}" for suffix in SUFFIXES)
+            raise ValueError(f"{path}: {what} of captions; expected one of {names}")
+        return found
+    if not path.exists():
+        if glob.has_magic(str(path)) or "{" in str(path):
+            return [Path(each) for each in expand(str(path))]
+        raise FileNotFoundError(2, "no such file or folder", str(path))
+    return [path]
 
 
-def _is_file(path: Path) -> bool:
+def _place(table: Path, number: int, left_out: LeftOut) -> str:
+    """Names a row: by its number alone where there is only this table."""
+    return f"row {number}: " if str(table) == left_out.source else f"{table}: row {number}: "
+
+
+def _names(table: Path, columns: Columns) -> Sequence[str]:
+    """Returns the columns of a table; none where no row can be read, of which its rows tell."""
+    if table.suffix == ".parquet":
+        return ParquetShard(str(table), columns).names()
     try:
-        return path.is_file()
-    except OSError:  # a name that is too long
-        return False
+        return LinesShard(str(table), columns).names()
+    except ValueError:
+        return ()
 
 
-def _read_lines(path: Path) -> Iterator[dict[str, Any] | str]:
-    with large_cells():
-        yield from parsed_rows(str(path), path.read_bytes(), Columns())
+def _training_columns(table: str, columns: Columns, names: Sequence[str]) -> Columns:
+    """Returns the names by which a table has the pictures and the captions.
+
+    Raises:
+        ValueError: it lacks one of them, or has both `caption` and `captions`.
+    """
+    if not names:
+        return columns
+    image, caption = columns.image_in(names), columns.caption
+    if caption == Columns.caption and CAPTIONS in names:
+        if caption in names and not table.endswith(".jsonl"):
+            raise _both(names)
+        caption = CAPTIONS
+    else:
+        caption = columns.caption_in(names)
+    if missing := [name for name in (image, caption) if name not in names]:
+        raise lacking(table, missing, names)
+    return dataclasses.replace(columns, image=image, caption=caption)
 
 
-def _read_parquet(path: Path) -> Iterator[dict[str, Any] | str]:
-    file = open_parquet(str(path), extra="train")
-    columns = {column.name: column.type for column in file.schema_arrow}
-    if "image" in columns and not is_text(columns["image"]):
-        # Pairs are read at random, but reading one Parquet row reads thousands around it.
+def _captions(row: dict[str, Any], columns: Columns) -> Any:
+    """Returns one caption or several: of JSON lines, each may have it another way."""
+    if columns.caption not in (Columns.caption, CAPTIONS):
+        return row.get(columns.caption)
+    found = [row[name] for name in (Columns.caption, CAPTIONS) if name in row]
+    if len(found) > 1:
+        raise _both(row)
+    return found[0] if found else None
+
+
+def _both(names: Iterable[str]) -> ValueError:
+    return ValueError(
+        f"there must be a column {Columns.caption!r} or {CAPTIONS!r}, one of them. "
+        f"Got {', '.join(map(repr, names))}"
+    )
+
+
+def _beside(table: Path, image: str) -> PictureFile:
+    if is_remote(image):
         raise ValueError(
-            f"{path}: the column 'image' must hold paths of files. Got {columns['image']}. "
-            "Write pictures that are in the table into files, or with their captions into .tar "
-            "shards; clip-jax embed takes them as they are"
+            f"the picture is an address, {image}: training reads pictures from disk; download "
+            "them first, as img2dataset does"
         )
-    known = {"key", "image", "caption", "captions"}
-    for batch in file.iter_batches(columns=[name for name in columns if name in known]):
+    file = Path(os.path.normpath(table.parent / image))
+    try:
+        is_there = (table.parent / image).is_file()
+    except OSError:  # a name that is too long
+        is_there = False
+    if not is_there:
+        raise ValueError(f"no such picture: {image}")
+    return PictureFile(file)
+
+
+def _rows(table: Path, columns: Columns) -> Iterator[dict[str, Any] | str]:
+    if table.suffix != ".parquet":
+        with large_cells():
+            yield from parsed_rows(str(table), table.read_bytes(), columns)
+        return
+    file = open_parquet(str(table), extra="train")
+    types = {column.name: column.type for column in file.schema_arrow}
+    wanted = [name for name in types if name in (columns.image, columns.caption, columns.key)]
+    most = 1 << 14 if is_text(types[columns.image]) else ROWS  # few, because pictures are large
+    for batch in file.iter_batches(most, columns=wanted):
         yield from rows_of(batch)
-
-
-_READERS: dict[str, Callable[[Path], Iterator[dict[str, Any] | str]]] = {
-    ".csv": _read_lines,
-    ".jsonl": _read_lines,
-    ".parquet": _read_parquet,
-}

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 
 from clip_jax.sources.faults import guarded
 from clip_jax.sources.files import ListedFile
+from clip_jax.sources.left_out import LeftOut, distinct
 from clip_jax.sources.members import Member
 from clip_jax.sources.patterns import expand
-from clip_jax.sources.records import Pair, Record, as_key, refuse
+from clip_jax.sources.records import Pair, Record, as_key
 from clip_jax.sources.tar_index import COMPRESSED, Group, TarIndex, decoded, parted
 from clip_jax.storage import absolute, is_remote, storage
 
@@ -19,43 +20,58 @@ class TarPairs:
     """The pairs of some shards, read through an index of their members without unpacking.
 
     A pair is an image (`.jpg`, `.png`, ...) and, with the same stem, a text (`.txt`, one caption)
-    or a JSON document (`.json`, `caption` or `captions`). The key is that stem.
+    or a JSON document (`.json`, `caption` or `captions`). The key is that stem; one that comes
+    again in another shard has that shard's name in front.
+
+    Attributes:
+        left_out: the samples that can't be used.
     """
 
-    def __init__(self, pattern: str | os.PathLike[str]):
+    def __init__(self, pattern: str | os.PathLike[str], *, max_skipped: float = 0.0):
         """Reads the headers and captions of all shards, but no picture.
 
         Args:
             pattern: a path with `*`, `?`, `[...]`, and braces: `pairs-{000..012}.tar`,
                 `{train,more}-*.tar`.
+            max_skipped: the share of samples that may be faulty, and of shards that may be damaged.
 
         Raises:
-            ValueError: captions or images are missing, or keys not unique; lists all problems.
+            ValueError: too many captions or images are missing, or shards damaged; lists the
+                problems.
             FileNotFoundError: no file matches the pattern.
         """
         paths = expand(os.fspath(pattern))
         self._pairs: list[tuple[str, Member, tuple[str, ...]]] = []
-        problems, seen = [], set()
+        self.left_out, seen = LeftOut(os.fspath(pattern)), set[str]()
         for path in paths:
-            index = TarIndex(path)
-            if index.end:
-                problems.append(f"{path}: {index.end}")
-            lost = {parted(name)[0]: problem for name, problem in index.problems()}
-            for key, group in index.groups.items():
-                try:
-                    if group.image is None:
-                        raise ValueError(lost.get(key, "no image"))
-                    captions = group.captions()
-                    if key in seen:
-                        raise ValueError(f"the key {key!r} has been there before")
-                except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
-                    problems.append(f"{path}: {key}: {error}")
-                    continue
-                seen.add(key)
-                self._pairs.append((key, group.image, captions))
-        refuse(os.fspath(pattern), problems)
+            self._add(path, seen)
+        self.left_out.check(len(self), len(paths), max_skipped)
         if not self._pairs:
             raise ValueError(f"{os.fspath(pattern)}: no pairs in {len(paths)} shards")
+
+    def _add(self, path: str, seen: set[str]) -> None:
+        index, left_out = TarIndex(path), self.left_out
+        if index.end:
+            left_out.damage.append(f"{path}: {index.end}")
+        lost = list(index.problems())
+        reasons = {parted(name)[0]: problem for name, problem in lost}
+        for key, group in index.groups.items():
+            try:
+                if group.image is None:
+                    raise ValueError(reasons.pop(key, "no image"))
+                captions = group.captions()
+            except ValueError as error:  # also UnicodeDecodeError and JSONDecodeError
+                left_out.problems.append(f"{path}: {key}: {error}")
+                continue
+            key = distinct(key, seen, os.path.basename(path))
+            seen.add(key)
+            self._pairs.append((key, group.image, captions))
+        for name, problem in lost:
+            stem = parted(name)[0]
+            if stem in index.groups and index.groups[stem].image is not None:
+                left_out.notes.append(f"{path}: {name}: {problem}")
+            elif stem not in index.groups:
+                left_out.problems.append(f"{path}: {name}: {problem}")
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -65,6 +81,9 @@ class TarPairs:
 
     def key(self, index: int) -> str:
         return self._pairs[index][0]
+
+    def picture(self, index: int) -> object:
+        return self._pairs[index][1]
 
     def size(self, index: int) -> int:
         return self._pairs[index][1].size

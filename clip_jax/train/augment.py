@@ -7,6 +7,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from clip_jax.channels import scaled
+from clip_jax.preprocess import FITS, Fit
+
 WHITE = (255, 255, 255)
 LUMA = np.tile([0.299, 0.587, 0.114], (3, 1))  # ITU-R BT.601, as Pillow's "L"
 THIRDS = np.moveaxis(np.mgrid[:4, :4], 0, -1) / 3  # (4, 4, 2): x, y
@@ -18,6 +21,11 @@ class AugmentConfig:
     """The augmentation of pictures; by default CLIP's own, a random square crop.
 
     Attributes:
+        fit: how a picture that isn't square becomes one: "crop", which is the default; "pad", all
+            of it on the background; or "squash". If given, the finished model's configuration says
+            so, and its pictures become squares in the same way in use.
+        scale_16_bit: whether to divide grey pictures of 16 bits by 257; else values above 255 are
+            white.
         crop: "random", a square anywhere in the picture, or "center".
         scale: the range of the picture's shorter side relative to the square's, drawn uniformly.
             A picture below 1 is placed somewhere on the background.
@@ -36,6 +44,8 @@ class AugmentConfig:
             which is a random colour for half of the pictures.
     """
 
+    fit: Fit | None = None
+    scale_16_bit: bool = False
     crop: str = "random"
     scale: tuple[float, float] = (1.0, 1.0)
     stretch: float = 0.0
@@ -54,6 +64,8 @@ class AugmentConfig:
         Raises:
             ValueError: a name is not known, or a number is out of range.
         """
+        if self.fit is not None and self.fit not in FITS:
+            raise ValueError(f"fit must be {' or '.join(map(repr, FITS))}. Got {self.fit!r}.")
         for name, known in (("crop", ("random", "center")), ("background", ("white", "random"))):
             if getattr(self, name) not in known:
                 raise ValueError(
@@ -89,6 +101,8 @@ def augment(
     """
     if 0 in image.size:
         raise ValueError(f"the image has no pixels: its size is {image.size}")
+    if config.scale_16_bit:
+        image = scaled(image)
     transparent = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
     image = image.convert("RGBA" if transparent else "RGB")
     ground = WHITE
@@ -103,8 +117,7 @@ def augment(
     side = size
     if config.scale != (1.0, 1.0):
         side = max(1, round(size * rng.uniform(*config.scale)))
-    factor = side / min(width, height)
-    resized = (max(side, int(width * factor)), max(side, int(height * factor)))
+    resized = _resized(width, height, side, config.fit)
     image = image.resize(resized, Image.Resampling.BICUBIC)
     if config.flip and rng.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -118,6 +131,17 @@ def augment(
     if config.color or config.hue or config.gray:
         square = _recolored(square, config, rng)
     return np.array(square)
+
+
+def _resized(width: int, height: int, side: int, fit: Fit | None) -> tuple[int, int]:
+    """Returns the size of a picture before it is cropped to a square, or put on one."""
+    if fit == "squash":
+        return side, side
+    if fit == "pad":
+        factor = side / max(width, height)
+        return max(1, round(width * factor)), max(1, round(height * factor))
+    factor = side / min(width, height)
+    return max(side, int(width * factor)), max(side, int(height * factor))
 
 
 def _outlined(image: Image.Image) -> Image.Image:

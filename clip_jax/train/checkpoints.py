@@ -28,13 +28,14 @@ _UNFINISHED = frozenset({"_CHECKPOINT_METADATA"})
 class Checkpoints:
     """The checkpoints in a run's folder; a context manager that waits for the last save on exit."""
 
-    def __init__(self, folder: Path, identity: Identity, *, keep: int):
+    def __init__(self, folder: Path, identity: Identity, *, keep: int, more_steps: bool = False):
         """Opens or creates the folder, and locks it until the context ends.
 
         Args:
             folder: the folder of the run.
             identity: the settings, data and model of the run.
             keep: how many of the latest checkpoints to keep.
+            more_steps: whether the run may have got more steps before it has finished.
 
         Raises:
             ValueError: the folder belongs to another run (lists what differs); or processes that
@@ -50,6 +51,7 @@ class Checkpoints:
             ) from None
         self._ocp = ocp
         self._folder, self._identity = folder.absolute(), identity
+        self._more_steps = more_steps
         self._held = contextlib.ExitStack()
         if not is_same(identity.digest()):
             raise ValueError(
@@ -179,7 +181,9 @@ class Checkpoints:
     def _take(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._held.enter_context(locked(str(self._folder / LOCK), str(self._folder)))
-        claim(self._folder, self._identity)
+        names = [path.name for path in self._folder.glob(f"{CHECKPOINTS}/*")]
+        steps = [int(name) for name in names if name.isdecimal()]
+        claim(self._folder, self._identity, max(steps, default=0), more_steps=self._more_steps)
 
     def _complete(self) -> None:
         """Writes the checksums; called by Orbax once all files are written, before the rename."""

@@ -7,14 +7,24 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from clip_jax.messages import counted
 from clip_jax.storage import storage
 from clip_jax.train.identity import Identity, is_incomplete
 
 IDENTITY = "run.json"
 
 
-def claim(folder: Path, identity: Identity) -> None:
+def claim(folder: Path, identity: Identity, last_step: int, *, more_steps: bool) -> None:
     """Claims the folder for this run by writing `run.json`, unless it is another run's.
+
+    A finished run may be given more steps, which `run.json` then notes.
+
+    Args:
+        folder: the folder of the run.
+        identity: the settings, data and model of the run.
+        last_step: the step of the last checkpoint; 0 without any.
+        more_steps: whether it is meant that there are more steps than before; a run that hasn't
+            finished gets them only then.
 
     Raises:
         ValueError: it is another run's (lists what differs), or the file is damaged.
@@ -23,6 +33,16 @@ def claim(folder: Path, identity: Identity) -> None:
     path = folder / IDENTITY
     noted = _read(path)
     if noted is not None:
+        before = identity.fewer_steps(noted)
+        if before is not None and (more_steps or last_step == before):
+            if not more_steps:
+                warnings.warn(
+                    f"{folder} had finished after {counted(before, 'step')}: it goes on to step "
+                    f"{identity.total_steps:,}, with the learning rates of so long a run",
+                    stacklevel=2,
+                )
+            _write(path, identity.continued(noted, last_step))
+            return
         _refuse_another(folder, identity, noted)
         if not is_incomplete(noted):
             return
@@ -31,7 +51,7 @@ def claim(folder: Path, identity: Identity) -> None:
             "goes on with those that are there now",
             stacklevel=2,
         )
-    storage(path).write(str(path), json.dumps(identity.document(), indent=1).encode() + b"\n")
+    _write(path, identity.document())
 
 
 def check_claimed(folder: Path, identity: Identity) -> None:
@@ -56,6 +76,10 @@ def _refuse_another(folder: Path, identity: Identity, noted: Mapping[str, Any]) 
             f"{folder} holds another run: go on with what that one had, or give another `out`. "
             "They differ in:\n" + "\n".join(lines)
         )
+
+
+def _write(path: Path, document: Mapping[str, Any]) -> None:
+    storage(path).write(str(path), json.dumps(document, indent=1).encode() + b"\n")
 
 
 def _read(path: Path) -> Mapping[str, Any] | None:

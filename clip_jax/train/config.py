@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from clip_jax.config import Activation, CLIPConfig, NumHeads, build
+from clip_jax.config import Activation, CLIPConfig, NumHeads
+from clip_jax.config_fields import build
+from clip_jax.sources import Columns
 from clip_jax.train.augment import AugmentConfig
 from clip_jax.train.optimizer import OptimizerConfig
 from clip_jax.train.step import StepConfig
@@ -22,21 +24,33 @@ class DataConfig:
     """The training data.
 
     Attributes:
-        train: shards (a path or pattern ending in .tar), a table of captions, or its folder.
+        train: shards (a path or pattern ending in .tar), tables of captions, a folder with such a
+            table, or with pictures that have their captions beside them in .txt files.
+        image_column: the column of a table that holds pictures, or their paths.
+        caption_column: the column that holds captions.
+        key_column: the column that tells pairs apart.
         text_length: length of the token rows, at most the context length; 0 for that.
         templates: sentences with `{}`; one of them is put around each caption.
         spread: whether to keep pairs with the same first caption apart, so that few are in one
             batch.
-        max_skipped: the fraction of unreadable pictures above which the run stops.
+        max_skipped: the fraction of pairs above which the run stops if they are faulty: without
+            caption or picture, or with one that can't be read.
         num_threads: threads that read and decode.
     """
 
     train: str
+    image_column: str = Columns.image
+    caption_column: str = Columns.caption
+    key_column: str = Columns.key
     text_length: int = 0
     templates: tuple[str, ...] = ("{}",)
     spread: bool = False
     max_skipped: float = 0.01
     num_threads: int = 4
+
+    def columns(self) -> Columns:
+        """Returns the names of a table's columns."""
+        return Columns(self.image_column, self.caption_column, self.key_column)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,18 +90,24 @@ class RunConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class BareFile:
-    """A file of weights to start from, with what it doesn't say; as for `clip_jax.load`.
+class Pretrained:
+    """A model to start from, with what a bare file doesn't say; as for `clip_jax.load`.
 
     Attributes:
-        path: the file.
-        activation: its activation.
-        num_heads: its attention heads.
+        path: its name or path.
+        activation: the activation of a bare file.
+        num_heads: the attention heads of a bare file.
+        image_size: another side of its images.
+        position_resize: how positions are resized for it.
+        drop_remainder: whether it may be no multiple of the patches' size.
     """
 
     path: str
     activation: Activation | None = None
     num_heads: NumHeads | None = None
+    image_size: int | None = None
+    position_resize: str | None = None
+    drop_remainder: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +126,7 @@ class TrainConfig:
     """
 
     out: str
-    model: str | BareFile | CLIPConfig
+    model: str | Pretrained | CLIPConfig
     data: DataConfig
     run: RunConfig
     augment: AugmentConfig = AugmentConfig()
@@ -143,10 +163,10 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
 
     Args:
         path: the file. `[model]` has either `from`, a name or path, with `activation` and
-            `num_heads` where that is a bare file; or the fields of a model's `config.json`.
-            `[data]`, `[augment]`, `[optimizer]`, `[step]` and `[run]` have the fields of the
-            classes of these names; `out` stands before the tables. Paths are relative to the
-            current folder.
+            `num_heads` where that is a bare file, and maybe another `image_size`; or the fields of
+            a model's `config.json`. `[data]`, `[augment]`, `[optimizer]`, `[step]` and `[run]` have
+            the fields of the classes of these names; `out` stands before the tables. Paths are
+            relative to the current folder.
         overrides: `key=value` with dotted keys and TOML values (a bare word is a string).
 
     Raises:
@@ -211,21 +231,22 @@ _WORDS: dict[Any, str] = {
 }
 
 
-def _model(fields: Mapping[str, Any]) -> str | BareFile | CLIPConfig:
+def _model(fields: Mapping[str, Any]) -> str | Pretrained | CLIPConfig:
     if "from" not in fields:
         # JSON has no dates: as strings they are refused with the name of their field.
         return CLIPConfig.from_json(json.dumps(fields, default=str))
-    told = {name: value for name, value in fields.items() if name in ("activation", "num_heads")}
+    hints = {name: kind for name, kind in get_type_hints(Pretrained).items() if name != "path"}
+    told = {name: value for name, value in fields.items() if name in hints}
     if len(fields) > 1 + len(told):
         raise ValueError(
             "there is `from`, so there must be nothing else, but for the activation and num_heads "
-            "of a bare file."
+            "of a bare file and another image_size."
         )
-    _check_types(fields, {"from": str, "activation": Activation, "num_heads": NumHeads})
+    _check_types(fields, {"from": str, **hints})
     heads = told.get("num_heads")
     if isinstance(heads, list):
         told["num_heads"] = (heads[0], heads[1])
-    return BareFile(fields["from"], **told) if told else fields["from"]
+    return Pretrained(fields["from"], **told) if told else fields["from"]
 
 
 def _check_types(fields: Mapping[str, Any], annotations: Mapping[str, Any]) -> None:

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from clip_jax.channels import CLIPPED, Losses, is_clipped
 from clip_jax.errors import Unreachable, is_exhausted
+from clip_jax.naming import reading
 from clip_jax.preprocess import decode_image
 from clip_jax.sources import Pair, Pairs
 from clip_jax.tokenizer import tokenize
@@ -21,6 +23,8 @@ Batches = Iterator[dict[str, np.ndarray]]
 TEXT_LENGTHS = (16, 24, 32, 48)
 # The most pixels of a resized picture before it is cropped; only long, thin pictures have more.
 MOST_PIXELS = 1 << 26
+# How many of the unreadable pictures a run names; the others are only counted.
+NAMED = 20
 
 
 class Skipped:
@@ -32,13 +36,23 @@ class Skipped:
         count: how many were skipped so far.
         seen: how many were tried so far.
         last: the key of the last skipped one, and its problem.
+        losses: the pictures that have lost something on their way to pixels, once an epoch.
     """
 
     def __init__(self, max_share: float = 1.0, num_pairs: int = 1 << 62):
         self._max_share, self._num_pairs = max_share, num_pairs
         self.count = self.seen = 0
         self.last = ""
+        self.losses = Losses()
+        self._named: dict[str, bool] = {}  # reasons, and whether they have been told
         self._lock = threading.Lock()
+
+    def new(self) -> list[str]:
+        """Returns the reasons that it hasn't returned before: at most `NAMED` of all of them."""
+        with self._lock:
+            found = [reason for reason, is_told in self._named.items() if not is_told]
+            self._named |= dict.fromkeys(found, True)
+            return found
 
     def add(self, reason: str | None) -> None:
         """Counts one picture, and the reason if it is skipped.
@@ -53,6 +67,8 @@ class Skipped:
                 return
             self.count += 1
             self.last = reason
+            if len(self._named) < NAMED:
+                self._named.setdefault(reason, False)
             if self.count == self.seen >= self._num_pairs:
                 raise ValueError(f"none of the pictures can be read; the last one: {reason}")
             # A few at the start are no meaningful fraction yet.
@@ -132,8 +148,12 @@ def batches(
         caption = pair.captions[int(rng.integers(len(pair.captions)))]
         text = templates[int(rng.integers(len(templates)))].replace("{}", caption)
         try:
-            image = decode_image(pair.image)
-            _check_shape(image.size, image_size * config.scale[1])
+            with reading(pair.key):
+                image = decode_image(pair.image)
+            if config.fit in (None, "crop"):
+                _check_shape(image.size, image_size * config.scale[1])
+            if is_clipped(image) and (not config.scale_16_bit or image.mode == "F"):
+                skipped.losses.add((CLIPPED,), pair.key)
             pixels = augment(image, image_size, config, rng)
         except Exception as error:  # decoders raise errors of any kind
             _raise_if_exhausted(error, pair.key)

@@ -20,6 +20,7 @@ from clip_jax.train.config import FREE, TrainConfig
 SAMPLES = 256
 _FINGERPRINT, _SAMPLES = "data.fingerprint", "data.samples"
 _UNREADABLE = "-"
+_TOTAL_STEPS, _CONTINUED = "optimizer.total_steps", "continued"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +48,36 @@ class Identity:
         shared = {name: v for name, v in self.document().items() if name != _SAMPLES}
         return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
 
+    @property
+    def total_steps(self) -> int:
+        """How many steps the run has."""
+        return self.settings[_TOTAL_STEPS]
+
+    def fewer_steps(self, noted: Mapping[str, Any]) -> int | None:
+        """Returns how many steps a run had that is this one but for its having fewer.
+
+        Args:
+            noted: the document of the other run.
+
+        Returns:
+            Their number; None if the runs differ in something else, or in nothing.
+        """
+        before = {**self.defaults, **noted}.get(_TOTAL_STEPS)
+        here = self.settings.get(_TOTAL_STEPS)
+        if type(before) is not int or type(here) is not int or before >= here:
+            return None
+        return None if self.differences({**noted, _TOTAL_STEPS: here}) else before
+
+    def continued(self, noted: Mapping[str, Any], step: int) -> dict[str, Any]:
+        """Returns the document of a run that has got more steps.
+
+        Args:
+            noted: its document before.
+            step: the step after which it has.
+        """
+        before = {"after_step": step, "total_steps": {**self.defaults, **noted}[_TOTAL_STEPS]}
+        return {**self.document(), _CONTINUED: [*noted.get(_CONTINUED, []), before]}
+
     def differences(self, noted: Mapping[str, Any]) -> list[str]:
         """Describes how another run differs, one line per difference.
 
@@ -54,7 +85,11 @@ class Identity:
             noted: the document of the other run, written by this version or an earlier one.
         """
         here = self.document()
-        there = {n: v for n, v in noted.items() if n != "out" and n.rpartition(".")[2] not in FREE}
+        there = {
+            n: v
+            for n, v in noted.items()
+            if n not in ("out", _CONTINUED) and n.rpartition(".")[2] not in FREE
+        }
         there = {name: v for name, v in self.defaults.items() if name in here} | there
         if is_incomplete(noted):
             here, there = here | self.places, self.contents | there

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
+from clip_jax.arrays import check_axes
 from clip_jax.nn import normalize
 
 # Columns of similarities that a device holds at a time.
@@ -84,7 +85,7 @@ def contrastive_metrics(
 ) -> tuple[Scalar, Scalar]:
     """Returns `contrastive_loss`, and the fraction of images whose own text is the nearest."""
     image, text = _checked(image_embeddings, text_embeddings, mesh)
-    return _contrastive(mesh, image, text, jnp.exp(logit_scale.astype(image.dtype)))
+    return _contrastive(mesh, image, text, jnp.exp(jnp.asarray(logit_scale, image.dtype)))
 
 
 def sigmoid_metrics(
@@ -97,7 +98,7 @@ def sigmoid_metrics(
 ) -> tuple[Scalar, Scalar]:
     """Returns `sigmoid_loss`, and the fraction of images whose own text is the nearest."""
     image, text = _checked(image_embeddings, text_embeddings, mesh)
-    scale, bias = (x.astype(image.dtype) for x in (jnp.exp(logit_scale), logit_bias))
+    scale, bias = (jnp.asarray(x, image.dtype) for x in (jnp.exp(logit_scale), logit_bias))
     return _sigmoid(mesh, image, text, scale, bias)
 
 
@@ -111,8 +112,12 @@ def _checked(image: Array, text: Array, mesh: Mesh | None) -> tuple[Array, Array
         raise ValueError(
             f"the rows must be a multiple of the {mesh.size} devices of the mesh. Got {len(image)}."
         )
-    dtype = jnp.promote_types(jnp.promote_types(image.dtype, text.dtype), jnp.float32)
-    return normalize(image.astype(dtype)), normalize(text.astype(dtype))
+    if mesh is None:
+        for array, name in ((image, "image embeddings"), (text, "text embeddings")):
+            if isinstance(array, Array):
+                check_axes(array, name, "give mesh=")
+    dtype = _at_least_float32(image, text)
+    return normalize(jnp.asarray(image, dtype)), normalize(jnp.asarray(text, dtype))
 
 
 # --- the symmetric softmax loss, of normalised rows
@@ -343,5 +348,10 @@ def _subtract_positives(
 
 
 def _mean(x: Array, mesh: Mesh | None) -> Array:
-    mean = x.astype(jnp.promote_types(x.dtype, jnp.float32)).mean()
+    mean = x.astype(_at_least_float32(x)).mean()
     return mean if mesh is None else jax.lax.pmean(mean, mesh.axis_names)
+
+
+def _at_least_float32(*arrays: Array) -> type:
+    # Not by jnp.promote_types, which refuses other dtypes where promotion is set to be strict.
+    return jnp.float64 if any(x.dtype == jnp.float64 for x in arrays) else jnp.float32

@@ -228,7 +228,7 @@ def _frozen_image(freeze: str | int, model: CLIPConfig, paths: list[str]) -> set
         after = ("visual/attnpool/",)
     else:
         blocks = [f"visual/transformer/resblocks/{i}/" for i in range(model.vision.num_layers)]
-        after = ("visual/ln_post/", "visual/proj")
+        after = ("visual/ln_post/", "visual/proj", "visual/attnpool/")
     return _frozen("freeze_image", freeze, tower, blocks, after)
 
 

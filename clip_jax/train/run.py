@@ -15,24 +15,27 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from tqdm import tqdm
 
 from clip_jax.config import CLIPConfig
-from clip_jax.model_tokenizer import Tokenizer
-from clip_jax.nn import CLIP
+from clip_jax.image_size import shown_size
+from clip_jax.nn import build, parameters
+from clip_jax.preprocess import FITS
+from clip_jax.progress import announce, remark
+from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.sources import open_pairs
 from clip_jax.train.checkpoints import Checkpoints
-from clip_jax.train.config import BareFile, TrainConfig
-from clip_jax.train.data import batches, group_by_length
+from clip_jax.train.config import Pretrained, TrainConfig
+from clip_jax.train.data import Skipped, batches, group_by_length
 from clip_jax.train.identity import identity_of
 from clip_jax.train.metrics import Metrics
 from clip_jax.train.step import TrainState, compiler_options, init_state, make_step, model_of
 from clip_jax.train.stopping import stopping
 from clip_jax.train.together import total
-from clip_jax.weights import load, save
+from clip_jax.weights import load, save_parameters
 from clip_jax.weights.opened import LoadOptions, Opened, open_model
 
 AXIS = "data"
 
 
-def train(config: TrainConfig, *, progress: bool = True) -> Path:
+def train(config: TrainConfig, *, progress: bool = True, more_steps: bool = False) -> Path:
     """Trains a model, or resumes an earlier call that was stopped.
 
     Whenever it was stopped, the final parameters are the same to the bit on the same devices. With
@@ -41,6 +44,9 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
     Args:
         config: the configuration of the run.
         progress: whether to show a bar on standard error with step, loss and pairs per second.
+        more_steps: whether it is meant that `optimizer.total_steps` has grown since the run began.
+            Without it a finished run goes on with a warning, and one that hasn't finished is
+            refused. Its learning rates are from then on those of a run of so many steps.
 
     Returns:
         The folder of the finished model, `model` in `config.out`, which `clip_jax.load` takes.
@@ -71,11 +77,20 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
             f"model's texts depend on their padding. Got {text_length}."
         )
     opened.check_strings()
-    pairs = open_pairs(config.data.train)
-    iterator, _ = batches(
+    if not isinstance(size := model.config.vision.image_size, int):
+        raise ValueError(
+            f"training crops squares from pictures. Got a model of images of {shown_size(size)}: "
+            f"give image_size as one number."
+        )
+    pairs = open_pairs(
+        config.data.train, config.data.columns(), max_skipped=config.data.max_skipped
+    )
+    is_first = jax.process_index() == 0
+    remark(str(pairs.left_out), show=progress and is_first)
+    iterator, skipped = batches(
         pairs,
         batch_size=rows,
-        image_size=model.config.vision.image_size,
+        image_size=size,
         text_length=text_length,
         augmentation=config.augment,
         templates=config.data.templates,
@@ -99,13 +114,24 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
 
     with (
         contextlib.closing(iterator),  # else its thread would read on, even at Python's exit
-        Checkpoints(out, identity, keep=config.run.keep_checkpoints) as checkpoints,
+        Checkpoints(
+            out, identity, keep=config.run.keep_checkpoints, more_steps=more_steps
+        ) as checkpoints,
     ):
         try:
             state = checkpoints.restore(state, iterator)
             metrics = Metrics(out, int(state.step))
             state = _loop(
-                config, architecture, state, step_at, iterator, checkpoints, metrics, mesh, progress
+                config,
+                architecture,
+                state,
+                step_at,
+                iterator,
+                checkpoints,
+                metrics,
+                mesh,
+                progress=progress and is_first,
+                skipped=skipped,
             )
             checkpoints.wait()
         except KeyboardInterrupt as stop:
@@ -114,8 +140,10 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
             stop.add_note(f"the same command {where}, in {out}")
             raise
         trained = model_of(state, architecture)
-        if jax.process_index() == 0:
-            save(trained, out / "model")
+        if is_first:
+            save_parameters(_finished(architecture, config), parameters(trained), out / "model")
+            for sentence in skipped.losses.sentences():
+                remark(sentence, show=progress)
             metrics.plot()
     return out / "model"
 
@@ -123,16 +151,25 @@ def train(config: TrainConfig, *, progress: bool = True) -> Path:
 def _opened(config: TrainConfig) -> Opened:
     source = config.model
     if isinstance(source, CLIPConfig):
-        return open_model(CLIP(source, rngs=nnx.Rngs(config.run.seed)), LoadOptions())
-    if isinstance(source, BareFile):
-        return open_model(source.path, LoadOptions(source.activation, source.num_heads), load)
+        return open_model(build(source, rngs=nnx.Rngs(config.run.seed)), LoadOptions())
+    if isinstance(source, Pretrained):
+        options = LoadOptions.of(dataclasses.asdict(source))
+        return open_model(source.path, options, load)
     return open_model(source, LoadOptions(), load)
 
 
-def _within(opened: Opened, text_length: int) -> Tokenizer | None:
+def _within(opened: Opened, text_length: int) -> AnyTokenizer | None:
     """Returns the model's tokenizer if it isn't CLIP's, for rows of that length."""
     own = opened.tokenizer
     return own and dataclasses.replace(own, context_length=text_length)
+
+
+def _finished(model: CLIPConfig, config: TrainConfig) -> CLIPConfig:
+    """Returns the configuration of the finished model: it is shown pictures as in training."""
+    if config.augment.fit is None:
+        return model
+    pixels = dataclasses.replace(model.pixels, resize=FITS[config.augment.fit])
+    return dataclasses.replace(model, pixels=pixels)
 
 
 def _share(batch_size: int, mesh: Mesh) -> int:
@@ -167,15 +204,20 @@ def _loop(
     checkpoints: Checkpoints,
     metrics: Metrics,
     mesh: Mesh,
+    *,
     progress: bool,
+    skipped: Skipped,
 ) -> TrainState:
     begin, end = int(state.step), config.optimizer.total_steps
+    compiled: set[Callable] = set()
     split = NamedSharding(mesh, PartitionSpec(AXIS))
     key = jax.random.key(config.run.seed)
     waiting: list[tuple[int, dict]] = []
     since = time.monotonic()
-    hidden = not progress or jax.process_index() != 0
-    with tqdm(total=end, initial=begin, unit="step", disable=hidden) as bar, stopping() as asked:
+    with (
+        tqdm(total=end, initial=begin, unit="step", disable=not progress) as bar,
+        stopping() as asked,
+    ):
         for i in range(begin + 1, end + 1):
             arrays = next(iterator)
             tried = int(arrays.pop("positions")[-1]) + 1
@@ -185,7 +227,11 @@ def _loop(
             batch = jax.tree.map(
                 functools.partial(jax.make_array_from_process_local_data, split), arrays
             )
-            state, measured = step_at(i)(state, batch, jax.random.fold_in(key, i))
+            step = step_at(i)
+            if step not in compiled:
+                compiled.add(step)
+                announce("compiling the step", progress)
+            state, measured = step(state, batch, jax.random.fold_in(key, i))
             waiting.append((i, measured))
             stop = asked(i)
             is_checkpoint = i % config.run.checkpoint_every == 0 or i == end or stop is not None
@@ -194,9 +240,11 @@ def _loop(
                 fetched = [(at, jax.device_get(values)) for at, values in waiting]
                 waiting = []
                 _check_loss(fetched, checkpoints)
-                skipped = total(tried) - i * config.run.batch_size
+                count = total(tried) - i * config.run.batch_size
+                for reason in skipped.new():
+                    remark(f"skipped: {reason}", show=progress)
                 checkpoints.check_claimed()
-                record = _record(fetched, config.run.batch_size, seconds, skipped)
+                record = _record(fetched, config.run.batch_size, seconds, count)
                 metrics.add(record)
                 bar.update(i - bar.n)
                 bar.set_postfix_str(

@@ -16,8 +16,8 @@ from jaxtyping import Array, Float, Int
 
 from clip_jax.backends import optimize_for_training
 from clip_jax.backends.defaults import Attention
-from clip_jax.config import CLIPConfig, ViTConfig
-from clip_jax.nn import CLIP
+from clip_jax.config import CLIPConfig, SigLIPConfig, ViTConfig
+from clip_jax.nn import CLIP, build
 from clip_jax.nn.clip import computing
 from clip_jax.nn.resnet import BatchNorm
 from clip_jax.nn.tree import variables
@@ -154,7 +154,7 @@ def model_of(state: TrainState, config: CLIPConfig, **options: Any) -> CLIP:
     """
     if "logit_bias" in state.parameters and config.logit_bias is None:
         config = dataclasses.replace(config, logit_bias=SIGMOID_START["logit_bias"])
-    model = CLIP(config, **options)
+    model = build(config, **options)
     for path, variable in variables(model).items():
         of = state.parameters if isinstance(variable, nnx.Param) else state.statistics
         variable.set_value(of[path])
@@ -194,6 +194,11 @@ def make_step(
     """
     how = step or StepConfig()
     platform = platform or _platform(mesh)
+    if isinstance(model, SigLIPConfig) and how.loss != "sigmoid":
+        raise ValueError(
+            f'SigLIP is trained with loss="sigmoid", as its pairs have probabilities of their own. '
+            f"Got {how.loss!r}: give that, or a CLIP model."
+        )
     if how.patch_dropout and not isinstance(model.vision, ViTConfig):
         raise ValueError("patch_dropout is for Vision Transformers; this model has a ResNet.")
     if how.attention == "cudnn" and platform not in ("gpu", "cuda"):
@@ -223,16 +228,19 @@ def make_step(
             gradients, statistics, (loss, accuracy) = contrastive_gradients(
                 embed, measure, state.parameters, state.statistics, micro
             )
-        updates, optimizer_state = transformation.update(
-            gradients, state.optimizer, state.parameters
-        )
+        # optax promotes dtypes, whatever the caller's rule is.
+        with jax.numpy_dtype_promotion("standard"):
+            updates, optimizer_state = transformation.update(
+                gradients, state.optimizer, state.parameters
+            )
+            learning_rate = jnp.asarray(rate(state.step), jnp.float32)
         parameters: Any = optax.apply_updates(state.parameters, updates)
         parameters["logit_scale"] = jnp.minimum(parameters["logit_scale"], MAX_LOGIT_SCALE)
         metrics = {
             "loss": loss,
             "accuracy": accuracy,
             "gradient_norm": optax.tree.norm(gradients),
-            "learning_rate": jnp.asarray(rate(state.step), jnp.float32),
+            "learning_rate": learning_rate,
             "logit_scale": jnp.exp(parameters["logit_scale"]),
         }
         return TrainState(state.step + 1, parameters, statistics, optimizer_state), metrics
@@ -326,7 +334,7 @@ def _embed(
     statistics: Arrays,
     batch: Batch,
 ) -> tuple[tuple[Array, Array], Arrays]:
-    model = CLIP(config, dtype=how.dtype, precision=how.precision)
+    model = build(config, dtype=how.dtype, precision=how.precision)
     for path, variable in variables(model).items():
         of = parameters if isinstance(variable, nnx.Param) else statistics
         variable.set_value(of[path])

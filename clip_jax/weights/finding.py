@@ -10,9 +10,11 @@ from typing import Any
 
 from clip_jax.catalog import CATALOG, suggestion
 from clip_jax.convert.families import OPEN_CLIP_CONFIG
+from clip_jax.convert.npz import is_npz
 from clip_jax.errors import DownloadError
 from clip_jax.messages import some
 from clip_jax.open_clip_catalog import PretrainedTag, lookup_tag
+from clip_jax.storage import is_remote
 from clip_jax.weights.cache import native_folder
 from clip_jax.weights.hub import is_cached, is_repository_name, remedy, repository_folder
 
@@ -28,12 +30,14 @@ class Found:
         document: OpenCLIP's configuration of it, if it is known by name and the folder has none.
         advice: what to do if it can't be read; None for paths that the user has given.
         is_named: whether a name was given, whose weights say all that is needed.
+        address: where a file is that is read from where it lies, such as gs://.
     """
 
     path: Path
     document: Mapping[str, Any] | None = None
     advice: str | None = None
     is_named: bool = False
+    address: str | None = None
 
 
 def find(
@@ -69,6 +73,9 @@ def find(
         )
         path = native_folder(name, download_root)
         return Found(path, advice=advice.format(path=path, name=name), is_named=True)
+    if is_remote(name) and is_npz(name):
+        _check_absent(name, **of_repository)
+        return Found(Path(name), address=name)
     if os.path.exists(name):  # Path.exists() raises for a text too long to be a path
         if is_repository_name(name) and is_cached(name):
             warnings.warn(

@@ -23,6 +23,7 @@ from clip_jax.errors import CheckpointError, is_exhausted
 from clip_jax.nn import CLIP, flatten, misfits, parameters, unflatten
 from clip_jax.nn.tree import listed
 from clip_jax.replace import replacing
+from clip_jax.sentence_piece import RULES, VOCABULARIES, SentencePieceTokenizer
 from clip_jax.shapes import check_blocks, parameter_shapes
 from clip_jax.weights.places import VERSION
 
@@ -35,7 +36,12 @@ _COUNTER = "/num_batches_tracked"
 _FLOATS = ("F16", "F32", "F64", "BF16")
 
 
-def save(model: CLIP, folder: str | os.PathLike[str]) -> None:
+def save(
+    model: CLIP,
+    folder: str | os.PathLike[str],
+    *,
+    tokenizer: SentencePieceTokenizer | None = None,
+) -> None:
     """Writes a model in the native format, which `load` reads exactly.
 
     The write is atomic. A folder that already holds a native model is replaced.
@@ -43,12 +49,14 @@ def save(model: CLIP, folder: str | os.PathLike[str]) -> None:
     Args:
         model: the model; its configuration and arrays are saved, not its `dtype` and `precision`.
         folder: the folder, which is created with its parents.
+        tokenizer: SigLIP's, as `load_tokenizer` gives it, to be saved beside the model.
 
     Raises:
         FileExistsError: `folder` exists and is no native model.
         OSError: it can't be written; nothing is left behind.
     """
-    save_parameters(model.config, parameters(model), folder)
+    files = {} if tokenizer is None else tokenizer.files()
+    save_parameters(model.config, parameters(model), folder, tokenizer_files=files)
 
 
 def save_parameters(
@@ -58,6 +66,7 @@ def save_parameters(
     *,
     dtype: DTypeLike | None = None,
     replace: bool = True,
+    tokenizer_files: Mapping[str, bytes] | None = None,
 ) -> None:
     """Writes a public tree in the native format, array by array, as `save` does.
 
@@ -67,6 +76,7 @@ def save_parameters(
         folder: as for `save`.
         dtype: the dtype to cast all arrays to; by default each keeps its own.
         replace: whether to replace a native model that exists at the end of the write.
+        tokenizer_files: what `SentencePieceTokenizer.files` gives, if the model needs it.
 
     Raises:
         ValueError: arrays are missing, unexpected, misshapen or not floats; lists all of them.
@@ -80,10 +90,9 @@ def save_parameters(
     _check_replaceable(target)
     try:
         with replacing(target, replace=replace) as new:
-            with open(new / CONFIG, "w", encoding="utf-8") as file:
-                file.write(config.to_json())
-                file.flush()
-                os.fsync(file.fileno())
+            _write(new / CONFIG, config.to_json().encode())
+            for name, content in (tokenizer_files or {}).items():
+                _write(new / name, content)
             write_safetensors(
                 new / WEIGHTS, arrays, dtype, {"format": "clip_jax", "version": VERSION}
             )
@@ -93,6 +102,13 @@ def save_parameters(
     except OSError as error:
         # A full disk's own error names no path.
         raise OSError(error.errno, error.strerror, str(error.filename or target)) from None
+
+
+def _write(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_native(folder: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[str, Any]]:
@@ -193,7 +209,7 @@ def _check_replaceable(folder: Path) -> None:
         entries = set(os.listdir(folder))
         if not entries:
             return
-        if entries == {CONFIG, WEIGHTS}:
+        if entries - {RULES, *VOCABULARIES} == {CONFIG, WEIGHTS}:
             with contextlib.suppress(ValueError):
                 CLIPConfig.from_json((folder / CONFIG).read_text(encoding="utf-8"))
                 return

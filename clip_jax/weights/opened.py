@@ -9,12 +9,15 @@ import numpy as np
 
 from clip_jax.config import Activation, NumHeads
 from clip_jax.errors import CheckpointError
+from clip_jax.image_size import ImageSize
 from clip_jax.model_tokenizer import Tokenizer
 from clip_jax.nn import CLIP
 from clip_jax.preprocess import Preprocess
+from clip_jax.sentence_piece import AnyTokenizer, SentencePieceTokenizer
 from clip_jax.tokenizer import tokenize
 from clip_jax.weights.finding import find
 from clip_jax.weights.loader import load
+from clip_jax.weights.positions import PositionResize
 from clip_jax.weights.tokenizers import Preprocessing, load_tokenizer
 
 Model = CLIP | str | os.PathLike[str]
@@ -28,11 +31,17 @@ class LoadOptions:
         activation: the activation of a bare file.
         num_heads: the attention heads of a bare file.
         preprocessing: whose pixels and ids.
+        image_size: another size of the images than the model's own.
+        position_resize: how positions are resized for it.
+        drop_remainder: whether it may be no multiple of the patches' size.
     """
 
     activation: Activation | None = None
     num_heads: NumHeads | None = None
     preprocessing: Preprocessing = "openai"
+    image_size: ImageSize | None = None
+    position_resize: PositionResize | None = None
+    drop_remainder: bool = False
 
     def given(self) -> dict[str, Any]:
         """Returns those that are not the defaults, as plain JSON."""
@@ -44,8 +53,9 @@ class LoadOptions:
     def of(cls, given: Any) -> "LoadOptions":
         """Returns the options that `given` returned; the defaults for what is none."""
         known = {} if not isinstance(given, dict) else {n: given[n] for n in given if n in _VALUES}
-        if isinstance(known.get("num_heads"), list):
-            known["num_heads"] = tuple(known["num_heads"])
+        for name in ("num_heads", "image_size"):
+            if isinstance(known.get(name), list):
+                known[name] = tuple(known[name])
         return cls(**known)
 
 
@@ -65,7 +75,7 @@ class Opened:
 
     model: CLIP
     preprocess: Preprocess
-    tokenizer: Tokenizer | None = None
+    tokenizer: AnyTokenizer | None = None
 
     def check_strings(self) -> None:
         """Checks that strings can be turned into the model's ids.
@@ -102,6 +112,8 @@ class Opened:
         own = self.tokenizer
         if own is None:
             return None
+        if isinstance(own, SentencePieceTokenizer):
+            return {"sha256": own.digest}
         return {"rules": own.rules, "added": [[token.text, token.id] for token in own.added]}
 
 
@@ -136,10 +148,10 @@ def open_model(
 
 def own_tokenizer(
     name_or_path: str | os.PathLike[str], preprocessing: Preprocessing = "openai"
-) -> Tokenizer | None:
+) -> AnyTokenizer | None:
     """Returns a model's tokenizer if it makes other ids than CLIP's own; else None.
 
-    That is one with added tokens, or with transformers' cleaning of texts.
+    That is one with added tokens, with transformers' cleaning of texts, or SigLIP's.
     """
     found = find(name_or_path)
     if found.path.is_file():  # it says nothing of its tokenizer
@@ -150,6 +162,10 @@ def own_tokenizer(
         tokenizer = load_tokenizer(source, preprocessing=preprocessing)
     except CheckpointError:  # `load` has noted in the configuration that it isn't CLIP's
         return None
+    except ModuleNotFoundError as error:  # pictures need none
+        return Tokenizer(missing=f"of SigLIP ({error})")
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return tokenizer
     differs = tokenizer.added or tokenizer.missing or tokenizer.rules == "huggingface"
     return tokenizer if differs else None
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from clip_jax.catalog import CATALOG, suggestion
-from clip_jax.config import CLIPConfig, TextConfig
+from clip_jax.config import SENTENCE_PIECE, CLIPConfig, TextConfig
 from clip_jax.convert.archive import MAX_INDEX_BYTES, shown
 from clip_jax.convert.checks import LFS_BEGINNING, LFS_POINTER
-from clip_jax.convert.families import CONFIG, OPEN_CLIP_CONFIG
+from clip_jax.convert.families import CONFIG, OPEN_CLIP_CONFIG, SIGLIP
+from clip_jax.convert.fields import Fields, raise_problems
+from clip_jax.convert.huggingface_siglip import text_config as siglip_text_config
 from clip_jax.convert.huggingface_tokenizer import tokenizer_files
 from clip_jax.convert.json_file import read_json
 from clip_jax.convert.open_clip_config import from_document
@@ -21,9 +23,11 @@ from clip_jax.errors import CheckpointError
 from clip_jax.messages import counted, some
 from clip_jax.model_tokenizer import VOCAB_SIZE, AddedToken, Rules, Tokenizer
 from clip_jax.open_clip_catalog import lookup_tag
+from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.tokenizer import END
 from clip_jax.weights.finding import no_subfolder, without_scheme
 from clip_jax.weights.hub import is_repository_name, repository_folder
+from clip_jax.weights.sentence_pieces import sentence_piece_of
 
 Preprocessing = Literal["openai", "huggingface"]
 
@@ -46,27 +50,30 @@ def load_tokenizer(
     revision: str | None = None,
     subfolder: str | None = None,
     preprocessing: Preprocessing = "openai",
-) -> Tokenizer:
+) -> AnyTokenizer:
     """Loads the tokenizer of a model: context length, padding, literals and added tokens.
 
-    The byte pairs are always those of this package; a folder's own are compared with them.
+    The byte pairs of CLIP are always those of this package; a folder's own are compared with them.
+    SigLIP's vocabulary is the folder's, and its texts are cleaned as the folder's library does.
 
     Args:
         name_or_path: as for `clip_jax.load`: a name, a folder, or a repository of the Hub. A folder
             of transformers needs no weights, such as `tokenizer` of a diffusion pipeline.
         revision: of a repository, as for `load`.
         subfolder: of a repository, as for `load`.
-        preprocessing: how texts are cleaned: "openai", as in training, which repairs them and
-            resolves HTML's entities; or "huggingface", as transformers' fast tokenizers do.
+        preprocessing: how CLIP's texts are cleaned: "openai", as in training, which repairs them
+            and resolves HTML's entities; or "huggingface", as transformers' fast tokenizers do.
 
     Returns:
-        The tokenizer. If its vocabulary isn't CLIP's, it refuses texts, naming what is needed.
+        The tokenizer. If its vocabulary is neither CLIP's nor at hand, it refuses texts, naming
+        what is needed.
 
     Raises:
         ValueError: there is no model of that name and nothing at that path, or no such cleaning.
         CheckpointError: the folder's files can't be read, or are another tokenizer's; says how they
             differ.
         DownloadError: they can't be downloaded; the message says how to put them there by hand.
+        ModuleNotFoundError: the extra `siglip`, for SigLIP's vocabularies, isn't installed.
 
     Example:
         >>> load_tokenizer("ViT-H-14/dfn5b")("a diagram")[0, :5]
@@ -77,7 +84,7 @@ def load_tokenizer(
     cleaning: Rules = preprocessing
     name = without_scheme(os.fspath(name_or_path))
     if name in CATALOG:
-        return _of_config(CATALOG[name].config.text, cleaning)
+        return tokenizer_of(CATALOG[name].config.text, cleaning)
     path = Path(name) / (subfolder or "")
     if subfolder and os.path.isdir(name) and not os.path.exists(path):
         raise ValueError(no_subfolder(name, subfolder))
@@ -109,6 +116,8 @@ def with_tokenizer_of(folder: Path, config: CLIPConfig) -> CLIPConfig:
 
     Strings are refused then wherever CLIP's own tokenizer would make their ids.
     """
+    if config.text.pooling == "last":  # SigLIP's, whose vocabulary is never CLIP's
+        return config
     try:
         other = load_tokenizer(folder).missing
     except CheckpointError as error:
@@ -123,15 +132,17 @@ def with_tokenizer_of(folder: Path, config: CLIPConfig) -> CLIPConfig:
     return dataclasses.replace(config, text=dataclasses.replace(config.text, tokenizer=other))
 
 
-def _of_folder(folder: Path, cleaning: Rules) -> Tokenizer:
+def _of_folder(folder: Path, cleaning: Rules) -> AnyTokenizer:
     names = set(os.listdir(folder))
     config = read_json(folder / CONFIG) if CONFIG in names else {}
+    if (sentences := sentence_piece_of(folder, names, config)) is not None:
+        return sentences
     if "vision" in config:
         try:
             text = CLIPConfig.from_json(json.dumps(config)).text
         except ValueError as error:
             raise CheckpointError(f"{folder / CONFIG}: {error}") from None
-        return _of_config(text, cleaning)
+        return tokenizer_of(text, cleaning)
     if OPEN_CLIP_CONFIG in names:
         try:
             text = from_document(read_json(folder / OPEN_CLIP_CONFIG)).text
@@ -146,17 +157,19 @@ def _of_folder(folder: Path, cleaning: Rules) -> Tokenizer:
     return _of_hugging_face(folder, names, config, cleaning)
 
 
-def _of_config(text: TextConfig, cleaning: Rules) -> Tokenizer:
+def tokenizer_of(text: TextConfig, cleaning: Rules) -> Tokenizer:
+    """Returns the tokenizer of a text tower; one that refuses texts if it isn't CLIP's."""
     missing = None
     try:
         text.check_strings()
     except ValueError:
-        missing = text.tokenizer or f"that it was trained with ({text.vocab_size:,} ids)"
+        file = SENTENCE_PIECE.get(text.vocab_size, "that it was trained with")
+        missing = text.tokenizer or f"{file} ({text.vocab_size:,} ids)"
     return Tokenizer(text.context_length, cleaning, missing=missing)
 
 
 def _of_open_clip(text: TextConfig, cleaning: Rules) -> Tokenizer:
-    return _of_config(text, "open_clip" if cleaning == "openai" else cleaning)
+    return tokenizer_of(text, "open_clip" if cleaning == "openai" else cleaning)
 
 
 def _of_hugging_face(
@@ -166,6 +179,8 @@ def _of_hugging_face(
         read_json(folder / file, MAX_INDEX_BYTES) if file in names else {}
         for file in (_SETTINGS, _SPECIAL)
     )
+    if str(config.get("model_type")).startswith(SIGLIP):
+        return _of_siglip(folder, config, cleaning)
     inner = config.get("text_config")
     model = inner if isinstance(inner, Mapping) else config
     length = model.get("max_position_embeddings", settings.get("model_max_length", 77))
@@ -183,6 +198,18 @@ def _of_hugging_face(
     ids = {**(vocabulary or {}), **{token.text: token.id for token in added}}
     pad_id = END if pad is None else ids.get(pad, END if vocabulary else {"!": 0}.get(pad, END))
     return Tokenizer(length, cleaning, pad_id, tuple(sorted(added, key=lambda token: token.id)))
+
+
+def _of_siglip(folder: Path, config: dict[str, Any], cleaning: Rules) -> Tokenizer:
+    problems: list[str] = []
+    root = Fields(config, CONFIG, problems)
+    text = siglip_text_config(root.inner("text_config", {}) if "text_config" in config else root)
+    try:
+        raise_problems(problems)
+    except CheckpointError as error:
+        raise CheckpointError(f"{folder}: {error}") from None
+    assert text is not None
+    return tokenizer_of(text, cleaning)
 
 
 def _vocabulary(

@@ -10,17 +10,26 @@ from jax.typing import DTypeLike
 from clip_jax.config import Activation, CLIPConfig, NumHeads, ViTConfig
 from clip_jax.convert.families import family_of
 from clip_jax.convert.huggingface_towers import read_text_tower, read_vision_tower
+from clip_jax.convert.npz import is_npz
 from clip_jax.convert.single_file import read_single_file
 from clip_jax.errors import CheckpointError
+from clip_jax.image_size import ImageSize
 from clip_jax.model_tokenizer import Tokenizer
 from clip_jax.nn import set_parameters
 from clip_jax.preprocess import Preprocess
+from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.towers import TextModel, VisionModel
 from clip_jax.weights.finding import Found, find
-from clip_jax.weights.loader import check_for_files, check_preprocessing, preprocess_of
+from clip_jax.weights.loader import (
+    Resizing,
+    check_for_files,
+    check_preprocessing,
+    preprocess_of,
+)
 from clip_jax.weights.memory import on_device
+from clip_jax.weights.positions import PositionResize
 from clip_jax.weights.reading import read_found
-from clip_jax.weights.tokenizers import Preprocessing, load_tokenizer
+from clip_jax.weights.tokenizers import Preprocessing, load_tokenizer, tokenizer_of
 
 
 def load_text_model(
@@ -34,7 +43,7 @@ def load_text_model(
     revision: str | None = None,
     subfolder: str | None = None,
     preprocessing: Preprocessing = "openai",
-) -> tuple[TextModel, Tokenizer]:
+) -> tuple[TextModel, AnyTokenizer]:
     """Loads the text tower of a model, and its tokenizer.
 
     Args:
@@ -60,7 +69,7 @@ def load_text_model(
     """
     check_preprocessing(preprocessing)
     told = {"activation": activation, "num_heads": _text_heads(num_heads)}
-    is_file = os.path.isfile(name_or_path)
+    is_file = os.path.isfile(name_or_path) and not is_npz(name_or_path)
     if is_file and (single := read_single_file(name_or_path, subfolder, **told)):
         config, embed_dim, pad_id, tree = single
         model = TextModel(config, embed_dim, dtype=dtype, precision=precision)
@@ -80,6 +89,8 @@ def load_text_model(
     model = TextModel(config, embed_dim, dtype=dtype, precision=precision)
     set_parameters(model, on_device(tree, adopt=family == "native"))
     source = found.path if found.path.is_dir() and not found.document else name_or_path
+    if family == "big_vision":
+        return model, tokenizer_of(config, preprocessing)
     if not found.path.is_dir():  # a file of OpenAI's layout, which says nothing of its tokenizer
         return model, Tokenizer(config.context_length, preprocessing)
     return model, load_tokenizer(source, preprocessing=preprocessing)
@@ -96,6 +107,9 @@ def load_vision_model(
     revision: str | None = None,
     subfolder: str | None = None,
     preprocessing: Preprocessing = "openai",
+    image_size: ImageSize | None = None,
+    position_resize: PositionResize | None = None,
+    drop_remainder: bool = False,
 ) -> tuple[VisionModel, Preprocess]:
     """Loads the Vision Transformer of a model, and the preprocessing of its images.
 
@@ -109,14 +123,18 @@ def load_vision_model(
         revision: of a repository, as for `load`.
         subfolder: of a repository or folder, such as "image_encoder".
         preprocessing: whose pixels, as for `load`.
+        image_size: another size of its images, as for `load`.
+        position_resize: how its positions are resized, as for `load`.
+        drop_remainder: whether that size may be no multiple of the patches', as for `load`.
 
     Raises:
         ValueError: there is no model of that name and nothing at that path, its vision tower is
-            a ResNet, or `preprocessing` is none that it has.
+            a ResNet or can't take images of that size, or `preprocessing` is none that it has.
         CheckpointError: it can't be read, holds another kind of encoder, or doesn't fit.
         DownloadError: it can't be downloaded; the message says how to put it there by hand.
     """
     check_preprocessing(preprocessing)
+    resizing = Resizing(image_size, position_resize, drop_remainder)
     found = find(name_or_path, download_root=download_root, revision=revision, subfolder=subfolder)
     check_for_files(name_or_path, found, activation=activation, num_heads=num_heads)
     if _is_huggingface(found):
@@ -131,10 +149,12 @@ def load_vision_model(
             )
         config = dataclasses.replace(whole.vision, activation=whole.vision_activation)
         embed_dim, pixels, tree = whole.embed_dim, whole.pixels, {"visual": params["visual"]}
-    model = VisionModel(config, embed_dim, pixels=pixels, dtype=dtype, precision=precision)
+    vision = resizing.apply(name_or_path, family, config, tree)
+    assert isinstance(vision, ViTConfig)
+    preprocess = preprocess_of(name_or_path, found, family, config, vision, pixels, preprocessing)
+    model = VisionModel(vision, embed_dim, pixels=pixels, dtype=dtype, precision=precision)
     set_parameters(model, on_device(tree, adopt=family == "native"))
-    size = config.image_size
-    return model, preprocess_of(name_or_path, found, family, size, pixels, preprocessing)
+    return model, preprocess
 
 
 def _text_heads(num_heads: NumHeads | None) -> int | None:

@@ -9,7 +9,15 @@ from clip_jax.backends.cpu.slices import in_slices
 from clip_jax.backends.pooled_row import rows_of
 from clip_jax.backends.single_query import SingleQueryAttention, attend_from
 from clip_jax.backends.swap import adopt
-from clip_jax.nn.layers import Attention, Mask, RowIds, Visible, causal_mask, split_heads
+from clip_jax.nn.layers import (
+    Attention,
+    Mask,
+    QueryAttention,
+    RowIds,
+    Visible,
+    causal_mask,
+    split_heads,
+)
 from clip_jax.nn.resnet import AttentionPool
 
 # Queries and heads at a time. For up to 256 queries, XLA's library has one kernel for both products
@@ -108,15 +116,15 @@ class CachedAttention(SingleQueryAttention):
         return self.out_proj(mixed.reshape(*mixed.shape[:2], x.shape[-1]))
 
 
-class SingleQueryPool(AttentionPool):
-    """`AttentionPool` that computes no keys and values."""
+class SingleQuery(QueryAttention):
+    """`QueryAttention` that computes no keys and values."""
 
-    def __init__(self, pool: AttentionPool):
-        adopt(self, pool)
+    def __init__(self, attention: QueryAttention):
+        adopt(self, attention)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b d"]:
-        x = self.tokens(x)  # b n+1 c
-        q = split_heads(self.q_proj(x[:, :1]), self.num_heads)  # b 1 h c
+    def attend(self, query: Float[Array, "b 1 w"], x: Float[Array, "b l w"]) -> Float[Array, "b d"]:
+        """As the layer it replaces."""
+        q = split_heads(self.q_proj(query), self.num_heads)  # b 1 h c
         key, value = self.k_proj, self.v_proj
         # With kernels stored transposed, as `attend_from` needs, it pays for any number of images.
         if len(x) < MANY_SEQUENCES and not isinstance(key, TransposedLinear):
@@ -124,3 +132,7 @@ class SingleQueryPool(AttentionPool):
             return self.c_proj(attention_in_blocks(q, k, v).reshape(len(x), x.shape[-1]))
         kernels = transposed_kernel(key), transposed_kernel(value)
         return self.c_proj(attend_from(q[:, 0], x, *kernels, value.bias[...], dtype=jnp.float32))
+
+
+class SingleQueryPool(SingleQuery, AttentionPool):
+    """`AttentionPool` that computes no keys and values."""

@@ -42,7 +42,7 @@ class SlicedVisionTransformer(VisionTransformer):
 
     def __call__(
         self,
-        images: Float[Array, "b n n 3"],
+        images: Float[Array, "b n m 3"],
         tap: Tap = ignore,
         kept: Int[Array, "b p"] | None = None,
     ) -> Float[Array, "b d"]:

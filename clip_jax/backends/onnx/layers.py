@@ -1,7 +1,8 @@
 """The layers of both towers by ONNX's operators.
 
-In ONNX Runtime 1.32 ViT-B/32's image tower made of them is 1.2 times as fast, at a batch of 32 on two
-cores, as what jax2onnx 0.17.1 makes of the layers of `nn`; of its text tower no graph came that ran.
+In ONNX Runtime 1.32 ViT-B/32's image tower made of them is 1.2 times as fast, at a batch of 32 on
+two cores, as what jax2onnx 0.17.1 makes of the layers of `nn`; of its text tower no graph came that
+ran.
 """
 
 from typing import Any

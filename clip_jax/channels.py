@@ -1,0 +1,113 @@
+"""Pictures of 16 bits and with transparent parts: what becomes of them, and how many there were.
+
+The reference clips values above 255, so that most of a 16-bit picture is white; and it drops the
+alpha channel, so that the colours beneath show, whatever they are.
+"""
+
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageColor
+
+# Pillow's modes of grey with more than 8 bits; "I" holds the values of 16 bits, "F" any.
+DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+MOST_OF_16_BITS = 65535
+
+CLIPPED, UNCOVERED = "clipped", "uncovered"
+_SENTENCES = {
+    CLIPPED: "more than 8 bits a channel, of which values above 255 are white, as in the "
+    "reference: --scale-16-bit (scale_16_bit) keeps their range",
+    UNCOVERED: "transparent parts, where the colour beneath them shows, as in the reference: "
+    "--background white (background) covers it",
+}
+# How many pictures a sentence names.
+NAMED = 3
+
+
+def color_of(name: str) -> tuple[int, ...]:
+    """Returns a colour by its name or as #rrggbb.
+
+    Raises:
+        ValueError: there is no such colour, or it is transparent itself.
+    """
+    try:
+        color = ImageColor.getrgb(name)
+    except (ValueError, AttributeError):
+        color = ()
+    if len(color) != 3:
+        raise ValueError(f"background must be a colour, such as white or #7f7f7f. Got {name!r}")
+    return color
+
+
+def scaled(image: Image.Image) -> Image.Image:
+    """Returns a grey picture of 16 bits in 8; any other as it is.
+
+    Values from 0 to 65535 become 0 to 255. Pictures of real numbers have no known range.
+    """
+    if image.mode not in DEEP or image.mode == "F":
+        return image
+    values = np.asarray(image).astype(np.float32).clip(0, MOST_OF_16_BITS)
+    return Image.fromarray(np.rint(values * np.float32(255 / MOST_OF_16_BITS)).astype(np.uint8))
+
+
+def covered(image: Image.Image, background: str) -> Image.Image:
+    """Returns a picture in RGB on a background; one without transparency as it is."""
+    if not _has_transparency(image):
+        return image
+    image = _with_alpha(image)
+    ground = Image.new("RGBA", image.size, (*color_of(background), 255))
+    return Image.alpha_composite(ground, image).convert("RGB")
+
+
+def is_clipped(image: Image.Image) -> bool:
+    """Whether a picture has more than 8 bits a channel."""
+    return image.mode in DEEP
+
+
+def is_uncovered(image: Image.Image) -> bool:
+    """Whether a picture has pixels that aren't opaque."""
+    if not _has_transparency(image):
+        return False
+    lowest, _ = _with_alpha(image).getchannel("A").getextrema()
+    return isinstance(lowest, int | float) and lowest < 255
+
+
+def _has_transparency(image: Image.Image) -> bool:
+    return image.mode in ("La", "RGBa") or image.has_transparency_data
+
+
+def _with_alpha(image: Image.Image) -> Image.Image:
+    if image.mode == "La":
+        image = image.convert("LA")
+    return image if image.mode == "RGBA" else image.convert("RGBA")
+
+
+class Losses:
+    """Counts pictures that lose something on their way to pixels; threads may add to it."""
+
+    def __init__(self):
+        """Starts with none."""
+        self._counts: dict[str, int] = {}
+        self._names: dict[str, list[str]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, kinds: Sequence[str], name: str) -> None:
+        """Counts a picture, once for each thing that it loses."""
+        if not kinds:
+            return
+        with self._lock:
+            for kind in kinds:
+                self._counts[kind] = self._counts.get(kind, 0) + 1
+                names = self._names.setdefault(kind, [])
+                if len(names) < NAMED:
+                    names.append(name)
+
+    def sentences(self) -> list[str]:
+        """Returns a sentence for each kind of loss, with the number of pictures and some names."""
+        with self._lock:
+            return [
+                f"{count:,} {'picture has' if count == 1 else 'pictures have'} {_SENTENCES[kind]} "
+                f"({', '.join(self._names[kind])}{', ...' if count > NAMED else ''})"
+                for kind, count in sorted(self._counts.items())
+            ]
