@@ -12,16 +12,16 @@ import pytest
 import clip_jax
 from clip_jax import export
 from clip_jax.errors import CheckpointError
+from clip_jax.image_size import sides_of
 from tests.models import (
     SMALL_VIT,
     TINY_RESNET,
     TINY_VIT,
-    random_images,
     random_tokens,
     relative_error,
     small,
-    to_float,
 )
+from tests.siglip import SIGLIP
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -36,7 +36,15 @@ def run(folder, kind, array):
 
 
 def floats(config, rows):
-    return np.array(to_float(random_images(rows, config.vision.image_size)))
+    shape = (rows, *sides_of(config.vision.image_size), 3)
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+def ids(config, rows):
+    text = config.text
+    tokens = np.random.default_rng(0).integers(1, text.vocab_size, (rows, text.context_length))
+    tokens[:, -1] = text.vocab_size - 1  # the end token
+    return tokens
 
 
 @pytest.fixture(scope="module")
@@ -59,19 +67,23 @@ NOT_CAUSAL = dataclasses.replace(
     GELU, text=dataclasses.replace(GELU.text, pooling="last", is_causal=False)
 )
 
+NOT_SQUARE = dataclasses.replace(
+    SMALL_VIT, vision=dataclasses.replace(SMALL_VIT.vision, image_size=(32, 48))
+)
+
 
 @pytest.mark.parametrize(
     "config",
-    [TINY_VIT, TINY_RESNET, GELU, MEAN, NOT_CAUSAL],
-    ids=["vit", "resnet", "gelu", "mean", "texts that aren't causal"],
+    [TINY_VIT, TINY_RESNET, GELU, MEAN, NOT_CAUSAL, SIGLIP, NOT_SQUARE],
+    ids=["vit", "resnet", "gelu", "mean", "texts that aren't causal", "siglip", "not square"],
 )
 def test_embeddings_are_the_models(config, tmp_path):
     model = small(config)
     export.export_onnx(model, tmp_path / "out")
-    images, tokens = floats(config, 3), random_tokens(4)
+    images, tokens = floats(config, 3), ids(config, 4)
     given = run(tmp_path / "out", "image", images)
     assert relative_error(given, model.encode_image(images)) < EXACT
-    given = run(tmp_path / "out", "text", tokens.astype(np.int64))
+    given = run(tmp_path / "out", "text", tokens)
     assert relative_error(given, model.encode_text(tokens)) < EXACT
 
 

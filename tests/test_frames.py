@@ -37,6 +37,17 @@ def test_a_compiled_resizer_gives_the_same():
     np.testing.assert_array_equal(np.asarray(resized), expected)
 
 
+@pytest.mark.parametrize("resize", ["shortest", "squash", "longest"])
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (300, 30), (97, 131)])
+def test_pixels_of_models_whose_images_are_not_square(height, width, resize):
+    config = PixelConfig(resize=resize)
+    frames = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
+    resizer = frame_resizer(height, width, (32, 56), config)
+    expected = [Preprocess((32, 56), config).pixels(Image.fromarray(frame)) for frame in frames]
+    with jax.disable_jit():
+        np.testing.assert_array_equal(np.asarray(resizer(jnp.asarray(frames))), expected)
+
+
 @pytest.mark.parametrize(("height", "width"), [(0, 5), (5, 0)])
 def test_frames_without_pixels_are_refused(height, width):
     with pytest.raises(ValueError, match=rf"Got {height} x {width} pixels"):

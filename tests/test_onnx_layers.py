@@ -11,18 +11,18 @@ from clip_jax.backends.onnx.apply import use_onnx_operators
 from clip_jax.backends.onnx.layers import OnnxLayerNorm, OnnxLinear, OnnxMLP, OnnxTransformer
 from clip_jax.backends.onnx.resnet import OnnxAttentionPool, OnnxBottleneck
 from clip_jax.backends.onnx.towers import OnnxPatchEmbedding, text_features
+from clip_jax.image_size import sides_of
 from tests.models import (
     SMALL_RESNET,
     SMALL_TEXT,
     SMALL_VIT,
     TINY_RESNET,
     TINY_VIT,
-    random_images,
     random_tokens,
     relative_error,
     small,
-    to_float,
 )
+from tests.siglip import SIGLIP
 
 pytestmark = pytest.mark.usefixtures("ranks_promoted")
 
@@ -125,11 +125,24 @@ def test_texts_of_each_family(options):
         dataclasses.replace(
             SMALL_VIT, vision=dataclasses.replace(SMALL_VIT.vision, has_ln_pre=False)
         ),
+        SIGLIP,
+        dataclasses.replace(
+            SMALL_VIT, vision=dataclasses.replace(SMALL_VIT.vision, image_size=(32, 48))
+        ),
     ],
-    ids=["vit", "resnet", "mean, layer scale", "no first norm"],
+    ids=["vit", "resnet", "mean, layer scale", "no first norm", "siglip", "not square"],
 )
 def test_images_of_each_family(config):
     model = small(config)
-    images = to_float(random_images(2, config.vision.image_size))
+    images = normal(2, *sides_of(config.vision.image_size), 3)
     given = replaced(model).visual(images)
     assert relative_error(given, model.encode_image(images)) < EQUAL
+
+
+def test_texts_of_siglip():
+    model = small(SIGLIP)
+    text = SIGLIP.text
+    shape = (3, text.context_length)
+    tokens = np.random.default_rng(0).integers(0, text.vocab_size, shape, np.int32)
+    given = text_features(replaced(model), jnp.asarray(tokens))
+    assert relative_error(given, model.encode_text(tokens)) < EQUAL

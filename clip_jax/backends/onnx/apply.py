@@ -10,11 +10,12 @@ from clip_jax.backends.onnx.layers import (
     OnnxTransformer,
 )
 from clip_jax.backends.onnx.resnet import OnnxAttentionPool, OnnxBottleneck, OnnxResNet
-from clip_jax.backends.onnx.towers import OnnxPatchEmbedding, OnnxVisionTransformer
+from clip_jax.backends.onnx.towers import OnnxPatchEmbedding, OnnxProbePool, OnnxVisionTransformer
 from clip_jax.backends.swap import swap_layers
 from clip_jax.nn import CLIP
 from clip_jax.nn.layers import MLP, LayerNorm, LayerScale, Transformer
 from clip_jax.nn.linear import Linear
+from clip_jax.nn.probe_pool import ProbePool
 from clip_jax.nn.resnet import AttentionPool, Bottleneck, ModifiedResNet
 from clip_jax.nn.vit import PatchEmbedding, VisionTransformer
 
@@ -27,6 +28,7 @@ REPLACEMENTS = {
     Transformer: OnnxTransformer,
     PatchEmbedding: OnnxPatchEmbedding,
     VisionTransformer: OnnxVisionTransformer,
+    ProbePool: OnnxProbePool,
     Bottleneck: OnnxBottleneck,
     AttentionPool: OnnxAttentionPool,
     ModifiedResNet: OnnxResNet,

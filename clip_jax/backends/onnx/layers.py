@@ -136,7 +136,7 @@ def heads(x: Float[Array, "b l w"], num_heads: int) -> Float[Array, "b h l c"]:
 
 
 def attend(
-    q: Float[Array, "b q w"],
+    q: Float[Array, "#b q w"],
     k: Float[Array, "b k w"],
     v: Float[Array, "b k w"],
     num_heads: int,

@@ -7,11 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
-from clip_jax.backends.onnx.layers import add, hidden_scores, matmul, node, reshape, transpose
+from clip_jax.backends.onnx.layers import (
+    add,
+    attend,
+    hidden_scores,
+    matmul,
+    node,
+    reshape,
+    transpose,
+)
 from clip_jax.backends.swap import adopt
 from clip_jax.nn import CLIP
 from clip_jax.nn.layers import RowIds, Size, Tap, ignore
 from clip_jax.nn.linear import Linear
+from clip_jax.nn.probe_pool import ProbePool
 from clip_jax.nn.vit import PatchEmbedding, VisionTransformer
 
 
@@ -69,6 +78,20 @@ class OnnxVisionTransformer(VisionTransformer):
             positions[0] += np.asarray(self.class_embedding[...])
             x = node("Pad", lambda a: jnp.pad(a, ((0, 0), (1, 0), (0, 0))), x, (0, 1, 0, 0, 0, 0))
         return self.ln_pre(add(x, jnp.asarray(positions)))
+
+
+class OnnxProbePool(ProbePool):
+    """`ProbePool` whose probe is no array of the batch's length."""
+
+    def __init__(self, pool: ProbePool):
+        adopt(self, pool)
+
+    def __call__(self, x: Float[Array, "b l w"]) -> Float[Array, "b w"]:
+        attn = self.attn
+        q = attn.q_proj(self.probe[...])  # 1 1 w
+        mixed = attend(q, attn.k_proj(x), attn.v_proj(x), attn.num_heads)
+        x = reshape(attn.c_proj(mixed), -1, x.shape[-1])
+        return add(x, self.mlp(self.ln(x)))
 
 
 def text_features(model: CLIP, tokens: Integer[Array, "b l"]) -> Float[Array, "b d"]:
