@@ -108,8 +108,8 @@ def test_what_is_no_size_is_refused_before_anything_is_loaded(folder, capsys, si
     ("options", "message"),
     [
         (["--image-size", "36"], "--drop-remainder"),
-        (["--image-size", "4"], "image_size must be at least patch_size"),
-        (["--position-resize", "open_clip"], "give it as image_size"),
+        (["--image-size", "4"], "--image-size must be at least patch_size"),
+        (["--position-resize", "open_clip"], "give it as --image-size"),
     ],
 )
 def test_sizes_that_the_model_cant_take_are_told_in_a_line(folder, capsys, options, message):
@@ -201,4 +201,4 @@ def test_what_no_library_compares_at_another_size_is_a_line(tmp_path, capsys):
     assert main(["parity", str(tmp_path / "model"), "--image-size", "24x40"]) == 1
     assert "transformers' pixels are squares" in capsys.readouterr().err
     assert main(["parity", "ViT-B/32", "--image-size", "336"]) == 1
-    assert "image_size is for folders" in capsys.readouterr().err
+    assert "--image-size is for folders" in capsys.readouterr().err

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+from clip_jax.config import CLIP_VOCAB_SIZE
 from clip_jax.convert.archive import shown
 from clip_jax.convert.checks import naming
 from clip_jax.convert.families import OPEN_CLIP_CONFIG
@@ -53,6 +54,8 @@ def sentence_piece_of(
     if text is None:
         return None
     file = next((name for name in ("spiece.model", *VOCABULARIES[::-1]) if name in names), None)
+    if file is None and text.library == "native" and text.vocab_size == CLIP_VOCAB_SIZE:
+        return None  # trained here, with CLIP's tokenizer
     if file is None:
         expected = "tokenizer.json" if text.vocab_size == GEMMA_VOCAB_SIZE else "spiece.model"
         missing = f"in {expected}, a file that belongs in {folder}"
