@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from clip_jax import encoder as encoder
     from clip_jax import errors as errors
     from clip_jax import evaluate as evaluate
+    from clip_jax import export as export
     from clip_jax import nn as nn
     from clip_jax import parity as parity
     from clip_jax import preprocess as preprocess
@@ -56,8 +57,8 @@ if TYPE_CHECKING:
 
 _MODULES = (
     *("backends", "catalog", "compat", "compilation", "config", "convert", "embed", "encoder"),
-    *("errors", "evaluate", "nn", "parity", "preprocess", "search", "shapes", "sources", "storage"),
-    *("tokenizer", "train", "weights"),
+    *("errors", "evaluate", "export", "nn", "parity", "preprocess", "search", "shapes", "sources"),
+    *("storage", "tokenizer", "train", "weights"),
 )
 _NAMES = {
     "available_models": "catalog",

@@ -26,7 +26,13 @@ from clip_jax.config import PixelConfig, Resize
 from clip_jax.errors import Unreachable, exhausted
 from clip_jax.image_size import ImageSize, as_image_size, sides_of
 from clip_jax.naming import reading
-from clip_jax.resample import EIGHT_BITS, NEAREST, nearest_middle, resize_middle
+from clip_jax.resample import (
+    EIGHT_BITS,
+    NEAREST,
+    nearest_middle,
+    resize_middle,
+    shortest_to,
+)
 from clip_jax.storage import check_picture_size, check_regular
 
 # Accepted formats, whatever the file's name: those that Pillow decodes quickly by itself. Others
@@ -209,13 +215,6 @@ class PictureOptions:
     def chosen(self) -> dict[str, Any]:
         """Returns the options that differ from their defaults, by name."""
         return {name: value for name, value in dataclasses.asdict(self).items() if value}
-
-
-def shortest_to(n: int, width: int, height: int) -> tuple[int, int]:
-    """Returns the width and height of a picture whose shorter side becomes n."""
-    if width <= height:
-        return n, int(n * height / width)
-    return int(n * width / height), n
 
 
 def covering(image: Image.Image, width: int, height: int) -> tuple[int, int]:

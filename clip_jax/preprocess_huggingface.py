@@ -24,7 +24,8 @@ from clip_jax.convert.fields import Fields, raise_problems
 from clip_jax.convert.huggingface_pixels import PREPROCESSOR, PROCESSOR, from_document
 from clip_jax.convert.json_file import read_json
 from clip_jax.image_size import ImageSize, as_image_size, shown_size, sides_of
-from clip_jax.preprocess import Preprocess, check_image, covering, shortest_to, told_faults
+from clip_jax.preprocess import Preprocess, check_image, covering, told_faults
+from clip_jax.resample import shortest_to
 
 
 @dataclasses.dataclass(frozen=True)

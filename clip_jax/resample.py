@@ -17,7 +17,14 @@ EIGHT_BITS = ("L", "La", "LA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "
 # Modes whose values can't be mixed, for which Pillow uses the nearest pixel.
 NEAREST = ("1", "P")
 # Pillow's fixed point: fractions of 2^-22.
-_PRECISION = 22
+PRECISION = 22
+
+
+def shortest_to(n: int, width: int, height: int) -> tuple[int, int]:
+    """Returns the width and height of a picture whose shorter side becomes n."""
+    if width <= height:
+        return n, int(n * height / width)
+    return int(n * width / height), n
 
 
 def resize_middle(
@@ -39,7 +46,7 @@ def resize_middle(
         return resize_middle(premultiplied, size, length, resample).convert(image.mode)
     is_wide = image.width > image.height
     begin = round((length - size) / 2.0)
-    weights, first = _coefficients(max(image.size), length, begin, begin + size, resample)
+    weights, first = coefficients(max(image.size), length, begin, begin + size, resample)
     low, high = int(first[0]), int(first[-1]) + weights.shape[1]
     if is_wide:
         # Pixels beyond the picture are black, and have no weight.
@@ -67,7 +74,7 @@ def _image(values: np.ndarray, like: Image.Image) -> Image.Image:
     return Image.frombytes(like.mode, values.shape[1::-1], np.ascontiguousarray(values).tobytes())
 
 
-def _coefficients(
+def coefficients(
     length: int, resized: int, begin: int, end: int, resample: Image.Resampling
 ) -> tuple[Int[np.ndarray, "n k"], Int[np.ndarray, " n"]]:
     """Computes the weights of a line's pixels for pixels `begin` to `end` - 1 of the resized one.
@@ -91,7 +98,7 @@ def _coefficients(
     for column in weights.T:  # summed in the order of Pillow's loop
         total += column
     weights = np.divide(weights, total[:, None], where=total[:, None] != 0, out=weights)
-    fixed = weights * (1 << _PRECISION)
+    fixed = weights * (1 << PRECISION)
     return np.trunc(np.where(fixed < 0, fixed - 0.5, fixed + 0.5)).astype(np.int64), first
 
 
@@ -119,8 +126,8 @@ def _weighted(
     """Returns weighted sums of pixels along an axis, rounded and clipped to bytes."""
     lines = np.moveaxis(pixels, axis, 0)
     shape = (-1, *[1] * (lines.ndim - 1))
-    total = np.full((len(first), *lines.shape[1:]), 1 << (_PRECISION - 1), np.int64)
+    total = np.full((len(first), *lines.shape[1:]), 1 << (PRECISION - 1), np.int64)
     for column, weight in enumerate(weights.T):
         total += lines[first + column] * weight.reshape(shape)
-    clipped = np.clip(total >> _PRECISION, 0, 255).astype(np.uint8)
+    clipped = np.clip(total >> PRECISION, 0, 255).astype(np.uint8)
     return np.moveaxis(clipped, 0, axis)

@@ -106,13 +106,16 @@ class FlatIndex:
 
 
 NEED_PYTORCH = ["guides/parity.md"]
+NEED_ONNX = ["guides/export-onnx.md"]
 # They compile whole trainings and towers; the rooms' own tests try these with the newest jax.
 LONG = ["guides/train.md", "walk.md"]
 # They call a tower itself, in a function of their own, where JAX's default lets ranks be promoted.
 CALL_TOWERS = pages_with(r"\bmodel\.(image|text)_features\(")
 
 
-@pytest.mark.parametrize("name", sorted({*pages_with("^```python$")} - {*NEED_PYTORCH, *LONG}))
+@pytest.mark.parametrize(
+    "name", sorted({*pages_with("^```python$")} - {*NEED_PYTORCH, *NEED_ONNX, *LONG})
+)
 def test_the_code_of_a_page_runs_and_prints_what_it_says(name, folder, small_models, monkeypatch):
     run(name, folder, monkeypatch)
 
@@ -126,6 +129,13 @@ def test_so_does_the_code_that_takes_longer(name, folder, small_models, monkeypa
 @requires_reference
 @pytest.mark.parametrize("name", NEED_PYTORCH)
 def test_so_does_the_code_that_compares_with_pytorch(name, folder, small_models, monkeypatch):
+    run(name, folder, monkeypatch)
+
+
+@pytest.mark.parametrize("name", NEED_ONNX)
+def test_so_does_the_code_that_writes_onnx(name, folder, small_models, monkeypatch):
+    pytest.importorskip("jax2onnx")
+    pytest.importorskip("onnxruntime")
     run(name, folder, monkeypatch)
 
 
@@ -204,7 +214,7 @@ def test_every_command_has_its_help_in_the_reference():
     assert shown == names
 
 
-ROOMS = ("convert", "embed", "search", "evaluate", "train", "nn", "backends", "parity")
+ROOMS = ("convert", "embed", "search", "evaluate", "train", "nn", "backends", "parity", "export")
 MODULES = ["clip_jax", *(room for room in ROOMS if list(ROOT.glob(f"clip_jax/{room}*")))]
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,8 @@ Mask = Bool[Array, "#b #h q k"]
 Visible = Bool[Array, "b l"]
 # One row of each sequence: the same index for all, or one for each.
 RowIds = int | Int[Array, " b"]
+# A number of positions: an int, or a symbol while jax.export traces.
+Size = Any
 
 EPSILON = 1e-5  # of OpenAI's LayerNorms and every BatchNorm; Flax's own default is 1e-6
 
@@ -102,12 +105,12 @@ def attention_weights(
     return jax.nn.softmax(scores)
 
 
-def causal_mask(length: int) -> Bool[Array, "1 l l"]:
+def causal_mask(length: Size) -> Bool[Array, "1 l l"]:
     """Returns the mask that is True where a position (row) sees another (column)."""
     return jnp.tril(jnp.ones((1, length, length), bool))
 
 
-def attention_mask(length: int, is_causal: bool, visible: Visible | None) -> Mask | None:
+def attention_mask(length: Size, is_causal: bool, visible: Visible | None) -> Mask | None:
     """Returns the mask of a sequence's attention to itself; None if all see all."""
     mask = causal_mask(length)[:, None] if is_causal else None
     if visible is None:

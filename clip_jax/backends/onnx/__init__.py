@@ -1,0 +1,1 @@
+"""Layers that become the operators of ONNX that its runtimes have fast kernels for."""

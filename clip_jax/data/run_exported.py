@@ -1,0 +1,68 @@
+"""Embeds images or texts by the programs in this folder, with JAX, NumPy and safetensors alone.
+
+Set up: pip install jax flatbuffers numpy safetensors
+Images: python run.py --images images.npy --out embeddings.npy
+Texts:  python run.py --texts tokens.npy --out embeddings.npy
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import export
+from safetensors import safe_open
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+rows = parser.add_mutually_exclusive_group(required=True)
+rows.add_argument("--images", help="images as manifest.json describes them, or uint8 pixels")
+rows.add_argument("--texts", help="token ids, int32")
+parser.add_argument("--out", required=True, help="the file for the embeddings, float32")
+parser.add_argument("--batch", type=int, default=32, help="rows that are computed at once")
+options = parser.parse_args()
+
+folder = Path(__file__).resolve().parent
+manifest = json.loads((folder / "manifest.json").read_text())
+kind = "image" if options.images else "text"
+program = export.deserialize(bytearray((folder / manifest["programs"][kind]["file"]).read_bytes()))
+weights = []
+if manifest["weights"] == "beside":
+    used = program.module_kept_var_idx
+    with safe_open(folder / "model.safetensors", "numpy") as file:
+        arrays = enumerate(zip(sorted(file.keys()), program.in_avals, strict=False))
+        weights.append(
+            {
+                # Those of the other tower aren't read: zeros of their shapes, which take no memory.
+                name: jax.device_put(file.get_tensor(name))
+                if i in used
+                else np.broadcast_to(np.zeros((), aval.dtype), aval.shape)
+                for i, (name, aval) in arrays
+            }
+        )
+form = manifest["programs"][kind]["input"]
+given = np.load(options.images or options.texts)
+sides = [side for side in form["shape"][1:] if side != "l"]
+if given.ndim != len(form["shape"]) or list(given.shape[1:])[: len(sides)] != sides:
+    parser.error(f"the program takes the shape {form['shape']}. Got {list(given.shape)}")
+
+
+@jax.jit
+def embed(weights, batch):
+    """Normalises pixels that are bytes, and runs the program."""
+    if kind == "image" and batch.dtype == jnp.uint8 and form["dtype"] != "uint8":
+        mean, std = (jnp.array([[[manifest[name]]]], jnp.float32) for name in ("mean", "std"))
+        batch = (batch.astype(jnp.float32) / 255 - mean) / std
+    return program.call(*weights, batch.astype(form["dtype"]))
+
+
+size = form["shape"][0]
+if size == "b":
+    size = min(options.batch, max(len(given), 1))
+parts = [np.empty((0, manifest["programs"][kind]["output"]["shape"][1]), np.float32)]
+for begin in range(0, len(given), size):
+    part = given[begin : begin + size]
+    batch = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
+    parts.append(np.asarray(embed(weights, batch))[: len(part)])
+np.save(options.out, np.concatenate(parts))

@@ -1,0 +1,53 @@
+"""Graphs of ONNX run in JavaScript: the small model in onnxruntime-node."""
+
+import json
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+import clip_jax
+from clip_jax import export
+from tests.models import random_images, relative_error, to_float
+
+EXACT = 1e-5  # relative, in float32
+
+SCRIPT = """
+const ort = require("onnxruntime-node");
+const { images, tokens, rows } = require("./given.json");
+async function main() {
+  const image = await ort.InferenceSession.create("exported/image.onnx");
+  const text = await ort.InferenceSession.create("exported/text.onnx");
+  const pixels = new ort.Tensor("float32", Float32Array.from(images), [rows, 3, 48, 48]);
+  const ids = new ort.Tensor("int64", BigInt64Array.from(tokens.map(BigInt)), [rows, 77]);
+  const { image_embeds } = await image.run({ pixel_values: pixels });
+  const { text_embeds } = await text.run({ input_ids: ids });
+  console.log(JSON.stringify([image_embeds.data, text_embeds.data].map((x) => Array.from(x))));
+}
+main();
+"""
+
+
+@pytest.mark.slow
+def test_onnxruntime_node_embeds_as_the_model_does(tmp_path):
+    pytest.importorskip("jax2onnx")
+    if shutil.which("npm") is None:
+        pytest.skip("Node isn't installed")
+    # Its script would download what GPUs need.
+    install = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "onnxruntime-node"]
+    subprocess.run(install, cwd=tmp_path, check=True, timeout=600)
+    model, _ = clip_jax.load("emoji")
+    export.export_onnx(model, tmp_path / "exported", layout="nchw")
+    images = np.array(to_float(random_images(3, 48)))
+    tokens = clip_jax.tokenize(["a pear", "two cats on a mat", "!"])
+    planes = images.transpose(0, 3, 1, 2).ravel().tolist()
+    given = {"images": planes, "tokens": tokens.ravel().tolist(), "rows": 3}
+    (tmp_path / "given.json").write_text(json.dumps(given))
+    (tmp_path / "run.js").write_text(SCRIPT)
+    done = subprocess.run(["node", "run.js"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    image_embeds, text_embeds = json.loads(done.stdout)
+    expected = np.ravel(model.encode_image(images))
+    assert relative_error(image_embeds, expected) < EXACT
+    assert relative_error(text_embeds, np.ravel(model.encode_text(tokens))) < EXACT
