@@ -2,11 +2,13 @@
 
 Neither can be seen in the arrays, and a model with the wrong ones gives embeddings that look right.
 So they are given; or a configuration lies beside the file; or it is one of OpenAI's own files,
-which are known by their checksums.
+which are known by their checksums. Any other is taken for one of OpenAI's kind, with a warning that
+says so; but not where no model of that width is.
 """
 
 import dataclasses
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,9 @@ from clip_jax.errors import CheckpointError
 from clip_jax.weights.download import has_checksum
 from clip_jax.weights.native_format import WEIGHTS
 
+# Widths of OpenCLIP's Vision Transformers whose heads are not 64 wide: there are 16 of them.
+_OTHER_HEADS = (1280, 1408, 1664, 1792)
+
 
 def read_bare_file(
     path: Path, activation: Activation | None = None, num_heads: NumHeads | None = None
@@ -40,13 +45,15 @@ def read_bare_file(
         num_heads: the attention heads of the vision tower, if the text tower's are 64 wide, as in
             every published model; or of the vision and of the text tower. Wins likewise.
 
+    Warns that OpenAI's are assumed, where nothing says them.
+
     Returns:
         The configuration, and the parameter tree.
 
     Raises:
         FileNotFoundError: there is no such file.
-        CheckpointError: it can't be read or doesn't fit, or nothing says the activation or the
-            heads; lists all problems.
+        CheckpointError: it can't be read or doesn't fit, or nothing says the heads of a model
+            whose width has others than OpenAI's; lists all problems.
         ValueError: there is no such activation, or `num_heads` are no positive whole numbers.
     """
     heads_of_towers(num_heads)
@@ -68,7 +75,11 @@ def read_bare_file(
     if read is None:
         assert problem is not None
         raise problem
-    raise CheckpointError(_unsaid(path, read[0], activation, num_heads))
+    unsaid = _unsaid(path, read[0], activation, num_heads)
+    if num_heads is None and read[0].vision.width in _OTHER_HEADS:
+        raise CheckpointError(unsaid)
+    warnings.warn(unsaid, stacklevel=5)
+    return read
 
 
 def _is_official(path: Path, config: CLIPConfig) -> bool:
@@ -128,22 +139,26 @@ def _with_beside(
 def _unsaid(
     path: Path, config: CLIPConfig, activation: Activation | None, num_heads: NumHeads | None
 ) -> str:
-    """Says what a file doesn't say, and how to say it."""
+    """Says what a file doesn't say, what is taken for it, and how to say it."""
     heads = f"({config.vision.num_heads}, {config.text.num_heads})"
-    unsaid, give = [], []
+    unsaid, taken, give = [], [], []
     if activation is None:
         unsaid.append("the activation")
-        give.append(
-            'activation= (--activation): "quick_gelu" as in OpenAI\'s models, "gelu" as in most of '
-            "OpenCLIP's"
-        )
+        taken.append("quick_gelu")
+        give.append('activation= (--activation), "gelu" for most of OpenCLIP\'s')
     if num_heads is None:
         unsaid.append("the attention heads")
-        give.append(
-            f"num_heads= (--num-heads), of the vision and the text tower: {heads} if they are 64 "
-            f"wide, as in OpenAI's models and most of OpenCLIP's"
-        )
+        taken.append(f"heads 64 wide, {heads} of them in the vision and the text tower,")
+        give.append("num_heads= (--num-heads)")
+    are_others = num_heads is None and config.vision.width in _OTHER_HEADS
+    assumed = (
+        f"no model of width {config.vision.width} has heads 64 wide as OpenAI's have"
+        if are_others
+        else f"{' and '.join(taken)} are assumed as in OpenAI's, and if they are others, its "
+        f"embeddings are wrong"
+    )
     return (
         f"{path}: doesn't say {' and '.join(unsaid)} of its model, and is none of OpenAI's own "
-        f"files: give {'; and '.join(give)}. Or put its {OPEN_CLIP_CONFIG} or {CONFIG} beside it"
+        f"files: {assumed}. Give {' and '.join(give)}, or put its {OPEN_CLIP_CONFIG} or {CONFIG} "
+        f"beside it"
     )
