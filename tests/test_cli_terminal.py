@@ -119,7 +119,7 @@ def test_where_nobody_can_be_asked_a_folder_full_of_other_things_is_told(command
             ("classify", PICTURES / "pear.png", "--labels", "pear " * 99),
             "context length of 77: make it shorter",
         ),
-        (("embed", "t.csv", "--out", "o"), "--image-column, --caption-column, --key-column."),
+        (("embed", "t.csv", "--out", "o"), "--image-column, --caption-column, --key-column,"),
         (("embed", PICTURES, "--out", "o", "--what", "texts"), "has no texts; --what texts needs"),
     ],
 )

@@ -46,7 +46,7 @@ def test_one_of_two_towers_is_chosen_by_its_name(tmp_path, capsys):
     second = named(tower(1280, 20, 1, 1280), OPEN_CLIP, "conditioner.embedders.1.model.")
     path = write(tmp_path, first, second)
     status, said = parity(capsys, path)
-    assert status == 1 and 'two text towers: give subfolder="text_encoder" or' in said
+    assert status == 1 and "two text towers: give --subfolder text_encoder or" in said
     assert "Traceback" not in said
     assert parity(capsys, path, "--subfolder", "text_encoder_2")[0] == 0
 

@@ -106,21 +106,19 @@ SOURCE = "take the description and the weights from the same source"
 CASES: dict[str, tuple[Make, str]] = {
     **{
         f"model_type {kind}": (said(HF, model_type=kind), f"of the type {kind}, which is not supp")
-        for kind in ("siglip2", "metaclip_2", "clipseg", "align", "altclip", "t5", "qwen2_5_vl")
+        for kind in ("metaclip_2", "clipseg", "align", "altclip", "t5", "qwen2_5_vl")
     },
     "two towers of others": (
         said(HF, model_type="vision-text-dual-encoder"),
         "dual-encoder, which",
     ),
     "timm's folder": (of_timm, "a model of timm .vit_base_patch16_clip_224.*open_clip_config.json"),
-    "big_vision": (
+    "big_vision without SigLIP's pooling": (
         file_of("m.npz", "params/img/embedding/kernel"),
-        "big_vision's SigLIP.*not supp",
+        r"models pooled otherwise \(gap\), such as PaliGemma's, are not supported",
     ),
-    "another .npz": (
-        file_of("m.npz", "a"),
-        r"an archive of NumPy \(.npz\), which is not supported",
-    ),
+    "another .npz": (file_of("m.npz", "a"), "expected a SigLIP model of big_vision"),
+    "model_type siglip2": (said(HF, model_type="siglip2"), "is a NaFlex model of SigLIP 2"),
     "msgpack without config.json": (
         file_of("m.msgpack", "text_model"),
         "give the folder that holds",

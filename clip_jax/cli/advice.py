@@ -6,10 +6,10 @@ Functions name their arguments, `label_column=` or `truncate=True`; who typed a 
 import argparse
 import re
 
-# What no command has an option for.
+# What commands without such an option say instead.
 _NOT_HERE = {
-    r"; pass truncate=True to cut it": ": make it shorter",
-    r"(?:give|pass) subfolder=": "in Python, clip_jax.load has subfolder=",
+    "truncate": (r"; pass truncate=True to cut it", ": make it shorter"),
+    "subfolder": (r"(?:give|pass) subfolder=", "in Python, clip_jax.load has subfolder="),
 }
 # The names of arguments whose options are called otherwise.
 _RENAMED = {"num_threads": "threads", "class_names": "classes", "extra_columns": "columns"}
@@ -25,16 +25,17 @@ def in_options(message: str, parser: argparse.ArgumentParser) -> str:
         message: the message.
         parser: the parser of the command.
     """
-    for pattern, words in _NOT_HERE.items():
-        message = re.sub(pattern, words, message)
     options = parser._option_string_actions  # argparse has no other list of them
+    for argument, (pattern, words) in _NOT_HERE.items():
+        if f"--{argument}" not in options:
+            message = re.sub(pattern, words, message)
     for option in options:
         if not option.startswith("--"):
             continue
         name = option[2:].replace("-", "_")
         for spelling in (name, *(old for old, new in _RENAMED.items() if new == name)):
-            # Not a part of a path, nor of another option.
-            begin, end = rf"(?<![\w/.=\\'\"-]){spelling}", r"(?![\w/\\-]|\.\w)"
+            # Not a part of a path, nor of another option, nor a field of a configuration.
+            begin, end = rf"(?<![\w/.=\\'\"-])(?<!config: ){spelling}", r"(?![\w/\\-]|\.\w)"
             value = r"(?:\"([^\"=]*)\"|'([^'=]*)'|(?!True|False|None)([\w.+-]*\w))"
             message = re.sub(rf"{begin}={value}{end}", rf"{option} \1\2\3", message)
             message = re.sub(rf"{begin}=(?:True\b|(?=[\s,;.)]|$))", option, message)

@@ -58,13 +58,9 @@ def add(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Converts, and prints what was written."""
-    from clip_jax.convert.npz import is_npz
-    from clip_jax.storage import is_remote
-
     source, target = Path(args.source), args.target
     is_name = not source.exists()
-    is_address = is_remote(args.source) and is_npz(args.source)
-    if is_name and not is_address and not _is_model(args.source):
+    if is_name and not _is_model(args.source) and not _is_address(args.source):
         reason = "no such file or folder, nor a model's name (clip-jax models)"
         raise FileNotFoundError(errno.ENOENT, reason, args.source)
     to = args.to or ("openai" if target.suffix in PYTORCH else "native")
@@ -117,6 +113,16 @@ def _is_model(name: str) -> bool:
     from clip_jax.weights.hub import is_repository_name
 
     return name in CATALOG or bool(lookup_tag(name)) or is_repository_name(name)
+
+
+def _is_address(name: str) -> bool:
+    """Whether it is an address of a file that is read from where it is."""
+    if "://" not in name:
+        return False
+    from clip_jax.convert.npz import is_npz
+    from clip_jax.storage import is_remote
+
+    return is_remote(name) and is_npz(name)
 
 
 def _check_kinds(

@@ -70,8 +70,8 @@ def lacking(source: str, missing: Sequence[str], names: Sequence[str]) -> ValueE
     """Returns the error of a table that lacks columns; it lists those that there are."""
     return ValueError(
         f"{source}: no column {' and no column '.join(map(repr, missing))}; its columns are "
-        f"{', '.join(map(repr, names)) or 'none'}. Say which hold what: image_column, "
-        f"caption_column, key_column (--image-column and so on; [data] in a TOML file)."
+        f"{', '.join(map(repr, names)) or 'none'}. Say which hold what by "
+        f"image_column, caption_column, key_column, in a TOML file in [data]."
     )
 
 
