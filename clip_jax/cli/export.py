@@ -18,8 +18,8 @@ def add(commands: Any) -> None:
         "export",
         help="write a model as programs that run without this package",
         description="Write a folder of StableHLO programs for images and for texts, their weights, "
-        "a manifest, the tokenizer's files, and run.py, which embeds with them by JAX, NumPy and "
-        "safetensors alone; or, by --to onnx, of ONNX graphs for ONNX Runtime and others.",
+        "a manifest, the tokenizer's files, and run.py, which embeds with them by JAX and "
+        "NumPy alone; or, by --to onnx, of ONNX graphs for ONNX Runtime and others.",
         epilog="example: clip-jax export ViT-B/32 exported && python exported/run.py "
         "--images images.npy --out embeddings.npy",
     )

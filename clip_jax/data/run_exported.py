@@ -1,6 +1,6 @@
-"""Embeds images or texts by the programs in this folder, with JAX, NumPy and safetensors alone.
+"""Embeds images or texts by the programs in this folder, with JAX and NumPy alone.
 
-Set up: pip install jax flatbuffers numpy safetensors
+Set up: pip install jax flatbuffers numpy
 Images: python run.py --images images.npy --out embeddings.npy
 Texts:  python run.py --texts tokens.npy --out embeddings.npy
 """
@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
-from safetensors import safe_open
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 rows = parser.add_mutually_exclusive_group(required=True)
@@ -29,18 +28,29 @@ kind = "image" if options.images else "text"
 program = export.deserialize(bytearray((folder / manifest["programs"][kind]["file"]).read_bytes()))
 weights = []
 if manifest["weights"] == "beside":
+    # Mapped, so that only what is used is read. The format: a length, a header of JSON, arrays.
+    data = np.memmap(folder / "model.safetensors", np.uint8, mode="c")
+    begin = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    header = json.loads(data[8:begin].tobytes())
+    types = {"F32": np.float32, "F16": np.float16, "BF16": jnp.bfloat16}
+    arrays = {
+        name: data[slice(*(begin + place for place in entry["data_offsets"]))]
+        .view(types[entry["dtype"]])
+        .reshape(entry["shape"])
+        for name, entry in sorted(header.items())
+        if name != "__metadata__"
+    }
+    # Of the other tower, zeros of the same shapes, which take no memory.
     used = program.module_kept_var_idx
-    with safe_open(folder / "model.safetensors", "numpy") as file:
-        arrays = enumerate(zip(sorted(file.keys()), program.in_avals, strict=False))
-        weights.append(
-            {
-                # Those of the other tower aren't read: zeros of their shapes, which take no memory.
-                name: jax.device_put(file.get_tensor(name))
-                if i in used
-                else np.broadcast_to(np.zeros((), aval.dtype), aval.shape)
-                for i, (name, aval) in arrays
-            }
-        )
+    places = zip(arrays.items(), program.in_avals, strict=False)
+    weights.append(
+        {
+            name: jax.device_put(array)
+            if i in used
+            else np.broadcast_to(np.zeros((), aval.dtype), aval.shape)
+            for i, ((name, array), aval) in enumerate(places)
+        }
+    )
 form = manifest["programs"][kind]["input"]
 given = np.load(options.images or options.texts)
 sides = [side for side in form["shape"][1:] if side != "l"]

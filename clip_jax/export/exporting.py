@@ -54,7 +54,7 @@ def export(
 
     It holds `image.stablehlo` and `text.stablehlo`, programs for all platforms as `jax.export`
     writes them; `model.safetensors`, their first argument by name; `run.py`, which runs them with
-    JAX, NumPy and safetensors; the tokenizer's files; and `manifest.json`. JAX runs such programs
+    JAX and NumPy alone; the tokenizer's files; and `manifest.json`. JAX runs such programs
     for at least six months after the version that wrote them. The write is atomic.
 
     Args:
