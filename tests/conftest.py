@@ -1,6 +1,8 @@
 """What every test runs under: several devices, shapes checked, ranks promoted only on purpose."""
 
+import gc
 import os
+import sys
 
 # Before jax is imported: sharding is tested everywhere, without an accelerator.
 os.environ.setdefault("JAX_NUM_CPU_DEVICES", "8")
@@ -29,6 +31,22 @@ pytest_plugins = [
     "tests.training",
     "tests.training_runs",
 ]
+
+
+# Linux gives a process 65,530 mappings of memory, and XLA crashes without one for its next program.
+MOST_MAPPINGS = 20_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Drops compiled programs after a module where there are too many of them."""
+    yield
+    if sys.platform == "linux" and "jax" in sys.modules:
+        with open("/proc/self/maps", "rb") as file:
+            count = sum(1 for _ in file)
+        if count > MOST_MAPPINGS:
+            sys.modules["jax"].clear_caches()
+            gc.collect()
 
 
 @pytest.fixture(scope="session")
