@@ -109,7 +109,8 @@ def test_existing_target_is_kept_without_force(run, folder, tmp_path):
 
 def test_force_replaces_no_folder_of_something_else(run, folder, tmp_path):
     write_safetensors(SMALL_VIT, tmp_path / "m.safetensors")
-    status, _, err = run("convert", tmp_path / "m.safetensors", folder / "other", "--force")
+    options = ("--force", *unsaid_options(SMALL_VIT))
+    status, _, err = run("convert", tmp_path / "m.safetensors", folder / "other", *options)
     assert (status, len(err)) == (1, 1)
     assert (folder / "other" / "notes.txt").exists()
 

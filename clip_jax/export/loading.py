@@ -136,7 +136,8 @@ def load(folder: str | os.PathLike[str]) -> ExportedModel:
     check_flatbuffers()
     folder = Path(folder)
     manifest = read_manifest(folder)
-    platform = jax.default_backend()
+    (device,) = jnp.zeros(()).devices()  # where arrays are put here
+    platform = device.platform
     names = ("cuda", "rocm") if platform == "gpu" else (platform,)
     if not set(names) & set(manifest.platforms):
         raise CheckpointError(
