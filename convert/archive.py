@@ -32,7 +32,7 @@ def shown(text: str, limit: int = 120) -> str:
     return text if text.isprintable() else ascii(text)
 
 
-class _Contents:
+class Contents:
     """A file for `zipfile` that refuses to read a table of contents beyond the limit.
 
     A ZIP archive gives the size and offset of the table in several places, and only `zipfile` knows
@@ -40,10 +40,12 @@ class _Contents:
     """
 
     def __init__(self, file: BinaryIO):
+        """Takes the file, which the caller closes."""
         self._file = file
         self.seek, self.tell, self.seekable = file.seek, file.tell, file.seekable
 
     def read(self, size: int = -1) -> bytes:
+        """Reads as a file does; raises CheckpointError beyond the limit."""
         limit = MAX_CONTENTS_BYTES + 1
         found = self._file.read(limit if size < 0 else min(size, limit))
         if len(found) > MAX_CONTENTS_BYTES:
@@ -69,7 +71,7 @@ class Archive:
         self._spans: dict[str, tuple[int, int]] = {}
         try:
             # This reads the central directory only.
-            with zipfile.ZipFile(cast(BinaryIO, _Contents(file))) as archive:
+            with zipfile.ZipFile(cast(BinaryIO, Contents(file))) as archive:
                 infos = archive.infolist()
         except (CheckpointError, MemoryError):
             raise

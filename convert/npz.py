@@ -5,19 +5,22 @@ memory is taken, and reads only the arrays that are wanted: a training checkpoin
 the optimizer.
 """
 
+import collections
 import math
 import os
 import zipfile
+import zlib
 from collections.abc import Callable
-from typing import IO
+from typing import IO, BinaryIO, cast
 
 import ml_dtypes
 import numpy as np
 from numpy.lib import format as npy
 
-from clip_jax.convert.archive import shown
+from clip_jax.convert.archive import Contents, shown
 from clip_jax.convert.checks import check_count, check_name, naming, raise_all
 from clip_jax.errors import CheckpointError
+from clip_jax.messages import some
 from clip_jax.storage import storage
 
 SUFFIX = ".npz"
@@ -50,6 +53,8 @@ def read_npz(
     where = storage(path)
     with naming(path), where.open(path) as file:
         try:
+            with zipfile.ZipFile(cast(BinaryIO, Contents(cast(BinaryIO, file)))):
+                pass  # raises if the table of contents is too large
             with zipfile.ZipFile(file) as archive:
                 return _arrays(archive, where.size(path), wanted)
         except (zipfile.BadZipFile, NotImplementedError, EOFError, RuntimeError) as error:
@@ -62,8 +67,17 @@ def read_npz(
 def _arrays(
     archive: zipfile.ZipFile, size: int, wanted: Callable[[list[str]], list[str]]
 ) -> dict[str, np.ndarray]:
-    infos = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-    check_count(len(infos))
+    entries = [(info.filename.removesuffix(".npy"), info) for info in archive.infolist()]
+    check_count(len(entries))
+    infos = dict(entries)
+    if len(infos) < len(entries):
+        twice = [
+            name for name, count in collections.Counter(n for n, _ in entries).items() if count > 1
+        ]
+        raise CheckpointError(
+            f"has {some([shown(name) for name in twice], 5)} more than once, expected each array "
+            f"once: it is damaged, download or copy it again"
+        )
     found: dict[str, np.ndarray] = {}
     problems: list[str] = []
     budget = _EXPANSION * size
@@ -78,7 +92,7 @@ def _arrays(
             check_name(name)
             with archive.open(infos[name]) as file:
                 found[name] = _array(file, infos[name].file_size)
-        except (ValueError, zipfile.BadZipFile) as error:
+        except (ValueError, zipfile.BadZipFile, zlib.error) as error:
             problems.append(f"{shown(name)}: {shown(str(error))}")
     raise_all(problems, "arrays as numpy.savez writes them", [], "")
     return found
