@@ -261,7 +261,7 @@ def test_without_a_network_the_model_that_needs_none_is_named(run, monkeypatch):
 
 @pytest.mark.filterwarnings("default")
 def test_a_compile_cache_on_a_cpu_is_left_out_with_a_word(run, tmp_path):
-    command = ("classify", "a.png", "--labels", "x", "--model", "model", "--compile-cache")
+    command = ("classify", "a.png", "--labels", "x", "y", "--model", "model", "--compile-cache")
     status, out, err = run(*command, str(tmp_path / "programs"))
     assert status == 0 and "x" in out
     assert len(err) == 1 and "for GPUs and TPUs" in err[0]
