@@ -108,7 +108,7 @@ def train(config: TrainConfig, *, progress: bool = True, more_steps: bool = Fals
     if jax.process_count() > 1:  # arrays on one process's device can't be put on all
         state = jax.tree.map(np.asarray, state)
     state = jax.device_put(state, whole)
-    architecture = model.config
+    architecture, tokenizer_files = model.config, opened.tokenizer_files
     del model, opened
     step_at = _make_steps(config, architecture, mesh)
 
@@ -141,7 +141,12 @@ def train(config: TrainConfig, *, progress: bool = True, more_steps: bool = Fals
             raise
         trained = model_of(state, architecture)
         if is_first:
-            save_parameters(_finished(architecture, config), parameters(trained), out / "model")
+            save_parameters(
+                _finished(trained.config, config),
+                parameters(trained),
+                out / "model",
+                tokenizer_files=tokenizer_files,
+            )
             for sentence in skipped.losses.sentences():
                 remark(sentence, show=progress)
             metrics.plot()

@@ -107,6 +107,12 @@ class Opened:
         return tokens
 
     @property
+    def tokenizer_files(self) -> dict[str, bytes]:
+        """The files of a tokenizer that is saved with its model: SigLIP's, not CLIP's."""
+        own = self.tokenizer
+        return own.files() if isinstance(own, SentencePieceTokenizer) else {}
+
+    @property
     def own_ids(self) -> dict[str, Any] | None:
         """What distinguishes the tokenizer's ids from those of CLIP's, as plain JSON."""
         own = self.tokenizer
