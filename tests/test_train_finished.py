@@ -1,4 +1,4 @@
-"""What a finished run saves: all that it has trained, and the tokenizer that it was trained with."""
+"""What a finished run saves: all that it has trained, and the tokenizer that it was given."""
 
 import dataclasses
 
