@@ -292,7 +292,8 @@ def test_weights_that_are_not_finite_are_an_error(run, tmp_path):
     params = random_parameters(SMALL_VIT)
     params["visual"]["proj"] = np.full_like(params["visual"]["proj"], np.nan)
     save_parameters(SMALL_VIT, params, tmp_path / "broken")
-    status, out, err = run("classify", "a.png", "--labels", "x", "--model", tmp_path / "broken")
+    command = ("classify", "a.png", "--labels", "x", "y", "--model", tmp_path / "broken")
+    status, out, err = run(*command)
     assert (status, out, len(err)) == (1, "", 1)
     assert "not finite" in err[0]
 
