@@ -63,8 +63,9 @@ class HuggingFacePreprocess(Preprocess):
             return np.array(resized.crop((left, top, left + m, top + n)))
 
     def losses(self, image: Image.Image) -> tuple[str, ...]:
-        """As of any other preprocessing; but transparent parts are on white."""
-        return tuple(kind for kind in super().losses(image) if kind != UNCOVERED)
+        """As of any other preprocessing; but most transparent parts are on white."""
+        found = super().losses(image)
+        return tuple(kind for kind in found if kind != UNCOVERED or not _is_on_white(image))
 
     def _size(self, image: Image.Image) -> tuple[int, int]:
         height, width = sides_of(self.image_size)
@@ -163,9 +164,14 @@ def _sides(fields: Fields, name: str, default: int, value: Any = None) -> tuple[
 
 def _on_white(image: Image.Image) -> Image.Image:
     """Returns an image in RGB, with white where it is transparent."""
-    if image.has_transparency_data:
+    if _is_on_white(image):
         return in_bands(image, "RGB", _part_on_white)
     return image.convert("RGB")
+
+
+def _is_on_white(image: Image.Image) -> bool:
+    """Whether transformers puts an image on white: not by a palette's own alpha."""
+    return image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
 
 
 def _part_on_white(image: Image.Image) -> Image.Image:

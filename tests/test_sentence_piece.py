@@ -14,7 +14,12 @@ from clip_jax.sentence_piece import SentencePieceTokenizer
 from clip_jax.weights import load_tokenizer
 from tests.models import SMALL_VIT, small
 from tests.peers import peer
-from tests.sentence_pieces import odd_texts, siglip2_model, siglip_model
+from tests.sentence_pieces import (
+    odd_texts,
+    siglip2_model,
+    siglip_model,
+    transformers_folders,
+)
 
 pytest.importorskip("sentencepiece")
 pytest.importorskip("tokenizers")
@@ -35,23 +40,8 @@ def siglip2(**changes):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Tokenizers' folders as transformers writes them, and their own tokenizers."""
-    transformers, root = peer("transformers"), tmp_path_factory.mktemp("tokenizers")
-    source = root / "source"
-    source.mkdir()
-    (source / "spiece.model").write_bytes(siglip_model())
-    (source / "tokenizer.model").write_bytes(siglip2_model())
-    with quiet():
-        first = transformers.SiglipTokenizer(vocab_file=str(source / "spiece.model"))
-        (source / "spiece.model").rename(root / "spiece.model")
-        first.model_max_length = LENGTH
-        settings = {"tokenizer_class": "GemmaTokenizer", "add_eos_token": True}
-        settings |= {"padding_side": "right", "model_max_length": LENGTH}
-        (source / "tokenizer_config.json").write_text(json.dumps(settings))
-        second = transformers.Siglip2Tokenizer.from_pretrained(source, local_files_only=True)
-        (root / "spiece.model").rename(source / "spiece.model")
-        first.save_pretrained(root / "siglip")
-        second.save_pretrained(root / "siglip2")
-    return {"siglip": (root / "siglip", first), "siglip2": (root / "siglip2", second)}
+    peer("transformers")
+    return transformers_folders(tmp_path_factory.mktemp("tokenizers"), LENGTH)
 
 
 def theirs(tokenizer, texts):
