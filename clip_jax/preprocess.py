@@ -28,7 +28,7 @@ from clip_jax.geometry import Geometry, geometry
 from clip_jax.image_size import ImageSize, as_image_size, sides_of
 from clip_jax.naming import reading
 from clip_jax.picture_faults import check_image, fault, reason, told_faults
-from clip_jax.reduced import reduce
+from clip_jax.reduced import extent, full_size, reduce
 from clip_jax.resample import (
     EIGHT_BITS,
     NEAREST,
@@ -204,24 +204,25 @@ class Preprocess:
         """Returns the resized picture, in its own mode and of the model's size."""
         height, width = sides_of(self.image_size)
         resample = Image.Resampling[self.config.interpolation.upper()]
-        place = self.geometry(*image.size)
+        place, box = self.geometry(*full_size(image)), (0, 0, *extent(image))
         size = place.size
         if self.resize == "squash":
             check_area(image, max(height, width) * max(image.size))
-            return image.resize(size, resample)
+            return image.resize(size, resample, box)
         if self.resize == "longest":
             if 0 in size:
                 raise TooThin(image)
             check_area(image, place.width * image.height)
             if self.background is None and self.fit is None:
-                return _padded(image.resize(size, resample), (width, height), 0)
+                return _padded(image.resize(size, resample, box), (width, height), 0)
             image.info.pop("transparency", None)
             rgb = image if image.mode == "RGB" else image.convert("RGB")
-            return _padded(rgb.resize(size, resample), (width, height), self._margin_color())
-        box = (place.left, place.top, place.left + width, place.top + height)
+            resized = rgb.resize(size, resample, box)
+            return _padded(resized, (width, height), self._margin_color())
+        middle = (place.left, place.top, place.left + width, place.top + height)
         if height != width:
             check_area(image, place.width * max(image.height, place.height))
-            return image.resize(size, resample).crop(box)
+            return image.resize(size, resample, box).crop(middle)
         n = height
         if max(image.size) > THIN * min(image.size) and min(image.size) < n:
             if image.mode in EIGHT_BITS:
@@ -229,7 +230,7 @@ class Preprocess:
             if image.mode in NEAREST and n * max(image.size) <= MOST_PIXELS:
                 return nearest_middle(image, n, max(size))
             check_area(image, n * max(size))
-        return image.resize(size, resample).crop(box)
+        return image.resize(size, resample, box).crop(middle)
 
     def _margin_color(self) -> tuple[int, ...]:
         return color_of(self.background or "black")

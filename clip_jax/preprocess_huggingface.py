@@ -27,6 +27,7 @@ from clip_jax.geometry import Geometry, covering
 from clip_jax.image_size import ImageSize, as_image_size, shown_size, sides_of
 from clip_jax.picture_faults import check_image, told_faults
 from clip_jax.preprocess import Preprocess
+from clip_jax.reduced import extent, full_size
 from clip_jax.resample import shortest_to
 
 
@@ -56,9 +57,10 @@ class HuggingFacePreprocess(Preprocess):
             rgb, (n, m) = _on_white(self._prepared(image)), sides_of(self.image_size)
             if self.fit is not None:
                 return np.array(self._cropped(rgb))
-            place = self.geometry(*rgb.size)
+            place = self.geometry(*full_size(rgb))
             check_area(rgb, place.width * max(rgb.height, place.height))
-            resized = rgb.resize(place.size, Image.Resampling[self.config.interpolation.upper()])
+            resample = Image.Resampling[self.config.interpolation.upper()]
+            resized = rgb.resize(place.size, resample, (0, 0, *extent(rgb)))
             # Pillow's crop is black outside of the image.
             box = (place.left, place.top, place.left + m, place.top + n)
             return np.array(resized.crop(box))

@@ -90,6 +90,26 @@ def test_jpegs_of_every_kind_come_out_smaller_and_alike(mode, progressive):
     assert 0 < np.abs(found.astype(int) - expected).mean() < 3
 
 
+@pytest.mark.parametrize("size", [(1347, 1011), (1011, 1347), (1025, 769)])
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("kind", [Preprocess, HuggingFacePreprocess])
+def test_sizes_that_the_scale_does_not_divide_are_neither_stretched_nor_shifted(kind, size, fit):
+    data = saved(photograph(*size), "JPEG", quality=95)
+    fast, exact = kind(N, fit=fit, decode="fast"), kind(N, fit=fit)
+    image = decoded(data, fast)
+    assert image.size == tuple(-(-side // 8) for side in size)
+    found = fast.pixels(image).astype(int)
+    assert np.abs(found - exact.pixels(decoded(data, exact))).mean() < 0.5
+
+
+def test_a_reduced_picture_that_somebody_has_cropped_is_taken_as_it_is():
+    fast = Preprocess(N, decode="fast")
+    image = decoded(saved(photograph(1347, 1011), "JPEG"), fast)
+    part = image.crop((0, 0, 100, 80))
+    alone = Image.fromarray(np.asarray(part))
+    assert part.info and np.array_equal(fast.pixels(part), fast.pixels(alone))
+
+
 def test_pictures_of_other_formats_stay_as_they_are():
     for kind in ("PNG", "WEBP", "TIFF", "BMP", "GIF", "JPEG2000"):
         data = saved(photograph(400, 300), kind)
