@@ -65,7 +65,7 @@ class Built:
 
     def __str__(self) -> str:
         what = f"{self.kind}, {counted(self.rows, 'row')} in {counted(self.lists, 'list')}"
-        size = f"{self.size / 1e6:,.1f} MB"
+        size = f"{self.size / 1e6:,.2f} MB"
         if not self.is_new:
             return f"{self.path} is there already: {what}, {size}"
         return f"{self.path}: {what}, {size}; {self.seconds:.1f} s"
