@@ -172,8 +172,10 @@ def embed_query(
     if isinstance(query, str):
         opened.check_strings()
         return np.asarray(normalize(model.encode_text(opened.tokens(query)))[0], np.float32)
-    image = query if isinstance(query, Image.Image) else open_image(query)
-    pixels = pictures.applied_to(opened.preprocess).pixels(image)
+    preprocess = pictures.applied_to(opened.preprocess)
+    is_open = isinstance(query, Image.Image)
+    image = query if is_open else open_image(query, preprocess=preprocess)
+    pixels = preprocess.pixels(image)
     return np.asarray(normalize(model.encode_image(pixels[None]))[0], np.float32)
 
 
