@@ -118,6 +118,9 @@ def test_several_queries_find_what_each_finds_alone(folder):
         index.search(queries[:1, :15], 4)
     with pytest.raises(ValueError, match="k must be at least 1. Got 0"):
         index.search(queries, 0)
+    for factor in (2, 0, np.nan):
+        with pytest.raises(ValueError, match="queries must be normalised. Got"):
+            index.search(factor * queries, 1)
 
 
 def test_threads_share_an_index(folder):

@@ -207,7 +207,7 @@ def test_without_faiss_the_extra_is_named(out, run, argv, monkeypatch):
         (("--kind", "hnsw"), 2, "--kind"),
         (("--memory", "0"), 2, "expected a number above 0"),
         (("--threads", "0"), 2, "from 1 on"),
-        (("--memory", "0.001"), 1, "300 rows takes 0.0 GB of memory at least. Got 0.001"),
+        (("--memory", "0.001"), 1, "300 rows takes 0.0044 GB of memory at least. Got 0.001"),
     ],
 )
 def test_mistakes_are_said_in_a_line(out, run, argv, status, message):
