@@ -1,6 +1,11 @@
 """`ImageEmbedder` in other people's pipelines."""
 
+import ast
 import io
+import re
+import sys
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,36 +78,70 @@ def test_columns_that_lack_or_clash_are_named(embedder):
         embedder({"image": [], "reason": []})
 
 
-@pytest.fixture
-def ray_data():
-    """Ray Data with a small cluster of its own."""
-    ray = pytest.importorskip("ray")
-    data = pytest.importorskip("ray.data")
-    import warnings
+def run_page(library: str, folder: Path, model: clip_jax.CLIP, monkeypatch) -> Path:
+    """Runs the code of docs/guides/clusters.md that imports a library; gives the folder."""
+    page = (Path(__file__).parents[1] / "docs" / "guides" / "clusters.md").read_text()
+    codes = re.findall(r"^```py$(.*?)^```$", page, re.M | re.S)
+    (code,) = (code for code in codes if re.search(rf"^(import|from) {library}\b", code, re.M))
+    clip_jax.save(model, folder / "model")
+    (folder / "pictures").mkdir()
+    for i in range(6):
+        (folder / "pictures" / f"{i}.jpg").write_bytes(noise(i) if i != 4 else b"broken")
+    code = code.replace('"ViT-B/32"', repr(str(folder / "model")))
+    for name in ("pictures", "embeddings"):
+        code = code.replace(f'("{name}', f'("{folder / name}')
+    monkeypatch.chdir(folder)
+    exec(compile(code, "clusters.md", "exec"), {"__name__": "__main__"})
+    return folder
 
+
+def check_page(found: list[dict], embedder: ImageEmbedder) -> None:
+    """What the code of a page has written is what the class gives."""
+    found.sort(key=lambda row: row["path"])
+    assert [row["path"].rpartition("/")[2] for row in found] == [f"{i}.jpg" for i in range(6)]
+    here = embedder({"image": [noise(i) if i != 4 else b"broken" for i in range(6)]})
+    for row, expected, reason in zip(
+        found, here["embedding"].to_pylist(), here["reason"].to_pylist(), strict=True
+    ):
+        assert row["reason"] == reason
+        if expected is None:
+            assert row["embedding"] is None
+        else:
+            np.testing.assert_allclose(row["embedding"], expected, atol=1e-5)  # another batch size
+
+
+def parquet_rows(folder: Path) -> list[dict]:
+    """The rows of a folder of Parquet files."""
+    import pyarrow.parquet as pq
+
+    return [row for path in folder.glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+
+
+def test_ray_data_maps_batches(model, embedder, tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    data = pytest.importorskip("ray.data", exc_type=ImportError)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        ray.init(
-            address="local", num_cpus=2, include_dashboard=False, log_to_driver=False,
-            logging_level="ERROR",
-        )  # fmt: skip
+        how = {"include_dashboard": False, "log_to_driver": False, "logging_level": "ERROR"}
+        ray.init(address="local", num_cpus=2, **how)
         data.DataContext.get_current().enable_progress_bars = False
-        yield data
-        ray.shutdown()
+        try:
+            run_page("ray", tmp_path, model, monkeypatch)
+        finally:
+            ray.shutdown()
+    check_page(parquet_rows(tmp_path / "embeddings"), embedder)
 
 
-def test_ray_data_maps_batches(ray_data, model, embedder, tmp_path):
-    clip_jax.save(model, tmp_path / "model")
-    items = [{"image": noise(i) if i != 4 else b"broken", "id": i} for i in range(10)]
-    found = ray_data.from_items(items).map_batches(
-        ImageEmbedder,
-        fn_constructor_kwargs={"model": str(tmp_path / "model"), "batch_size": 8},
-        batch_size=4,
-        compute=ray_data.ActorPoolStrategy(size=1),
-    )
-    there = sorted(found.take_all(), key=lambda row: row["id"])
-    here = embedder({"image": [item["image"] for item in items]})
-    assert [row["id"] for row in there] == list(range(10))
-    assert [row["embedding"] for row in there] == here["embedding"].to_pylist()
-    assert [row["reason"] for row in there] == here["reason"].to_pylist()
-    assert there[4]["embedding"] is None
+def test_spark_maps_batches(model, embedder, tmp_path, monkeypatch):
+    pytest.importorskip("pyspark")
+    pytest.importorskip("pandas")
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    run_page("pyspark", tmp_path, model, monkeypatch)
+    check_page(parquet_rows(tmp_path / "embeddings"), embedder)
+
+
+def test_beam_runs_inference(model, embedder, tmp_path, monkeypatch):
+    pytest.importorskip("apache_beam")
+    run_page("apache_beam", tmp_path, model, monkeypatch)
+    lines = [line for path in tmp_path.glob("embeddings-*") for line in path.open()]
+    check_page([ast.literal_eval(line) for line in lines], embedder)
