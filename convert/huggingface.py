@@ -30,6 +30,7 @@ from clip_jax.convert.parts import model_arrays
 from clip_jax.convert.rules import HUGGING_FACE
 from clip_jax.convert.table import check_arrays, count_blocks, from_tree, to_tree
 from clip_jax.errors import CheckpointError
+from clip_jax.model_tokenizer import Tokenizer
 from clip_jax.shapes import blocks, check_num_blocks, parameter_shapes
 
 WEIGHTS = "model.safetensors"
@@ -151,6 +152,7 @@ def to_huggingface(
     folder: str | os.PathLike[str],
     *,
     replace: bool = False,
+    tokenizer: Tokenizer | None = None,
 ) -> None:
     """Writes a folder that transformers loads as `CLIPModel` or `SiglipModel`.
 
@@ -162,6 +164,7 @@ def to_huggingface(
         params: nested dicts of NumPy or JAX arrays, whose dtypes are kept.
         folder: the folder, which is created with its parents.
         replace: whether to replace such a folder that exists.
+        tokenizer: the model's, as `load_tokenizer` gives it, where tokens were added to CLIP's.
 
     Raises:
         CheckpointError: Hugging Face's class can't express the model, or the parameters don't fit;
@@ -182,7 +185,11 @@ def to_huggingface(
     dtypes = {array.dtype.name for array in arrays.values()}
     # Without it transformers 5 would take that of the first array for all of them.
     document["dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"
-    files = {CONFIG: _json(document), PREPROCESSOR: _json(pixels), **tokenizer_files(config.text)}
+    files = {
+        CONFIG: _json(document),
+        PREPROCESSOR: _json(pixels),
+        **tokenizer_files(config.text, tokenizer),
+    }
     write_folder(folder, files, WEIGHTS, arrays, replace=replace)
 
 

@@ -91,9 +91,8 @@ def run(args: argparse.Namespace) -> int:
         raise argparse.ArgumentError(
             None, f"{source} is a native folder already: give --to, or a DST that ends with .pt"
         )
-    options = {}
-    if to == "native" and source.is_dir() and (files := _tokenizer_files(source, config)):
-        options["tokenizer_files"] = files
+    has_own = not source.is_file() and not _is_address(args.source)
+    options = _tokenizer_options(args.source, to) if has_own else {}
     # Without --force, a target that another process makes meanwhile isn't replaced either.
     _writer(to)(config, params, target, replace=args.force, **options)
     print(
@@ -161,15 +160,33 @@ def _writer(to: str) -> Callable[..., None]:
     }[to]
 
 
-def _tokenizer_files(source: Path, config: CLIPConfig) -> dict[str, bytes]:
-    """Returns the files of a SigLIP's tokenizer; none of other models, or where it is missing."""
-    from clip_jax.sentence_piece import SentencePieceTokenizer
+def _tokenizer_options(source: str, to: str) -> dict[str, Any]:
+    """Returns what a writer needs to keep a model's tokenizer, if it isn't CLIP's own.
+
+    Warns where the format has no place for it.
+    """
+    from clip_jax.errors import CheckpointError
+    from clip_jax.messages import some
+    from clip_jax.model_tokenizer import Tokenizer
     from clip_jax.weights import load_tokenizer
 
-    if config.text.pooling != "last":  # as no other model's
+    try:
+        tokenizer = load_tokenizer(source)
+    except CheckpointError:  # another than CLIP's, which the configuration says
         return {}
-    tokenizer = load_tokenizer(source)
-    return tokenizer.files() if isinstance(tokenizer, SentencePieceTokenizer) else {}
+    if to == "native":
+        return {"tokenizer_files": tokenizer.files()}
+    if not isinstance(tokenizer, Tokenizer) or not tokenizer.added:
+        return {}
+    if to == "huggingface":
+        return {"tokenizer": tokenizer}
+    told = some([token.text for token in tokenizer.added], 5)
+    warnings.warn(
+        f"this format has no place for the tokens that were added to CLIP's ({told}): keep the "
+        f"folder that they are from, too",
+        stacklevel=3,
+    )
+    return {}
 
 
 def _write_pytorch(
