@@ -9,6 +9,9 @@ import re
 # What commands without such an option say instead.
 _NOT_HERE = {
     "truncate": (r"; pass truncate=True to cut it", ": make it shorter"),
+    "caption-column": (r", caption_column, key_column, in a TOML file in \[data\]", ""),
+    "label-column": (r"label_column or (?=extra_columns)", ""),
+    "columns": (r"(?<=label_column) or extra_columns", ""),
     "subfolder": (r"(?:give|pass) subfolder=", "in Python, clip_jax.load has subfolder="),
 }
 # The names of arguments whose options are called otherwise.
