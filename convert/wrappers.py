@@ -42,8 +42,12 @@ def state_values(root: dict[Any, Any], kind: type = Tensor) -> dict[str, Any]:
     known = [
         path for path in candidates if path and all(_WEIGHTS.fullmatch(key.lower()) for key in path)
     ]
-    # Tensors of the root itself are the weights, whatever else lies beside them.
-    paths = known or [path for path in candidates if not path] or list(candidates)
+    own = [path for path in candidates if not path]
+    if known and own:  # a number beside the weights, such as the step, is no other set of them
+        most = max(_count(candidates[path], kind) for path in known)
+        own = own if 2 * _count(root, kind) > most else []
+    # Without such names, tensors of the root itself are the weights, whatever lies beside them.
+    paths = [*own, *known] or list(candidates)
     if len(paths) > 1:
         told = some([f"{_shown(p)}: {_count(candidates[p], kind):,} arrays" for p in paths], 10)
         raise CheckpointError(
@@ -115,7 +119,7 @@ def _count(found: Mapping[Any, Any], kind: type) -> int:
 
 
 def _shown(path: tuple[str, ...]) -> str:
-    return shown(".".join(path))
+    return shown(".".join(path)) if path else "outside of any dictionary"
 
 
 def _key(key: Any) -> str:
