@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from clip_jax.convert.archive import shown
 from clip_jax.convert.pickled import Opaque, Tensor, kind_of
 from clip_jax.errors import CheckpointError
-from clip_jax.messages import some
+from clip_jax.messages import counted, some
 
 # Keys under which training scripts store a model's weights, or their average over training.
 _WEIGHTS = re.compile(
@@ -49,7 +49,9 @@ def state_values(root: dict[Any, Any], kind: type = Tensor) -> dict[str, Any]:
     # Without such names, tensors of the root itself are the weights, whatever lies beside them.
     paths = [*own, *known] or list(candidates)
     if len(paths) > 1:
-        told = some([f"{_shown(p)}: {_count(candidates[p], kind):,} arrays" for p in paths], 10)
+        told = some(
+            [f"{_shown(p)}: {counted(_count(candidates[p], kind), 'array')}" for p in paths], 10
+        )
         raise CheckpointError(
             f"holds {len(paths)} sets of weights ({told}), expected one: in PyTorch, torch.save "
             f"the one that is meant, by itself"

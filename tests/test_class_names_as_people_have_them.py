@@ -48,7 +48,7 @@ def test_zeroshot_goes_on_without_the_empty_class(data, tmp_path, capsys, monkey
     (tmp_path / "some" / "yak").mkdir()
     model = str(data / "model")
     status, out, said = runner(capsys)("eval", "zeroshot", "some", "--model", model, "--json")
-    assert status == 0 and '"images": 4' in out
+    assert status == 0 and '"count": 4' in out
     assert any(line.endswith("classes without pictures are left out: yak") for line in said)
 
 

@@ -44,4 +44,6 @@ def in_options(message: str, parser: argparse.ArgumentParser) -> str:
             message = re.sub(rf"{begin}=(?:True\b|(?=[\s,;.)]|$))", option, message)
             if "_" in spelling:  # else it may be a word
                 message = re.sub(begin + rf"(?!=){end}", option, message)
-    return message
+    # Where both were named, for either interface, one is left.
+    message = re.sub(r"\((--[\w-]+), \1\)", r"(\1)", message)
+    return re.sub(r"( in a file \((--[\w-]+)\)) or a list \(\2\)", r"\1", message)
