@@ -6,12 +6,15 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clip_jax.cli.arguments import BEGINS_AGAIN, add_bare_file
 from clip_jax.cli.output import printable
 from clip_jax.config import CLIPConfig, ViTConfig
 from clip_jax.image_size import sides_of
+
+if TYPE_CHECKING:
+    pass
 
 PYTORCH = (".pt", ".pth")
 FORMATS = ("native", "openai", "huggingface", "open_clip")
@@ -176,10 +179,12 @@ def _tokenizer_options(source: str, to: str) -> dict[str, Any]:
         return {}
     if to == "native":
         return {"tokenizer_files": tokenizer.files()}
-    if not isinstance(tokenizer, Tokenizer) or not tokenizer.added:
+    if isinstance(tokenizer, Tokenizer) and not tokenizer.added:
         return {}
     if to == "huggingface":
         return {"tokenizer": tokenizer}
+    if not isinstance(tokenizer, Tokenizer):
+        return {}
     told = some([token.text for token in tokenizer.added], 5)
     warnings.warn(
         f"this format has no place for the tokens that were added to CLIP's ({told}): keep the "
