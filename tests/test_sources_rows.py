@@ -122,7 +122,7 @@ def test_a_second_record_of_a_key_does_not_mix_with_the_first(tmp_path):
     ("content", "message"),
     [
         (b"", "a.tar is empty"),
-        (b"\x1f\x8b" + bytes(600), "a.tar is compressed: unpack it"),
+        (b"\xfd7zXZ" + bytes(600), "a.tar: it is compressed: unpack it"),
         (b"something else" * 80, "a.tar is no tar file, or a damaged one"),
     ],
 )

@@ -20,6 +20,7 @@ from clip_jax.preprocess import PictureOptions, Preprocess
 from clip_jax.progress import Progress, remark
 from clip_jax.sources import Columns, Input, Record, faults, open_input
 from clip_jax.sources.records import as_text
+from clip_jax.sources.tar_index import is_shard
 from clip_jax.storage import Disk, storage
 
 Features = Literal["before", "after"]
@@ -150,7 +151,7 @@ def embed_images(
     if features == "before":
         model = without_projection(model)
     is_folder = storage(source).is_folder(source)
-    column = label_column or ("cls" if source.endswith(".tar") else "label")
+    column = label_column or ("cls" if is_shard(source) else "label")
     if is_folder:
         class_folders(source)
         found = open_input(source)

@@ -17,6 +17,7 @@ from clip_jax.sources.parquet import ParquetShard, column_types, read_row
 from clip_jax.sources.patterns import expand
 from clip_jax.sources.records import Shard, as_name
 from clip_jax.sources.tar import TarShard, read_member
+from clip_jax.sources.tar_index import SHARDS, is_shard
 from clip_jax.storage import Unreachable, is_remote, plain, storage
 
 TABLES = ("txt", "csv", "tsv", "jsonl", "parquet")
@@ -70,7 +71,7 @@ def open_input(
     """
     source = plain(source)
     columns = columns or Columns()
-    suffix = source.rpartition(".")[2].lower()
+    suffix = "tar" if is_shard(source) else source.rpartition(".")[2].lower()
     known = suffix in ("tar", *TABLES)
     # A folder may be named like a file: Spark writes tables as folders.
     if not (known and _is_pattern(source)) and storage(source).is_folder(source):
@@ -80,7 +81,7 @@ def open_input(
             storage(source).size(source)  # raises if there is nothing
         raise ValueError(
             f"{source}: expected a folder of pictures, or files that end in "
-            f"{', '.join('.' + s for s in ('tar', *TABLES))}. Got {suffix!r}."
+            f"{', '.join('.' + s for s in (*SHARDS, *TABLES))}. Got {suffix!r}."
         )
     paths = expand(source)
     if suffix == "tar":
@@ -128,10 +129,10 @@ def read_picture(path: str, image_column: str = Columns.image) -> bytes:
 
 
 def _read_picture(path: str, image_column: str) -> bytes:
-    for found in re.finditer(r"\.(tar|parquet)/", path):
+    for found in re.finditer(r"\.(tar|tar\.gz|tgz|parquet)/", path):
         file, inside = path[: found.end() - 1], path[found.end() :]
         try:
-            if found[1] == "tar":
+            if found[1] != "parquet":
                 return read_member(file, inside)
             if inside.isdecimal():
                 return read_row(file, int(inside), image_column)

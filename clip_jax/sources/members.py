@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Protocol
 
+from clip_jax.sources.gzipped import MAGIC, unpacked
 from clip_jax.sources.records import as_text
 from clip_jax.storage import is_remote, storage
 
@@ -24,24 +25,34 @@ class File:
     """A tar file that threads can read at different offsets at the same time.
 
     Attributes:
-        size: its size in bytes.
+        size: its size in bytes, unpacked if it is gzipped.
+        problem: why the rest of a gzipped file could not be unpacked; else an empty string.
     """
 
     def __init__(self, path: str):
-        """Opens the file; a remote one is downloaded and kept on disk for this object's life.
+        """Opens the file; a remote or gzipped one is copied to TMPDIR for this object's life.
 
         Raises:
             OSError: it can't be read.
         """
         self._path = path
         self._own = -1
+        self.problem = ""
         if is_remote(path):
             self._own = storage(path).descriptor(path)
+            if _is_gzipped(self._own):
+                whole, self._own = self._own, -1
+                try:
+                    self._own, self.problem = unpacked(whole)
+                finally:
+                    os.close(whole)
             self.size = os.fstat(self._own).st_size
             return
         self._version = _version_of(os.stat(path))
         with _OPEN.descriptor(path, self._version) as descriptor:
-            self.size = os.fstat(descriptor).st_size
+            if _is_gzipped(descriptor):
+                self._own, self.problem = unpacked(descriptor)
+            self.size = os.fstat(descriptor if self._own < 0 else self._own).st_size
 
     def read(self, size: int, offset: int) -> bytes:
         """Reads bytes at an offset; fewer if the file ends before.
@@ -144,6 +155,10 @@ _OPEN = _Open()
 
 def _version_of(stat: os.stat_result) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
+
+
+def _is_gzipped(descriptor: int) -> bool:
+    return os.pread(descriptor, len(MAGIC), 0) == MAGIC
 
 
 def _read(descriptor: int, size: int, offset: int) -> bytes:

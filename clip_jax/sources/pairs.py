@@ -9,6 +9,7 @@ from clip_jax.sources.records import Pair as Pair
 from clip_jax.sources.records import Pairs
 from clip_jax.sources.table import TablePairs, tables_in
 from clip_jax.sources.tar import TarPairs
+from clip_jax.sources.tar_index import is_shard
 
 
 def open_pairs(
@@ -17,10 +18,10 @@ def open_pairs(
     """Opens the pairs of shards, of tables, or of a folder.
 
     Args:
-        path: WebDataset's shards, a path or pattern ending in .tar; tables of captions, .csv, .tsv,
-            .jsonl or .parquet; or a folder with a table named `captions` or `metadata`, or else
-            with pictures that have their captions beside them, in .txt or .json files of the same
-            name.
+        path: WebDataset's shards, a path or pattern ending in .tar, .tar.gz or .tgz; tables of
+            captions, .csv, .tsv, .jsonl or .parquet; or a folder with a table named `captions` or
+            `metadata`, or else with pictures that have their captions beside them, in .txt or .json
+            files of the same name.
         columns: the names of a table's columns.
         max_skipped: the share of samples that may be faulty; `left_out` of the result tells them.
 
@@ -28,7 +29,7 @@ def open_pairs(
         ValueError: too much of the data is faulty; lists the problems.
         FileNotFoundError: there is no such file.
     """
-    if os.fspath(path).endswith(".tar"):
+    if is_shard(os.fspath(path)):
         return TarPairs(path, max_skipped=max_skipped)
     if os.path.isdir(path) and not tables_in(Path(path)):
         return FolderPairs(path, max_skipped=max_skipped)

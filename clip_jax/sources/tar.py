@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 
 from clip_jax.sources.faults import guarded
 from clip_jax.sources.files import ListedFile
+from clip_jax.sources.gzipped import MAGIC, beginning
 from clip_jax.sources.left_out import LeftOut, distinct
 from clip_jax.sources.members import Member
 from clip_jax.sources.patterns import expand
 from clip_jax.sources.records import Pair, Record, as_key
-from clip_jax.sources.tar_index import COMPRESSED, Group, TarIndex, decoded, parted
+from clip_jax.sources.tar_index import COMPRESSED, UNPACK, Group, TarIndex, decoded, parted
 from clip_jax.storage import absolute, is_remote, storage
 
 
@@ -126,9 +127,13 @@ class TarShard(ListedFile):
         """
         if not self._size:
             raise ValueError(f"{self._path} is empty: there is no row to embed")
-        head = storage(self._path).read_range(self._path, 0, tarfile.BLOCKSIZE)
+        head = storage(self._path).read_range(self._path, 0, 8 * tarfile.BLOCKSIZE)
+        if head.startswith(MAGIC):
+            with guarded(self._path):
+                head = beginning(head)
+        head = head[: tarfile.BLOCKSIZE]
         if head.startswith(COMPRESSED):
-            raise ValueError(f"{self._path} is compressed: unpack it to a plain tar file first")
+            raise ValueError(f"{self._path}: {UNPACK}")
         if head == bytes(tarfile.BLOCKSIZE):
             return  # complete, but without members
         try:
