@@ -205,6 +205,34 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
         )
 
 
+def add_where(parser: argparse.ArgumentParser) -> None:
+    """Declares `--where`."""
+    parser.add_argument(
+        "--where",
+        nargs="+",
+        action="extend",
+        type=condition,
+        metavar="CONDITION",
+        help="take only rows whose columns (of .tar files: fields of their .json members) fit: "
+        "'width>=256', lang=en, 'lang in en,de', \"caption!=''\"; of several, all must hold",
+    )
+
+
+def condition(text: str) -> str:
+    """Returns a condition on a column.
+
+    Raises:
+        argparse.ArgumentTypeError: it is something else.
+    """
+    from clip_jax.sources.where import Where
+
+    try:
+        Where.of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
 def add_pictures(parser: argparse.ArgumentParser) -> None:
     """Declares the options of how pictures become pixels."""
     parser.add_argument(

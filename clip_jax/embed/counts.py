@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from clip_jax.channels import Losses
 from clip_jax.messages import counted
+from clip_jax.sources.chosen import Tally
 
 CLOCKS = ("waiting", "reading", "decoding", "device", "blocked", "writing")
 
@@ -91,6 +92,7 @@ class Counts:
 
     Attributes:
         losses: the pictures that lose something on their way to pixels.
+        tally: the rows that fit the conditions of the input.
         remarks: what else whoever started the job should know.
     """
 
@@ -103,6 +105,7 @@ class Counts:
         self.rows_before = self.errors_before = self.parts_before = 0
         self.last_error = ""
         self.losses = Losses()
+        self.tally = Tally()
         self.remarks: list[str] = []
 
     @contextlib.contextmanager
@@ -149,5 +152,5 @@ class Counts:
             device=self._seconds["device"],
             blocked=self._seconds["blocked"],
             writing=self._seconds["writing"],
-            remarks=(*self.remarks, *self.losses.sentences()),
+            remarks=(*self.remarks, *self.tally.sentences(), *self.losses.sentences()),
         )

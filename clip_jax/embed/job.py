@@ -49,6 +49,7 @@ def embed(
     rows_per_part: int = 8192,
     batch_size: int | None = None,
     columns: Columns | None = None,
+    where: str | Sequence[str] | None = None,
     exif_transpose: bool = False,
     pictures: PictureOptions | None = None,
     formats: Sequence[str] | None = None,
@@ -78,7 +79,9 @@ def embed(
     Args:
         source: a folder of pictures, subfolders included, where captions may lie beside them, as in
             a.jpg and a.txt; WebDataset's tar files; or tables: .txt, .csv, .tsv, .jsonl, .parquet.
-            A pattern with `*` and braces may name several files. Any address that fsspec knows.
+            A pattern with `*` and braces may name several files. A folder that img2dataset has
+            written, or one of Parquet files, such as hf://datasets/owner/name. Any address that
+            fsspec knows.
         model: a model, or what `clip_jax.load` takes.
         out: the folder of the output; any address that fsspec knows.
         what: what to embed; by default pictures if the input has some, else texts.
@@ -89,6 +92,9 @@ def embed(
         rows_per_part: rows of a chunk, the unit of work that a kill can lose. No part spans files.
         batch_size: rows of a batch over the devices of this process, as in `Encoder`.
         columns: the roles of a table's columns, and those to pass through.
+        where: the conditions that a row must fit to be taken, all of them: a column, one of =, !=,
+            <, <=, >, >=, in, and a value, such as "width>=256" or "lang in en,de". Of tar files,
+            the columns are the fields of their .json members. A missing value fits no condition.
         exif_transpose: whether to rotate pictures by their EXIF data; the reference doesn't.
         pictures: whether pictures are cropped, padded or squashed, and the like; by default as for
             the model.
@@ -150,6 +156,7 @@ def embed(
         exif_transpose=exif_transpose,
         pictures=pictures or PictureOptions(),
         formats=formats,
+        where=where,
         extend=extend,
         options=LoadOptions(
             activation, num_heads, preprocessing, image_size, position_resize, drop_remainder
@@ -167,6 +174,7 @@ def embed(
     else:
         job.check_unclaimed()
     counts = Counts()
+    counts.tally = job.rows.tally
     if job.rows.remark:
         counts.remarks.append(job.rows.remark)
 
@@ -188,7 +196,7 @@ def embed(
     if dry_run:
         plan, _ = planned()
         to_do = [len(pending.rows) for pending, _ in plan.pending()]
-        _check_some(job.source, plan)
+        _check_some(job, plan)
         return counts.summary(sum(to_do), len(to_do))
 
     with (
@@ -228,7 +236,7 @@ def embed(
             read_ahead=read_ahead,
         )
         comparison.check_changed()
-        _check_some(job.source, plan)
+        _check_some(job, plan)
         if not has_begun:  # nothing to do, but job.json may be missing
             job.claim(dry=False)
         show()
@@ -404,9 +412,11 @@ def _as_int(number: Any) -> Any:
     return int(number) if isinstance(number, np.integer) else number
 
 
-def _check_some(source: str, plan: Plan) -> None:
+def _check_some(job: Job, plan: Plan) -> None:
     if plan.is_empty:
-        raise ValueError(f"{source} is empty: there is no row to embed")
+        where = job.rows.where
+        what = f"no row of {job.source} fits where {where}" if where else f"{job.source} is empty"
+        raise ValueError(f"{what}: there is no row to embed")
 
 
 def _check_errors(counts: Counts, max_errors: int | None) -> None:

@@ -5,11 +5,12 @@ import concurrent.futures
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from clip_jax.sources.columns import Columns
 from clip_jax.sources.faults import guarded, problem_of
+from clip_jax.sources.features import class_name, class_names
 from clip_jax.sources.files import ListedFile
 from clip_jax.sources.lines import key_of, record
 from clip_jax.sources.records import Record
@@ -75,6 +76,7 @@ class ParquetRows:
         schema = self._file.schema_arrow
         others = [name for name in columns.others if name in schema.names]
         self._times = [name for name in others if _has_times(schema.field(name).type)]
+        self._classes = {name: names for name in others if (names := class_names(schema, name))}
         self._groups = _rows_of_groups(path, self._file.metadata)
 
     def __len__(self) -> int:
@@ -122,6 +124,10 @@ class ParquetRows:
         times = {name: batch.column(name) for name in self._times}
         kept = batch.drop_columns(self._times) if times else batch
         rows = rows_of(kept)
+        for name, names in self._classes.items():
+            for row in rows:
+                if isinstance(row, dict):
+                    row[name] = class_name(row[name], names)
         for name, column in times.items():
             for row, value in zip(rows, column, strict=True):
                 if isinstance(row, dict):
@@ -151,6 +157,9 @@ class ParquetRows:
             if number >= end:
                 break
         return keys
+
+    def fields(self, names: Sequence[str]) -> Iterator[Mapping[str, Any] | str]:
+        yield from fields_of(self._file, names, batch_size=1 << 14)
 
     def _groups_with(self, begin: int, end: int) -> tuple[range, list[int]]:
         """Returns the row groups that hold those rows, and the end of every row group."""
@@ -183,6 +192,36 @@ def batches_of(file: Any, groups: Iterable[int], columns: Sequence[str]) -> Iter
     yield from file.iter_batches(rows, row_groups=groups, columns=columns)
 
 
+def fields_of(
+    file: Any, names: Sequence[str], batch_size: int
+) -> Iterator[Mapping[str, Any] | str]:
+    """Yields the values of some columns, to be compared: classes by their names, times as text.
+
+    Raises:
+        ValueError: the file has no such column.
+    """
+    schema = file.schema_arrow
+    if missing := [name for name in names if name not in schema.names]:
+        raise ValueError(f"no column {missing[0]!r}, which where names")
+    classes = {name: found for name in names if (found := class_names(schema, name)) is not None}
+    for batch in file.iter_batches(batch_size, columns=list(names)):
+        for row in rows_of(with_text_times(batch)):
+            if isinstance(row, dict):
+                for name, found in classes.items():
+                    row[name] = class_name(row[name], found)
+            yield row
+
+
+def with_text_times(batch: Any) -> Any:
+    """Returns a batch with its times as text, as they are compared."""
+    import pyarrow as pa
+
+    for place, field in enumerate(batch.schema):
+        if pa.types.is_temporal(field.type):
+            batch = batch.set_column(place, field.name, batch.column(place).cast(pa.string()))
+    return batch
+
+
 def column_types(shards: Sequence[ParquetShard], names: Sequence[str]) -> dict[str, Any]:
     """Returns the common Arrow types of these columns in all files.
 
@@ -207,7 +246,8 @@ def column_types(shards: Sequence[ParquetShard], names: Sequence[str]) -> dict[s
         schemas = pool.map(schema_of, shards if names else [])
         for shard, schema in zip(shards, schemas, strict=False):
             for name in [name for name in names if name in schema.names]:
-                type_ = schema.field(name).type
+                is_class = class_names(schema, name) is not None
+                type_ = pa.string() if is_class else schema.field(name).type
                 known, first = found.setdefault(name, (type_, shard.name))
                 if type_ != known:
                     found[name] = _common(name, (known, first), (type_, shard.name)), shard.name

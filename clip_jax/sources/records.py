@@ -115,6 +115,10 @@ class ListRows:
     def keys(self, begin: int, end: int) -> list[str | None]:
         return [None if row.problem else row.key for row in self._records[begin:end]]
 
+    def fields(self, names: Sequence[str]) -> Iterator[Mapping[str, Any] | str]:
+        for row in self._records:
+            yield row.columns or row.problem or {}
+
 
 class Rows(Protocol):
     """The rows of an open shard."""

@@ -4,7 +4,8 @@ import errno
 import functools
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from clip_jax.sources.faults import guarded
 from clip_jax.sources.files import ListedFile
@@ -13,7 +14,7 @@ from clip_jax.sources.left_out import LeftOut, distinct
 from clip_jax.sources.members import Member
 from clip_jax.sources.patterns import expand
 from clip_jax.sources.records import Pair, Record, as_key
-from clip_jax.sources.tar_index import COMPRESSED, UNPACK, Group, TarIndex, decoded, parted
+from clip_jax.sources.tar_index import COMPRESSED, UNPACK, Group, TarIndex, parted
 from clip_jax.storage import absolute, is_remote, storage
 
 
@@ -141,6 +142,15 @@ class TarShard(ListedFile):
         except (tarfile.HeaderError, ValueError, OverflowError) as error:
             raise ValueError(f"{self._path} is no tar file, or a damaged one: {error}") from None
 
+    def field_names(self) -> list[str]:
+        """Returns the names of the fields that rows have; none are also those of damaged rows.
+
+        Raises:
+            OSError: the file can't be read.
+        """
+        rows = self.open().fields(())
+        return list(dict.fromkeys(name for row in rows if not isinstance(row, str) for name in row))
+
 
 class TarRows:
     """The rows of an open shard."""
@@ -172,15 +182,19 @@ class TarRows:
         keys: list[str | None] = [as_key(key) for key, _ in self._groups[begin:end]]
         return keys + [None] * (min(end, len(self)) - max(begin, len(self._groups)))
 
+    def fields(self, names: Sequence[str]) -> Iterator[Mapping[str, Any] | str]:
+        for _, group in self._groups:
+            yield fields_of(group)
+        for _, problem in self._problems:
+            yield problem
+
     def _record(self, key: str, group: Group, opens: bool) -> Record:
         caption, columns, problem = None, {}, None
         try:
             if group.txt is not None or group.json is not None:
                 caption = group.captions()[0]
             if self._columns:
-                document = group.document()
-                if group.cls is not None:
-                    document = document | {"cls": decoded(group.cls, "label")}
+                document = group.labelled_document()
                 columns = {name: document.get(name) for name in self._columns}
         except ValueError as error:
             # If there is a picture, it can be embedded nevertheless.
@@ -189,6 +203,14 @@ class TarRows:
         if group.image is not None:
             read, path = group.image.read, as_key(f"{self._path}/{group.image.name}")
         return Record(as_key(key), read, path, caption, columns, problem=problem, opens=opens)
+
+
+def fields_of(group: Group) -> Mapping[str, Any] | str:
+    """Returns the fields of a row's JSON document and its label; or why they can't be read."""
+    try:
+        return group.labelled_document()
+    except ValueError as error:
+        return f"whether it was asked for can't be told: {error}"
 
 
 def read_member(path: str, name: str) -> bytes:

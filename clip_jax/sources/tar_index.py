@@ -59,6 +59,15 @@ class Group:
             raise ValueError("the JSON document is no object")
         return document
 
+    def labelled_document(self) -> dict[str, Any]:
+        """Returns the JSON document, with the label as `cls` where there is one.
+
+        Raises:
+            ValueError: one of them is damaged.
+        """
+        document = self.document()
+        return document if self.cls is None else document | {"cls": decoded(self.cls, "label")}
+
 
 def is_shard(name: str) -> bool:
     """Whether a file is named as shards are, whatever the case of its suffix."""
