@@ -3,13 +3,14 @@
 import gzip
 import io
 import json
+import pickle
 import tarfile
 
 import pytest
 
 from clip_jax.embed import embed
 from clip_jax.errors import Exhausted
-from clip_jax.sources import gzipped, open_input, open_pairs, read_picture
+from clip_jax.sources import gzipped, members, open_input, open_pairs, read_picture
 from tests.archives import rows_of, write_tar
 from tests.embedding_jobs import QUIET, errors, lasting, rows
 from tests.pictures import noise, picture
@@ -49,6 +50,22 @@ def test_a_gzipped_shard_has_the_rows_of_the_plain_one(both, name, tmp_path):
 def test_a_row_of_a_gzipped_shard_is_found_by_its_path(both):
     (first, *_) = rows_of(both[1])
     assert first.path is not None and read_picture(first.path) == noise(0)
+
+
+def test_a_row_that_another_process_has_indexed_is_unpacked_once_more(both, monkeypatch):
+    found = rows_of(both[1])
+    there = [row.read() for row in found]
+    unpacked = []
+    unpack = members.unpacked
+    monkeypatch.setattr(members, "unpacked", lambda *a: unpacked.append(1) or unpack(*a))
+    again = pickle.loads(pickle.dumps(found))
+    assert [row.read() for row in again] == there
+    assert [row.read() for row in pickle.loads(pickle.dumps(found))] == there
+    assert len(unpacked) == 1
+    both[1].write_bytes(gzip.compress(bytes(4096)))
+    with pytest.raises(OSError, match="has changed since its headers were read"):
+        members._unpacked_here.cache_clear()
+        pickle.loads(pickle.dumps(found))[0].read()
 
 
 def test_a_stopped_job_of_gzipped_shards_goes_on_to_the_same_bits(both, model, tmp_path):

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from clip_jax.sources.columns import CAPTION_NAMES, Columns
+from clip_jax.sources.datasets import OF_IMG2DATASET
 
 _ADDRESS = re.compile("https?://", re.IGNORECASE)
 
@@ -27,6 +28,11 @@ def advice_for_addresses(source: str, names: Sequence[str], columns: Columns) ->
     kind = f"--url_list {source!r} --input_format {ending}"
     where_to = "--output_format webdataset --output_folder pictures"
     found = address_columns(names)
+    if OF_IMG2DATASET.issubset(names):
+        return (
+            f"{source} is what img2dataset notes beside the pictures that it downloads: give the "
+            "folder that it has written, where the pictures are"
+        )
     if any(is_address(name) for name in names):
         return (
             f"{source} is a table of web addresses without a header, and without pictures: write "

@@ -13,6 +13,10 @@ from clip_jax.storage import Disk
 TEXTS = ("txt", "json")
 
 
+class NoPairs(ValueError):
+    """A folder has no picture with a caption beside it."""
+
+
 class FolderPairs:
     """The pictures of a folder and its subfolders that have a caption.
 
@@ -51,7 +55,7 @@ class FolderPairs:
             add_text(texts, name)
         with_picture = {name.rpartition(".")[0] for name in pictures}
         if not with_picture & texts.keys():
-            raise ValueError(
+            raise NoPairs(
                 f"{os.fspath(folder)}: no table of captions; expected captions.csv, .tsv, .jsonl "
                 f"or .parquet; or pictures with their captions beside them, such as a.jpg and "
                 f"a.txt. Shards are given as a pattern, such as '*.tar'"

@@ -41,8 +41,8 @@ class Tally:
             return []
         taken, total = (sum(each) for each in zip(*self._counts.values(), strict=True))
         return [
-            f"{total - taken:,} of {total:,} rows were left out, of the files read now, as only "
-            f"those were asked for where {self._where}"
+            f"{taken:,} of {total:,} rows fit where {self._where}, and the others are left out (of "
+            "the files that were opened now)"
         ]
 
 

@@ -9,6 +9,9 @@ import re
 from collections.abc import Sequence
 
 from clip_jax.messages import counted, some
+from clip_jax.sources.records import IMAGES
+from clip_jax.sources.tar_index import is_shard
+from clip_jax.sources.where import Where
 from clip_jax.storage import is_remote, plain, storage
 
 STATISTICS = "_stats.json"
@@ -16,6 +19,9 @@ STATISTICS = "_stats.json"
 _BESIDE = ("captions.parquet", "metadata.parquet")
 # What shows that a folder is an output of an embedding job.
 _JOB = "job.json"
+# Columns by which a Parquet file of img2dataset's is known, and what rows with a picture have.
+OF_IMG2DATASET = frozenset(("url", "key", "status", "error_message"))
+DOWNLOADED = Where.of("status=success")
 # Threads that read img2dataset's statistics.
 _THREADS = 16
 
@@ -71,6 +77,23 @@ def img2dataset_of(folder: str) -> Found | None:
     if suffix and unfinished:
         told.append(f"left out of {folder}, as img2dataset has not finished it: {some(unfinished)}")
     return Found(suffix, paths, "\n".join(filter(None, told)))
+
+
+def data_set_of(folder: str) -> Found | None:
+    """Returns what a folder that isn't one of pictures holds; None if it is, or holds nothing.
+
+    Raises:
+        ValueError: as `img2dataset_of`.
+        OSError: the folder can't be listed.
+    """
+    folder = folder.rstrip("/")
+    if found := img2dataset_of(folder):
+        return found if found.suffix else None
+    if not is_hub(folder):
+        for name, _ in storage(folder).walk(folder):
+            if name.rpartition(".")[2].lower() in IMAGES or is_shard(name):
+                return None
+    return parquet_of(folder)
 
 
 def parquet_of(folder: str) -> Found | None:

@@ -9,6 +9,7 @@ from typing import Any
 from clip_jax.sources.advice import address_columns, advice_for_addresses
 from clip_jax.sources.chosen import ChosenShard, Tally
 from clip_jax.sources.columns import Columns, lacking
+from clip_jax.sources.datasets import DOWNLOADED, OF_IMG2DATASET
 from clip_jax.sources.features import class_names, fitted, not_pictures, picture_columns
 from clip_jax.sources.lines import LinesShard
 from clip_jax.sources.parquet import ParquetShard, column_types
@@ -19,9 +20,6 @@ from clip_jax.sources.where import Where
 from clip_jax.storage import Unreachable
 
 TABLES = ("txt", "csv", "tsv", "jsonl", "parquet")
-# Columns by which a Parquet file of img2dataset's is known, and what its rows of pictures have.
-_OF_IMG2DATASET = {"url", "key", "status", "error_message"}
-_DOWNLOADED = Where.of("status=success")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +99,8 @@ def open_files(
                 "command again"
             )
         where = fitted(where, schema)
-        if columns.image in names and set(names) >= _OF_IMG2DATASET:
-            where = where.also(_DOWNLOADED)
+        if columns.image in names and OF_IMG2DATASET.issubset(names):
+            where = where.also(DOWNLOADED)
         classes = [n for n in columns.others if n in names and class_names(schema, n) is not None]
     has_images, has_captions = columns.image in names and not reason, columns.caption in names
     instead = f"{source}: {reason}" if reason else ""

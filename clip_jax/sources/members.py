@@ -7,7 +7,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from clip_jax.sources.gzipped import MAGIC, unpacked
 from clip_jax.sources.records import as_text
@@ -36,11 +36,13 @@ class File:
             OSError: it can't be read.
         """
         self._path = path
-        self._own = -1
+        self._own, self._version = -1, (0, 0)
+        self._is_gzipped = False
         self.problem = ""
         if is_remote(path):
             self._own = storage(path).descriptor(path)
-            if _is_gzipped(self._own):
+            self._is_gzipped = _is_gzipped(self._own)
+            if self._is_gzipped:
                 whole, self._own = self._own, -1
                 try:
                     self._own, self.problem = unpacked(whole)
@@ -50,7 +52,8 @@ class File:
             return
         self._version = _version_of(os.stat(path))
         with _OPEN.descriptor(path, self._version) as descriptor:
-            if _is_gzipped(descriptor):
+            self._is_gzipped = _is_gzipped(descriptor)
+            if self._is_gzipped:
                 self._own, self.problem = unpacked(descriptor)
             self.size = os.fstat(descriptor if self._own < 0 else self._own).st_size
 
@@ -69,12 +72,28 @@ class File:
         if self._own >= 0:
             yield functools.partial(_read, self._own)
             return
+        if self._is_gzipped:  # another process has unpacked it
+            with _unpacked_here(self._path, self._version).reading() as read:
+                yield read
+            return
         with _OPEN.descriptor(self._path, self._version) as descriptor:
             yield functools.partial(_read, descriptor)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled, it reads where the file is: a descriptor is this process's."""
+        return vars(self) | {"_own": -1}
 
     def __del__(self, close=os.close):  # bound here: `os` is gone at interpreter exit
         if self._own >= 0:
             close(self._own)
+
+
+@functools.lru_cache(4)
+def _unpacked_here(path: str, version: tuple[int, int]) -> File:
+    file = File(path)
+    if file._version != version:
+        raise OSError(f"{path} has changed since its headers were read")
+    return file
 
 
 class Readable(Protocol):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from clip_jax.sources.batches import fields_of, rows_of
 from clip_jax.sources.columns import Columns
 from clip_jax.sources.faults import guarded, problem_of
 from clip_jax.sources.features import class_name, class_names
@@ -192,36 +193,6 @@ def batches_of(file: Any, groups: Iterable[int], columns: Sequence[str]) -> Iter
     yield from file.iter_batches(rows, row_groups=groups, columns=columns)
 
 
-def fields_of(
-    file: Any, names: Sequence[str], batch_size: int
-) -> Iterator[Mapping[str, Any] | str]:
-    """Yields the values of some columns, to be compared: classes by their names, times as text.
-
-    Raises:
-        ValueError: the file has no such column.
-    """
-    schema = file.schema_arrow
-    if missing := [name for name in names if name not in schema.names]:
-        raise ValueError(f"no column {missing[0]!r}, which where names")
-    classes = {name: found for name in names if (found := class_names(schema, name)) is not None}
-    for batch in file.iter_batches(batch_size, columns=list(names)):
-        for row in rows_of(with_text_times(batch)):
-            if isinstance(row, dict):
-                for name, found in classes.items():
-                    row[name] = class_name(row[name], found)
-            yield row
-
-
-def with_text_times(batch: Any) -> Any:
-    """Returns a batch with its times as text, as they are compared."""
-    import pyarrow as pa
-
-    for place, field in enumerate(batch.schema):
-        if pa.types.is_temporal(field.type):
-            batch = batch.set_column(place, field.name, batch.column(place).cast(pa.string()))
-    return batch
-
-
 def column_types(shards: Sequence[ParquetShard], names: Sequence[str]) -> dict[str, Any]:
     """Returns the common Arrow types of these columns in all files.
 
@@ -289,31 +260,6 @@ def _has_times(type_: Any) -> bool:
     return pyarrow.types.is_temporal(type_) or any(
         _has_times(type_.field(i).type) for i in range(type_.num_fields)
     )
-
-
-def rows_of(batch: Any) -> list[dict[str, Any] | str]:
-    """Returns the rows of a batch, each as a dict or as a description of its problem."""
-    try:
-        return batch.to_pylist()
-    except MemoryError:
-        raise
-    except Exception:  # a bad row: text that isn't UTF-8, or a date that Python can't represent
-        return [_row(batch, i) for i in range(len(batch))]
-
-
-def _row(batch: Any, i: int) -> dict[str, Any] | str:
-    """Returns a row of a batch, or a description of its problem."""
-    row = {}
-    for name in batch.schema.names:
-        try:
-            row[name] = batch.column(name)[i].as_py()
-        except UnicodeError:
-            return f"the column {name!r} is not UTF-8"
-        except MemoryError:
-            raise
-        except Exception as error:
-            return f"the column {name!r} can't be read: {problem_of(error)}"
-    return row
 
 
 def _rows_of_groups(path: str, metadata: Any) -> list[int]:

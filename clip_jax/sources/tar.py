@@ -15,6 +15,7 @@ from clip_jax.sources.members import Member
 from clip_jax.sources.patterns import expand
 from clip_jax.sources.records import Pair, Record, as_key
 from clip_jax.sources.tar_index import COMPRESSED, UNPACK, Group, TarIndex, parted
+from clip_jax.sources.where import Where
 from clip_jax.storage import absolute, is_remote, storage
 
 
@@ -29,22 +30,32 @@ class TarPairs:
         left_out: the samples that can't be used.
     """
 
-    def __init__(self, pattern: str | os.PathLike[str], *, max_skipped: float = 0.0):
+    def __init__(
+        self,
+        pattern: str | os.PathLike[str],
+        *,
+        max_skipped: float = 0.0,
+        where: Where | None = None,
+        paths: Sequence[str] | None = None,
+    ):
         """Reads the headers and captions of all shards, but no picture.
 
         Args:
             pattern: a path with `*`, `?`, `[...]`, and braces: `pairs-{000..012}.tar`,
                 `{train,more}-*.tar`.
             max_skipped: the share of samples that may be faulty, and of shards that may be damaged.
+            where: the conditions that the fields of a pair's JSON document must fit.
+            paths: the shards, if they are known; `pattern` is then only their name in messages.
 
         Raises:
             ValueError: too many captions or images are missing, or shards damaged; lists the
                 problems.
             FileNotFoundError: no file matches the pattern.
         """
-        paths = expand(os.fspath(pattern))
+        paths = expand(os.fspath(pattern)) if paths is None else paths
+        self._where = where or Where()
         self._pairs: list[tuple[str, Member, tuple[str, ...]]] = []
-        self.left_out, seen = LeftOut(os.fspath(pattern)), set[str]()
+        self.left_out, seen = LeftOut(os.fspath(pattern), self._where), set[str]()
         for path in paths:
             self._add(path, seen)
         self.left_out.check(len(self), len(paths), max_skipped)
@@ -59,6 +70,10 @@ class TarPairs:
         reasons = {parted(name)[0]: problem for name, problem in lost}
         for key, group in index.groups.items():
             try:
+                if self._where and not self._where.holds(group.labelled_document()):
+                    left_out.unchosen += 1
+                    reasons.pop(key, None)
+                    continue
                 if group.image is None:
                     raise ValueError(reasons.pop(key, "no image"))
                 captions = group.captions()

@@ -83,7 +83,10 @@ def train(config: TrainConfig, *, progress: bool = True, more_steps: bool = Fals
             f"give image_size as one number."
         )
     pairs = open_pairs(
-        config.data.train, config.data.columns(), max_skipped=config.data.max_skipped
+        config.data.train,
+        config.data.columns(),
+        max_skipped=config.data.max_skipped,
+        where=config.data.where,
     )
     is_first = jax.process_index() == 0
     remark(str(pairs.left_out), show=progress and is_first)
