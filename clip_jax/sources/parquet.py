@@ -15,7 +15,7 @@ from clip_jax.sources.features import class_name, class_names
 from clip_jax.sources.files import ListedFile
 from clip_jax.sources.lines import key_of, record
 from clip_jax.sources.records import Record
-from clip_jax.storage import Unreachable, storage
+from clip_jax.storage import Refused, Unreachable, storage
 
 # Rows read at a time; few, because pictures are large.
 ROWS = 32
@@ -333,7 +333,7 @@ def open_parquet(path: str, extra: str = "embed") -> Any:
             storage(path).arrow(path), pre_buffer=False, buffer_size=1 << 22
         )
     except OSError as error:
-        if error.errno is not None or isinstance(error, Unreachable):
+        if error.errno is not None or isinstance(error, Unreachable | Refused):
             raise
         raise _no_parquet(path, error) from None  # a truncated file
     except Exception as error:
