@@ -1,4 +1,4 @@
-"""What img2dataset leaves, in each of its formats; and tables of addresses that it should get first.
+"""What img2dataset leaves, in each of its formats; and tables of addresses that it is for.
 
 The folders here are laid out as its version 1.47.0 does.
 """
@@ -117,9 +117,7 @@ def test_its_folder_of_another_format_says_which_is_read(tmp_path):
         open_input(folder)
     for path in folder.glob("*.tfrecord"):
         path.unlink()
-    with pytest.raises(
-        ValueError, match="img2dataset notes beside the pictures .* give the folder"
-    ):
+    with pytest.raises(ValueError, match="img2dataset notes beside the pictures"):
         embed(folder, "emoji", tmp_path / "out", **QUIET)
 
 

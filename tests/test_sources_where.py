@@ -1,4 +1,4 @@
-"""Rows that are chosen by conditions on their columns: how these are written, and what they take."""
+"""Rows chosen by conditions on their columns: how these are written, and what they take."""
 
 import json
 import math

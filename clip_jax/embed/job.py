@@ -13,9 +13,11 @@ from clip_jax.embed.chunks import Worker
 from clip_jax.embed.compare import Comparison
 from clip_jax.embed.counts import Counts, Summary
 from clip_jax.embed.engines.local import LocalEngine
-from clip_jax.embed.engines.work import Work
+from clip_jax.embed.engines.work import Engine, Work
 from clip_jax.embed.options import (
+    EngineName,
     as_int,
+    check_engine,
     check_errors,
     check_options,
     check_some,
@@ -25,7 +27,7 @@ from clip_jax.embed.plan import Plan
 from clip_jax.embed.setup import PRESETS as PRESETS
 from clip_jax.embed.setup import TOWERS as TOWERS
 from clip_jax.embed.setup import VERSION as VERSION
-from clip_jax.embed.setup import Preset, What, prepare
+from clip_jax.embed.setup import Job, Preset, What, prepare
 from clip_jax.image_size import ImageSize
 from clip_jax.nn import CLIP
 from clip_jax.preprocess import PictureOptions, known_formats
@@ -68,6 +70,10 @@ def embed(
     image_size: ImageSize | None = None,
     position_resize: PositionResize | None = None,
     drop_remainder: bool = False,
+    engine: EngineName = "local",
+    address: str | None = None,
+    encoders: int | None = None,
+    decoders: int | None = None,
 ) -> Summary:
     """Embeds pictures or texts, or resumes an earlier call that was stopped.
 
@@ -123,6 +129,13 @@ def embed(
             the model alike.
         position_resize: how positions are resized for it, likewise.
         drop_remainder: whether it may be no multiple of the patches' size, likewise.
+        engine: "local", this process; or "ray", a cluster, on which decoding and embedding go to
+            whatever is free. Either goes on where the other was stopped.
+        address: of the Ray cluster, "auto" or HOST:PORT; by default one is started on this machine.
+            `batch_size` and `read_ahead` are of each encoder then, and `num_threads` of a decoder.
+        encoders: how many processes embed on the cluster; by default one per accelerator, or per
+            node if it has none.
+        decoders: how many decode there at a time; by default as many as the CPUs can take.
 
     Returns:
         What was done, and how long each stage took.
@@ -134,37 +147,76 @@ def embed(
             the same work; file descriptors have run out. Finished parts are kept.
         MemoryError: memory has run out. Finished parts are kept.
         KeyboardInterrupt: Ctrl-C; its note says what is kept.
-        ModuleNotFoundError: the extra `embed`, or `remote` for addresses, is not installed.
+        ModuleNotFoundError: the extra `embed`, `remote` for addresses, or `ray` is not installed.
     """
     rows_per_part = as_int(rows_per_part)
     check_options(what, preset, dtype, format, rows_per_part, max_errors, shard)
+    check_engine(engine, address, encoders, decoders)
     require_pyarrow()
-    worker = Worker(*(shard or (jax.process_index(), jax.process_count())))
-    job = prepare(
-        source,
-        model,
-        out,
-        what=what,
-        preset=preset,
-        dtype=dtype,
-        format=format,
-        rows_per_part=rows_per_part,
-        columns=columns or Columns(),
-        exif_transpose=exif_transpose,
-        pictures=pictures or PictureOptions(),
-        formats=formats,
-        where=where,
-        extend=extend,
-        options=LoadOptions(
-            activation, num_heads, preprocessing, image_size, position_resize, drop_remainder
-        ),
+    options = LoadOptions(
+        activation, num_heads, preprocessing, image_size, position_resize, drop_remainder
     )
-    if job.grown.added and not extend:
-        warnings.warn(
-            f"{job.source} has {job.grown.added} than when {job.out} was begun: what is new goes "
-            "into parts of its own",
-            stacklevel=2,
+    runs: Engine = LocalEngine(batch_size, num_threads, read_ahead)
+    if engine == "ray" and not dry_run:
+        from clip_jax.embed.engines.ray_engine import RayEngine
+
+        runs = RayEngine(
+            *(address, encoders, decoders, batch_size, num_threads, read_ahead),
+            *(model, preset, options),
         )
+    with runs.ready():
+        worker = Worker(*(shard or (jax.process_index(), jax.process_count())))
+        job = prepare(
+            source,
+            model,
+            out,
+            what=what,
+            preset=preset,
+            dtype=dtype,
+            format=format,
+            rows_per_part=rows_per_part,
+            columns=columns or Columns(),
+            exif_transpose=exif_transpose,
+            pictures=pictures or PictureOptions(),
+            formats=formats,
+            where=where,
+            extend=extend,
+            options=options,
+        )
+        if job.grown.added and not extend:
+            warnings.warn(
+                f"{job.source} has {job.grown.added} than when {job.out} was begun: what is new "
+                "goes into parts of its own",
+                stacklevel=2,
+            )
+        return _run(
+            job,
+            runs,
+            worker,
+            rows_per_part=rows_per_part,
+            formats=known_formats(formats),
+            dry_run=dry_run,
+            retry_errors=retry_errors,
+            verify=verify,
+            max_errors=max_errors,
+            progress=progress,
+        )
+
+
+def _run(
+    job: Job,
+    engine: Engine,
+    worker: Worker,
+    *,
+    rows_per_part: int,
+    formats: Sequence[str],
+    dry_run: bool,
+    retry_errors: bool,
+    verify: bool,
+    max_errors: int | None,
+    progress: bool,
+) -> Summary:
+    """Plans what is left of a job, and has an engine do it; the arguments are those of `embed`."""
     is_ours = job.claim(dry=True)
     if is_ours:
         job.take_noted_types()
@@ -221,8 +273,7 @@ def embed(
             check_errors(counts, max_errors)
             show()
 
-        work = Work(job, plan, counts, begin, after_row, known_formats(formats))
-        has_begun = LocalEngine(batch_size, num_threads, read_ahead).run(work)
+        has_begun = engine.run(Work(job, plan, counts, begin, after_row, formats))
         comparison.check_changed()
         check_some(job.source, plan, job.rows.where)
         if not has_begun:  # nothing to do, but job.json may be missing

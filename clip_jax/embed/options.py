@@ -1,14 +1,18 @@
 """Checks of a job's options, before anything is read, and of its rows, once they are known."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
+import jax
 import numpy as np
 
 from clip_jax.embed.counts import Counts
 from clip_jax.embed.plan import Plan
 from clip_jax.embed.setup import PRESETS, TOWERS
 from clip_jax.sources import Where
+
+EngineName = Literal["local", "ray"]
+ENGINES = ("local", "ray")
 
 
 def check_options(
@@ -42,6 +46,29 @@ def check_options(
         raise ValueError(f"shard must be two ints, such as (0, 2). Got {shard!r}.")
     if max_errors is not None and max_errors < 0:
         raise ValueError(f"max_errors must be at least 0. Got {max_errors}.")
+
+
+def check_engine(
+    engine: str, address: str | None, encoders: int | None, decoders: int | None
+) -> None:
+    """Checks the options of `embed` that say who runs the chunks.
+
+    Raises:
+        ValueError: one is out of range, or for another engine.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine must be one of {', '.join(map(repr, ENGINES))}. Got {engine!r}.")
+    given = {"address": address, "encoders": encoders, "decoders": decoders}
+    if engine != "ray" and (names := [name for name, value in given.items() if value is not None]):
+        raise ValueError(f"{', '.join(names)}: for engine='ray'. Got engine={engine!r}.")
+    for name in ("encoders", "decoders"):
+        if (count := given[name]) is not None and (type(count) is not int or count < 1):
+            raise ValueError(f"{name} must be an int of at least 1. Got {count!r}.")
+    if engine == "ray" and jax.distributed.is_initialized():
+        raise ValueError(
+            "engine='ray' is started by one process, and jax.distributed has joined several: "
+            "leave it out, or start one process"
+        )
 
 
 def as_int(number: Any) -> Any:

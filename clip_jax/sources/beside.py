@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from clip_jax.sources.datasets import is_statistics
 from clip_jax.sources.left_out import LeftOut
 from clip_jax.sources.records import IMAGES, Pair
 from clip_jax.sources.table import PictureFile
@@ -48,7 +49,7 @@ class FolderPairs:
             if isinstance(found, str):
                 self.left_out.damage.append(f"{name}: {found}")
                 continue
-            if any(part.startswith(".") for part in name.split("/")):
+            if is_statistics(name) or any(part.startswith(".") for part in name.split("/")):
                 continue
             if name.rpartition(".")[2].lower() in IMAGES:
                 pictures.append(name)

@@ -31,6 +31,10 @@ class Tally:
         self._where = where
         self._counts: dict[str, tuple[int, int]] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled, it begins anew: what opened files count has no part in what a shard is."""
+        return vars(self) | {"_counts": {}}
+
     def add(self, path: str, taken: int, total: int) -> None:
         """Notes a file; once more changes nothing."""
         self._counts[path] = taken, total

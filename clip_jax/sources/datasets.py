@@ -52,9 +52,7 @@ def img2dataset_of(folder: str) -> Found | None:
     """
     where = storage(folder)
     names = set(where.names(folder))
-    done = sorted(
-        name.removesuffix(STATISTICS) for name in names if re.fullmatch(rf"\d+{STATISTICS}", name)
-    )
+    done = sorted(name.removesuffix(STATISTICS) for name in names if is_statistics(name))
     if not done:
         return None
     suffixes = {name.rpartition(".")[2] for name in names if re.fullmatch(r"\d+\.\w+", name)}
@@ -123,6 +121,11 @@ def parquet_of(folder: str) -> Found | None:
             f"pattern such as {folder}/{groups[0]}*.parquet takes some of them"
         )
     return Found("parquet", [f"{folder}/{name}" for name in names], remark)
+
+
+def is_statistics(name: str) -> bool:
+    """Whether a file is one of img2dataset's, which tells of a shard."""
+    return re.fullmatch(rf"\d+{re.escape(STATISTICS)}", name) is not None
 
 
 def is_hub(address: str | os.PathLike[str]) -> bool:

@@ -76,6 +76,9 @@ class File:
             with _unpacked_here(self._path, self._version).reading() as read:
                 yield read
             return
+        if is_remote(self._path):  # another process has the file's copy
+            yield functools.partial(_read_remote, self._path)
+            return
         with _OPEN.descriptor(self._path, self._version) as descriptor:
             yield functools.partial(_read, descriptor)
 
@@ -178,6 +181,10 @@ def _version_of(stat: os.stat_result) -> tuple[int, int]:
 
 def _is_gzipped(descriptor: int) -> bool:
     return os.pread(descriptor, len(MAGIC), 0) == MAGIC
+
+
+def _read_remote(path: str, size: int, offset: int) -> bytes:
+    return storage(path).read_range(path, offset, offset + size)
 
 
 def _read(descriptor: int, size: int, offset: int) -> bytes:

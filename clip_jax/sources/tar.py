@@ -13,7 +13,7 @@ from clip_jax.sources.gzipped import MAGIC, beginning
 from clip_jax.sources.left_out import LeftOut, distinct
 from clip_jax.sources.members import Member
 from clip_jax.sources.patterns import expand
-from clip_jax.sources.records import Pair, Record, as_key
+from clip_jax.sources.records import ListRows, Pair, Record, as_key
 from clip_jax.sources.tar_index import COMPRESSED, UNPACK, Group, TarIndex, parted
 from clip_jax.sources.where import Where
 from clip_jax.storage import absolute, is_remote, storage
@@ -202,6 +202,10 @@ class TarRows:
             yield fields_of(group)
         for _, problem in self._problems:
             yield problem
+
+    def between(self, begin: int, end: int) -> ListRows:
+        """Returns some of the rows, for other processes, which read pictures by their offsets."""
+        return ListRows(list(self.records(begin, end)), begin)
 
     def _record(self, key: str, group: Group, opens: bool) -> Record:
         caption, columns, problem = None, {}, None

@@ -31,6 +31,10 @@ class LocalEngine:
     num_threads: int | None
     read_ahead: int
 
+    def ready(self) -> contextlib.AbstractContextManager[None]:
+        """As `Engine.ready`: there is nothing to do."""
+        return contextlib.nullcontext()
+
     def run(self, work: Work) -> bool:
         """As `Engine.run`."""
         job, counts = work.job, work.counts

@@ -1,5 +1,6 @@
 """What a job asks of an engine. How a chunk is embedded and committed is in `embedding.py`."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Protocol
@@ -32,6 +33,16 @@ class Work:
 
 class Engine(Protocol):
     """Runs the chunks of a job."""
+
+    def ready(self) -> contextlib.AbstractContextManager[None]:
+        """Makes ready for the block what runs the chunks, before anything is read.
+
+        Raises:
+            ValueError: it can't do the work.
+            OSError: it can't be reached.
+            ModuleNotFoundError: an extra isn't installed.
+        """
+        ...
 
     def run(self, work: Work) -> bool:
         """Embeds the rows of a plan and writes their parts; returns whether there were any.
