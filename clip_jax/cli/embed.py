@@ -12,6 +12,7 @@ from clip_jax.cli.arguments import (
     add_distributed,
     add_model,
     add_pictures,
+    add_stopping,
     add_where,
     load_options,
     non_negative_int,
@@ -160,6 +161,7 @@ def add(commands: Any) -> None:
         metavar="N",
         help="stop when more rows than this fail",
     )
+    add_stopping(parser, 30, "the part under way is finished if that is likely in time, or dropped")
     parser.set_defaults(run=run, kept=GOES_ON)
 
 
@@ -202,6 +204,7 @@ def run(args: argparse.Namespace) -> int:
         extend=args.extend,
         max_errors=args.max_errors,
         num_threads=args.threads,
+        grace=args.grace,
         engine=args.engine,
         address=args.address,
         encoders=args.encoders,

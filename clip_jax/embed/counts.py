@@ -135,6 +135,11 @@ class Counts:
         """The fraction of the time, 0 to 1, in which the device waited for data."""
         return self._seconds["waiting"] / max(time.monotonic() - self._start, 1e-9)
 
+    @property
+    def seconds_to_write(self) -> float:
+        """How long it takes to write a part, on average so far."""
+        return self._seconds["writing"] / max(self.parts, 1)
+
     def failed(self, error: str) -> None:
         """Counts a row that could not be embedded."""
         self.errors += 1

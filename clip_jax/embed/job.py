@@ -64,6 +64,7 @@ def embed(
     num_threads: int | None = None,
     read_ahead: int = 256 << 20,
     progress: bool = True,
+    grace: float = 30.0,
     activation: Activation | None = None,
     num_heads: NumHeads | None = None,
     preprocessing: Preprocessing = "openai",
@@ -121,6 +122,8 @@ def embed(
         read_ahead: the most bytes of rows to read ahead of the device.
         progress: whether to show a progress bar on standard error, or lines of JSON if that is not
             a terminal.
+        grace: on the command line, the seconds after SIGTERM in which the process ends. The part
+            under way is finished if that is likely to be in time, else dropped.
         activation: of a model that is a bare file, as for `clip_jax.load`.
         num_heads: of a model that is a bare file, as for `clip_jax.load`.
         preprocessing: whose pixels and ids, as for `clip_jax.load`. Tokens that a folder has added
@@ -200,6 +203,7 @@ def embed(
             verify=verify,
             max_errors=max_errors,
             progress=progress,
+            grace=grace,
         )
 
 
@@ -215,6 +219,7 @@ def _run(
     verify: bool,
     max_errors: int | None,
     progress: bool,
+    grace: float,
 ) -> Summary:
     """Plans what is left of a job, and has an engine do it; the arguments are those of `embed`."""
     is_ours = job.claim(dry=True)
@@ -273,7 +278,7 @@ def _run(
             check_errors(counts, max_errors)
             show()
 
-        has_begun = engine.run(Work(job, plan, counts, begin, after_row, formats))
+        has_begun = engine.run(Work(job, plan, counts, begin, after_row, formats, grace))
         comparison.check_changed()
         check_some(job.source, plan, job.rows.where)
         if not has_begun:  # nothing to do, but job.json may be missing
