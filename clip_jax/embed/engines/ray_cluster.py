@@ -14,6 +14,7 @@ from typing import Any
 
 from clip_jax.embed.engines.local import num_cores
 from clip_jax.embed.engines.places import unlike, versions
+from clip_jax.signals import Terminated
 
 # Seconds in which a cluster must answer, and each of its nodes.
 ANSWER, NODES = 5.0, 60.0
@@ -25,10 +26,13 @@ _QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_raylet_start_wait_time_s": "15",
 }
+# The same of a cluster of our own. Its history of tasks, which nobody would read, is what the end
+# of a driver waits for where a signal has ended the cluster, too.
+_OWN = {"RAY_task_events_report_interval_ms": "0"}
 
 
 @contextlib.contextmanager
-def connected(address: str | None, memory: int) -> Iterator[None]:
+def connected(address: str | None, memory: int) -> Iterator[bool]:
     """Joins a cluster for the block; without an address, starts one that ends with the block.
 
     A connection that this process has already is used, and left.
@@ -37,13 +41,16 @@ def connected(address: str | None, memory: int) -> Iterator[None]:
         address: "auto" for the cluster that this node belongs to, or HOST:PORT; None for none.
         memory: the bytes that a new cluster should have for objects.
 
+    Yields:
+        Whether the connection ends with the block, and with it all processes of the job.
+
     Raises:
         ModuleNotFoundError: Ray isn't installed.
         ValueError: the address is malformed; or the cluster has another version of Python, Ray,
             this package or what it computes with.
         OSError: there is no cluster at the address.
     """
-    for name, value in _QUIET.items():
+    for name, value in (_QUIET if address else _QUIET | _OWN).items():
         os.environ.setdefault(name, value)
     try:
         import ray
@@ -54,7 +61,7 @@ def connected(address: str | None, memory: int) -> Iterator[None]:
     if ray.is_initialized():
         _check_same(address, ray.get_runtime_context().gcs_address)
         _check_nodes(address or "that this process has joined")
-        yield
+        yield False
         return
     if address is not None:
         _check_answers(address)
@@ -63,7 +70,8 @@ def connected(address: str | None, memory: int) -> Iterator[None]:
     try:
         if address is not None:
             _check_nodes(address)
-        yield
+        with _silent():
+            yield True
     finally:
         ray.shutdown()
 
@@ -107,6 +115,12 @@ def _join(address: str | None, memory: int) -> None:
         raise _none_at(address, "none is running") from None
     except RuntimeError as error:
         raise _refusal(address, error) from None
+    except SystemExit:  # how Ray answers SIGTERM
+        ray.shutdown()
+        raise Terminated from None
+    except KeyboardInterrupt:
+        ray.shutdown()
+        raise
 
 
 def _refusal(address: str | None, error: RuntimeError) -> Exception:
@@ -204,6 +218,18 @@ def _check_nodes(where: str) -> None:
                 f"the node {node} of the Ray cluster {where} has other versions: {other}. Install "
                 "the same there"
             )
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Keeps what befalls processes of the cluster off standard output, where Ray prints it."""
+    worker: Any = sys.modules["ray._private.worker"]
+    before = getattr(worker, "print_to_stdstream", None)
+    worker.print_to_stdstream = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        worker.print_to_stdstream = before
 
 
 @contextlib.contextmanager

@@ -71,6 +71,7 @@ class Driver:
         row_bytes: int,
         rows: int,
         rows_of_row_group: int,
+        stays: bool,
     ):
         """Starts nothing yet.
 
@@ -87,6 +88,7 @@ class Driver:
             row_bytes: the bytes of a decoded row.
             rows: the most rows of a group.
             rows_of_row_group: the same where row groups must be read from their beginning.
+            stays: whether the connection to the cluster stays, so that processes must be ended.
         """
         self._work, self._outline, self._kind = work, outline, kind
         self._for_encoders = for_encoders
@@ -94,12 +96,13 @@ class Driver:
         self._batch_size, self._read_ahead, self._row_bytes = batch_size, read_ahead, row_bytes
         fitting = max(read_ahead // (2 * row_bytes), 1)
         self._rows, self._rows_of_row_group = min(rows, fitting), min(rows_of_row_group, fitting)
+        self._stays = stays
         self._numbers = itertools.count()
         self._encoders: list[EncoderHandle] = []
         self._answers: dict[Any, Callable[[Any], None]] = {}  # what to do with each
         self._decoding: set[Any] = set()
         self._tries: collections.Counter[str] = collections.Counter()
-        self._lost, self._room, self._looked = 0, 0, float("-inf")
+        self._lost, self._lost_ever, self._room, self._looked = 0, False, 0, float("-inf")
         self._references: Any = None
         self._feeder = Feeder(work.plan.opened_chunks())
 
@@ -114,6 +117,8 @@ class Driver:
             while True:
                 self._give()
                 if self._feeder.is_over and not any(e.chunks for e in self._encoders):
+                    if self._lost_ever:  # which may have left files that they were writing
+                        self._work.plan.clean()
                     return self._references is not None
                 self._decode()
                 self._wait()
@@ -329,7 +334,7 @@ class Driver:
             ray.kill(encoder.actor)
         for chunk in list(encoder.chunks):
             self._redo(chunk, lost)
-        self._lost += 1
+        self._lost, self._lost_ever = self._lost + 1, True
         self._looked = float("-inf")
         if self._lost > MOST_LOST:
             raise OSError(f"{self._lost} encoders were lost without a part written: {_line(lost)}")
@@ -363,6 +368,8 @@ class Driver:
         import ray
 
         self._feeder.close()
+        if not self._stays:  # and a cluster that a signal has ended, too, wouldn't answer
+            return
         for decoding in self._decoding:
             with contextlib.suppress(Exception):
                 ray.cancel(decoding)

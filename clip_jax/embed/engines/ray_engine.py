@@ -38,7 +38,7 @@ OPENING = 8
 LEAST_MEMORY = 256 << 20
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class RayEngine:
     """Runs chunks on a Ray cluster.
 
@@ -63,11 +63,15 @@ class RayEngine:
     model: CLIP | str | os.PathLike[str]
     preset: Preset
     options: LoadOptions
+    # Whether all processes of the job end with the connection.
+    _ends: bool = dataclasses.field(default=True, init=False)
 
     @contextlib.contextmanager
     def ready(self) -> Iterator[None]:
         """Joins or starts the cluster for the block, in which this process uses no accelerator."""
-        with connected(self.address, max(LEAST_MEMORY, 3 * self.read_ahead)), _on_cpu():
+        memory = max(LEAST_MEMORY, 3 * self.read_ahead)
+        with connected(self.address, memory) as ends, _on_cpu():
+            self._ends = ends
             yield
 
     def run(self, work: Work) -> bool:
@@ -110,6 +114,7 @@ class RayEngine:
             row_bytes=_row_bytes(work),
             rows=TEXTS if job.layout.what == "texts" else PICTURES,
             rows_of_row_group=OF_A_ROW_GROUP,
+            stays=not self._ends,
         ).run()
 
     def _travelling(self, opened: Any) -> Any:
