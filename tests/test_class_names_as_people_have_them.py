@@ -85,7 +85,9 @@ def test_stand_ins_for_names_are_not_scored_as_names(labels):
     check_classes("in", labels, None, are_prompts=False)  # a probe needs no names
 
 
-@pytest.mark.parametrize("labels", [["golden_retriever", "cat"], ["001.Albatross", "002.Tern"]])
+@pytest.mark.parametrize(
+    "labels", [["golden_retriever", "cat"], ["001.Albatross", "002.Tern"], ["cat", "cat|dog"]]
+)
 def test_names_with_joined_words_are_scored_with_a_warning(labels):
     with pytest.warns(UserWarning, match="labels are scored as they stand"):
         check_classes("in", labels, None)
