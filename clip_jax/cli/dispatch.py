@@ -14,14 +14,25 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn, TextIO
 
-from clip_jax.cli import classify, convert, embed, evaluate, export, models, parity, search, train
+from clip_jax.cli import (
+    classify,
+    convert,
+    embed,
+    evaluate,
+    export,
+    models,
+    parity,
+    search,
+    serve,
+    train,
+)
 from clip_jax.cli.advice import in_options
 from clip_jax.cli.output import complain, printable
 from clip_jax.errors import CheckpointError, DownloadError
 from clip_jax.naming import current
 from clip_jax.signals import exit_status, handled, keeps, word_for
 
-COMMANDS = (models, classify, embed, search, evaluate, convert, export, parity, train)
+COMMANDS = (models, classify, embed, search, serve, evaluate, convert, export, parity, train)
 
 FAILURE, BAD_ARGUMENTS, BROKEN_PIPE = 1, 2, 141
 # How many pictures are named that bring about the same warning.
