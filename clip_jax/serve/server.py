@@ -105,23 +105,11 @@ def serve(
             exact=exact,
             fetch=fetch,
         )
-        settings = uvicorn.Config(
-            application.app,
-            http=_connection(),
-            ws="none",
-            lifespan="off",
-            loop="asyncio",
-            log_config=None,
-            access_log=False,  # addresses may hold the token
-            server_header=False,
-            timeout_keep_alive=30,
-            timeout_graceful_shutdown=GRACE,
-        )
         where = _address(listener, host)
         shown = where + (f"?token={token}" if token is not None else "")
         print(f"{searcher.index.num_rows:,} rows at {shown} (Ctrl-C ends it)", flush=True)
         with deferred(grace=GRACE + 4) as stop_asked:
-            _run(uvicorn.Server(settings), listener, searcher, stop_asked)
+            _run(uvicorn.Server(_settings(application.app)), listener, searcher, stop_asked)
 
 
 def _application(
@@ -243,7 +231,21 @@ def _uvicorn() -> Any:
     return uvicorn
 
 
-def _connection() -> Any:
+def _settings(app: Any) -> Any:
+    """Returns how uvicorn serves an application."""
+    import uvicorn
+
     from clip_jax.serve.connections import Connection
 
-    return Connection
+    return uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        lifespan="off",
+        loop="asyncio",
+        log_config=None,
+        access_log=False,  # addresses may hold the token
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=GRACE,
+    )
