@@ -1,4 +1,4 @@
-"""The page of `clip-jax serve` in a real browser, used as somebody uses it who looks for something."""
+"""The page of `clip-jax serve` in a real browser, as somebody uses it who looks for something."""
 
 import base64
 import os
@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.pictures import noise
+from tests.processes import wait_until
 from tests.serving import COUNT, ODD, application, serving, write_many
 
 pytest.importorskip("pyarrow")
@@ -47,10 +48,10 @@ class Visit:
 
     def keys(self) -> list[str]:
         """The captions of the cards, in order."""
-        return self.page.eval_on_selector_all("#grid .line bdi", "all => all.map(e => e.innerText)")
+        return self.page.eval_on_selector_all("#grid .line bdi", "all => all.map(e => e.textContent)")
 
     def until(self, condition: str) -> None:
-        self.page.wait_for_function(condition)
+        wait_until(lambda: self.page.evaluate(condition))
 
 
 @pytest.fixture
@@ -80,6 +81,7 @@ def test_what_is_typed_is_searched_for_and_stands_in_the_address(visit, served):
     visit.page.keyboard.type("a red bicycle", delay=5)
     expected = captions(served, q="a red bicycle", k=COUNT)
     until_first(visit, expected[0])
+    visit.until(f"document.querySelectorAll('#grid > li').length == {COUNT}")
     assert visit.keys() == expected
     assert visit.page.url.endswith("/?q=a+red+bicycle")
     expect(visit.page.locator("#status")).to_contain_text(f"{COUNT} ranked in")
@@ -151,8 +153,8 @@ def dropped(page, data: bytes, event: str) -> None:
           const carried = new DataTransfer();
           carried.items.add(new File([bytes], "a.png", { type: "image/png" }));
           const how = { bubbles: true, cancelable: true, dataTransfer: carried };
-          const made = name === "paste" ? new ClipboardEvent(name, { ...how, clipboardData: carried })
-            : new DragEvent(name, how);
+          const Made = name === "paste" ? ClipboardEvent : DragEvent;
+          const made = new Made(name, { ...how, clipboardData: carried });
           document.body.dispatchEvent(made);
         }""",
         [base64.b64encode(data).decode(), event],
@@ -265,7 +267,6 @@ def test_what_is_refused_is_said_on_the_page(visit, served):
     dropped(visit.page, b"not a picture", "drop")
     notice = visit.page.locator("#notice")
     expect(notice).to_contain_text("the picture can't be read")
-    visit.page.evaluate("history.back")
     visit.page.fill("#q", "sea")
     until_first(visit, captions(served, q="sea", k=1)[0])
     expect(notice).to_be_hidden()
@@ -286,7 +287,7 @@ def test_10_000_rows_are_scrolled_through_and_found_again_by_the_back_button(
         before = 0
         while (now := page.evaluate(count)) < 10_000:
             page.evaluate("scrollTo(0, document.documentElement.scrollHeight)")
-            page.wait_for_function(f"{count} > {now}")
+            visit.until(f"{count} > {now}")
             assert now > before or not before
             before = now
         names = visit.keys()
@@ -295,9 +296,9 @@ def test_10_000_rows_are_scrolled_through_and_found_again_by_the_back_button(
         page.locator("[data-place='7321']").hover()
         page.locator("[data-like]").nth(7321).click()
         expect(page.locator("#seen .chip")).to_be_visible()
-        page.wait_for_function(f"{count} < 1000")
+        visit.until(f"{count} < 1000")
         page.go_back()
-        page.wait_for_function(f"{count} == 10000")
+        visit.until(f"{count} == 10000")
         expect(page.locator("[data-place='7321']")).to_be_in_viewport()
         assert visit.keys() == names and not visit.complaints
     context.close()

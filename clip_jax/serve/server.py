@@ -5,6 +5,7 @@ import contextlib
 import errno
 import hashlib
 import ipaddress
+import logging
 import os
 import socket
 import sys
@@ -165,6 +166,8 @@ def _run(
     async def watch() -> None:
         while not (stop_asked() or failed):
             await asyncio.sleep(EVERY)
+        # It would show where it was in the answers that it breaks off.
+        logging.getLogger("uvicorn.error").disabled = True
         server.should_exit = True
 
     async def run() -> None:

@@ -2,7 +2,9 @@
 
 import { isSearch, parameters } from "/state.js";
 
+// Rows that are asked for at first; more at a time where somebody has scrolled far.
 export const PAGE = 60;
+const LARGEST_PAGE = 300;
 // The last place of a ranking that the server gives.
 export const LAST = 10000;
 
@@ -41,12 +43,13 @@ export function rows(state, offset, signal) {
   const asked = parameters(state);
   asked.set("details", "1");
   asked.set("offset", offset);
+  const many = Math.min(Math.max(PAGE, Math.ceil(offset / 2)), LARGEST_PAGE);
   if (!isSearch(state)) {
     asked.delete("minus");  // from nothing there is nothing to subtract
-    asked.set("k", PAGE);
+    asked.set("k", many);
     return answer(`/api/rows?${asked}`, { signal });
   }
-  asked.set("k", Math.min(PAGE, LAST - offset));
+  asked.set("k", Math.min(many, LAST - offset));
   return answer(`/api/search?${asked}`, { signal });
 }
 

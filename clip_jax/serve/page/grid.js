@@ -11,9 +11,9 @@ export class Grid {
   constructor({ version, onError }) {
     Object.assign(this, { version, onError });
     this.clear();
-    new IntersectionObserver((entries) => entries.some((e) => e.isIntersecting) && this.more(), {
-      rootMargin: "1500px",
-    }).observe(end);
+    for (const name of ["scroll", "resize"]) {
+      addEventListener(name, () => this.#isNearEnd() && this.more(), { passive: true });
+    }
   }
 
   clear() {
@@ -82,6 +82,28 @@ export class Grid {
     const place = key === "Home" ? 0 : key === "End" ? this.hits.length - 1 : this.current + step;
     if (place < 0) return key === "ArrowUp" ? null : 0;
     return Math.min(place, this.hits.length - 1);
+  }
+
+  /** Returns where somebody is: the first card that is in sight, and how far down it is. */
+  seen() {
+    const cards = list.children;
+    let [low, high] = [0, cards.length - 1];
+    while (low < high) {
+      const middle = (low + high) >> 1;
+      if (cards[middle].getBoundingClientRect().bottom > 0) high = middle;
+      else low = middle + 1;
+    }
+    return { place: low, top: cards[low]?.getBoundingClientRect().top ?? 0 };
+  }
+
+  /** Goes to where somebody was. */
+  look({ place, top }) {
+    const card = list.children[place];
+    if (!card) return;
+    // The heights of cards that were never in sight are estimates, until they are.
+    const go = () => scrollBy(0, card.getBoundingClientRect().top - top);
+    go();
+    requestAnimationFrame(() => (go(), requestAnimationFrame(go)));
   }
 
   place(row) {

@@ -30,7 +30,7 @@ function keep() {
   if (!grid?.state) return;
   const key = search(grid.state);
   kept.delete(key);
-  kept.set(key, { hits: grid.hits, total: grid.total, top: scrollY, words: status.textContent });
+  kept.set(key, { hits: grid.hits, total: grid.total, seen: grid.seen(), words: status.textContent });
   if (kept.size > KEPT) kept.delete(kept.keys().next().value);
 }
 
@@ -54,7 +54,7 @@ async function render() {
     list.classList.remove("waiting");
     grid.show(state, before);
     status.textContent = before.words;
-    scrollTo(0, before.top);
+    grid.look(before.seen);
   } else if (!isShown) {
     await ask((signal) => api.rows(state, 0, signal));
   }
@@ -146,8 +146,9 @@ function paint() {
 async function showDetail() {
   if (state.show === null) {
     if (detail.isOpen()) {
+      const place = grid.current;  // the browser focuses the one that was opened first
       detail.close();
-      grid.select(grid.current, true);
+      grid.select(place, true);
     }
     return;
   }
