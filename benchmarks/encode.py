@@ -186,7 +186,7 @@ class Contender:
     batch: int | None = None
 
 
-def _take_turns(
+def take_turns(
     makers: dict[str, Callable[[], Contender]],
     rounds: int,
     peak: Callable[[str], float] | None = None,
@@ -314,7 +314,7 @@ def images(spec: Spec) -> Record:
     else:
         peers = functools.partial(_cpu_images, half=bool(spec.get("half")))
     others = peers(theirs, host, batch, spec["compile"]) if theirs else _ABSENT
-    answer = _take_turns({**others, **ours}, spec["rounds"], _matmul_peak)
+    answer = take_turns({**others, **ours}, spec["rounds"], _matmul_peak)
     programs = {dtype: encoder.num_compilations for dtype, encoder in encoders.items()}
     return {**answer, "gflops": entry.gflops, "programs": programs}
 
@@ -381,18 +381,18 @@ def texts(spec: Spec) -> Record:
     if theirs and on_gpu:
         theirs = theirs.cuda()
         half = _half(theirs)
-        peers[EAGER] = best(lambda _: _over(theirs.encode_text, "cuda"))
-        peers[EAGER + HALF] = best(lambda _: _over(half.encode_text, "cuda"), "bfloat16")
+        peers[EAGER] = best(lambda _: over(theirs.encode_text, "cuda"))
+        peers[EAGER + HALF] = best(lambda _: over(half.encode_text, "cuda"), "bfloat16")
         if spec["compile"]:
-            compiled = _compiled(half.encode_text)
-            peers[COMPILE + HALF] = best(lambda _: _over(compiled, "cuda"), "bfloat16")
+            compiled = torch_compiled(half.encode_text)
+            peers[COMPILE + HALF] = best(lambda _: over(compiled, "cuda"), "bfloat16")
     elif theirs:
-        peers[EAGER] = best(lambda _: _over(theirs.encode_text))
+        peers[EAGER] = best(lambda _: over(theirs.encode_text))
         if spec["compile"]:
-            compiled = _compiled(theirs.encode_text)
-            peers[COMPILE] = best(lambda _: _over(compiled))
+            compiled = torch_compiled(theirs.encode_text)
+            peers[COMPILE] = best(lambda _: over(compiled))
         peers[ONNX] = best(lambda size: _onnx(theirs.encode_text, tokens[:1].repeat(size, 0)))
-    answer = _take_turns({**(peers or _ABSENT), **ours}, spec["rounds"])
+    answer = take_turns({**(peers or _ABSENT), **ours}, spec["rounds"])
     return {
         **answer,
         "programs": {dtype: encoder.num_compilations for dtype, encoder in encoders.items()},
@@ -439,20 +439,20 @@ def _cpu_images(model: Any, images: np.ndarray, batch: int, compiled: bool, half
 
     def in_half(wrap: Callable = lambda network: network) -> Contender:
         network = wrap(_half(visual))
-        return make(_over(lambda x: network(x.bfloat16())), planes, "bfloat16")
+        return make(over(lambda x: network(x.bfloat16())), planes, "bfloat16")
 
     def channels_last() -> Contender:
         moved = copy.deepcopy(visual).to(memory_format=torch.channels_last)
-        return make(_over(moved), last)
+        return make(over(moved), last)
 
-    makers = {EAGER: lambda: make(_over(visual), planes), CHANNELS_LAST: channels_last}
+    makers = {EAGER: lambda: make(over(visual), planes), CHANNELS_LAST: channels_last}
     if compiled:
-        makers[COMPILE] = lambda: make(_over(_compiled(visual)), planes)
+        makers[COMPILE] = lambda: make(over(torch_compiled(visual)), planes)
     makers[ONNX] = lambda: make(_onnx(visual, planes), planes)
     if half:
         makers[EAGER + HALF] = in_half
         if compiled:
-            makers[COMPILE + HALF] = lambda: in_half(_compiled)
+            makers[COMPILE + HALF] = lambda: in_half(torch_compiled)
     return makers
 
 
@@ -476,7 +476,7 @@ def _gpu_images(model: Any, pixels: np.ndarray, batch: int, compiled: bool):
         return embed
 
     def make(embed: Callable, dtype: str) -> Contender:
-        embed = _over(embed, "cuda")
+        embed = over(embed, "cuda")
         return Contender(lambda: embed(parts), len(pixels), dtype)
 
     half = torch.bfloat16
@@ -485,7 +485,7 @@ def _gpu_images(model: Any, pixels: np.ndarray, batch: int, compiled: bool):
         EAGER + HALF: lambda: make(network(half), "bfloat16"),
     }
     if compiled:
-        makers[COMPILE + HALF] = lambda: make(_compiled(network(half)), "bfloat16")
+        makers[COMPILE + HALF] = lambda: make(torch_compiled(network(half)), "bfloat16")
     return makers
 
 
@@ -500,7 +500,7 @@ def _half(model: Any) -> Any:
     return model
 
 
-def _over(network: Callable, device: str = "cpu") -> Callable[[list], np.ndarray]:
+def over(network: Callable, device: str = "cpu") -> Callable[[list], np.ndarray]:
     """A PyTorch network over batches, from the host to the host."""
     from tests import reference
 
@@ -514,7 +514,7 @@ def _over(network: Callable, device: str = "cpu") -> Callable[[list], np.ndarray
     return embed
 
 
-def _compiled(network: Callable) -> Callable:
+def torch_compiled(network: Callable) -> Callable:
     from tests import reference
 
     return reference.torch().compile(network, dynamic=False)

@@ -163,7 +163,6 @@ def frames(size: str) -> list[Any]:
     from PIL import Image
 
     import clip_jax
-    from clip_jax.frames import frame_resizer
     from tests.models import relative_error
 
     height, width = map(int, size.split("x"))
@@ -171,7 +170,7 @@ def frames(size: str) -> list[Any]:
     model = _model("ViT-B/32")
     preprocess = clip_jax.Preprocess(224)
     pixels = np.stack([preprocess.pixels(Image.fromarray(frame)) for frame in given])
-    resized = jax.jit(frame_resizer(height, width, 224, model.config.pixels))(given)
+    resized = jax.jit(preprocess.on_device(height, width))(given)
     with tempfile.TemporaryDirectory() as folder:
         clip_jax.export.export(
             model, folder, platforms=["cpu"], image_input="frames", frame_size=(height, width)

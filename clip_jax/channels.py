@@ -5,7 +5,7 @@ alpha channel, so that the colours beneath show, whatever they are.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageColor
@@ -115,6 +115,21 @@ class Losses:
                 names = self._names.setdefault(kind, [])
                 if len(names) < NAMED:
                     names.append(name)
+
+    def taken(self) -> dict[str, tuple[int, list[str]]]:
+        """Returns the number of pictures and some names by kind of loss, and forgets them."""
+        with self._lock:
+            found = {kind: (count, self._names[kind]) for kind, count in self._counts.items()}
+            self._counts, self._names = {}, {}
+        return found
+
+    def include(self, found: Mapping[str, tuple[int, list[str]]]) -> None:
+        """Adds what `taken` has returned in another process."""
+        with self._lock:
+            for kind, (count, names) in found.items():
+                self._counts[kind] = self._counts.get(kind, 0) + count
+                there = self._names.setdefault(kind, [])
+                there += names[: NAMED - len(there)]
 
     def sentences(self) -> list[str]:
         """Returns a sentence for each kind of loss, with the number of pictures and some names."""

@@ -33,6 +33,9 @@ class NotFiniteError(ValueError):
         super().__init__(message)
         self.rows = rows
 
+    def __reduce__(self):
+        return type(self), (str(self), self.rows)
+
 
 class Unreachable(OSError):
     """A store can't be reached now; no single file is at fault.

@@ -7,63 +7,60 @@ frames that lose more than twice as much height as width.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, UInt8
 from PIL import Image
 
-from clip_jax.config import PixelConfig
-from clip_jax.image_size import ImageSize, sides_of
-from clip_jax.resample import PRECISION, coefficients, shortest_to
+from clip_jax.geometry import Geometry
+from clip_jax.resample import PRECISION, coefficients
 
 
 def frame_resizer(
-    height: int, width: int, image_size: ImageSize, config: PixelConfig
+    frame_size: tuple[int, int],
+    sides: tuple[int, int],
+    place: Geometry,
+    resample: Image.Resampling,
+    margin: Sequence[int] = (0, 0, 0),
 ) -> Callable[[UInt8[Array, "b h w 3"]], UInt8[Array, "b n m 3"]]:
-    """Returns a function that makes a model's pixels of RGB frames, as `Preprocess.pixels` does.
+    """Returns a function that makes a model's pixels of RGB frames, as Pillow would.
 
     Args:
-        height: the frames' height in pixels.
-        width: their width.
-        image_size: the side of the square that the model takes, or its images' height and width.
-        config: filter and way of resizing.
+        frame_size: the frames' height and width in pixels.
+        sides: the height and width of the model's images.
+        place: what the frames are resized to, and which part of that is kept.
+        resample: bicubic or bilinear.
+        margin: the colour around frames that don't fill the model's images.
 
     Raises:
-        ValueError: a side is less than 1, or the frames are so long and thin that a side would
-            vanish.
+        ValueError: the frames are so long and thin that a side would vanish.
     """
-    if min(height, width) < 1:
-        raise ValueError(f"frames must have at least one pixel. Got {height} x {width} pixels.")
-    n, m = sides_of(image_size)
-    margins = (0, 0, 0, 0)
-    resized_height, resized_width = n, m
-    if config.resize == "shortest" and n == m:
-        resized_width, resized_height = shortest_to(n, width, height)
-    elif config.resize == "shortest":
-        ratio = min(width / m, height / n)
-        resized_width, resized_height = round(width / ratio), round(height / ratio)
-    elif config.resize == "longest":
-        ratio = max(width / m, height / n)
-        resized_width, resized_height = round(width / ratio), round(height / ratio)
-        if not resized_width or not resized_height:
-            raise ValueError(f"frames of {height} x {width} pixels are too long and thin.")
-        left, top = (m - resized_width) // 2, (n - resized_height) // 2
-        margins = (top, n - resized_height - top, left, m - resized_width - left)
-    resample = Image.Resampling[config.interpolation.upper()]
-    across = _window(width, resized_width, m, resample)
-    down = _window(height, resized_height, n, resample)
+    (height, width), (n, m) = frame_size, sides
+    if 0 in place.size:
+        raise ValueError(f"frames of {height} x {width} pixels are too long and thin.")
+    left, right = max(place.left, 0), min(place.left + m, place.width)
+    top, bottom = max(place.top, 0), min(place.top + n, place.height)
+    across = _window(width, place.width, left, right, resample)
+    down = _window(height, place.height, top, bottom, resample)
+    first, last = down[0].min(), down[0].max() + 1  # the rows that are needed at all
+    down = down[0] - first, down[1]
     passes = [(across, 2), (down, 1)]
-    lost_height, lost_width = height - resized_height, width - resized_width
+    lost_height, lost_width = height - place.height, width - place.width
     if lost_height > max(0, 2 * lost_width) and _begins_with_columns():
         passes.reverse()
 
     def resize(frames: UInt8[Array, "b h w 3"]) -> UInt8[Array, "b n m 3"]:
+        frames = frames[:, first:last]
         for (places, weights), axis in passes:
             frames = _weighted(frames, places, weights, axis)
-        top, bottom, left, right = margins
-        return jnp.pad(frames, ((0, 0), (top, bottom), (left, right), (0, 0)))
+        if frames.shape[1:3] == (n, m):
+            return frames
+        whole = jnp.broadcast_to(jnp.array(margin, jnp.uint8), (len(frames), n, m, 3))
+        return whole.at[
+            :, top - place.top : bottom - place.top, left - place.left : right - place.left
+        ].set(frames)
 
     return resize
 
@@ -78,11 +75,10 @@ def _begins_with_columns() -> bool:
 
 
 def _window(
-    length: int, resized: int, n: int, resample: Image.Resampling
+    length: int, resized: int, begin: int, end: int, resample: Image.Resampling
 ) -> tuple[Int[np.ndarray, "n k"], Int[np.ndarray, "n k"]]:
-    """Returns places and weights of the pixels that the middle `n` of a resized line consist of."""
-    begin = max(round((resized - n) / 2.0), 0)
-    weights, first = coefficients(length, resized, begin, min(begin + n, resized), resample)
+    """Returns places and weights of what pixels `begin` to `end` of a resized line consist of."""
+    weights, first = coefficients(length, resized, begin, end, resample)
     places = first[:, None] + np.arange(weights.shape[1])
     used = np.flatnonzero(weights.any(axis=0))  # the last column is often empty
     return np.minimum(places, length - 1)[:, used], weights[:, used].astype(np.int32)
@@ -97,8 +93,11 @@ def _weighted(
     shape = [1] * frames.ndim
     shape[axis] = -1
     half = jnp.int32(1 << (PRECISION - 1))
+    # A sum of gathered pixels, which XLA makes one loop without intermediate arrays. On a CPU this
+    # takes the least time: a product with a matrix of weights takes two to ten times as long, as
+    # nearly all of its weights are 0 (`benchmarks/decode.py` has both).
     terms = (
-        jnp.take(frames, place, axis=axis).astype(jnp.int32) * weight.reshape(shape)
+        jnp.take(frames, place, axis=axis, mode="clip").astype(jnp.int32) * weight.reshape(shape)
         for place, weight in zip(places.T, weights.T, strict=True)
     )
     total = functools.reduce(jnp.add, terms, half)

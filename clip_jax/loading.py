@@ -181,7 +181,7 @@ class Loader:
             data = record.read()
         self._gate.wait()
         with self._timing("decoding"), reading(record.key):
-            image = decode_image(data, self._formats)
+            image = decode_image(data, self._formats, preprocess=preprocess)
             if self._exif_transpose:
                 image = ImageOps.exif_transpose(image)
             self.losses.add(preprocess.losses(image), record.key)

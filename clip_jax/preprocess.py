@@ -5,8 +5,8 @@ import dataclasses
 import functools
 import io
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -24,16 +24,21 @@ from clip_jax.channels import (
 )
 from clip_jax.config import PixelConfig, Resize
 from clip_jax.errors import Unreachable, exhausted
+from clip_jax.geometry import Geometry, geometry
 from clip_jax.image_size import ImageSize, as_image_size, sides_of
 from clip_jax.naming import reading
+from clip_jax.picture_faults import check_image, fault, reason, told_faults
+from clip_jax.reduced import extent, full_size, reduce
 from clip_jax.resample import (
     EIGHT_BITS,
     NEAREST,
     nearest_middle,
     resize_middle,
-    shortest_to,
 )
 from clip_jax.storage import check_picture_size, check_regular
+
+if TYPE_CHECKING:
+    from jaxtyping import Array  # imports JAX, which takes a second
 
 # Accepted formats, whatever the file's name: those that Pillow decodes quickly by itself. Others
 # start programs (EPS: Ghostscript), can hold the GIL for as long as a file of a few kilobytes
@@ -43,18 +48,11 @@ FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "AVIF", "JPEG2000", "ICO"),
     "HEIF",
 )
-# The first bytes of HEIF files, from the fourth on, and of AVIF.
-_BRANDS = {
-    **dict.fromkeys(
-        (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1", b"ftypheim"),
-        "is a HEIC picture, which needs a plug-in: pip install 'clip-jax-flax[heic]', then try "
-        "again",
-    ),
-    b"ftypavif": "is an AVIF picture, which this Pillow can't read: pip install -U pillow",
-}
 # What a picture that isn't square becomes, and how `PixelConfig` calls that.
 Fit = Literal["crop", "pad", "squash"]
 FITS: dict[Fit, Resize] = {"crop": "shortest", "pad": "longest", "squash": "squash"}
+# How JPEG files are decoded; see `clip_jax.reduced`.
+Decode = Literal["exact", "fast"]
 # Above this aspect ratio, only the part that the crop keeps is resized.
 THIN = 32
 
@@ -80,9 +78,13 @@ class Preprocess:
             ignore transparency, as in the reference.
         scale_16_bit: whether to divide grey pictures of 16 bits by 257; else values above 255 are
             white, as in the reference.
+        decode: "exact"; or "fast", for JPEG files to be decoded at the least of the scales 1/8,
+            1/4, 1/2 and 1 that leaves twice as many pixels a side as the picture is resized to.
+            It tells `open_image` and the jobs; an image that is open already is taken as it is.
 
     Raises:
-        ValueError: `image_size` is no positive integer, or there is no such fit or colour.
+        ValueError: `image_size` is no positive integer, or there is no such fit, colour or way of
+            decoding.
 
     Example:
         >>> Preprocess(224)(Image.new("L", (640, 480))).shape
@@ -98,6 +100,7 @@ class Preprocess:
     fit: Fit | None = dataclasses.field(default=None, repr=False)
     background: str | None = dataclasses.field(default=None, repr=False)
     scale_16_bit: bool = dataclasses.field(default=False, repr=False)
+    decode: Decode = dataclasses.field(default="exact", repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "image_size", as_image_size(self.image_size))
@@ -105,6 +108,8 @@ class Preprocess:
             raise ValueError(f"fit must be {', '.join(map(repr, FITS))} or None. Got {self.fit!r}")
         if self.background is not None:
             color_of(self.background)
+        if self.decode not in get_args(Decode):
+            raise ValueError(f"decode must be 'exact' or 'fast'. Got {self.decode!r}")
 
     def __call__(
         self, image: Image.Image | list[Image.Image] | tuple[Image.Image, ...]
@@ -150,6 +155,43 @@ class Preprocess:
         """How pictures get the model's size: as `fit` says, else in the model's own way."""
         return FITS[self.fit] if self.fit else self.config.resize
 
+    def geometry(self, width: int, height: int) -> Geometry:
+        """Returns what a picture of this width and height is resized to, and what is kept of it."""
+        return geometry(width, height, self.image_size, self.resize)
+
+    def on_device(
+        self, height: int, width: int
+    ) -> Callable[["UInt8[Array, 'b h w 3']"], "UInt8[Array, 'b n m 3']"]:
+        """Returns a function that makes `pixels` of RGB frames on the device, equal to the bit.
+
+        Called inside `jax.jit` together with a model, which takes its result, it makes resizing,
+        normalising and encoding one program. Each size of frames is another program.
+
+        Args:
+            height: the frames' height in pixels.
+            width: their width.
+
+        Raises:
+            ValueError: a side is less than 1, or the frames are so long and thin that a side would
+                vanish.
+
+        Example:
+            >>> frames = np.zeros((2, 480, 640, 3), np.uint8)
+            >>> Preprocess(32).on_device(480, 640)(frames).shape
+            (2, 32, 32, 3)
+        """
+        if min(height, width) < 1:
+            raise ValueError(f"frames must have at least one pixel. Got {height} x {width} pixels.")
+        from clip_jax.frames import frame_resizer  # likewise
+
+        return frame_resizer(
+            (height, width),
+            sides_of(self.image_size),
+            self.geometry(width, height),
+            Image.Resampling[self.config.interpolation.upper()],
+            self._margin_color(),
+        )
+
     def _prepared(self, image: Image.Image) -> Image.Image:
         """Returns the picture on its background, and with 8 bits, where that is asked for."""
         if self.scale_16_bit:
@@ -162,30 +204,36 @@ class Preprocess:
         """Returns the resized picture, in its own mode and of the model's size."""
         height, width = sides_of(self.image_size)
         resample = Image.Resampling[self.config.interpolation.upper()]
+        place, box = self.geometry(*full_size(image)), (0, 0, *extent(image))
+        size = place.size
         if self.resize == "squash":
             check_area(image, max(height, width) * max(image.size))
-            return image.resize((width, height), resample)
+            return image.resize(size, resample, box)
         if self.resize == "longest":
-            fitting = _size_to_fit(image, (width, height))
+            if 0 in size:
+                raise TooThin(image)
+            check_area(image, place.width * image.height)
             if self.background is None and self.fit is None:
-                return _padded(image.resize(fitting, resample), (width, height), 0)
+                return _padded(image.resize(size, resample, box), (width, height), 0)
             image.info.pop("transparency", None)
             rgb = image if image.mode == "RGB" else image.convert("RGB")
-            color = color_of(self.background or "black")
-            return _padded(rgb.resize(fitting, resample), (width, height), color)
+            resized = rgb.resize(size, resample, box)
+            return _padded(resized, (width, height), self._margin_color())
+        middle = (place.left, place.top, place.left + width, place.top + height)
         if height != width:
-            size = covering(image, width, height)
-            check_area(image, size[0] * max(image.height, size[1]))
-            return _middle(image.resize(size, resample), width, height)
+            check_area(image, place.width * max(image.height, place.height))
+            return image.resize(size, resample, box).crop(middle)
         n = height
-        size = shortest_to(n, *image.size)
         if max(image.size) > THIN * min(image.size) and min(image.size) < n:
             if image.mode in EIGHT_BITS:
                 return resize_middle(image, n, max(size), resample)
             if image.mode in NEAREST and n * max(image.size) <= MOST_PIXELS:
                 return nearest_middle(image, n, max(size))
             check_area(image, n * max(size))
-        return _middle(image.resize(size, resample), n, n)
+        return image.resize(size, resample, box).crop(middle)
+
+    def _margin_color(self) -> tuple[int, ...]:
+        return color_of(self.background or "black")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,14 +244,16 @@ class PictureOptions:
         fit: as for `Preprocess`.
         background: as for `Preprocess`.
         scale_16_bit: as for `Preprocess`.
+        decode: as for `Preprocess`.
 
     Raises:
-        ValueError: there is no such fit or colour.
+        ValueError: there is no such fit, colour or way of decoding.
     """
 
     fit: Fit | None = None
     background: str | None = None
     scale_16_bit: bool = False
+    decode: Decode = "exact"
 
     def __post_init__(self) -> None:
         Preprocess(1, **dataclasses.asdict(self))  # raises what is wrong
@@ -214,57 +264,8 @@ class PictureOptions:
 
     def chosen(self) -> dict[str, Any]:
         """Returns the options that differ from their defaults, by name."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if value}
-
-
-def covering(image: Image.Image, width: int, height: int) -> tuple[int, int]:
-    """Returns the least size, of the picture's own ratio, that covers a rectangle."""
-    ratio = min(image.width / width, image.height / height)
-    return round(image.width / ratio), round(image.height / ratio)
-
-
-def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
-    # Python rounds halves to even, and so does the reference
-    left, top = round((image.width - width) / 2.0), round((image.height - height) / 2.0)
-    return image.crop((left, top, left + width, top + height))
-
-
-def check_image(image: object) -> None:
-    """Raises TypeError for what is no PIL image, ValueError for one without pixels."""
-    if not isinstance(image, Image.Image):
-        name = type(image).__name__
-        way_out = {"ndarray": "use Image.fromarray"}.get(name, "use clip_jax.open_image")
-        if isinstance(image, (str, bytes, os.PathLike, np.ndarray)):
-            raise TypeError(f"expected a PIL image, got {name}; {way_out}")
-        raise TypeError(f"expected a PIL image, got {name}")
-    if 0 in image.size:
-        raise ValueError(f"the image has no pixels: its size is {image.size}")
-
-
-@contextlib.contextmanager
-def told_faults(image: Image.Image) -> Iterator[None]:
-    """Says which mode Pillow can't resize or convert, and that the memory has run out."""
-    try:
-        yield
-    except TooThin:
-        raise
-    except ValueError as error:
-        raise ValueError(
-            f"Pillow can't resize an image of mode {image.mode!r} or convert it to RGB "
-            f"({error}); convert it first"
-        ) from error
-    except MemoryError as error:
-        raise exhausted(error) or error from error
-
-
-def _size_to_fit(image: Image.Image, size: tuple[int, int]) -> tuple[int, int]:
-    """Returns the width and height of the largest picture of that aspect ratio inside a size."""
-    ratio = max(side / most for side, most in zip(image.size, size, strict=True))
-    width, height = (round(side / ratio) for side in image.size)
-    if not width or not height:
-        raise TooThin(image)
-    check_area(image, width * image.height)
-    return width, height
+        values = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]
+        return {field.name: value for field, value in values if value != field.default}
 
 
 def _padded(image: Image.Image, size: tuple[int, int], color: int | tuple[int, ...]) -> Image.Image:
@@ -278,7 +279,12 @@ def _padded(image: Image.Image, size: tuple[int, int], color: int | tuple[int, .
     return padded
 
 
-def open_image(path: str | os.PathLike[str], formats: Sequence[str] | None = None) -> Image.Image:
+def open_image(
+    path: str | os.PathLike[str],
+    formats: Sequence[str] | None = None,
+    *,
+    preprocess: Preprocess | None = None,
+) -> Image.Image:
     """Opens an image file and reads all of it, so that damage is found here.
 
     Pillow's guard against decompression bombs stays on.
@@ -286,6 +292,8 @@ def open_image(path: str | os.PathLike[str], formats: Sequence[str] | None = Non
     Args:
         path: the file.
         formats: the accepted formats by Pillow's names; `FORMATS` by default.
+        preprocess: what the image is for; with `decode="fast"`, a JPEG that is much larger than
+            it needs comes out smaller.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -298,16 +306,18 @@ def open_image(path: str | os.PathLike[str], formats: Sequence[str] | None = Non
         check_regular(path)
         check_picture_size(path, os.path.getsize(path))
         with reading(os.fspath(path)):
-            return _loaded(path, known)
+            return _loaded(path, known, preprocess)
     except (FileNotFoundError, Unreachable):
         raise
     except Exception as error:  # decoders raise errors of any kind, SyntaxError included
-        raise ValueError(f"{os.fspath(path)}: {_reason(path, error)}") from error
+        raise ValueError(f"{os.fspath(path)}: {reason(path, error, FORMATS)}") from error
 
 
 def decode_image(
     data: bytes,
     formats: Sequence[str] | None = None,
+    *,
+    preprocess: Preprocess | None = None,
     reduced_to: tuple[int, int] | None = None,
 ) -> Image.Image:
     """Decodes the bytes of an image file completely, as `open_image`.
@@ -315,6 +325,7 @@ def decode_image(
     Args:
         data: the bytes.
         formats: as for `open_image`.
+        preprocess: as for `open_image`.
         reduced_to: a size for which a JPEG may be decoded at an eighth, a quarter or half of its
             own, as long as it is no smaller than this; much quicker, for thumbnails.
 
@@ -324,11 +335,11 @@ def decode_image(
     """
     known = known_formats(formats)
     try:
-        return _loaded(io.BytesIO(data), known, reduced_to)
+        return _loaded(io.BytesIO(data), known, preprocess, reduced_to)
     except Unreachable:
         raise
     except Exception as error:  # as above
-        raise ValueError(_fault(error, data[:16])) from error
+        raise ValueError(fault(error, data[:16], FORMATS)) from error
 
 
 def known_formats(formats: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -370,6 +381,7 @@ def _known(formats: tuple[str, ...] | None) -> tuple[str, ...]:
 def _loaded(
     file: str | os.PathLike[str] | io.BytesIO,
     formats: tuple[str, ...],
+    preprocess: Preprocess | None,
     reduced_to: tuple[int, int] | None = None,
 ) -> Image.Image:
     try:
@@ -377,39 +389,11 @@ def _loaded(
             check_bomb(image)
             if reduced_to is not None:
                 image.draft(None, reduced_to)
+            if preprocess is not None and preprocess.decode == "fast":
+                reduce(image, preprocess.geometry)
             image.load()
             return image
     except Exception as error:
         if out := exhausted(error):
             raise out from error
         raise
-
-
-def _reason(path: str | os.PathLike[str], error: Exception) -> str:
-    if os.path.isdir(path):
-        return "is a directory, not an image file"
-    if isinstance(error, PermissionError):
-        return "no permission to read it"
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return error.strerror
-    try:
-        with open(path, "rb") as file:
-            return _fault(error, file.read(16))
-    except OSError:
-        return _fault(error, b"?")
-
-
-def _fault(error: Exception, beginning: bytes) -> str:
-    if isinstance(error, (Image.DecompressionBombError, Image.DecompressionBombWarning)):
-        return f"refused, because it is too large: {error}"
-    if not beginning:
-        return "the file is empty"
-    if isinstance(error, Image.UnidentifiedImageError):
-        if advice := _BRANDS.get(beginning[4:12]):
-            return advice
-        for name in Image.OPEN.keys() - set(FORMATS):
-            with contextlib.suppress(Exception):  # of so short a file
-                if (is_one := Image.OPEN[name][1]) and is_one(beginning) is True:
-                    return f"is a picture in the format {name}, which is opened only if it is said"
-        return "is not an image in a format that Pillow knows"
-    return f"the image is damaged ({error})"

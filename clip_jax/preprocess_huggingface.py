@@ -23,8 +23,11 @@ from clip_jax.config import PixelConfig
 from clip_jax.convert.fields import Fields, raise_problems
 from clip_jax.convert.huggingface_pixels import PREPROCESSOR, PROCESSOR, from_document
 from clip_jax.convert.json_file import read_json
+from clip_jax.geometry import Geometry, covering
 from clip_jax.image_size import ImageSize, as_image_size, shown_size, sides_of
-from clip_jax.preprocess import Preprocess, check_image, covering, told_faults
+from clip_jax.picture_faults import check_image, told_faults
+from clip_jax.preprocess import Preprocess
+from clip_jax.reduced import extent, full_size
 from clip_jax.resample import shortest_to
 
 
@@ -42,6 +45,7 @@ class HuggingFacePreprocess(Preprocess):
         fit: as for `Preprocess`; None for transformers' way.
         background: as for `Preprocess`; None for white.
         scale_16_bit: as for `Preprocess`.
+        decode: as for `Preprocess`.
     """
 
     resized: int | tuple[int, int] | None = None
@@ -53,30 +57,41 @@ class HuggingFacePreprocess(Preprocess):
             rgb, (n, m) = _on_white(self._prepared(image)), sides_of(self.image_size)
             if self.fit is not None:
                 return np.array(self._cropped(rgb))
-            width, height = self._size(rgb)
-            check_area(rgb, width * max(rgb.height, height))
-            resized = rgb.resize(
-                (width, height), Image.Resampling[self.config.interpolation.upper()]
-            )
-            # Rounded down, also below zero; Pillow's crop is black outside of the image.
-            left, top = (resized.width - m) // 2, (resized.height - n) // 2
-            return np.array(resized.crop((left, top, left + m, top + n)))
+            place = self.geometry(*full_size(rgb))
+            check_area(rgb, place.width * max(rgb.height, place.height))
+            resample = Image.Resampling[self.config.interpolation.upper()]
+            resized = rgb.resize(place.size, resample, (0, 0, *extent(rgb)))
+            # Pillow's crop is black outside of the image.
+            box = (place.left, place.top, place.left + m, place.top + n)
+            return np.array(resized.crop(box))
+
+    def geometry(self, width: int, height: int) -> Geometry:
+        """As of any other preprocessing; but crops begin at a pixel that is rounded down."""
+        if self.fit is not None:
+            return super().geometry(width, height)
+        n, m = sides_of(self.image_size)
+        size = self._size(width, height)
+        return Geometry(*size, (size[0] - m) // 2, (size[1] - n) // 2)  # also below zero
 
     def losses(self, image: Image.Image) -> tuple[str, ...]:
-        """As of any other preprocessing; but transparent parts are on white."""
-        return tuple(kind for kind in super().losses(image) if kind != UNCOVERED)
+        """As of any other preprocessing; but most transparent parts are on white."""
+        found = super().losses(image)
+        return tuple(kind for kind in found if kind != UNCOVERED or not _is_on_white(image))
 
-    def _size(self, image: Image.Image) -> tuple[int, int]:
-        height, width = sides_of(self.image_size)
+    def _margin_color(self) -> tuple[int, ...]:
+        return (0, 0, 0) if self.fit is None else super()._margin_color()
+
+    def _size(self, width: int, height: int) -> tuple[int, int]:
+        n, m = sides_of(self.image_size)
         if self.config.resize == "shortest":
             if isinstance(self.resized, int):
-                return shortest_to(self.resized, *image.size)
-            if height != width:
-                return covering(image, width, height)
-            return shortest_to(height, *image.size)
+                return shortest_to(self.resized, width, height)
+            if n != m:
+                return covering(width, height, self.image_size)
+            return shortest_to(n, width, height)
         if isinstance(self.resized, tuple):
             return self.resized[1], self.resized[0]
-        return width, height
+        return m, n
 
     @classmethod
     def from_folder(
@@ -163,9 +178,14 @@ def _sides(fields: Fields, name: str, default: int, value: Any = None) -> tuple[
 
 def _on_white(image: Image.Image) -> Image.Image:
     """Returns an image in RGB, with white where it is transparent."""
-    if image.has_transparency_data:
+    if _is_on_white(image):
         return in_bands(image, "RGB", _part_on_white)
     return image.convert("RGB")
+
+
+def _is_on_white(image: Image.Image) -> bool:
+    """Whether transformers puts an image on white: not by a palette's own alpha."""
+    return image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info
 
 
 def _part_on_white(image: Image.Image) -> Image.Image:

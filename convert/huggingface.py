@@ -23,13 +23,14 @@ from clip_jax.convert.folder import read_folder
 from clip_jax.convert.folder_writer import write_folder
 from clip_jax.convert.huggingface_config import from_document, to_document
 from clip_jax.convert.huggingface_pixels import PREPROCESSOR, read_pixels
-from clip_jax.convert.huggingface_tokenizer import tokenizer_files
+from clip_jax.convert.huggingface_tokenizer import siglip_tokenizer_files, tokenizer_files
 from clip_jax.convert.json_file import read_json
 from clip_jax.convert.long_clip import with_one_table
 from clip_jax.convert.parts import model_arrays
 from clip_jax.convert.rules import HUGGING_FACE
 from clip_jax.convert.table import check_arrays, count_blocks, from_tree, to_tree
 from clip_jax.errors import CheckpointError
+from clip_jax.sentence_piece import SentencePieceTokenizer
 from clip_jax.shapes import blocks, check_num_blocks, parameter_shapes
 
 WEIGHTS = "model.safetensors"
@@ -150,22 +151,24 @@ def to_huggingface(
     params: Mapping[str, Any],
     folder: str | os.PathLike[str],
     *,
+    tokenizer: SentencePieceTokenizer | None = None,
     replace: bool = False,
 ) -> None:
     """Writes a folder that transformers loads as `CLIPModel` or `SiglipModel`.
 
     The write is atomic. The image processor's settings are written too. The tokenizer's files are
-    CLIP's, and are left out for a model whose ids are another tokenizer's.
+    CLIP's, or those of `tokenizer`; for another model whose ids aren't CLIP's there are none.
 
     Args:
         config: the architecture that the parameters belong to.
         params: nested dicts of NumPy or JAX arrays, whose dtypes are kept.
         folder: the folder, which is created with its parents.
+        tokenizer: a SigLIP model's own, as `clip_jax.load_tokenizer` returns it.
         replace: whether to replace such a folder that exists.
 
     Raises:
-        CheckpointError: Hugging Face's class can't express the model, or the parameters don't fit;
-            lists all reasons. Nothing is written then.
+        CheckpointError: Hugging Face's classes can't express the model or the tokenizer, or the
+            parameters don't fit; lists all reasons. Nothing is written then.
         FileExistsError: the folder exists.
         OSError: it can't be written; nothing is left behind.
     """
@@ -182,7 +185,8 @@ def to_huggingface(
     dtypes = {array.dtype.name for array in arrays.values()}
     # Without it transformers 5 would take that of the first array for all of them.
     document["dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"
-    files = {CONFIG: _json(document), PREPROCESSOR: _json(pixels), **tokenizer_files(config.text)}
+    own = siglip_tokenizer_files(tokenizer) if tokenizer else tokenizer_files(config.text)
+    files = {CONFIG: _json(document), PREPROCESSOR: _json(pixels), **own}
     write_folder(folder, files, WEIGHTS, arrays, replace=replace)
 
 

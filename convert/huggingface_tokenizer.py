@@ -1,4 +1,4 @@
-"""CLIP's tokenizer in the files of Hugging Face's transformers."""
+"""Tokenizers in the files of Hugging Face's transformers: CLIP's, and a SigLIP model's own."""
 
 import functools
 import json
@@ -7,6 +7,9 @@ from importlib import resources
 import numpy as np
 
 from clip_jax.config import TextConfig
+from clip_jax.errors import CheckpointError
+from clip_jax.sentence_piece import END as SIGLIP_END
+from clip_jax.sentence_piece import SentencePieceTokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 SPECIAL = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
@@ -37,6 +40,40 @@ def tokenizer_files(text: TextConfig) -> dict[str, bytes]:
         "merges.txt": merges,
         "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
         "special_tokens_map.json": (json.dumps(SPECIAL, indent=2) + "\n").encode(),
+    }
+
+
+def siglip_tokenizer_files(tokenizer: SentencePieceTokenizer) -> dict[str, bytes]:
+    """Returns the content of a folder's tokenizer files by name.
+
+    Raises:
+        CheckpointError: texts are cleaned as transformers doesn't.
+    """
+    if tokenizer.cleaning == "open_clip":
+        raise CheckpointError(
+            "Hugging Face's tokenizers don't clean texts as OpenCLIP does: its ids would be others"
+        )
+    end, pad, unknown = "</s>", "</s>", "<unk>"
+    config: dict[str, object] = {"tokenizer_class": "SiglipTokenizer", "do_lower_case": True}
+    if tokenizer.cleaning == "siglip2":
+        end, pad = "<eos>", "<pad>"
+        config = {"tokenizer_class": "Siglip2Tokenizer", "bos_token": "<bos>"}
+    if tokenizer.cleaning == "siglip":
+        known = {SIGLIP_END: end} | {number: text for text, number in tokenizer.literals}
+        config["added_tokens_decoder"] = {
+            str(number): {"content": text, "normalized": False, "special": True}
+            for number, text in sorted(known.items())
+        }
+    config |= {
+        "model_max_length": tokenizer.context_length,
+        "padding_side": "right",
+        "eos_token": end,
+        "pad_token": pad,
+        "unk_token": unknown,
+    }
+    return {
+        tokenizer.file: tokenizer.vocabulary,
+        "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
     }
 
 

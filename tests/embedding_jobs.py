@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 import clip_jax
-from clip_jax.embed import compare, embed, job, read_embeddings
+from clip_jax.embed import compare, embed, read_embeddings
+from clip_jax.embed.engines import embedding, local
 from clip_jax.embed.part_builder import PartBuilder
 from clip_jax.nn import normalize
 from tests.archives import parquet, write_tar
@@ -26,7 +27,7 @@ COUNT = 40
 QUIET = {"progress": False, "batch_size": 8}
 
 
-_make_encoder = job._encoder
+_make_encoder = embedding.encoder_of
 
 
 @functools.cache
@@ -38,7 +39,7 @@ def _encoder(dtype: str, batch_size: int | None) -> clip_jax.Encoder:
 def shared_programs() -> Iterator[None]:
     """All jobs of small(SMALL_VIT) share their programs, which take longer than the jobs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(job, "_encoder", lambda model, size: _encoder(str(model.dtype), size))
+        patch.setattr(local, "encoder_of", lambda model, size: _encoder(str(model.dtype), size))
         yield
 
 

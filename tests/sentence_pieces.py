@@ -2,9 +2,14 @@
 
 import functools
 import io
+import json
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
+
+from clip_jax.parity.reference import import_library, quiet
 
 # Whatever the vocabularies are trained on: words, numbers, several scripts.
 WORDS = (
@@ -52,6 +57,26 @@ def siglip2_model() -> bytes:
         allow_whitespace_only_pieces=True,
         user_defined_symbols=["<mask>", "<start_of_turn>", "\n\n", "[multimodal]"],
     )
+
+
+def transformers_folders(root: Path, length: int) -> dict[str, tuple[Path, Any]]:
+    """Folders of both tokenizers as transformers writes them, each with transformers' own."""
+    transformers, source = import_library("transformers"), root / "source"
+    source.mkdir()
+    (source / "spiece.model").write_bytes(siglip_model())
+    (source / "tokenizer.model").write_bytes(siglip2_model())
+    with quiet():
+        first = transformers.SiglipTokenizer(vocab_file=str(source / "spiece.model"))
+        (source / "spiece.model").rename(root / "spiece.model")
+        first.model_max_length = length
+        settings = {"tokenizer_class": "GemmaTokenizer", "add_eos_token": True}
+        settings |= {"padding_side": "right", "model_max_length": length}
+        (source / "tokenizer_config.json").write_text(json.dumps(settings))
+        second = transformers.Siglip2Tokenizer.from_pretrained(source, local_files_only=True)
+        (root / "spiece.model").rename(source / "spiece.model")
+        first.save_pretrained(root / "siglip")
+        second.save_pretrained(root / "siglip2")
+    return {"siglip": (root / "siglip", first), "siglip2": (root / "siglip2", second)}
 
 
 def _train(**options) -> bytes:

@@ -9,9 +9,9 @@ import pytest
 
 from clip_jax import loading as loading_module
 from clip_jax.embed import embed, read_embeddings
-from clip_jax.embed import job as job_module
 from clip_jax.embed.ahead import calling
 from clip_jax.embed.counts import Counts
+from clip_jax.embed.engines import local
 from clip_jax.loading import Loader, loading
 from clip_jax.sources import Record
 from tests.embedding_jobs import COUNT
@@ -118,7 +118,7 @@ def test_without_a_thread_a_call_is_over_when_it_is_submitted():
 def beside(monkeypatch):
     """As on an accelerator, where the device computes beside the threads that decode."""
     monkeypatch.setattr(
-        job_module, "calling", lambda counts, is_threaded: calling(counts, is_threaded=True)
+        local, "calling", lambda counts, is_threaded: calling(counts, is_threaded=True)
     )
 
 
@@ -152,7 +152,7 @@ def test_an_error_of_the_device_ends_a_job_and_the_same_call_goes_on(
 ):
     pytest.importorskip("pyarrow")
     beside(monkeypatch)
-    images, calls = job_module.Encoder.images, []
+    images, calls = local.Encoder.images, []
 
     def failing(self, pixels):
         calls.append(len(pixels))
@@ -160,11 +160,11 @@ def test_an_error_of_the_device_ends_a_job_and_the_same_call_goes_on(
             raise RuntimeError("the device is gone")
         return images(self, pixels)
 
-    monkeypatch.setattr(job_module.Encoder, "images", failing)
+    monkeypatch.setattr(local.Encoder, "images", failing)
     options: Any = {"rows_per_part": 7, "batch_size": 2, "progress": False}
     with pytest.raises(RuntimeError, match="the device is gone"):
         embed(pictures, model, tmp_path, **options)
-    monkeypatch.setattr(job_module.Encoder, "images", images)
+    monkeypatch.setattr(local.Encoder, "images", images)
     embed(pictures, model, tmp_path, **options)
     found = read_embeddings(tmp_path).to_table()
     assert found.num_rows == COUNT == len(set(found["key"].to_pylist()))

@@ -11,7 +11,8 @@ import pytest
 
 import clip_jax
 from clip_jax.cli import main
-from clip_jax.embed import Columns, embed, job
+from clip_jax.embed import Columns, embed
+from clip_jax.embed.engines import local
 from clip_jax.sources import inputs
 from clip_jax.sources.parquet import ParquetShard
 from clip_jax.storage import Disk
@@ -42,7 +43,7 @@ def sources(tmp_path_factory) -> dict[str, str]:
 
 
 def test_no_fault_of_the_file_system_loses_doubles_or_changes_a_row(monkeypatch):
-    monkeypatch.setattr(job, "_encoder", job._encoder)  # which the program replaces
+    monkeypatch.setattr(local, "encoder_of", local.encoder_of)  # which the program replaces
     ends = torture_embed.run_faults(40, seed=2000)
     assert sum(ends.values()) == 40
     assert sum(count for end, count in ends.items() if "stopped" in end) >= 10

@@ -239,11 +239,11 @@ def test_a_damaged_extension_is_told(model, tmp_path):
 def test_a_folder_that_grows_at_random_between_kills_has_every_picture_once(
     seed, model, tmp_path, monkeypatch
 ):
-    from clip_jax.embed import job
+    from clip_jax.embed import part_builder
 
     rng = random.Random(seed)
     source, out = write_input(tmp_path / "in", some(3)), tmp_path / "out"
-    save, count = job.PartBuilder.save, 3
+    save, count = part_builder.PartBuilder.save, 3
 
     class Killed(Exception):
         pass
@@ -253,7 +253,7 @@ def test_a_folder_that_grows_at_random_between_kills_has_every_picture_once(
             raise Killed
         save(self, parts)
 
-    monkeypatch.setattr(job.PartBuilder, "save", save_or_die)
+    monkeypatch.setattr(part_builder.PartBuilder, "save", save_or_die)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(8):
@@ -266,7 +266,7 @@ def test_a_folder_that_grows_at_random_between_kills_has_every_picture_once(
                 embed(source, model, out, shard=(rng.randrange(2), 2), **EXTEND)
             except Killed:
                 pass
-    monkeypatch.setattr(job.PartBuilder, "save", save)
+    monkeypatch.setattr(part_builder.PartBuilder, "save", save)
     for worker in range(2):
         embed(source, model, out, shard=(worker, 2), **EXTEND)
     assert sorted(vectors(out)) == sorted(path.name for path in source.iterdir())

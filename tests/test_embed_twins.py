@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from clip_jax import locks
-from clip_jax.embed import embed, job, read_embeddings
+from clip_jax.embed import embed, read_embeddings
+from clip_jax.embed.engines import local
 from clip_jax.embed.part_builder import PartBuilder
 from clip_jax.locks import InUse, locked
 from clip_jax.search import search
@@ -314,7 +315,7 @@ def test_of_two_jobs_that_claim_a_place_on_a_store_one_is_refused(
                 raise NotImplementedError
         pipe(path, data, mode=mode, **options)
 
-    made = job._encoder
+    made = local.encoder_of
 
     def later(*arguments):
         if not is_conditional:
@@ -322,7 +323,7 @@ def test_of_two_jobs_that_claim_a_place_on_a_store_one_is_refused(
         return made(*arguments)
 
     monkeypatch.setattr(memory, "pipe_file", other_is_there_too)
-    monkeypatch.setattr(job, "_encoder", later)
+    monkeypatch.setattr(local, "encoder_of", later)
     with pytest.raises(ValueError, match="holds the output of another job, "):
         embed(pictures, model, out, **OPTIONS)
     found = [path for path in memory.find(f"/claim/{is_conditional}") if "/inputs/" not in path]

@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from clip_jax.config import PixelConfig
-from clip_jax.frames import frame_resizer
 from clip_jax.preprocess import Preprocess
 
 # Height, width, size of the model: enlarged, reduced, both, and the order of Pillow's passes.
@@ -23,7 +22,7 @@ SIZES = [
 def test_pixels_are_pillows(height, width, size, resize, interpolation):
     config = PixelConfig(resize=resize, interpolation=interpolation)
     frames = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
-    resizer = frame_resizer(height, width, size, config)
+    resizer = Preprocess(size, config).on_device(height, width)
     expected = [Preprocess(size, config).pixels(Image.fromarray(frame)) for frame in frames]
     # Uncompiled, because there is one program for each pair of sizes.
     with jax.disable_jit():
@@ -33,7 +32,7 @@ def test_pixels_are_pillows(height, width, size, resize, interpolation):
 def test_a_compiled_resizer_gives_the_same():
     frames = np.random.default_rng(1).integers(0, 256, (3, 120, 90, 3), np.uint8)
     expected = [Preprocess(48).pixels(Image.fromarray(frame)) for frame in frames]
-    resized = jax.jit(frame_resizer(120, 90, 48, PixelConfig()))(frames)
+    resized = jax.jit(Preprocess(48).on_device(120, 90))(frames)
     np.testing.assert_array_equal(np.asarray(resized), expected)
 
 
@@ -42,7 +41,7 @@ def test_a_compiled_resizer_gives_the_same():
 def test_pixels_of_models_whose_images_are_not_square(height, width, resize):
     config = PixelConfig(resize=resize)
     frames = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), np.uint8)
-    resizer = frame_resizer(height, width, (32, 56), config)
+    resizer = Preprocess((32, 56), config).on_device(height, width)
     expected = [Preprocess((32, 56), config).pixels(Image.fromarray(frame)) for frame in frames]
     with jax.disable_jit():
         np.testing.assert_array_equal(np.asarray(resizer(jnp.asarray(frames))), expected)
@@ -51,4 +50,4 @@ def test_pixels_of_models_whose_images_are_not_square(height, width, resize):
 @pytest.mark.parametrize(("height", "width"), [(0, 5), (5, 0)])
 def test_frames_without_pixels_are_refused(height, width):
     with pytest.raises(ValueError, match=rf"Got {height} x {width} pixels"):
-        frame_resizer(height, width, 8, PixelConfig())
+        Preprocess(8).on_device(height, width)

@@ -86,13 +86,13 @@ def test_embeddings_are_those_of_the_rows(out):
 def test_rows_of_damaged_parts_are_left_out(out, queries, monkeypatch):
     index = ExactIndex(index_of(out))
     ((_, before),) = index.search(queries[:1], [COUNT])
-    name, begin, end = index_of(out).parts()[2]
+    name, begin, end = index_of(out).bounds()[2]
     index.leave_out([name])
     ((_, after),) = index.search(queries[:1], [COUNT])
     assert after.tolist() == [n for n in before.tolist() if not begin <= n < end]
     assert index.num_lost == end - begin
     with pytest.raises(ValueError, match="all parts are damaged"):
-        index.leave_out([part for part, _, _ in index_of(out).parts()])
+        index.leave_out([part for part, _, _ in index_of(out).bounds()])
 
 
 def test_impossible_values_are_a_damaged_part(out, queries, monkeypatch):

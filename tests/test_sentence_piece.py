@@ -1,5 +1,6 @@
 """SigLIP's tokenizers, against transformers' and OpenCLIP's on vocabularies trained here."""
 
+import dataclasses
 import json
 import string
 
@@ -7,14 +8,22 @@ import numpy as np
 import pytest
 
 import clip_jax
+from clip_jax.cli import main
+from clip_jax.convert import to_huggingface
 from clip_jax.encoder import Encoder
 from clip_jax.errors import CheckpointError
 from clip_jax.parity.reference import quiet
 from clip_jax.sentence_piece import SentencePieceTokenizer
 from clip_jax.weights import load_tokenizer
-from tests.models import SMALL_VIT, small
+from tests.models import SMALL_VIT, random_parameters, small
 from tests.peers import peer
-from tests.sentence_pieces import odd_texts, siglip2_model, siglip_model
+from tests.sentence_pieces import (
+    odd_texts,
+    siglip2_model,
+    siglip_model,
+    transformers_folders,
+)
+from tests.siglip import SIGLIP
 
 pytest.importorskip("sentencepiece")
 pytest.importorskip("tokenizers")
@@ -35,23 +44,8 @@ def siglip2(**changes):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """Tokenizers' folders as transformers writes them, and their own tokenizers."""
-    transformers, root = peer("transformers"), tmp_path_factory.mktemp("tokenizers")
-    source = root / "source"
-    source.mkdir()
-    (source / "spiece.model").write_bytes(siglip_model())
-    (source / "tokenizer.model").write_bytes(siglip2_model())
-    with quiet():
-        first = transformers.SiglipTokenizer(vocab_file=str(source / "spiece.model"))
-        (source / "spiece.model").rename(root / "spiece.model")
-        first.model_max_length = LENGTH
-        settings = {"tokenizer_class": "GemmaTokenizer", "add_eos_token": True}
-        settings |= {"padding_side": "right", "model_max_length": LENGTH}
-        (source / "tokenizer_config.json").write_text(json.dumps(settings))
-        second = transformers.Siglip2Tokenizer.from_pretrained(source, local_files_only=True)
-        (root / "spiece.model").rename(source / "spiece.model")
-        first.save_pretrained(root / "siglip")
-        second.save_pretrained(root / "siglip2")
-    return {"siglip": (root / "siglip", first), "siglip2": (root / "siglip2", second)}
+    peer("transformers")
+    return transformers_folders(tmp_path_factory.mktemp("tokenizers"), LENGTH)
 
 
 def theirs(tokenizer, texts):
@@ -72,6 +66,42 @@ def test_ids_equal_those_of_transformers(folders, name, count):
     for ours in (load_tokenizer(folder), siglip() if name == "siglip" else siglip2()):
         wrong = np.flatnonzero((ours(texts, truncate=True) != expected).any(axis=1))
         assert not len(wrong), (ours.file, texts[wrong[0]], len(wrong))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", ["siglip", "siglip2"])
+def test_transformers_reads_the_tokenizer_of_a_folder_that_is_written(folders, name, tmp_path):
+    tokenizer = load_tokenizer(folders[name][0])
+    text = dataclasses.replace(SIGLIP.text, vocab_size=tokenizer.vocab_size, context_length=LENGTH)
+    config = dataclasses.replace(SIGLIP, text=text)
+    to_huggingface(config, random_parameters(config), tmp_path / "model", tokenizer=tokenizer)
+    with quiet():
+        auto = peer("transformers").AutoTokenizer
+        written = auto.from_pretrained(tmp_path / "model", local_files_only=True)
+    assert written.model_max_length == LENGTH
+    texts = odd_texts(300, seed=5)
+    assert theirs(written, texts) == theirs(folders[name][1], texts)
+    np.testing.assert_array_equal(
+        load_tokenizer(tmp_path / "model")(texts, truncate=True), tokenizer(texts, truncate=True)
+    )
+
+
+def test_the_command_writes_the_models_own_tokenizer_for_transformers(tmp_path):
+    text = dataclasses.replace(SIGLIP.text, vocab_size=400, context_length=LENGTH)
+    model = small(dataclasses.replace(SIGLIP, text=text))
+    clip_jax.save(model, tmp_path / "model", tokenizer=siglip())
+    command = ["convert", str(tmp_path / "model"), str(tmp_path / "there"), "--to", "huggingface"]
+    assert main(command) == 0
+    texts = odd_texts(50)
+    ids = load_tokenizer(tmp_path / "there")(texts, truncate=True)
+    np.testing.assert_array_equal(ids, siglip()(texts, truncate=True))
+
+
+def test_a_cleaning_that_transformers_doesnt_do_is_refused(tmp_path):
+    tokenizer = siglip(cleaning="open_clip")
+    with pytest.raises(CheckpointError, match="as OpenCLIP does"):
+        to_huggingface(SIGLIP, random_parameters(SIGLIP), tmp_path / "model", tokenizer=tokenizer)
+    assert not list(tmp_path.iterdir())
 
 
 def by_hand(text):

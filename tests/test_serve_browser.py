@@ -48,7 +48,9 @@ class Visit:
 
     def keys(self) -> list[str]:
         """The captions of the cards, in order."""
-        return self.page.eval_on_selector_all("#grid .line bdi", "all => all.map(e => e.textContent)")
+        return self.page.eval_on_selector_all(
+            "#grid .line bdi", "all => all.map(e => e.textContent)"
+        )
 
     def until(self, condition: str) -> None:
         wait_until(lambda: self.page.evaluate(condition))

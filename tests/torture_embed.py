@@ -30,7 +30,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import clip_jax
-from clip_jax.embed import Columns, embed, job
+from clip_jax.embed import Columns, embed
+from clip_jax.embed.engines import local
 from tests import quickly
 from tests.archives import parquet, write_tar
 from tests.embedding_jobs import contents
@@ -150,7 +151,7 @@ def _encoder(size: int) -> clip_jax.Encoder:
 
 def prepare_faults(folder: Path) -> list[tuple[Case, int]]:
     """The jobs, each with the number of calls in which something can fail."""
-    job._encoder = lambda model, size: _encoder(size)  # one for all, as it compiles
+    local.encoder_of = lambda model, size: _encoder(size)  # one for all, as it compiles
     found = []
     for number, case in enumerate(make_cases(folder / "in", 12)):
         counting = Faults(folder, -1, "EIO", stays=False, rng=random.Random(0))

@@ -226,13 +226,20 @@ def add_pictures(parser: argparse.ArgumentParser) -> None:
         help="scale grey pictures of 16 bits to 8 (default: values above 255 are white, as in the "
         "reference)",
     )
+    parser.add_argument(
+        "--decode",
+        choices=("exact", "fast"),
+        default="exact",
+        help="fast: decode JPEG files at a half, a quarter or an eighth of their scale, where they "
+        "are that much larger than needed; embeddings differ a little (default: %(default)s)",
+    )
 
 
 def pictures_of(args: argparse.Namespace) -> Any:
     """Returns those options as `clip_jax.preprocess.PictureOptions`."""
     from clip_jax.preprocess import PictureOptions
 
-    return PictureOptions(args.fit, args.background, args.scale_16_bit)
+    return PictureOptions(args.fit, args.background, args.scale_16_bit, args.decode)
 
 
 def color(text: str) -> str:

@@ -187,7 +187,7 @@ def _batches(paths: Sequence[str], preprocess: Any) -> Iterator[tuple[list[str],
     pixels = []
     for i, path in enumerate(paths):
         try:
-            image = open_image(path)
+            image = open_image(path, preprocess=preprocess)
             with reading(path):
                 pixels.append(preprocess.pixels(image))
                 losses.add(preprocess.losses(image), path)

@@ -6,12 +6,15 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from clip_jax.cli.arguments import BEGINS_AGAIN, add_bare_file
 from clip_jax.cli.output import printable
 from clip_jax.config import CLIPConfig, ViTConfig
 from clip_jax.image_size import sides_of
+
+if TYPE_CHECKING:
+    from clip_jax.sentence_piece import SentencePieceTokenizer
 
 PYTORCH = (".pt", ".pth")
 FORMATS = ("native", "openai", "huggingface", "open_clip")
@@ -92,8 +95,8 @@ def run(args: argparse.Namespace) -> int:
             None, f"{source} is a native folder already: give --to, or a DST that ends with .pt"
         )
     options = {}
-    if to == "native" and source.is_dir() and (files := _tokenizer_files(source, config)):
-        options["tokenizer_files"] = files
+    if to in ("native", "huggingface") and source.is_dir() and (own := _tokenizer(source, config)):
+        options = {"tokenizer_files": own.files()} if to == "native" else {"tokenizer": own}
     # Without --force, a target that another process makes meanwhile isn't replaced either.
     _writer(to)(config, params, target, replace=args.force, **options)
     print(
@@ -161,15 +164,15 @@ def _writer(to: str) -> Callable[..., None]:
     }[to]
 
 
-def _tokenizer_files(source: Path, config: CLIPConfig) -> dict[str, bytes]:
-    """Returns the files of a SigLIP's tokenizer; none of other models, or where it is missing."""
+def _tokenizer(source: Path, config: CLIPConfig) -> "SentencePieceTokenizer | None":
+    """Returns a SigLIP's tokenizer; None for other models, or where it is missing."""
     from clip_jax.sentence_piece import SentencePieceTokenizer
     from clip_jax.weights import load_tokenizer
 
     if config.text.pooling != "last":  # as no other model's
-        return {}
+        return None
     tokenizer = load_tokenizer(source)
-    return tokenizer.files() if isinstance(tokenizer, SentencePieceTokenizer) else {}
+    return tokenizer if isinstance(tokenizer, SentencePieceTokenizer) else None
 
 
 def _write_pytorch(

@@ -20,6 +20,7 @@ from clip_jax.cli import (
     embed,
     evaluate,
     export,
+    index,
     models,
     parity,
     search,
@@ -32,7 +33,7 @@ from clip_jax.errors import CheckpointError, DownloadError
 from clip_jax.naming import current
 from clip_jax.signals import exit_status, handled, keeps, word_for
 
-COMMANDS = (models, classify, embed, search, serve, evaluate, convert, export, parity, train)
+COMMANDS = (models, classify, embed, index, search, serve, evaluate, convert, export, parity, train)
 
 FAILURE, BAD_ARGUMENTS, BROKEN_PIPE = 1, 2, 141
 # How many pictures are named that bring about the same warning.

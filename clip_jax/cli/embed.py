@@ -106,6 +106,32 @@ def add(commands: Any) -> None:
         "--threads", type=positive_int, metavar="N", help="threads that read and decode"
     )
     parser.add_argument(
+        "--engine",
+        choices=("local", "ray"),
+        default="local",
+        help="who does the work: this process; or a Ray cluster, where decoding and embedding go "
+        "to whatever is free (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--address",
+        metavar="HOST:PORT",
+        help="of the Ray cluster, or auto for the one that this machine belongs to (default: one "
+        "on this machine, for the time of the job)",
+    )
+    parser.add_argument(
+        "--encoders",
+        type=positive_int,
+        metavar="N",
+        help="how many processes of the cluster embed (default: one per accelerator, or per "
+        "machine if there are none)",
+    )
+    parser.add_argument(
+        "--decoders",
+        type=positive_int,
+        metavar="N",
+        help="how many processes of the cluster decode (default: as many as it has cores)",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="print what would be done, and do nothing"
     )
     parser.add_argument(
@@ -171,6 +197,10 @@ def run(args: argparse.Namespace) -> int:
         extend=args.extend,
         max_errors=args.max_errors,
         num_threads=args.threads,
+        engine=args.engine,
+        address=args.address,
+        encoders=args.encoders,
+        decoders=args.decoders,
         **load_options(args),
     )
     print(summary)

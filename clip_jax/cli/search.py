@@ -37,6 +37,11 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "-k", type=positive_int, default=10, metavar="N", help="how many (default: %(default)s)"
     )
+    parser.add_argument(
+        "--approximate",
+        action="store_true",
+        help="look only among the candidates that the index names, which clip-jax index has built",
+    )
     add_json(parser)
     parser.add_argument(
         "--html",
@@ -67,7 +72,15 @@ def run(args: argparse.Namespace) -> int:
     query = Path(args.query) if args.image else args.query
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", Incomplete)
-        hits = search(args.folder, args.model, query, args.k, fit=args.fit, **load_options(args))
+        hits = search(
+            args.folder,
+            args.model,
+            query,
+            args.k,
+            fit=args.fit,
+            approximate=args.approximate,
+            **load_options(args),
+        )
     for warning in caught:
         warnings.showwarning(warning.message, warning.category, warning.filename, warning.lineno)
     lacks_rows = any(getattr(warning.message, "rows", 0) for warning in caught)

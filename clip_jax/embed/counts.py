@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from clip_jax.channels import Losses
 from clip_jax.messages import counted
@@ -114,6 +114,18 @@ class Counts:
         finally:
             with self._lock:
                 self._seconds[what] += time.monotonic() - start
+
+    def taken(self) -> dict[str, float]:
+        """Returns the seconds of each clock, and sets all to 0."""
+        with self._lock:
+            seconds, self._seconds = self._seconds, {clock: 0.0 for clock in CLOCKS}
+        return seconds
+
+    def include(self, seconds: Mapping[str, float], processes: int = 1) -> None:
+        """Adds the clocks of another process, one of several that did the same at a time."""
+        with self._lock:
+            for clock, each in seconds.items():
+                self._seconds[clock] += each / processes
 
     @property
     def waiting(self) -> float:

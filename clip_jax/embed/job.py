@@ -1,33 +1,35 @@
 """An embedding job, which can be killed at any moment and resumed."""
 
-import concurrent.futures
 import contextlib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 
 from clip_jax.config import Activation, NumHeads
-from clip_jax.embed.ahead import calling
 from clip_jax.embed.chunks import Worker
 from clip_jax.embed.compare import Comparison
 from clip_jax.embed.counts import Counts, Summary
-from clip_jax.embed.part_builder import PartBuilder
-from clip_jax.embed.parts import Parts
+from clip_jax.embed.engines.local import LocalEngine
+from clip_jax.embed.engines.work import Engine, Work
+from clip_jax.embed.options import (
+    EngineName,
+    as_int,
+    check_engine,
+    check_errors,
+    check_options,
+    check_some,
+    require_pyarrow,
+)
 from clip_jax.embed.plan import Plan
 from clip_jax.embed.setup import PRESETS as PRESETS
 from clip_jax.embed.setup import TOWERS as TOWERS
 from clip_jax.embed.setup import VERSION as VERSION
 from clip_jax.embed.setup import Job, Preset, What, prepare
-from clip_jax.encoder import Encoder
 from clip_jax.image_size import ImageSize
-from clip_jax.loading import CpuGate, loading
 from clip_jax.nn import CLIP
-from clip_jax.placement import device_of
 from clip_jax.preprocess import PictureOptions, known_formats
 from clip_jax.progress import Progress, announcing
 from clip_jax.sources import Columns
@@ -67,6 +69,10 @@ def embed(
     image_size: ImageSize | None = None,
     position_resize: PositionResize | None = None,
     drop_remainder: bool = False,
+    engine: EngineName = "local",
+    address: str | None = None,
+    encoders: int | None = None,
+    decoders: int | None = None,
 ) -> Summary:
     """Embeds pictures or texts, or resumes an earlier call that was stopped.
 
@@ -117,50 +123,93 @@ def embed(
             the model alike.
         position_resize: how positions are resized for it, likewise.
         drop_remainder: whether it may be no multiple of the patches' size, likewise.
+        engine: "local", this process; or "ray", a cluster, on which decoding and embedding go to
+            whatever is free. Either goes on where the other was stopped.
+        address: of the Ray cluster, "auto" or HOST:PORT; by default one is started on this machine.
+            `batch_size` and `read_ahead` are of each encoder then, and `num_threads` of a decoder.
+        encoders: how many processes embed on the cluster; by default one per accelerator, or per
+            node if it has none.
+        decoders: how many decode there at a time; by default as many as the CPUs can take.
 
     Returns:
         What was done, and how long each stage took.
 
     Raises:
-        image_size: another size of the images, as for `clip_jax.load`.
-        position_resize: how positions are resized for it, likewise.
-        drop_remainder: whether it may be no multiple of the patches' size, likewise.
         ValueError: an option is out of range; the input is empty or lacks a column; `out` holds
             the output of another job, or of other rows; more rows fail than `max_errors`.
         OSError: the output can't be written; a store can't be reached; another process is doing
             the same work; file descriptors have run out. Finished parts are kept.
         MemoryError: memory has run out. Finished parts are kept.
         KeyboardInterrupt: Ctrl-C; its note says what is kept.
-        ModuleNotFoundError: the extra `embed`, or `remote` for addresses, is not installed.
+        ModuleNotFoundError: the extra `embed`, `remote` for addresses, or `ray` is not installed.
     """
-    rows_per_part = _as_int(rows_per_part)
-    _check(what, preset, dtype, format, rows_per_part, max_errors, shard)
-    _require_pyarrow()
-    worker = Worker(*(shard or (jax.process_index(), jax.process_count())))
-    job = prepare(
-        source,
-        model,
-        out,
-        what=what,
-        preset=preset,
-        dtype=dtype,
-        format=format,
-        rows_per_part=rows_per_part,
-        columns=columns or Columns(),
-        exif_transpose=exif_transpose,
-        pictures=pictures or PictureOptions(),
-        formats=formats,
-        extend=extend,
-        options=LoadOptions(
-            activation, num_heads, preprocessing, image_size, position_resize, drop_remainder
-        ),
+    rows_per_part = as_int(rows_per_part)
+    check_options(what, preset, dtype, format, rows_per_part, max_errors, shard)
+    check_engine(engine, address, encoders, decoders)
+    require_pyarrow()
+    options = LoadOptions(
+        activation, num_heads, preprocessing, image_size, position_resize, drop_remainder
     )
-    if job.grown.added and not extend:
-        warnings.warn(
-            f"{job.source} has {job.grown.added} than when {job.out} was begun: what is new goes "
-            "into parts of its own",
-            stacklevel=2,
+    runs: Engine = LocalEngine(batch_size, num_threads, read_ahead)
+    if engine == "ray" and not dry_run:
+        from clip_jax.embed.engines.ray_engine import RayEngine
+
+        runs = RayEngine(
+            *(address, encoders, decoders, batch_size, num_threads, read_ahead),
+            *(model, preset, options),
         )
+    with runs.ready():
+        worker = Worker(*(shard or (jax.process_index(), jax.process_count())))
+        job = prepare(
+            source,
+            model,
+            out,
+            what=what,
+            preset=preset,
+            dtype=dtype,
+            format=format,
+            rows_per_part=rows_per_part,
+            columns=columns or Columns(),
+            exif_transpose=exif_transpose,
+            pictures=pictures or PictureOptions(),
+            formats=formats,
+            extend=extend,
+            options=options,
+        )
+        if job.grown.added and not extend:
+            warnings.warn(
+                f"{job.source} has {job.grown.added} than when {job.out} was begun: what is new "
+                "goes into parts of its own",
+                stacklevel=2,
+            )
+        return _run(
+            job,
+            runs,
+            worker,
+            rows_per_part=rows_per_part,
+            formats=known_formats(formats),
+            dry_run=dry_run,
+            retry_errors=retry_errors,
+            verify=verify,
+            max_errors=max_errors,
+            progress=progress,
+        )
+
+
+def _run(
+    job: Job,
+    engine: Engine,
+    worker: Worker,
+    *,
+    rows_per_part: int,
+    formats: Sequence[str],
+    dry_run: bool,
+    retry_errors: bool,
+    verify: bool,
+    max_errors: int | None,
+    progress: bool,
+) -> Summary:
+    """Plans what is left of a job, and has an engine do it; the arguments are those of `embed`."""
     is_ours = job.claim(dry=True)
     if is_ours:
         job.take_noted_types()
@@ -188,7 +237,7 @@ def embed(
     if dry_run:
         plan, _ = planned()
         to_do = [len(pending.rows) for pending, _ in plan.pending()]
-        _check_some(job.source, plan)
+        check_some(job.source, plan)
         return counts.summary(sum(to_do), len(to_do))
 
     with (
@@ -202,87 +251,28 @@ def embed(
         plan, comparison = planned()
         plan.clean()
 
-        def begin() -> Encoder:
+        def begin() -> None:
             job.claim(dry=False)
             job.take_noted_types()
             comparison.layout = job.layout
             alone()
-            return _encoder(job.model, batch_size)
 
         def show() -> None:
             rows, errors, waiting = counts.rows, counts.errors, counts.waiting
             bar.update(rows, errors=errors, total=plan.total, waiting=waiting)
 
         def after_row() -> None:
-            _check_errors(counts, max_errors)
+            check_errors(counts, max_errors)
             show()
 
-        has_begun = _embed_rows(
-            job,
-            plan,
-            counts,
-            begin=begin,
-            after_row=after_row,
-            formats=known_formats(formats),
-            num_threads=num_threads or _num_cores(),
-            read_ahead=read_ahead,
-        )
+        has_begun = engine.run(Work(job, plan, counts, begin, after_row, formats))
         comparison.check_changed()
-        _check_some(job.source, plan)
+        check_some(job.source, plan)
         if not has_begun:  # nothing to do, but job.json may be missing
             job.claim(dry=False)
         show()
-        _check_errors(counts, max_errors)  # of earlier runs, where there was nothing to do
+        check_errors(counts, max_errors)  # of earlier runs, where there was nothing to do
         return counts.summary()
-
-
-def _embed_rows(
-    job: Job,
-    plan: Plan,
-    counts: Counts,
-    *,
-    begin: Callable[[], Encoder],
-    after_row: Callable[[], None],
-    formats: Sequence[str],
-    num_threads: int,
-    read_ahead: int,
-) -> bool:
-    """Embeds the rows of a plan and writes their parts; returns whether there were any.
-
-    Args:
-        job: the job.
-        plan: what is left to do.
-        counts: receives rows, errors and times.
-        begin: called before the first row; returns the encoder.
-        after_row: called after each row; may raise to end the job.
-        formats: the accepted formats of pictures.
-        num_threads: threads that read and decode.
-        read_ahead: the most bytes in flight.
-    """
-    is_cpu = device_of(job.model).platform == "cpu"
-    gate = CpuGate(is_shared=is_cpu)
-    loader = job.loader(counts, gate, formats)
-    counts.losses = loader.losses
-    encoder: Encoder | None = None
-    builder: PartBuilder | None = None
-    with (
-        loading(plan.records(), loader, num_threads=num_threads, read_ahead=read_ahead) as ready,
-        calling(counts, is_threaded=not is_cpu) as ahead,
-        _writing(job.parts, counts, job.check_ours) as write,
-    ):
-        while True:
-            with counts.timing("waiting"):
-                loaded = next(ready, None)
-            if loaded is None:
-                return encoder is not None
-            encoder = encoder or begin()
-            if builder is None:
-                builder = PartBuilder(loaded.chunk, job.layout, encoder, counts, gate, ahead)
-            builder.add(loaded)
-            after_row()
-            if builder.is_complete:
-                write(builder)
-                builder = None
 
 
 @contextlib.contextmanager
@@ -314,106 +304,3 @@ def _kept(counts: Counts) -> Iterator[None]:
     except KeyboardInterrupt as stop:
         stop.add_note(counts.kept())
         raise
-
-
-@contextlib.contextmanager
-def _writing(parts: Parts, counts: Counts, check_ours: Callable[[], None]) -> Iterator[Any]:
-    """Yields a function that writes a part in a separate thread, while the next is computed.
-
-    Before each part `check_ours` looks whether the output is still this job's.
-    """
-    last: list[concurrent.futures.Future] = []
-
-    def save(builder: PartBuilder) -> None:
-        builder.finish()
-        with counts.timing("writing"):
-            check_ours()
-            builder.save(parts)
-
-    def write(builder: PartBuilder) -> None:
-        builder.embed_rest()
-        while last:
-            last.pop().result()
-        last.append(pool.submit(save, builder))
-
-    with concurrent.futures.ThreadPoolExecutor(1, "clip-jax-write") as pool:
-        yield write
-        while last:
-            last.pop().result()
-
-
-def _encoder(model: CLIP, batch_size: int | None) -> Encoder:
-    """Returns an encoder over all devices of this process; the same program runs for each row."""
-    devices = jax.local_devices()
-    mesh = Mesh(np.array(devices), ("batch",)) if len(devices) > 1 else None
-    return Encoder(
-        model,
-        batch_size=batch_size,
-        parallel="mesh" if mesh else "jit",
-        mesh=mesh,
-        normalize=True,
-        whole_batches=True,
-    )
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def _require_pyarrow() -> None:
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "embedding writes Parquet with pyarrow: pip install 'clip-jax-flax[embed]'"
-        ) from None
-
-
-def _check(
-    what: str | None,
-    preset: str,
-    dtype: str,
-    format: str,
-    rows_per_part: object,
-    max_errors: int | None,
-    shard: Any,
-) -> None:
-    choices: Sequence[tuple[str, object, tuple]] = (
-        ("what", what, (None, *TOWERS)),
-        ("preset", preset, tuple(PRESETS)),
-        ("dtype", dtype, ("float32", "float16")),
-        ("format", format, ("parquet", "npy")),
-    )
-    for name, value, known in choices:
-        if value not in known:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}. Got {value!r}.")
-    if type(rows_per_part) is not int:
-        raise ValueError(f"rows_per_part must be an int. Got {rows_per_part!r}.")
-    if rows_per_part < 1:
-        raise ValueError(f"rows_per_part must be at least 1. Got {rows_per_part}.")
-    if shard is not None and [type(number) for number in shard] != [int, int]:
-        raise ValueError(f"shard must be two ints, such as (0, 2). Got {shard!r}.")
-    if max_errors is not None and max_errors < 0:
-        raise ValueError(f"max_errors must be at least 0. Got {max_errors}.")
-
-
-def _as_int(number: Any) -> Any:
-    """Returns NumPy's integers as an int; anything else as it is."""
-    return int(number) if isinstance(number, np.integer) else number
-
-
-def _check_some(source: str, plan: Plan) -> None:
-    if plan.is_empty:
-        raise ValueError(f"{source} is empty: there is no row to embed")
-
-
-def _check_errors(counts: Counts, max_errors: int | None) -> None:
-    count = counts.errors + counts.errors_before
-    if max_errors is not None and count > max_errors:
-        last = f"the last one: {counts.last_error}" if counts.last_error else "all in earlier runs"
-        raise ValueError(
-            f"{count} rows could not be embedded, more than max_errors={max_errors}; {last}. Parts "
-            "that are finished count."
-        )

@@ -17,7 +17,7 @@ from clip_jax.embed.plan import Pending
 from clip_jax.encoder import Encoder
 from clip_jax.loading import CpuGate, Loaded
 from clip_jax.sources import Input, Record
-from clip_jax.sources.records import as_text
+from clip_jax.sources.records import Shard, as_text
 
 # Batches in one call of the encoder, which computes one while it transfers the next.
 BATCHES = 4
@@ -116,14 +116,16 @@ class PartBuilder:
     def __init__(
         self,
         pending: Pending,
+        shard: Shard,
         layout: Layout,
         encoder: Encoder,
         counts: Counts,
         gate: CpuGate,
         ahead: Ahead,
     ):
-        """Starts with no rows."""
+        """Starts with no rows; the shard, at least these rows of it, gives their stamp."""
         self._pending, self._layout, self._encoder, self._counts = pending, layout, encoder, counts
+        self._shard = shard
         self._gate, self._ahead = gate, ahead
         self._seen = 0
         self._rows: list[int] = []
@@ -213,7 +215,7 @@ class PartBuilder:
         stamp = None
         # A stamp vouches for all rows, also those merged from the existing part.
         if there is None or there.mark == self._pending.known:
-            stamp = self._layout.source.shards[chunk.shard].stamp(rows)
+            stamp = self._shard.stamp(rows)
         parts.write(chunk, self._pending.shard_rows, part, errors, stamp)
         self._counts.parts += 1
 

@@ -2,14 +2,14 @@
 
 import concurrent.futures
 import dataclasses
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 
 from clip_jax.embed.chunks import Chunk, Worker, divide, shard_of
 from clip_jax.embed.counts import Counts
 from clip_jax.embed.identity import Other, place, refuse_others
 from clip_jax.embed.parts import Parts
 from clip_jax.messages import counted
-from clip_jax.sources import Input, Record, Rows, faults
+from clip_jax.sources import Input, Record, Rows, Shard, faults
 from clip_jax.sources.records import as_key
 from clip_jax.storage import Unreachable
 
@@ -74,6 +74,7 @@ class Plan:
         """
         self._source, self._parts, self._worker = source, parts, worker
         self._rows_per_part, self._retry, self._counts = rows_per_part, retry_errors, counts
+        self._open: Callable[[Shard], Rows] = faults.opened
         self._shards = worker.shards(len(source.shards))
         parts.check_strays()
         mine = [name for name in sorted(parts.names()) if self._is_mine(name)]
@@ -158,8 +159,8 @@ class Plan:
             for pending in todo:
                 yield pending, opened
 
-    def records(self) -> Iterator[tuple[Pending, int, Record]]:
-        """Yields the records to embed, each with its chunk and its row number in the shard.
+    def opened_chunks(self) -> Iterator[tuple[Pending, Rows]]:
+        """Yields the chunks to do, each with its shard's rows.
 
         Raises:
             ValueError: a file has other rows than the existing parts, or was written just now.
@@ -170,9 +171,27 @@ class Plan:
             if pending.chunk.shard != shard:
                 shard, rows = pending.chunk.shard, opened or self.open(pending.chunk.shard)
             assert rows is not None
+            yield pending, rows
+
+    def records(self) -> Iterator[tuple[Pending, int, Record]]:
+        """Yields the records to embed, each with its chunk and its row number in the shard.
+
+        Raises:
+            ValueError: a file has other rows than the existing parts, or was written just now.
+            OSError: a store can't be reached.
+        """
+        for pending, rows in self.opened_chunks():
             for number, record in self._numbered(rows, pending):
                 if number in pending.rows:
                     yield pending, number, record
+
+    def open_by(self, opened: Callable[[Shard], Rows]) -> None:
+        """Has shards opened by a function, which does the same as `faults.opened`."""
+        self._open = opened
+
+    def unopened(self) -> list[Shard]:
+        """Returns the shards whose number of rows isn't known, in the order of `pending`."""
+        return [self._source.shards[i] for i in self._shards if self._known.get(i) is None]
 
     def open(self, shard: int, check: bool = True) -> Rows:
         """Opens a shard; if it can't be opened, returns rows that give the reason.
@@ -186,7 +205,7 @@ class Plan:
                 input was listed.
             OSError: a store can't be reached.
         """
-        rows = faults.opened(self._source.shards[shard])
+        rows = self._open(self._source.shards[shard])
         if not isinstance(rows, faults.Unread):
             self.opened.add(shard)
             if check:

@@ -21,7 +21,7 @@ from clip_jax.preprocess import PictureOptions, suffixes_of
 from clip_jax.sources import Columns, Input, open_input
 from clip_jax.storage import absolute, folder, plain
 from clip_jax.weights import load
-from clip_jax.weights.opened import LoadOptions, Opened, open_model
+from clip_jax.weights.opened import Configured, LoadOptions, Opened, open_model
 
 What = Literal["images", "texts", "both"]
 Preset = Literal["parity", "fast"]
@@ -111,6 +111,20 @@ class Job:
     def take_noted_types(self) -> None:
         """Takes the column types in `job.json`, whichever process wrote it."""
         self.layout = self.layout.typed((read_job(self.out) or {}).get("types", ""))
+
+    def outline(self) -> "Job":
+        """Returns this job without its weights and its list of files, for other processes.
+
+        They can load records, and write parts.
+        """
+        rows = dataclasses.replace(self.rows, shards=())
+        return dataclasses.replace(
+            self,
+            opened=dataclasses.replace(self.opened, model=Configured(self.model.config)),
+            rows=rows,
+            layout=dataclasses.replace(self.layout, source=rows),
+            grown=dataclasses.replace(self.grown, rows=rows, first=None, new=()),
+        )
 
     def loader(self, counts: Counts, gate: CpuGate, formats: Sequence[str]) -> Loader:
         """Returns what turns the input's records into inputs of the encoder."""

@@ -127,7 +127,7 @@ def embed_captioned(
             try:
                 pair = pairs[number]
                 with reading(pair.key):
-                    decoded = decode_image(pair.image)
+                    decoded = decode_image(pair.image, preprocess=preprocess)
                     image = preprocess.pixels(decoded)
             except (OSError, ValueError) as error:
                 if isinstance(error, Unreachable) or is_exhausted(error):

@@ -12,10 +12,10 @@ from jax.typing import DTypeLike
 from clip_jax.backends.apply import pooled
 from clip_jax.backends.half import cast
 from clip_jax.backends.swap import swap_layers
-from clip_jax.frames import frame_resizer
 from clip_jax.nn import CLIP, flatten, normalize, parameters, set_parameters, unflatten
 from clip_jax.nn.clip import computing
 from clip_jax.nn.pixels import normalize_pixels
+from clip_jax.preprocess import Preprocess
 
 ImageInput = Literal["pixels", "frames"]
 Weights = Mapping[str, Array]
@@ -57,7 +57,7 @@ def functions_of(
     config = model.config
     resize = None
     if frame_size is not None:
-        resize = frame_resizer(*frame_size, config.vision.image_size, config.pixels)
+        resize = Preprocess(config.vision.image_size, config.pixels).on_device(*frame_size)
 
     def finished(embeddings: Array) -> Array:
         embeddings = embeddings.astype(jnp.float32)

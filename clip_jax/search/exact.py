@@ -26,7 +26,8 @@ from clip_jax.memory import aligned_empty
 from clip_jax.nn import CLIP, normalize
 from clip_jax.placement import default_device
 from clip_jax.preprocess import Fit, PictureOptions, open_image
-from clip_jax.search.index import Damaged, Index
+from clip_jax.search.approximate import open_index
+from clip_jax.search.index import MOST, Damaged, Index
 from clip_jax.storage import folder
 from clip_jax.weights import load
 from clip_jax.weights.opened import LoadOptions, Opened, open_model
@@ -36,8 +37,6 @@ from clip_jax.weights.tokenizers import Preprocessing
 # Bytes of a block: it fits in a CPU's cache; elsewhere it is large enough to pay for the transfer.
 BLOCK = {"cpu": 8 << 20}
 LARGE_BLOCK = 64 << 20
-# The largest cosine, with rounding; embeddings that give more are damaged.
-MOST = 1.1
 # While one block is compared, another is read.
 THREADS = 2
 
@@ -55,6 +54,7 @@ def search(
     image_size: ImageSize | None = None,
     position_resize: PositionResize | None = None,
     drop_remainder: bool = False,
+    approximate: bool = False,
 ) -> list[dict[str, Any]]:
     """Finds the rows of an embedding job whose embeddings are nearest to a query's.
 
@@ -72,6 +72,8 @@ def search(
         image_size: another size of the images, as for `clip_jax.load`; the job's by default.
         position_resize: how positions are resized for it, likewise.
         drop_remainder: whether it may be no multiple of the patches' size, likewise.
+        approximate: whether to look only among the candidates that the index names, which
+            `build_index` has left. Their scores are exact; some of the nearest rows may be missing.
 
     Returns:
         Dicts of `key`, `score` (the cosine), `path` (None for texts), and `caption` if the rows
@@ -79,8 +81,11 @@ def search(
 
     Raises:
         ValueError: there are no embeddings; they are of another model; `k` is less than 1; the
-            picture can't be read; a text is the path of a picture.
+            picture can't be read; a text is the path of a picture. Or the index is damaged, or of
+            other parts than there are now.
         TypeError: `k` is no integer.
+        FileNotFoundError: there is no index.
+        ModuleNotFoundError: faiss, which searches the index, is not installed.
         OSError: the output can't be read.
 
     Warns:
@@ -101,21 +106,21 @@ def search(
         "position_resize": position_resize,
         "drop_remainder": drop_remainder or None,
     }
+    # Before the model is loaded, which takes longer than to find that the index is of no use.
+    index = open_index(out) if approximate else None
     opened = model_of(out, job, model, {k: v for k, v in told.items() if v is not None})
     own = "tokenizer" if isinstance(query, str) else "preprocessing"
     if isinstance(model, CLIP) and job["identity"].get(own):
         raise ValueError(
             f"{out} was embedded with the {own} of the model's folder: give the model by its path"
         )
-    index = Index(out, job)
     embedding = embed_query(opened, query, picture_options(job, fit))
-    while True:
-        try:
-            scores, numbers = best_rows(index, embedding, k)
-            rows = index.rows(numbers)
-            break
-        except Damaged as error:
-            index.leave_out(error.parts)
+    if index is None:
+        index = Index(out, job)
+        scores, rows = _best_of_all(index, embedding, k)
+    else:
+        found, numbers = index.search(embedding[None], k)
+        scores, rows = found[0].tolist(), index.rows(numbers[0].tolist())
     for warning in index.gaps.warnings(out, parts_of(out, job).table):
         warnings.warn(warning, stacklevel=2)
     found = []
@@ -126,6 +131,18 @@ def search(
             hit["caption"] = row["caption"]
         found.append(hit)
     return found
+
+
+def _best_of_all(
+    index: Index, embedding: Float[np.ndarray, " d"], k: int
+) -> tuple[list[float], list[dict[str, Any]]]:
+    """Returns the scores and columns of the nearest rows; leaves out parts that are damaged."""
+    while True:
+        try:
+            scores, numbers = best_rows(index, embedding, k)
+            return scores, index.rows(numbers)
+        except Damaged as error:
+            index.leave_out(error.parts)
 
 
 def _check_is_no_path(query: str) -> None:
@@ -155,8 +172,10 @@ def embed_query(
     if isinstance(query, str):
         opened.check_strings()
         return np.asarray(normalize(model.encode_text(opened.tokens(query)))[0], np.float32)
-    image = query if isinstance(query, Image.Image) else open_image(query)
-    pixels = pictures.applied_to(opened.preprocess).pixels(image)
+    preprocess = pictures.applied_to(opened.preprocess)
+    is_open = isinstance(query, Image.Image)
+    image = query if is_open else open_image(query, preprocess=preprocess)
+    pixels = preprocess.pixels(image)
     return np.asarray(normalize(model.encode_image(pixels[None]))[0], np.float32)
 
 

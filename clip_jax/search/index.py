@@ -1,8 +1,10 @@
 """The embeddings of a finished job, read block by block."""
 
+import bisect
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import io
 import itertools
 from collections.abc import Collection, Iterator, Sequence
@@ -14,9 +16,13 @@ from clip_jax.embed.gaps import gaps
 from clip_jax.embed.parts import ROW_GROUP, matrix
 from clip_jax.embed.results import parts_of
 from clip_jax.errors import is_exhausted
-from clip_jax.storage import Unreachable, storage
+from clip_jax.storage import Disk, Unreachable, storage
 
 THREADS = 8
+# Files that are kept mapped for rows by number.
+MAPPED = 4096
+# The largest cosine, with rounding; embeddings that give more are damaged.
+MOST = 1.1
 # The columns that a search shows, in both formats.
 SHOWN = ("key", "path", "image_path", "caption")
 # What parsing a damaged document may raise.
@@ -78,6 +84,8 @@ class Index:
         self._out, self._job = out, job
         self._parts, self._storage = parts_of(out, job), storage(out)
         self._shard_rows: dict[str, int] = {}
+        self._marks: dict[str, tuple[int, int]] = {}
+        self._bytes_of = functools.lru_cache(MAPPED)(functools.partial(np.memmap, mode="r"))
         self._names = sorted(self._parts.names())
         with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
             found = list(pool.map(self._read_part, self._names))
@@ -91,7 +99,12 @@ class Index:
         """
         for name in parts:
             self._shard_rows.pop(name, None)
+            self._marks.pop(name, None)
         self._set([group for group in self._groups if group.part not in parts])
+
+    def parts(self) -> list[list[Any]]:
+        """Returns of each part its name, its rows, and the mark of its content, in order."""
+        return [[name, *self._marks[name]] for name in sorted(self._marks)]
 
     def blocks(self, rows: int) -> list[tuple[int, int]]:
         """Returns the bounds (begin, end) of blocks of at most `rows` rows."""
@@ -99,7 +112,7 @@ class Index:
             (begin, min(begin + rows, self.num_rows)) for begin in range(0, self.num_rows, rows)
         ]
 
-    def parts(self) -> list[tuple[str, int, int]]:
+    def bounds(self) -> list[tuple[str, int, int]]:
         """Returns the parts that have rows, in order: the name, and the bounds of its rows."""
         found = []
         for name, groups in itertools.groupby(self._groups, lambda group: group.part):
@@ -149,6 +162,32 @@ class Index:
                 with self._guarded(group.part):
                     self._read(group, low - start, rows)
 
+    def gather(self, numbers: Sequence[int]) -> np.ndarray:
+        """Reads rows by number: (n, d) in the parts' dtype; thread-safe.
+
+        Raises:
+            Damaged: parts are damaged; names all of them.
+            OSError: the rows can't be read.
+        """
+        rows = np.empty((len(numbers), self.dim), self.dtype)
+        damaged: set[str] = set()
+
+        def read(place: int) -> None:
+            try:
+                self._gather(numbers[place], rows[place : place + 1])
+            except Damaged as error:
+                damaged.update(error.parts)
+
+        if isinstance(self._storage, Disk):
+            for place in range(len(numbers)):
+                read(place)
+        else:
+            with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+                list(pool.map(read, range(len(numbers))))
+        if damaged:
+            raise Damaged(damaged)
+        return rows
+
     def part_of(self, number: int) -> str:
         """Returns the name of the part that holds a row."""
         return self._groups[self._place(number)].part
@@ -190,7 +229,20 @@ class Index:
         raise ValueError(f"{self._out} holds no embeddings yet")
 
     def _place(self, number: int) -> int:
-        return int(np.searchsorted(self._begins, number, side="right")) - 1
+        return bisect.bisect_right(self._begins, number) - 1
+
+    def _gather(self, number: int, target: np.ndarray) -> None:
+        place = self._place(number)
+        group, row = self._groups[place], number - self._begins[place]
+        with self._guarded(group.part):
+            if group.offset is None or not isinstance(self._storage, Disk):
+                self._read(group, row, target)
+                return
+            # Mapped: opening the file for each of hundreds of rows takes longer than they do.
+            begin = group.offset + row * self.dim * self.dtype.itemsize
+            bytes_ = self._bytes_of(group.path)[begin : begin + target.nbytes]
+            _check(len(bytes_) == target.nbytes)
+            target.view(np.uint8).reshape(-1)[:] = bytes_
 
     @contextlib.contextmanager
     def _guarded(self, name: str) -> Iterator[None]:
@@ -234,6 +286,7 @@ class Index:
                 )
             ]
         self._shard_rows[name] = footer.shard_rows
+        self._marks[name] = footer.rows, footer.mark
         yield from (group for group in groups if group.rows)
 
     def _array_offset(self, path: str, rows: int) -> int:

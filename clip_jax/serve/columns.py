@@ -41,7 +41,7 @@ class Columns:
         """
         self._index, self.others = index, list(others)
         self._names = {*SHOWN, *others}
-        self._parts = index.parts()
+        self._parts = index.bounds()
         self._begins = [begin for _, begin, _ in self._parts]
         self._held: dict[int, Any] = {}
         self._recent: Cache[Any] = Cache(RECENT)

@@ -10,6 +10,7 @@ import numpy as np
 from clip_jax.encoder import Encoder
 from clip_jax.image_size import sides_of
 from clip_jax.messages import counted
+from clip_jax.progress import remark
 from clip_jax.search.index import Damaged, Index
 from clip_jax.search.several import ExactIndex
 from clip_jax.serve.cache import Cache
@@ -85,7 +86,8 @@ class Searcher:
             columns: the columns of its rows.
             approximate: an index for approximate search, where there is one.
         """
-        self._opened, self.columns, self._approximate = opened, columns, approximate
+        self._opened, self.columns = opened, columns
+        self._approximate: Any = approximate
         self.index = ExactIndex(index)
         if columns.damaged:
             self.index.leave_out(columns.damaged)
@@ -220,13 +222,19 @@ class Searcher:
         return answers
 
     def _search(self, searches: Sequence["_Search"]) -> None:
-        nearly = [s for s in searches if self._approximate and s.mask is None]
-        nearly = [search for search in nearly if not search.request.exact]
+        nearly = []
+        if self._approximate is not None:
+            nearly = [s for s in searches if s.mask is None and not s.request.exact]
         if nearly:
             queries = np.stack([search.vector for search in nearly])
-            k = max(search.k for search in nearly)
-            for search, *found in zip(nearly, *self._approximate.search(queries, k), strict=True):
-                search.scores, search.numbers = (each[: search.k] for each in found)
+            try:
+                found = self._approximate.search(queries, max(search.k for search in nearly))
+            except ValueError as error:  # damaged
+                remark(f"all rows are compared from now on, as the index can't be used: {error}")
+                self._approximate, nearly = None, []
+            else:
+                for search, scores, numbers in zip(nearly, *found, strict=True):
+                    search.scores, search.numbers = scores[: search.k], numbers[: search.k]
         if exactly := [search for search in searches if search not in nearly]:
             queries = np.stack([search.vector for search in exactly])
             ks, masks = [s.k for s in exactly], [s.mask for s in exactly]

@@ -19,6 +19,7 @@ from clip_jax.embed.results import finished_job, parts_of
 from clip_jax.image_size import ImageSize
 from clip_jax.nn import CLIP
 from clip_jax.progress import announce, remark
+from clip_jax.search import has_index, open_index
 from clip_jax.search.exact import model_of, picture_options
 from clip_jax.search.index import Index
 from clip_jax.signals import Stop, deferred
@@ -128,7 +129,8 @@ def _application(
         warnings.warn(warning, stacklevel=3)
     noted = job["identity"].get("columns")
     columns = Columns(index, noted[3:] if isinstance(noted, list) else [])
-    searcher = Searcher(opened, index, columns)
+    approximate = None if exact else _approximate(out)
+    searcher = Searcher(opened, index, columns, approximate)
     if not searcher.can_read_texts:
         remark("the model's tokenizer isn't at hand: pictures can be searched for, texts can't")
     parts = repr((job["fingerprint"], index.parts()))
@@ -145,6 +147,17 @@ def _application(
     pictures = Pictures(job["image_column"], job.get("source"), fetch)
     preprocess = picture_options(job).applied_to(opened.preprocess)
     return Application(searcher, pictures, preprocess, facts, **guard), searcher
+
+
+def _approximate(out: str) -> Any:
+    """Returns the index for approximate search, if there is one that can be used."""
+    if not has_index(out):
+        return None
+    try:
+        return open_index(out)
+    except (ValueError, ModuleNotFoundError) as error:
+        remark(f"all rows are compared, as the index can't be used: {error}")
+        return None
 
 
 def _run(

@@ -27,6 +27,8 @@ class FolderShard:
         others: how many files there are besides, by suffix; hidden ones don't count.
     """
 
+    _first = 0  # the number of the first row, of some of a folder's rows
+
     def __init__(self, folder: str, suffixes: Sequence[str] = (), *, captions: bool = False):
         """Lists the folder.
 
@@ -92,29 +94,41 @@ class FolderShard:
         chosen.name, chosen.fingerprint = digest_of(chosen._names), str(len(places))
         return chosen
 
+    def between(self, begin: int, end: int) -> "FolderShard":
+        """Returns some of the rows, with the numbers they have; for other processes."""
+        chosen, places = copy.copy(self), slice(begin - self._first, end - self._first)
+        chosen._first = begin
+        chosen._names, chosen._stamps = self._names[places], self._stamps[places]
+        chosen._problems = {n: self._problems[n] for n in chosen._names if n in self._problems}
+        if self._texts:
+            stems = (name.rpartition(".")[0] for name in chosen._names)
+            chosen._texts = {stem: self._texts[stem] for stem in stems if stem in self._texts}
+        return chosen
+
     def open(self) -> "FolderShard":
         return self
 
     def stamp(self, rows: Sequence[int]) -> str | None:
         """Returns the version of these rows' pictures; None if unknown."""
-        if rows and max(rows) >= len(self._names):  # of a part that has no place here
+        if rows and max(rows) >= len(self):  # of a part that has no place here
             return None
-        stamps = array.array("Q", (self._stamps[row] for row in rows))
+        stamps = array.array("Q", (self._stamps[row - self._first] for row in rows))
         return None if 0 in stamps else hashlib.blake2b(stamps, digest_size=16).hexdigest()
 
     def files(self, rows: Sequence[int]) -> list[str]:
         """Returns the paths of the rows' pictures."""
-        return [f"{self.path}/{self._names[row]}" for row in rows if row < len(self._names)]
+        names = (self._names[row - self._first] for row in rows if row < len(self))
+        return [f"{self.path}/{name}" for name in names]
 
     def has_changed(self) -> bool:
         """Returns False: each picture is read once; the next start notices later changes."""
         return False
 
     def __len__(self) -> int:
-        return len(self._names)
+        return self._first + len(self._names)
 
     def records(self, begin: int, end: int) -> Iterator[Record]:
-        for name in self._names[begin:end]:
+        for name in self._names[begin - self._first : end - self._first]:
             path = f"{self.path}/{name}"
             read = functools.partial(read_address, path, self._storage)
             problem = self._problems.get(name)
@@ -132,7 +146,7 @@ class FolderShard:
         return self._texts.get(name.rpartition(".")[0]) if self._texts else None
 
     def keys(self, begin: int, end: int) -> list[str | None]:
-        return [as_key(name) for name in self._names[begin:end]]
+        return [as_key(name) for name in self._names[begin - self._first : end - self._first]]
 
 
 def digest_of(names: Sequence[str]) -> str:

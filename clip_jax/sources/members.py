@@ -7,7 +7,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from clip_jax.sources.records import as_text
 from clip_jax.storage import is_remote, storage
@@ -34,7 +34,7 @@ class File:
             OSError: it can't be read.
         """
         self._path = path
-        self._own = -1
+        self._own, self._version = -1, (0, 0)
         if is_remote(path):
             self._own = storage(path).descriptor(path)
             self.size = os.fstat(self._own).st_size
@@ -58,8 +58,15 @@ class File:
         if self._own >= 0:
             yield functools.partial(_read, self._own)
             return
+        if is_remote(self._path):  # another process has the file's copy
+            yield functools.partial(_read_remote, self._path)
+            return
         with _OPEN.descriptor(self._path, self._version) as descriptor:
             yield functools.partial(_read, descriptor)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickled, it reads where the file is: a descriptor is this process's."""
+        return vars(self) | {"_own": -1}
 
     def __del__(self, close=os.close):  # bound here: `os` is gone at interpreter exit
         if self._own >= 0:
@@ -144,6 +151,10 @@ _OPEN = _Open()
 
 def _version_of(stat: os.stat_result) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
+
+
+def _read_remote(path: str, size: int, offset: int) -> bytes:
+    return storage(path).read_range(path, offset, offset + size)
 
 
 def _read(descriptor: int, size: int, offset: int) -> bytes:

@@ -103,17 +103,27 @@ class Record:
 class ListRows:
     """Rows in memory."""
 
-    def __init__(self, records: list[Record]):
-        self._records = records
+    def __init__(self, records: list[Record], first: int = 0):
+        """Stores the arguments.
+
+        Args:
+            records: the rows.
+            first: the number of the first one, if these are only some of a file's rows.
+        """
+        self._records, self._first = records, first
 
     def __len__(self) -> int:
-        return len(self._records)
+        return self._first + len(self._records)
 
     def records(self, begin: int, end: int) -> Iterator[Record]:
-        yield from self._records[begin:end]
+        yield from self._records[begin - self._first : end - self._first]
 
     def keys(self, begin: int, end: int) -> list[str | None]:
-        return [None if row.problem else row.key for row in self._records[begin:end]]
+        return [None if row.problem else row.key for row in self.records(begin, end)]
+
+    def between(self, begin: int, end: int) -> "ListRows":
+        """Returns some of the rows, with the numbers they have; for other processes."""
+        return ListRows(list(self.records(begin, end)), begin)
 
 
 class Rows(Protocol):

@@ -11,7 +11,7 @@ from clip_jax.sources.files import ListedFile
 from clip_jax.sources.left_out import LeftOut, distinct
 from clip_jax.sources.members import Member
 from clip_jax.sources.patterns import expand
-from clip_jax.sources.records import Pair, Record, as_key
+from clip_jax.sources.records import ListRows, Pair, Record, as_key
 from clip_jax.sources.tar_index import COMPRESSED, Group, TarIndex, decoded, parted
 from clip_jax.storage import absolute, is_remote, storage
 
@@ -166,6 +166,10 @@ class TarRows:
     def keys(self, begin: int, end: int) -> list[str | None]:
         keys: list[str | None] = [as_key(key) for key, _ in self._groups[begin:end]]
         return keys + [None] * (min(end, len(self)) - max(begin, len(self._groups)))
+
+    def between(self, begin: int, end: int) -> ListRows:
+        """Returns some of the rows, for other processes, which read pictures by their offsets."""
+        return ListRows(list(self.records(begin, end)), begin)
 
     def _record(self, key: str, group: Group, opens: bool) -> Record:
         caption, columns, problem = None, {}, None

@@ -73,7 +73,10 @@ class Disk(Storage):
         return _opened(lambda: os.open(path, os.O_RDONLY))
 
     def write(self, path: str, data: bytes) -> None:
-        with written_aside(path, lambda file: file.write(data)) as unfinished:
+        self.write_by(path, lambda file: file.write(data))
+
+    def write_by(self, path: str, write: Callable[[BinaryIO], object]) -> None:
+        with written_aside(path, write) as unfinished:
             os.replace(unfinished, path)
         sync_folder(os.path.dirname(path) or ".")
 

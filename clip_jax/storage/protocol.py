@@ -1,7 +1,7 @@
 """The interface of both kinds of storage."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, Protocol
 
 from clip_jax.file_stat import Stat
@@ -61,6 +61,10 @@ class Storage(Protocol):
 
     def write(self, path: str, data: bytes) -> None:
         """Writes a file atomically, replacing one of that name."""
+        ...
+
+    def write_by(self, path: str, write: Callable[[BinaryIO], object]) -> None:
+        """Writes a large file as `write` does; `write` is given an open file on a disk."""
         ...
 
     def create(self, path: str, data: bytes) -> bool:

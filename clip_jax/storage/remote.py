@@ -4,7 +4,7 @@ import contextlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from clip_jax.attempts import tried
@@ -89,6 +89,12 @@ class Store(Storage):
                 self._fs.pipe_file(path, data)
 
         tried(path, put)
+
+    def write_by(self, path: str, write: Callable[[BinaryIO], object]) -> None:
+        with tempfile.NamedTemporaryFile() as place:
+            with open(place.name, "wb") as file:
+                write(file)
+            tried(path, lambda: self._fs.put_file(place.name, path))
 
     def create(self, path: str, data: bytes) -> bool:
         self._fs.invalidate_cache()  # other processes write here too

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.config import Activation, NumHeads
+from clip_jax.config import Activation, CLIPConfig, NumHeads
 from clip_jax.errors import CheckpointError
 from clip_jax.image_size import ImageSize
 from clip_jax.model_tokenizer import Tokenizer
@@ -64,11 +64,18 @@ _VALUES = dataclasses.asdict(DEFAULTS)
 
 
 @dataclasses.dataclass(frozen=True)
+class Configured:
+    """A model's configuration in the place of the model, where nothing is computed."""
+
+    config: CLIPConfig
+
+
+@dataclasses.dataclass(frozen=True)
 class Opened:
     """A model with what turns pictures and strings into its inputs.
 
     Attributes:
-        model: the model.
+        model: the model; in other processes, which don't compute, its configuration.
         preprocess: the preprocessing of its images.
         tokenizer: its own tokenizer, where that makes other ids than CLIP's; None for CLIP's.
     """

@@ -1,0 +1,1 @@
+"""What processes of a cluster import as they start."""
