@@ -146,7 +146,7 @@ def embeddings(collection) -> np.ndarray:
 
 
 def write_many(root: Path, model: Any, count: int) -> Path:
-    """What a job of so many pictures would have left: those of a few rows, again and again."""
+    """What a job of so many rows would have left; every tenth has a picture, one of a few."""
     import pyarrow as pa
 
     from clip_jax.embed.chunks import divide
@@ -163,8 +163,9 @@ def write_many(root: Path, model: Any, count: int) -> Path:
     for chunk in divide(0, count, 8192):
         drawn = rng.standard_normal((len(chunk), model.config.embed_dim)).astype(np.float32)
         names = [f"{i:05d}" for i in range(chunk.begin, chunk.end)]
-        paths = [str(root / "in" / f"{i % 24:02d}.png") for i in range(chunk.begin, chunk.end)]
-        table = pa.table({"key": names, "path": paths})
+        files = [root / "in" / f"{i // 10 % 24:02d}.png" for i in range(chunk.begin, chunk.end)]
+        paths = [None if i % 10 else str(file) for i, file in enumerate(files, chunk.begin)]
+        table = pa.table({"key": names, "path": pa.array(paths, pa.string())})
         unit = drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
         digests = np.zeros(len(chunk), np.uint64)
         parts.write(chunk, count, Part(table, {"embedding": unit}, digests), [])

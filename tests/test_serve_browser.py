@@ -268,7 +268,7 @@ def test_what_is_refused_is_said_on_the_page(visit, served):
     visit.open()
     dropped(visit.page, b"not a picture", "drop")
     notice = visit.page.locator("#notice")
-    expect(notice).to_contain_text("the picture can't be read")
+    expect(notice).to_contain_text("The picture can't be read")
     visit.page.fill("#q", "sea")
     until_first(visit, captions(served, q="sea", k=1)[0])
     expect(notice).to_be_hidden()

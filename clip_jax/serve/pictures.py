@@ -84,7 +84,7 @@ def sent(data: bytes, preprocess: Preprocess) -> Embed:
     if not data:
         raise bad("expected a picture's file as the body of the request. Got nothing")
     try:
-        pixels = preprocess.pixels(decode_image(data))
+        pixels = preprocess.pixels(decode_image(data, preprocess=preprocess))
     except ValueError as error:
         raise Refusal(400, f"the picture can't be read: {error}") from None
     return Embed(hashlib.sha256(data).hexdigest()[:32], pixels)

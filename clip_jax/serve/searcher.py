@@ -222,13 +222,13 @@ class Searcher:
         return answers
 
     def _search(self, searches: Sequence["_Search"]) -> None:
-        nearly = []
-        if self._approximate is not None:
+        nearly, index = [], self._approximate
+        if index is not None:
             nearly = [s for s in searches if s.mask is None and not s.request.exact]
-        if nearly:
+        if nearly and index is not None:
             queries = np.stack([search.vector for search in nearly])
             try:
-                found = self._approximate.search(queries, max(search.k for search in nearly))
+                found = index.search(queries, max(search.k for search in nearly))
             except ValueError as error:  # damaged
                 remark(f"all rows are compared from now on, as the index can't be used: {error}")
                 self._approximate, nearly = None, []

@@ -6,6 +6,7 @@ import { isSearch } from "/state.js";
 
 const list = document.getElementById("grid");
 const end = document.getElementById("end");
+const bar = document.getElementById("bar");
 
 export class Grid {
   constructor({ version, onError }) {
@@ -87,13 +88,14 @@ export class Grid {
   /** Returns where somebody is: the first card that is in sight, and how far down it is. */
   seen() {
     const cards = list.children;
+    const head = bar.getBoundingClientRect().bottom;
     let [low, high] = [0, cards.length - 1];
     while (low < high) {
       const middle = (low + high) >> 1;
-      if (cards[middle].getBoundingClientRect().bottom > 0) high = middle;
+      if (cards[middle].getBoundingClientRect().bottom > head) high = middle;
       else low = middle + 1;
     }
-    return { place: low, top: cards[low]?.getBoundingClientRect().top ?? 0 };
+    return { place: low, top: (cards[low]?.getBoundingClientRect().top ?? head) - head };
   }
 
   /** Goes to where somebody was. */
@@ -101,7 +103,7 @@ export class Grid {
     const card = list.children[place];
     if (!card) return;
     // The heights of cards that were never in sight are estimates, until they are.
-    const go = () => scrollBy(0, card.getBoundingClientRect().top - top);
+    const go = () => scrollBy(0, card.getBoundingClientRect().top - bar.getBoundingClientRect().bottom - top);
     go();
     requestAnimationFrame(() => (go(), requestAnimationFrame(go)));
   }

@@ -108,7 +108,7 @@ function fail(error) {
 
 function say(words, isWrong = false) {
   notice.hidden = !words;
-  notice.textContent = words;
+  notice.textContent = words.charAt(0).toUpperCase() + words.slice(1);
   notice.classList.toggle("wrong", isWrong);
 }
 
