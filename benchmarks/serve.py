@@ -70,8 +70,8 @@ def main() -> None:
 - Load of the machine before, by others: {load:.1f}
 
 {options.rows:,} rows of {DIM} float16 numbers, drawn at random; text queries by a ViT-B/32 with
-random weights, each another text, for its 10 nearest rows of all (`--exact`). Server and clients share
-the machine. {ROUNDS} rounds of {QUERIES} queries by one client, then by {CLIENTS} clients at once.
+random weights, each another text, for its 10 nearest rows of all (`--exact`). Server and clients
+share the machine. {ROUNDS} rounds of {QUERIES} queries by one client, then by {CLIENTS} at once.
 
 {report.table(rows, ["clients", "median", "95th percentile", "answers a second"])}
 

@@ -92,6 +92,9 @@ class Application:
             except Refusal as refusal:
                 headers = {"Retry-After": "1"} if refusal.status == 503 else None
                 return _json({"error": refusal.message}, refusal.status, headers)
+            except OSError as error:  # a disk or a store fails
+                why = error.strerror or str(error)
+                return _json({"error": f"the rows can't be read now: {why}"}, 503)
 
         return answer
 

@@ -31,6 +31,7 @@ class Columns:
     Attributes:
         others: the names of the columns that were passed through.
         types: the Arrow type of each column by name, without the embeddings.
+        damaged: the parts that turned out to be damaged.
     """
 
     def __init__(self, index: Index, others: Sequence[str]):
@@ -48,6 +49,7 @@ class Columns:
         self._masks: Cache[np.ndarray] = Cache(MASKS)
         self.types: dict[str, Any] = {}
         self.damaged: set[str] = set()
+        self._description: list[dict[str, Any]] | None = None
         self._hold()
 
     def rows(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
@@ -70,11 +72,16 @@ class Columns:
         return found
 
     def number_of(self, key: str) -> int | None:
-        """Returns the number of the first row with a key; None if there is none."""
+        """Returns the number of the first row with a key; None if there is none.
+
+        Raises:
+            OSError: the keys can't be read.
+        """
         import pyarrow.compute as pc
 
         for part, (_, begin, _) in enumerate(self._parts):
-            place = pc.index(self._table(part)["key"], key).as_py()
+            table = self._sound(part)
+            place = -1 if table is None else pc.index(table["key"], key).as_py()
             if place >= 0:
                 return begin + place
         return None
@@ -82,8 +89,9 @@ class Columns:
     def mask(self, conditions: Sequence[Condition]) -> np.ndarray | None:
         """Returns which rows meet all conditions, (n,) bool; None without conditions.
 
+        Those of damaged parts don't.
+
         Raises:
-            Damaged: a part is damaged.
             OSError: the columns can't be read.
         """
         if not conditions:
@@ -92,8 +100,11 @@ class Columns:
         if (found := self._masks.get(key)) is not None:
             return found
         parts = []
-        for part in range(len(self._parts)):
-            table = self._table(part)
+        for part, (_, begin, end) in enumerate(self._parts):
+            table = self._sound(part)
+            if table is None:
+                parts.append(np.zeros(end - begin, bool))
+                continue
             met = [matching(condition, table[condition.column]) for condition in conditions]
             parts.append(np.logical_and.reduce(met))
         mask = np.concatenate(parts)
@@ -106,9 +117,12 @@ class Columns:
         Each has `name` and `kind`: "choice" with `values` and `counts`, "number" with `least` and
         `most`, "text", or "other", which can't be filtered.
         """
-        found = [self._described(name) for name in self.others if name in self.types]
-        texts = [name for name in SHOWN[1:] if name in self.types]
-        return [*found, *({"name": name, "kind": "text"} for name in reversed(texts))]
+        if self._description is None:
+            found = [self._described(name) for name in self.others if name in self.types]
+            texts = [name for name in SHOWN[1:] if name in self.types]
+            found += [{"name": name, "kind": "text"} for name in reversed(texts)]
+            self._description = found
+        return self._description
 
     def _described(self, name: str) -> dict[str, Any]:
         import pyarrow as pa
@@ -167,6 +181,14 @@ class Columns:
             table = self._read(part)
             self._recent.put(part, table)
         return table
+
+    def _sound(self, part: int) -> Any:
+        """Returns a part's columns; None if it is damaged."""
+        try:
+            return self._table(part)
+        except Damaged as error:
+            self.damaged |= error.parts
+            return None
 
     def _read(self, part: int) -> Any:
         return self._index.columns(self._parts[part][0], self._names).combine_chunks()

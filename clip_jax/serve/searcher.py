@@ -170,17 +170,13 @@ class Searcher:
             return list(self.columns.rows(numbers))
         except Damaged as error:
             self.index.leave_out(error.parts)
-            raise Refusal(503, "a part was found to be damaged: try again") from None
+            raise Refusal(503, "a part was found to be damaged: ask again without it") from None
 
     def _mask(self, request: Request) -> np.ndarray | None:
-        while True:
-            try:
-                mask = self.columns.mask(request.where)
-            except Damaged as error:
-                self.index.leave_out(error.parts)
-                self.columns.damaged |= error.parts
-                continue
-            return self.index.present(mask)
+        mask = self.columns.mask(request.where)
+        if new := self.columns.damaged - self.index.lost:
+            self.index.leave_out(new)
+        return self.index.present(mask)
 
     def _embed_texts(self, texts: Sequence[str]) -> None:
         new = [text for text in dict.fromkeys(texts) if self._texts.get(text) is None]
