@@ -129,7 +129,9 @@ def test_texts_in_a_table_are_compared_as_numbers_where_all_are(model, tmp_path)
 
 def test_details_have_what_the_page_shows(served):
     found = served.get("/api/search", q="x", k=COUNT, details=1).json
-    assert found["total"] == COUNT and found["milliseconds"] > 0
+    assert found["total"] == COUNT and found["milliseconds"] > 0 and found["like"] is None
+    like = served.get("/api/similar", row=3, details=1).json["like"]
+    assert (like["row"], like["key"], like["caption"]) == (3, "k003", ODD)
     hit = next(hit for hit in found["hits"] if hit["row"] == 5)
     assert hit["columns"] == {
         "group": GROUPS[2],

@@ -169,10 +169,16 @@ class Application:
                 "offset": wanted.offset,
                 "total": ranking.total,
                 "picture": query.picture or None,
-                "row": query.like,
+                "like": None if query.like is None else self._named(query.like),
                 "milliseconds": timed(begin),
             }
         )
+
+    def _named(self, number: int) -> dict[str, Any]:
+        """Returns what names a row that the results are like."""
+        (row,) = self._searcher.rows([number])
+        path = row.get("path", row.get("image_path"))
+        return {"row": number, "key": row["key"], "path": path, "caption": row.get("caption")}
 
     async def _thumbnail(self, request: Request) -> Response:
         number, path = self._path_of(request)

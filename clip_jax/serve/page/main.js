@@ -23,6 +23,7 @@ let typing = 0;
 let isTyping = false;  // whether the address is already that of what is being typed
 const kept = new Map();
 const previews = new Map();  // of pictures that were sent
+const known = new Map();  // rows that results were like: whether they have a picture
 
 const search = (of) => address({ ...of, show: null });
 
@@ -69,6 +70,10 @@ async function ask(request) {
   try {
     const found = await retried(() => request(mine.signal), mine.signal);
     say("");
+    if (found.like) {
+      known.set(found.like.row, found.like);
+      paint();
+    }
     grid.show(state, found);
     const many = found.total.toLocaleString("en");
     status.textContent = isSearch(state) ? `${many} ranked in ${time(found.milliseconds)}` : `${many} ${found.total === 1 ? "row" : "rows"}`;
@@ -130,8 +135,10 @@ function paint() {
   const seen = at("seen");
   seen.hidden = !(state.picture || state.row !== null);
   if (!seen.hidden) {
-    const source = state.row !== null ? thumbnail(state.row, facts.version) : previews.get(state.picture);
-    const made = chip(source ? "like" : "like a picture", "", () => go({ picture: "", row: null }));
+    const row = known.get(state.row);
+    const source = row?.path ? thumbnail(row.row, facts.version) : previews.get(state.picture);
+    const words = row && !row.path ? `like ${row.caption || row.key}` : "like";
+    const made = chip(words, "", () => go({ picture: "", row: null }));
     if (source) {
       const image = element("img", { src: source, alt: "" });
       image.addEventListener("error", () => image.remove());
