@@ -15,6 +15,13 @@ from clip_jax.config import CLIP_VOCAB_SIZE, TextConfig
 from clip_jax.image_size import ImageSize, sides_of
 from clip_jax.messages import some
 
+# What to do about a model with ids behind CLIP's end token of which nothing says what they are.
+SAY_THE_END = (
+    f'say in the configuration, config.text, pooling="eos" and eos_id={CLIP_VOCAB_SIZE - 1} if '
+    f"they were added to CLIP's vocabulary, as by textual inversion, or eos_id=2 to pool at the "
+    f"first largest id (dataclasses.replace, then clip_jax.from_parameters)."
+)
+
 
 def as_images(
     images: ArrayLike | Sequence[Any], image_size: ImageSize
@@ -131,22 +138,17 @@ def as_embeddings(
 def _check_no_added(tokens: np.ndarray | Array) -> None:
     """Raises ValueError if the position of a text's end depends on what isn't said."""
     end = CLIP_VOCAB_SIZE - 1
-    say = (
-        f'say in the configuration, config.text, pooling="eos" and eos_id={end} if they were added '
-        f"to CLIP's vocabulary, as by textual inversion, or eos_id=2 to pool at the first largest "
-        f"id (dataclasses.replace, then clip_jax.from_parameters)."
-    )
     if isinstance(tokens, Tracer):
         raise ValueError(
             f"this model has ids above {end}, CLIP's end token, and inside of a traced function "
-            f"the ids can't be seen: {say}"
+            f"the ids can't be seen: {SAY_THE_END}"
         )
     ids = np.asarray(tokens)
     rows = np.flatnonzero((ids > end).any(axis=1) & (ids == end).any(axis=1)).tolist()
     if rows:
         raise ValueError(
             f"rows {some(rows)} of tokens have ids above {end}, CLIP's end token, and nothing says "
-            f"whether a text ends there: {say}"
+            f"whether a text ends there: {SAY_THE_END}"
         )
 
 

@@ -13,15 +13,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
 from clip_jax.bombs import MOST_PIXELS, TooThin, check_area, check_bomb
-from clip_jax.channels import (
-    CLIPPED,
-    UNCOVERED,
-    color_of,
-    covered,
-    is_clipped,
-    is_uncovered,
-    scaled,
-)
+from clip_jax.channels import color_of, covered, losses_of, scaled
 from clip_jax.config import PixelConfig, Resize
 from clip_jax.errors import Unreachable, exhausted
 from clip_jax.geometry import Geometry, geometry
@@ -144,11 +136,7 @@ class Preprocess:
 
     def losses(self, image: Image.Image) -> tuple[str, ...]:
         """Returns what of a picture doesn't reach the pixels; see `clip_jax.channels`."""
-        is_lost = {
-            CLIPPED: is_clipped(image) and (not self.scale_16_bit or image.mode == "F"),
-            UNCOVERED: self.background is None and is_uncovered(image),
-        }
-        return tuple(kind for kind, lost in is_lost.items() if lost)
+        return losses_of(image, scales=self.scale_16_bit, covers=self.background is not None)
 
     @property
     def resize(self) -> Resize:

@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from PIL import ImageOps
+
 from clip_jax.channels import covered
 from clip_jax.pages import text
 from clip_jax.preprocess import decode_image
@@ -90,6 +92,7 @@ def thumbnail(data: bytes) -> bytes:
     """
     image = decode_image(data, reduced_to=(2 * SIDE, 2 * SIDE))
     image.thumbnail((SIDE, SIDE))
+    image = ImageOps.exif_transpose(image)  # upright, as browsers show the original
     file = io.BytesIO()
     covered(image, "white").convert("RGB").save(file, "JPEG", quality=85)
     return file.getvalue()

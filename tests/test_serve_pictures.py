@@ -77,6 +77,38 @@ def test_large_and_transparent_pictures_become_small_and_white(model, tmp_path):
         assert found.get("/originals/2").headers["content-disposition"] == "attachment"
 
 
+def test_a_photograph_that_was_taken_upright_is_shown_upright():
+    from clip_jax.thumbnails import thumbnail
+
+    image = Image.new("RGB", (120, 80), "red")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    file = io.BytesIO()
+    image.save(file, "JPEG", exif=exif)
+    assert Image.open(io.BytesIO(thumbnail(file.getvalue()))).size == (80, 120)
+
+
+def test_a_picture_that_is_sent_is_rotated_as_those_of_the_job_were(collection, tmp_path):
+    image = Image.open(io.BytesIO(noise(77)))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    image.save(file, "PNG", exif=exif)
+    found = {}
+    for rotates in (False, True):
+        out = tmp_path / str(rotates)
+        options = {"exif_transpose": rotates, **QUIET}
+        embed(collection / "in.parquet", collection / "model", out, **options)
+        with serving(application(out).app) as server:
+            hits = server.ask("POST", "/api/search?k=5", file.getvalue()).json
+        (tmp_path / "q.png").write_bytes(file.getvalue())
+        expected = search(out, None, tmp_path / "q.png", 5)
+        assert [hit["key"] for hit in hits] == [hit["key"] for hit in expected]
+        found[rotates] = [hit["score"] for hit in hits]
+        assert found[rotates] == pytest.approx([hit["score"] for hit in expected], abs=2e-6)
+    assert found[False] != pytest.approx(found[True], abs=1e-4)
+
+
 def test_pictures_that_are_gone_or_no_pictures_any_more_are_not_there(model, tmp_path):
     (tmp_path / "in").mkdir()
     for i in range(3):

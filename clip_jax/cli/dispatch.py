@@ -147,7 +147,7 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(*arguments, **options)
 
     def error(self, message: str) -> NoReturn:
-        _complain(f"{message}; see {self.prog} --help")
+        _complain(f"{message}; see {getattr(_Parser, 'active', self).prog} --help")
         sys.exit(BAD_ARGUMENTS)
 
     def _print_message(self, message: str, file: Any = None) -> None:

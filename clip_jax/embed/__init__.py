@@ -3,6 +3,7 @@
 from typing import Any
 
 from clip_jax.embed.counts import Summary as Summary
+from clip_jax.embed.embedder import ImageEmbedder as ImageEmbedder
 from clip_jax.embed.gaps import Incomplete as Incomplete
 from clip_jax.embed.identity import check_model as check_model
 from clip_jax.embed.identity import read_job as read_job

@@ -14,6 +14,7 @@ from clip_jax.config import SigLIPConfig
 from clip_jax.encoder import Encoder
 from clip_jax.errors import NotFiniteError
 from clip_jax.evaluate.scores import sigmoid
+from clip_jax.inputs import as_tokens
 from clip_jax.messages import some
 from clip_jax.nn import CLIP, model_digest
 from clip_jax.nn.text import pooled_positions
@@ -103,6 +104,9 @@ class ZeroShotClassifier:
         text = model.config.text
         if len(names) * len(templates) <= FEW:
             tokens = self._tokens(text.context_length)
+            as_tokens(
+                tokens, text
+            )  # before they are cut, and the end of a text isn't seen any more
             longest = text.context_length
             if text.can_be_cut:
                 longest = np.max(pooled_positions(tokens, text)) + 1

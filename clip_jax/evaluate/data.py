@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ from clip_jax.encoder import Encoder
 from clip_jax.evaluate.labels import Labels, as_labels
 from clip_jax.evaluate.results import LeftOut
 from clip_jax.loading import CpuGate, Loader, loading
+from clip_jax.messages import some
 from clip_jax.nn import CLIP, flatten, from_parameters, parameters, unflatten
 from clip_jax.preprocess import PictureOptions, Preprocess
 from clip_jax.progress import Progress, remark
@@ -53,31 +55,28 @@ class Images:
     left_out: LeftOut
 
 
-def class_folders(source: str) -> list[str]:
-    """Returns the names of the class folders in a local folder; reads no pictures.
+def class_folders(source: str) -> tuple[list[str], list[str]]:
+    """Returns the names of a local folder's class folders, and of those without pictures.
 
-    Returns no names if the source is something else: an embedding job's output, files, or a folder
-    of an object store, which can't have empty folders. Hidden files and folders don't count.
+    No pictures are read. There are no names if the source is something else: an embedding job's
+    output, files, or a folder of an object store, which can't have empty folders. Hidden files and
+    folders don't count.
 
     Raises:
-        ValueError: there are no class folders, or one holds no pictures.
+        ValueError: there are no class folders, or none holds pictures.
         OSError: a folder can't be read.
     """
     where = storage(source)
     if not isinstance(where, Disk) or not where.is_folder(source) or read_job(source):
-        return []
+        return [], []
     with os.scandir(source) as entries:
         names = sorted(e.name for e in entries if e.is_dir() and not _is_hidden(e.name))
     if not names:
         raise ValueError(f"{source} holds no class folders: expected one a class, with its images")
-    for name in names:
-        folder = os.path.join(source, name)
-        try:
-            if next(_pictures(folder), None) is None:
-                raise ValueError(f"{folder}: its pictures are hidden files")
-        except ValueError as error:
-            raise ValueError(f"a class folder without images: {error}") from None
-    return [as_text(name) for name in names]
+    empty = [name for name in names if not _has_pictures(os.path.join(source, name))]
+    if len(empty) == len(names):
+        raise ValueError(f"{source}: none of its class folders holds pictures: {some(empty)}")
+    return [as_text(name) for name in names if name not in empty], list(map(as_text, empty))
 
 
 def read_images(source: str, label_column: str = "label") -> Images:
@@ -142,7 +141,7 @@ def embed_images(
         progress: whether to show progress on standard error.
 
     Raises:
-        ValueError: there are no pictures, a class folder is empty, no picture has a label; or the
+        ValueError: there are no pictures, no picture has a label; or the
             features of a ResNet or a SigLIP are to be those before the projection, which it doesn't
             have.
         OSError: the source can't be read.
@@ -152,7 +151,11 @@ def embed_images(
     is_folder = storage(source).is_folder(source)
     column = label_column or ("cls" if source.endswith(".tar") else "label")
     if is_folder:
-        class_folders(source)
+        _, empty = class_folders(source)
+        if empty:
+            warnings.warn(
+                f"{source}: classes without pictures are left out: {some(empty)}", stacklevel=3
+            )
         found = open_input(source)
         remark(found.remark, progress)
         records = _visible(_all_of(found))
@@ -303,6 +306,13 @@ def _embed(
 def _pictures(folder: str) -> Iterator[Record]:
     """Returns the pictures in a folder and below, without hidden files as macOS leaves them."""
     return _visible(_records(folder))
+
+
+def _has_pictures(folder: str) -> bool:
+    try:
+        return next(_pictures(folder), None) is not None
+    except ValueError:  # there are none, which is said of all such folders at once
+        return False
 
 
 def _visible(records: Iterator[Record]) -> Iterator[Record]:

@@ -114,7 +114,7 @@ def zeroshot(
     """
     source = os.fspath(source)
     # What can be wrong is found before a model is loaded and pictures are read in vain.
-    folders = class_folders(source)
+    folders, _ = class_folders(source)
     check_prompts(name_classes(folders, class_names)[0] or ["a"], templates)
     check_classes(source, folders, class_names)
     options = LoadOptions(
@@ -333,7 +333,7 @@ def probe(
     check_parameters(1.0 if C is None else C, max_iter, tol, dtype)
     sources = [os.fspath(each) for each in (source, test) if each is not None]
     # What can be wrong is found before a model is loaded and pictures are read in vain.
-    folders = [class_folders(each) for each in sources]
+    folders = [class_folders(each)[0] for each in sources]
     check_classes(sources[0], folders[0], None, are_prompts=False)
     options = LoadOptions(
         activation, num_heads, preprocessing, image_size, position_resize, drop_remainder

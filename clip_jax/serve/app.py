@@ -17,11 +17,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from clip_jax.preprocess import Preprocess
 from clip_jax.serve.batches import Batcher
 from clip_jax.serve.bodies import Bodies
 from clip_jax.serve.guard import Guard
-from clip_jax.serve.pictures import Pictures, sent
+from clip_jax.serve.pictures import Pictures
 from clip_jax.serve.queries import SEARCH, parsed
 from clip_jax.serve.queries import Request as Wanted
 from clip_jax.serve.refusals import Refusal, bad
@@ -50,7 +49,7 @@ class Application:
         self,
         searcher: Searcher,
         pictures: Pictures,
-        preprocess: Preprocess,
+        reader: Callable[[bytes], Embed],
         facts: dict[str, Any],
         *,
         is_local: bool = True,
@@ -61,12 +60,12 @@ class Application:
         Args:
             searcher: answers searches.
             pictures: the pictures of the rows.
-            preprocess: makes pixels of the pictures that clients send.
+            reader: decodes pictures that clients send.
             facts: what the page says of the job, as plain JSON; `version` changes with the rows.
             is_local: whether the server listens on this machine's own address.
             token: what clients have to show; None for nothing.
         """
-        self._searcher, self._pictures, self._preprocess = searcher, pictures, preprocess
+        self._searcher, self._pictures, self._reader = searcher, pictures, reader
         self._facts, self._bodies = facts, Bodies()
         self._batcher: Batcher[Wanted | Embed] = Batcher(
             searcher.answer, most=REQUESTS, waiting=WAITING
@@ -114,9 +113,7 @@ class Application:
         if request.method == "POST":
             if wanted.query.picture or wanted.query.like is not None or key is not None:
                 raise bad("give a picture as the body, or picture, row or key; not several")
-            picture = await self._in_thread(
-                sent, await self._bodies.read(request), self._preprocess
-            )
+            picture = await self._in_thread(self._reader, await self._bodies.read(request))
             await self._batcher.ask(picture)
             wanted = _with(wanted, picture=picture.identifier)
         return await self._answer(wanted, key)

@@ -3,7 +3,7 @@
 import hashlib
 import io
 
-from PIL import Image
+from PIL import Image, ImageOps
 
 from clip_jax.preprocess import Preprocess, decode_image, known_formats
 from clip_jax.serve.cache import Cache
@@ -75,8 +75,13 @@ class Pictures:
             raise Refusal(404, f"the picture is not there any more, {place}") from None
 
 
-def sent(data: bytes, preprocess: Preprocess) -> Embed:
+def sent(data: bytes, preprocess: Preprocess, rotates: bool) -> Embed:
     """Decodes a picture that a client sent.
+
+    Args:
+        data: its file.
+        preprocess: how it becomes pixels.
+        rotates: whether it is rotated as its EXIF data say, as those of the job were.
 
     Raises:
         Refusal: it is no picture, damaged or unreasonably large.
@@ -84,7 +89,8 @@ def sent(data: bytes, preprocess: Preprocess) -> Embed:
     if not data:
         raise bad("expected a picture's file as the body of the request. Got nothing")
     try:
-        pixels = preprocess.pixels(decode_image(data, preprocess=preprocess))
+        image = decode_image(data, preprocess=preprocess)
+        pixels = preprocess.pixels(ImageOps.exif_transpose(image) if rotates else image)
     except ValueError as error:
         raise Refusal(400, f"the picture can't be read: {error}") from None
     return Embed(hashlib.sha256(data).hexdigest()[:32], pixels)

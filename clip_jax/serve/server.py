@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import functools
 import hashlib
 import ipaddress
 import logging
@@ -20,7 +21,7 @@ from clip_jax.image_size import ImageSize
 from clip_jax.nn import CLIP
 from clip_jax.progress import announce, remark
 from clip_jax.search import has_index, open_index
-from clip_jax.search.exact import model_of, picture_options
+from clip_jax.search.exact import check_given, model_of, picture_options
 from clip_jax.search.index import Index
 from clip_jax.signals import Stop, deferred
 from clip_jax.storage import folder
@@ -119,11 +120,13 @@ def _application(
 ) -> tuple[Any, Any]:
     from clip_jax.serve.app import Application
     from clip_jax.serve.columns import Columns
-    from clip_jax.serve.pictures import Pictures
+    from clip_jax.serve.pictures import Pictures, sent
     from clip_jax.serve.searcher import Searcher
 
     job = finished_job(out)
     opened = model_of(out, job, model, told)
+    for own in ("tokenizer", "preprocessing"):
+        check_given(out, job, model, own)
     index = Index(out, job)
     for warning in index.gaps.warnings(out, parts_of(out, job).table):
         warnings.warn(warning, stacklevel=3)
@@ -146,7 +149,9 @@ def _application(
     }
     pictures = Pictures(job["image_column"], job.get("source"), fetch)
     preprocess = picture_options(job).applied_to(opened.preprocess)
-    return Application(searcher, pictures, preprocess, facts, **guard), searcher
+    rotates = bool(job["identity"].get("exif_transpose"))
+    reader = functools.partial(sent, preprocess=preprocess, rotates=rotates)
+    return Application(searcher, pictures, reader, facts, **guard), searcher
 
 
 def _approximate(out: str) -> Any:

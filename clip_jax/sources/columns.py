@@ -66,12 +66,26 @@ class Columns:
         return dataclasses.replace(self, image=image, caption=caption)
 
 
-def lacking(source: str, missing: Sequence[str], names: Sequence[str]) -> ValueError:
-    """Returns the error of a table that lacks columns; it lists those that there are."""
+def lacking(
+    source: str, missing: Sequence[str], names: Sequence[str], others: Sequence[str] = ()
+) -> ValueError:
+    """Returns the error of a table that lacks columns; it lists those that there are.
+
+    Args:
+        source: the table.
+        missing: the names that it lacks.
+        names: those that it has.
+        others: columns that were asked for beside picture, caption and key.
+    """
+    way_out = "Say which hold what by image_column, caption_column, key_column, in a TOML file in "
+    way_out = (
+        "Say which by label_column or extra_columns"
+        if set(missing) <= set(others)
+        else way_out + "[data]"
+    )
     return ValueError(
         f"{source}: no column {' and no column '.join(map(repr, missing))}; its columns are "
-        f"{', '.join(map(repr, names)) or 'none'}. Say which hold what by "
-        f"image_column, caption_column, key_column, in a TOML file in [data]."
+        f"{', '.join(map(repr, names)) or 'none'}. {way_out}."
     )
 
 

@@ -176,7 +176,7 @@ def _check(source: str, names: Sequence[str], columns: Columns) -> None:
     if not missing and columns.image not in names and columns.caption not in names:
         missing = [columns.image, columns.caption]
     if missing:
-        raise lacking(source, missing, names)
+        raise lacking(source, missing, names, columns.others)
 
 
 def fingerprint_of(versions: Iterable[tuple[str, str]]) -> str:

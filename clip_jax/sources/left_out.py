@@ -64,9 +64,9 @@ class LeftOut:
         found = self.all()
         if not found:
             return ""
-        what = "samples" if self.problems and not self.damage else "things"
+        what = "sample" if self.problems and not self.damage else "thing"
         first = some(found, most=3, between="; ")
-        return f"left out of {self.source}: {len(found):,} {what}: {first}"
+        return f"left out of {self.source}: {counted(len(found), what)}: {first}"
 
 
 def refuse(source: str, problems: Sequence[str]) -> None:

@@ -77,6 +77,7 @@ def train(config: TrainConfig, *, progress: bool = True, more_steps: bool = Fals
             f"model's texts depend on their padding. Got {text_length}."
         )
     opened.check_strings()
+    opened.check_ends()
     if not isinstance(size := model.config.vision.image_size, int):
         raise ValueError(
             f"training crops squares from pictures. Got a model of images of {shown_size(size)}: "

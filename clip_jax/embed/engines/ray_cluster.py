@@ -68,9 +68,9 @@ def connected(address: str | None, memory: int) -> Iterator[bool]:
     with _handlers_kept(), warnings.catch_warnings():
         _join(address, memory)
     try:
-        if address is not None:
-            _check_nodes(address)
         with _silent():
+            if address is not None:
+                _check_nodes(address)
             yield True
     finally:
         ray.shutdown()
@@ -173,7 +173,7 @@ def _check_nodes(where: str) -> None:
 
     Raises:
         ValueError: one has others, or lacks this package.
-        OSError: one doesn't answer.
+        OSError: none answers.
     """
     import ray
     from ray.exceptions import RayError
@@ -201,11 +201,15 @@ def _check_nodes(where: str) -> None:
     ]
     if not asked:
         raise ValueError(f"the Ray cluster {where} has no node with CPUs: start one")
-    try:
-        answers = ray.get(asked, timeout=NODES)
-    except RayError as error:
-        said = str(error).strip().partition("\n")[0]
-        raise OSError(f"a node of the Ray cluster {where} doesn't answer: {said}") from None
+    answers, silent = [], ""
+    there, _ = ray.wait(asked, num_returns=len(asked), timeout=NODES)
+    for answer in there:
+        try:
+            answers.append(ray.get(answer))
+        except RayError as error:  # it has died, which Ray takes some seconds to notice
+            silent = str(error).strip().partition("\n")[0]
+    if not answers:
+        raise OSError(f"no node of the Ray cluster {where} answers: {silent or 'they are busy'}")
     ours = versions()
     for node, theirs in answers:
         if isinstance(theirs, str):
