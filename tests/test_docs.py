@@ -202,7 +202,18 @@ def test_every_command_has_its_help_in_the_reference():
     assert shown == names
 
 
-ROOMS = ("convert", "embed", "search", "evaluate", "train", "nn", "backends", "parity", "export")
+ROOMS = (
+    "convert",
+    "embed",
+    "search",
+    "serve",
+    "evaluate",
+    "train",
+    "nn",
+    "backends",
+    "parity",
+    "export",
+)
 MODULES = ["clip_jax", *(room for room in ROOMS if list(ROOT.glob(f"clip_jax/{room}*")))]
 
 

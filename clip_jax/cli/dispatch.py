@@ -25,6 +25,7 @@ from clip_jax.cli import (
     models,
     parity,
     search,
+    serve,
     train,
 )
 from clip_jax.cli.advice import in_options
@@ -33,7 +34,7 @@ from clip_jax.errors import CheckpointError, DownloadError
 from clip_jax.naming import current
 from clip_jax.signals import also, exit_status, handled, keeps, limit, word_for
 
-COMMANDS = (models, classify, embed, index, search, evaluate, convert, export, parity, train)
+COMMANDS = (models, classify, embed, index, search, serve, evaluate, convert, export, parity, train)
 
 FAILURE, BAD_ARGUMENTS, BROKEN_PIPE = 1, 2, 141
 # How many pictures are named that bring about the same warning.

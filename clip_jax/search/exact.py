@@ -110,14 +110,10 @@ def search(
     }
     # Before the model is loaded, which takes longer than to find that the index is of no use.
     index = open_index(out) if approximate else None
-    opened = _opened(out, job, model, {k: v for k, v in told.items() if v is not None})
-    own = "tokenizer" if isinstance(query, str) else "preprocessing"
-    if isinstance(model, CLIP) and job["identity"].get(own):
-        raise ValueError(
-            f"{out} was embedded with the {own} of the model's folder: give the model by its path"
-        )
+    opened = model_of(out, job, model, {k: v for k, v in told.items() if v is not None})
+    check_given(out, job, model, "tokenizer" if isinstance(query, str) else "preprocessing")
     rotates = bool(job["identity"].get("exif_transpose"))
-    embedding = embed_query(opened, query, _pictures(job, fit), rotates=rotates)
+    embedding = embed_query(opened, query, picture_options(job, fit), rotates=rotates)
     if index is None:
         index = Index(out, job)
         scores, rows = _best_of_all(index, embedding, k)
@@ -260,7 +256,7 @@ def _best(
     return *jax.lax.top_k(jnp.where(is_there, scores, -jnp.inf), k), is_sound.all()
 
 
-def _pictures(job: Mapping[str, Any], fit: Fit | None) -> PictureOptions:
+def picture_options(job: Mapping[str, Any], fit: Fit | None = None) -> PictureOptions:
     """Returns the options with which a job has made pixels of its pictures."""
     names = [field.name for field in dataclasses.fields(PictureOptions)]
     noted = {name: job["identity"][name] for name in names if name in job["identity"]}
@@ -268,12 +264,35 @@ def _pictures(job: Mapping[str, Any], fit: Fit | None) -> PictureOptions:
     return dataclasses.replace(pictures, fit=fit) if fit else pictures
 
 
-def _opened(
+def check_given(out: str, job: Mapping[str, Any], model: Any, own: str) -> None:
+    """Checks that a model has what belongs to it: `own`, "tokenizer" or "preprocessing".
+
+    Raises:
+        ValueError: it is given as an object, and the job had that from the model's folder.
+    """
+    if isinstance(model, CLIP) and job["identity"].get(own):
+        raise ValueError(
+            f"{out} was embedded with the {own} of the model's folder: give the model by its path"
+        )
+
+
+def model_of(
     out: str,
     job: dict[str, Any],
     model: CLIP | str | os.PathLike[str] | None,
     told: dict[str, Any],
 ) -> Opened:
+    """Returns the model of a job, loaded as the job did where nothing else is told.
+
+    Args:
+        out: the job's folder.
+        job: the content of its `job.json`.
+        model: the model; what `clip_jax.load` takes; or None for the one that the job names.
+        told: arguments of `clip_jax.load`.
+
+    Raises:
+        ValueError: the job names none, or it is another model.
+    """
     model = job["model"] if model is None else model
     if model is None:
         raise ValueError(f"{out} doesn't know its model by name or path: give the model")
