@@ -178,6 +178,11 @@ def run(args: argparse.Namespace) -> int:
         return FAILURE
     if args.distributed:
         distributed.join("use --shard I/N", shutdown_timeout_seconds=A_WEEK)
+    if args.engine == "ray":
+        import jax
+
+        # The cluster's processes have the accelerators, of which some admit one process only.
+        jax.config.update("jax_platforms", "cpu")
     tell_what_it_knows(args.model)
     announce("loading the model")
     summary = embed(
