@@ -99,7 +99,7 @@ def test_a_missing_column_of_labels_names_the_option_that_gives_it(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.csv").write_text("image,class\na.png,cat\n")
-    (tmp_path / "u.csv").write_text("url,label\na.png,cat\n")
+    (tmp_path / "u.csv").write_text("file,label\na.png,cat\n")
     model, run = str(data / "model"), runner(capsys)
     _, _, (said,) = run("eval", "zeroshot", "t.csv", "--model", model)
     assert said.endswith("its columns are 'image', 'class'. Say which by --label-column.")

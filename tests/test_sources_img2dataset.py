@@ -160,3 +160,9 @@ def test_lists_of_addresses_and_tables_without_a_header_are_known(model, tmp_pat
         embed(tmp_path / "a.tsv", model, tmp_path / "out", **QUIET)
     (tmp_path / "b.txt").write_text("a dog\nhttps://example.org/b.png\n")
     assert len(rows_of(tmp_path / "b.txt")) == 2
+
+
+def test_a_table_of_addresses_without_captions_is_told_the_way_out(tmp_path):
+    (tmp_path / "t.csv").write_text("url,label\nhttps://a.b/c.jpg,cat\n")
+    with pytest.raises(ValueError, match="--url_col url --output_format webdataset"):
+        open_input(str(tmp_path / "t.csv"))

@@ -46,7 +46,7 @@ def advice_for_addresses(source: str, names: Sequence[str], columns: Columns) ->
             f"them (img2dataset {kind} {where_to}), and give the folder that it writes"
         )
     captions = [n for n in (columns.caption, *CAPTION_NAMES, "TEXT", "caption") if n in names]
-    options = f"--url_col {found[0]}" + f" --caption_col {captions[0]}" * bool(captions)
+    options = f"--url_col {found[0]}" + (f" --caption_col {captions[0]}" if captions else "")
     texts = "; its captions alone by what='texts'" if columns.caption in names else ""
     return (
         f"{source} has web addresses in {', '.join(map(repr, found))}, and no pictures: have "
