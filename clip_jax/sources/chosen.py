@@ -76,17 +76,21 @@ class ChosenShard(ListedFile):
     def open(self) -> "ChosenRows":
         rows: Fields = self._shard.open()
         chosen = ChosenRows(rows, self._where, self._others, self.name)
-        self._tally.add(self.path, len(chosen), len(rows))
+        self._tally.add(self.path, len(chosen), chosen.total)
         return chosen
 
 
 class ChosenRows:
-    """Those rows of an open file."""
+    """Those rows of an open file.
+
+    Attributes:
+        total: how many rows the file has, with those that don't fit.
+    """
 
     def __init__(self, rows: Fields, where: Where, others: Sequence[str], name: str):
         """Reads the values of the columns that the conditions name, of all rows."""
         self._rows, self._others, self._name = rows, others, name
-        self._numbers = array.array("q")
+        self._numbers, self.total = array.array("q"), len(rows)
         self._problems: dict[int, str] = {}
         for number, values in enumerate(rows.fields(where.names)):
             if isinstance(values, str):
