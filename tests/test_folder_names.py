@@ -54,7 +54,7 @@ def test_files_of_other_names_are_counted_and_named_by_suffix(tmp_path):
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "f.pack").touch()
     remark = open_input(tmp_path).remark
-    assert remark.endswith("4 files not named as pictures are: 2 .psd, 1 .txt, 1 without")
+    assert remark.endswith("4 files not named as pictures are: 2 .psd, 1 .txt, 1 without an ending")
     assert str(tmp_path) in remark
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "a.png").write_bytes(picture())

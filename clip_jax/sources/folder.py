@@ -190,6 +190,8 @@ def others_of(folder: str, others: Mapping[str, int]) -> str:
     counts = sorted(((count, suffix) for suffix, count in others.items() if count), reverse=True)
     if not counts:
         return ""
-    named = [f"{count:,} {'.' + suffix if suffix else 'without'}" for count, suffix in counts]
+    named = [
+        f"{count:,} {'.' + suffix if suffix else 'without an ending'}" for count, suffix in counts
+    ]
     total = counted(sum(others.values()), "file")
     return f"left out of {folder}: {total} not named as pictures are: {some(named)}"
