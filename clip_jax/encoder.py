@@ -33,7 +33,7 @@ from clip_jax.backends.adapted import adapted_copy, is_plain
 from clip_jax.backends.defaults import Attention
 from clip_jax.backends.half import cast
 from clip_jax.compilation import compile_cache
-from clip_jax.config import ViTConfig
+from clip_jax.config import CLIPConfig, ViTConfig
 from clip_jax.errors import NotFiniteError
 from clip_jax.inputs import as_images, as_tokens
 from clip_jax.messages import counted, some
@@ -118,7 +118,13 @@ class Encoder:
 
         Raises:
             ValueError: a number is out of range, or the placement isn't possible here.
+            TypeError: it is no model of both towers.
         """
+        if not isinstance(getattr(model, "config", None), CLIPConfig):
+            raise TypeError(
+                f"model must be one of both towers, as clip_jax.load returns it. "
+                f"Got {type(model).__name__}."
+            )
         self._placement = place(parallel, mesh, model)
         self.device, devices = self._placement.device, self._placement.num_local_devices
         if batch_size is None:

@@ -1,5 +1,6 @@
 """Checks a model's inputs."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,6 +38,7 @@ def as_images(
             images of another size.
     """
     n, m = sides_of(image_size)
+    given = images
     images = _as_array(images, "images")
     if images.shape == (0,):  # an empty list
         images = np.zeros((0, n, m, 3), np.uint8)
@@ -45,6 +47,8 @@ def as_images(
         hint = ""
         if len(shape) == 4 and shape[1] == 3:
             hint = " That is NCHW, PyTorch's order: give images.transpose(0, 2, 3, 1)."
+        elif _is_picture(given):
+            hint = " Make arrays of pictures with the model's preprocess: preprocess([picture])."
         elif len(shape) == 3:
             hint = " One image needs a batch axis too: give images[None]."
         elif len(shape) == 4 and shape[3] == 3:
@@ -175,6 +179,12 @@ def _as_array(values: ArrayLike | Sequence[Any], name: str) -> np.ndarray | Arra
     except ValueError:  # NumPy's message doesn't name the argument
         raise ValueError(f"{name} must have one shape. Got a list of several.") from None
     return array.astype(array.dtype.newbyteorder("="), copy=False)  # JAX needs native byte order
+
+
+def _is_picture(value: Any) -> bool:
+    """Whether a value is a picture of Pillow's or its path, or a list that begins with one."""
+    first = value[0] if isinstance(value, (list, tuple)) and value else value
+    return isinstance(first, (str, os.PathLike)) or hasattr(first, "getbands")  # without Pillow
 
 
 def _is_float(dtype: np.dtype) -> bool:

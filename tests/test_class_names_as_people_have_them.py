@@ -85,7 +85,9 @@ def test_stand_ins_for_names_are_not_scored_as_names(labels):
     check_classes("in", labels, None, are_prompts=False)  # a probe needs no names
 
 
-@pytest.mark.parametrize("labels", [["golden_retriever", "cat"], ["001.Albatross", "002.Tern"]])
+@pytest.mark.parametrize(
+    "labels", [["golden_retriever", "cat"], ["001.Albatross", "002.Tern"], ["cat", "cat|dog"]]
+)
 def test_names_with_joined_words_are_scored_with_a_warning(labels):
     with pytest.warns(UserWarning, match="labels are scored as they stand"):
         check_classes("in", labels, None)
@@ -97,7 +99,7 @@ def test_a_missing_column_of_labels_names_the_option_that_gives_it(
 ):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "t.csv").write_text("image,class\na.png,cat\n")
-    (tmp_path / "u.csv").write_text("url,label\na.png,cat\n")
+    (tmp_path / "u.csv").write_text("file,label\na.png,cat\n")
     model, run = str(data / "model"), runner(capsys)
     _, _, (said,) = run("eval", "zeroshot", "t.csv", "--model", model)
     assert said.endswith("its columns are 'image', 'class'. Say which by --label-column.")

@@ -9,6 +9,7 @@ import collections
 import contextlib
 import io
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ from clip_jax.cli.advice import in_options
 from clip_jax.cli.output import complain, printable
 from clip_jax.errors import CheckpointError, DownloadError
 from clip_jax.naming import current
-from clip_jax.signals import exit_status, handled, keeps, word_for
+from clip_jax.signals import also, exit_status, handled, keeps, limit, word_for
 
 COMMANDS = (models, classify, embed, index, search, serve, evaluate, convert, export, parity, train)
 
@@ -116,6 +117,10 @@ def _run(argv: Sequence[str] | None) -> int:
         kept = getattr(arguments, "kept", None)
         if kept:
             keeps(kept)
+        if grace := getattr(arguments, "grace", None):
+            limit(grace)
+        if name := getattr(arguments, "signal", None):
+            also(signal.Signals[f"SIG{name}"])
         from clip_jax.progress import announcing
 
         with announcing():

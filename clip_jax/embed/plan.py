@@ -206,6 +206,8 @@ class Plan:
             OSError: a store can't be reached.
         """
         rows = self._open(self._source.shards[shard])
+        if total := getattr(rows, "total", None):  # another process may have opened it
+            self._source.tally.add(self._source.shards[shard].path, len(rows), total)
         if not isinstance(rows, faults.Unread):
             self.opened.add(shard)
             if check:

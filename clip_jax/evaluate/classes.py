@@ -20,8 +20,8 @@ _STAND_INS = {
     "true or false": re.compile(r"true|false", re.IGNORECASE),
     "numbers of classes": re.compile(r"(class|label|category|cluster|id)[\s_-]*\d+", re.I),
 }
-# Words joined or numbered as names of files are, such as golden_retriever and 001.Albatross.
-_JOINED = re.compile(r"[^\W_]+_|\d+[._]\s*[^\W\d]")
+# Words joined or numbered as in names of files, golden_retriever and 001.Albatross; and cat|dog.
+_JOINED = re.compile(r"[^\W_]+_|\d+[._]\s*[^\W\d]|.*[|;]")
 # A line of a list in Python or JSON, with its quotes or brackets.
 _QUOTED = re.compile(r"""[\[{(]|[\])}],?;?|\[.*\],?|\[?\s*(['"]).+\1\s*,?\s*\]?""")
 

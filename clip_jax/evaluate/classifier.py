@@ -15,7 +15,7 @@ from clip_jax.encoder import Encoder
 from clip_jax.errors import NotFiniteError
 from clip_jax.evaluate.scores import sigmoid
 from clip_jax.inputs import as_tokens
-from clip_jax.messages import some
+from clip_jax.messages import counted, some
 from clip_jax.nn import CLIP, model_digest
 from clip_jax.nn.text import pooled_positions
 from clip_jax.tokenizer import tokenize
@@ -98,6 +98,10 @@ class ZeroShotClassifier:
             model.config.text.check_strings()
         self._tokenizer = tokenizer
         self.weights = self._class_embeddings(model)
+
+    def __repr__(self) -> str:
+        counts = counted(len(self.class_names), "name"), counted(len(self.templates), "template")
+        return f"ZeroShotClassifier({', '.join(counts)}, {self._encoder!r})"
 
     def _class_embeddings(self, model: CLIP) -> Float[np.ndarray, "k d"]:
         names, templates = self.class_names, self.templates

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +21,9 @@ from clip_jax.nn import CLIP, flatten, from_parameters, parameters, unflatten
 from clip_jax.preprocess import PictureOptions, Preprocess
 from clip_jax.progress import Progress, remark
 from clip_jax.sources import Columns, Input, Record, faults, open_input
+from clip_jax.sources.datasets import data_set_of
 from clip_jax.sources.records import as_text
+from clip_jax.sources.tar_index import is_shard
 from clip_jax.storage import Disk, storage
 
 Features = Literal["before", "after"]
@@ -59,8 +61,8 @@ def class_folders(source: str) -> tuple[list[str], list[str]]:
     """Returns the names of a local folder's class folders, and of those without pictures.
 
     No pictures are read. There are no names if the source is something else: an embedding job's
-    output, files, or a folder of an object store, which can't have empty folders. Hidden files and
-    folders don't count.
+    output, files, a folder that holds tables, or one of an object store, which can't have empty
+    folders. Hidden files and folders don't count.
 
     Raises:
         ValueError: there are no class folders, or none holds pictures.
@@ -68,6 +70,8 @@ def class_folders(source: str) -> tuple[list[str], list[str]]:
     """
     where = storage(source)
     if not isinstance(where, Disk) or not where.is_folder(source) or read_job(source):
+        return [], []
+    if data_set_of(source):
         return [], []
     with os.scandir(source) as entries:
         names = sorted(e.name for e in entries if e.is_dir() and not _is_hidden(e.name))
@@ -119,6 +123,7 @@ def embed_images(
     preprocess: Preprocess | None = None,
     label_column: str | None = None,
     image_column: str = Columns.image,
+    where: str | Sequence[str] | None = None,
     pictures: PictureOptions | None = None,
     features: Features = "after",
     batch_size: int | None = None,
@@ -135,6 +140,7 @@ def embed_images(
         label_column: "cls" for the members of .tar files that end in .cls, which is the default
             there; or a key of the JSON members; or a column of the table, "label" by default.
         image_column: the column of a table that holds the pictures.
+        where: the conditions that a row of a table or of a tar file must fit to be taken.
         pictures: how pictures become pixels; by default as for the model.
         features: "after" the projection, or "before" it, as in the paper's linear probe of ViTs.
         batch_size: as for `Encoder`.
@@ -149,18 +155,24 @@ def embed_images(
     if features == "before":
         model = without_projection(model)
     is_folder = storage(source).is_folder(source)
-    column = label_column or ("cls" if source.endswith(".tar") else "label")
+    data_set = data_set_of(source) if is_folder else None
+    is_folder = is_folder and data_set is None
+    of_shards = is_shard(source) if data_set is None else data_set.suffix == "tar"
+    column = label_column or ("cls" if of_shards else "label")
     if is_folder:
         _, empty = class_folders(source)
         if empty:
             warnings.warn(
                 f"{source}: classes without pictures are left out: {some(empty)}", stacklevel=3
             )
-        found = open_input(source)
-        remark(found.remark, progress)
+        found = open_input(source, where=where)
         records = _visible(_all_of(found))
     else:
-        records = _records(source, Columns(image_column, others=(column,)))
+        found = open_input(source, Columns(image_column, others=(column,)), where=where)
+        if found.instead:
+            raise ValueError(found.instead)
+        records = _all_of(found)
+    remark(found.remark, progress)
     unlabelled: list[str] = []
 
     def labelled() -> Iterator[Record]:
@@ -181,8 +193,10 @@ def embed_images(
     preprocess = (pictures or PictureOptions()).applied_to(preprocess)
     with Progress(progress) as bar:
         kept, embeddings, problems, losses = _embed(labelled(), encoder, preprocess, bar)
-    for sentence in losses.sentences():
+    for sentence in (*found.tally.sentences(), *losses.sentences()):
         remark(sentence, progress)
+    if not kept and not problems and found.where:
+        raise ValueError(f"{source}: no row fits where {found.where}")
     if not kept and unlabelled:
         raise ValueError(
             f"{source}: {unlabelled[0]} has no label: expected class folders"
@@ -319,8 +333,8 @@ def _visible(records: Iterator[Record]) -> Iterator[Record]:
     return (record for record in records if not _is_hidden(record.key))
 
 
-def _records(source: str, columns: Columns | None = None) -> Iterator[Record]:
-    return _all_of(open_input(source, columns))  # raises now what is wrong
+def _records(source: str) -> Iterator[Record]:
+    return _all_of(open_input(source))  # raises now what is wrong
 
 
 def _all_of(found: Input) -> Iterator[Record]:

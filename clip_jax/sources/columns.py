@@ -8,6 +8,8 @@ from collections.abc import Sequence
 # has none of the name that is asked for, and nobody has asked for another.
 IMAGE_NAMES = ("filepath", "file_name")
 CAPTION_NAMES = ("title", "text")
+# What WebDataset's tar files, turned into Parquet, call it beside a column of pictures.
+TEXT_NAME = "txt"
 # Training takes several captions of a picture from a column of this name.
 CAPTIONS = "captions"
 
@@ -54,12 +56,23 @@ class Columns:
         """
         return _known_as(self.caption, Columns.caption, CAPTION_NAMES, names, "caption_column")
 
-    def found_in(self, names: Sequence[str]) -> "Columns":
+    def found_in(self, names: Sequence[str], pictures: Sequence[str] = ()) -> "Columns":
         """Returns these names; other programs' where the table has neither picture nor caption.
+
+        Args:
+            names: the table's columns.
+            pictures: those that are known to hold pictures, one of which is taken whatever its
+                name.
 
         Raises:
             ValueError: two columns may be meant.
         """
+        if self.image not in names and self.image == Columns.image and pictures:
+            image = _known_as(self.image, Columns.image, pictures, names, "image_column")
+            caption = self.caption_in(names)
+            if caption not in names and caption == Columns.caption and TEXT_NAME in names:
+                caption = TEXT_NAME
+            return dataclasses.replace(self, image=image, caption=caption)
         if self.image in names or self.caption in names:
             return self
         image, caption = self.image_in(names), self.caption_in(names)

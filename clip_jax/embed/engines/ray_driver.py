@@ -17,6 +17,7 @@ from clip_jax.embed.engines.ray_chunks import EncoderHandle, Feeder, GivenChunk,
 from clip_jax.embed.engines.ray_cluster import accelerators, nodes
 from clip_jax.embed.engines.ray_decoding import Told, decode
 from clip_jax.embed.engines.ray_encoder import ChunkEncoder, Progressed
+from clip_jax.embed.engines.ray_losses import EncoderLost, Lost, line, result_of
 from clip_jax.embed.engines.rows import Reopened, between, crashed, groups
 from clip_jax.embed.engines.work import Work
 from clip_jax.naming import reading
@@ -30,28 +31,6 @@ TRIES = 3
 MOST_TRIES = MOST_LOST = 10
 # Seconds between two looks at signals, and at the cluster's nodes.
 EVERY, LOOK = 0.2, 5.0
-
-
-class Lost(Exception):
-    """A process or an object of the cluster is gone; what it did is to be done again."""
-
-
-class EncoderLost(Lost):
-    """An encoder is gone, and its chunks with it."""
-
-
-def raised(error: BaseException) -> BaseException:
-    """Returns the error to raise for one of Ray's: that of our own code, or `Lost`."""
-    from ray import exceptions
-
-    if isinstance(error, exceptions.RayTaskError):
-        cause = error.cause
-        if isinstance(cause, exceptions.RayError):
-            return raised(cause)
-        return cause if isinstance(cause, BaseException) else Lost(str(error))
-    if isinstance(error, exceptions.RayActorError):
-        return EncoderLost(str(error))
-    return Lost(str(error))
 
 
 class Driver:
@@ -110,9 +89,11 @@ class Driver:
         """Embeds all chunks; returns whether there were any.
 
         Raises:
-            OSError: encoders are lost again and again; and as `embed`.
+            OSError: the cluster, or one encoder after the other, is lost; and as `embed`.
             ValueError: as `embed`.
         """
+        from ray.exceptions import RayError
+
         try:
             while True:
                 self._give()
@@ -122,6 +103,8 @@ class Driver:
                     return self._references is not None
                 self._decode()
                 self._wait()
+        except RayError as error:
+            raise OSError(f"the Ray cluster is lost: {line(error)}") from None
         finally:
             self._end()
 
@@ -197,7 +180,7 @@ class Driver:
 
     def _started(self, encoder: EncoderHandle, answer: Any) -> None:
         with self._losses(encoder):
-            _result(answer)
+            result_of(answer)
             encoder.is_ready = True
             self._add(encoder)
 
@@ -233,7 +216,7 @@ class Driver:
         if chunk.is_dropped:
             return
         try:
-            self._note(_result(answer))
+            self._note(result_of(answer))
             group.is_ready = True
         except Lost:
             self._isolate(chunk, group)
@@ -275,12 +258,12 @@ class Driver:
         if not chunk.is_dropped:
             chunk.adding.remove(group)
             with self._losses(chunk.encoder, chunk):
-                self._count(chunk, _result(answer))
+                self._count(chunk, result_of(answer))
 
     def _ended(self, chunk: GivenChunk, answer: Any) -> None:
         if not chunk.is_dropped:
             with self._losses(chunk.encoder, chunk):
-                self._count(chunk, _result(answer))
+                self._count(chunk, result_of(answer))
                 commit = chunk.encoder.actor.commit.options(concurrency_group="writing")
                 answer = commit.remote(chunk.number)
                 self._answers[answer] = functools.partial(self._committed, chunk)
@@ -288,7 +271,7 @@ class Driver:
     def _committed(self, chunk: GivenChunk, answer: Any) -> None:
         if not chunk.is_dropped:
             with self._losses(chunk.encoder, chunk):
-                self._work.counts.parts += _result(answer)
+                self._work.counts.parts += result_of(answer)
                 chunk.encoder.chunks.remove(chunk)
                 self._lost = 0
 
@@ -337,7 +320,7 @@ class Driver:
         self._lost, self._lost_ever = self._lost + 1, True
         self._looked = float("-inf")
         if self._lost > MOST_LOST:
-            raise OSError(f"{self._lost} encoders were lost without a part written: {_line(lost)}")
+            raise OSError(f"{self._lost} encoders were lost without a part written: {line(lost)}")
 
     def _redo(self, chunk: GivenChunk, lost: Lost) -> None:
         chunk.is_dropped = True
@@ -347,7 +330,7 @@ class Driver:
         name = chunk.pending.chunk.name
         self._tries[name] += chunk.has_begun
         if self._tries[name] >= MOST_TRIES:
-            raise OSError(f"the encoder of part {name} was lost {MOST_TRIES} times: {_line(lost)}")
+            raise OSError(f"the encoder of part {name} was lost {MOST_TRIES} times: {line(lost)}")
         self._feeder.give_back((chunk.pending, chunk.rows))
 
     def _wait(self) -> None:
@@ -376,23 +359,3 @@ class Driver:
         for encoder in self._encoders:
             with contextlib.suppress(Exception):
                 ray.kill(encoder.actor)
-
-
-def _result(answer: Any) -> Any:
-    """Returns what a process has answered.
-
-    Raises:
-        Lost: it was lost.
-        BaseException: what it raised.
-    """
-    import ray
-    from ray.exceptions import RayError
-
-    try:
-        return ray.get(answer)
-    except RayError as error:
-        raise raised(error) from None
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

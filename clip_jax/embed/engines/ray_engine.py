@@ -15,8 +15,9 @@ from clip_jax.embed.engines import rows as rows_
 from clip_jax.embed.engines.places import versions
 from clip_jax.embed.engines.ray_cluster import accelerators, connected, nodes
 from clip_jax.embed.engines.ray_decoding import Outline, open_shard
-from clip_jax.embed.engines.ray_driver import Driver, raised
+from clip_jax.embed.engines.ray_driver import Driver
 from clip_jax.embed.engines.ray_encoder import Loading
+from clip_jax.embed.engines.ray_losses import Lost, raised
 from clip_jax.embed.engines.work import Work
 from clip_jax.embed.setup import PRESETS, Preset
 from clip_jax.loading import CpuGate
@@ -147,7 +148,10 @@ class _Opening:
         try:
             return ray.get(self._begun.pop(id(shard)))
         except RayError as error:
-            raise raised(error) from None
+            found = raised(error)
+            if isinstance(found, Lost):  # whatever befalls other processes
+                return rows_.opened(shard)
+            raise found from None
 
     def _begin(self, shard: Shard) -> None:
         import ray

@@ -24,6 +24,7 @@ class Reopened:
     def __init__(self, shard: Shard, rows: Rows):
         """Keeps the number of rows, and where the file's row groups end."""
         self.shard, self._count = shard, len(rows)
+        self.total = getattr(rows, "total", None)  # of a file of which some rows were chosen
         groups = rows._groups if isinstance(rows, ParquetRows) else []
         self.ends = [sum(groups[: i + 1]) for i in range(len(groups))]
 
