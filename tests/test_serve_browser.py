@@ -280,7 +280,7 @@ def test_10_000_rows_are_scrolled_through_and_found_again_by_the_back_button(
     browser, model, tmp_path
 ):
     made = application(write_many(Path(tmp_path), model, 10_000), model)
-    context = browser.new_context(viewport={"width": 1600, "height": 1000})
+    context = browser.new_context(viewport={"width": 900, "height": 600})
     with serving(made.app) as found:
         visit = Visit(context.new_page(), found.base)
         visit.open("/?q=everything")

@@ -11,8 +11,11 @@ from clip_jax.serve.refusals import Refusal
 
 Item = TypeVar("Item")
 
-# Seconds in which further questions join the first one.
+# Seconds in which further questions join the first one. Those who were answered together mostly ask
+# again together: as long as they are fewer, a part of the time that their answer took is waited for
+# the others, as who comes later waits for a whole answer more.
 WAIT = 0.004
+PART, LONGEST = 0.1, 0.1
 
 
 class Batcher(Generic[Item]):
@@ -48,21 +51,26 @@ class Batcher(Generic[Item]):
         return await future
 
     def _run(self) -> None:
+        before, took = 0, 0.0
         while True:
             waiting = [self._queue.get()]
-            until = time.monotonic() + WAIT
+            begin = time.monotonic()
             while len(waiting) < self._most:
+                wait = max(WAIT, min(PART * took, LONGEST)) if len(waiting) < before else WAIT
+                left = begin + wait - time.monotonic()
                 try:
-                    waiting.append(self._queue.get(timeout=max(until - time.monotonic(), 0)))
+                    waiting.append(self._queue.get(timeout=max(left, 0)))
                 except queue.Empty:
                     break
             waiting = [each for each in waiting if not each[1].cancelled()]
+            before, begin = len(waiting), time.monotonic()
             if not waiting:
                 continue
             try:
                 answers = self._answer([item for item, _, _ in waiting])
             except Exception as error:
                 answers = [error] * len(waiting)
+            took = time.monotonic() - begin
             for (_, future, loop), answer in zip(waiting, answers, strict=True):
                 try:
                     loop.call_soon_threadsafe(_settle, future, answer)

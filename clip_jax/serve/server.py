@@ -79,6 +79,10 @@ def serve(
 
     Warns:
         Incomplete: parts are missing or damaged; the message says how many rows are left out.
+
+    Example:
+        >>> serve("embeddings", port=8000)  # doctest: +SKIP
+        27 rows at http://127.0.0.1:8000/ (Ctrl-C ends it)
     """
     uvicorn = _uvicorn()
     is_local = _is_local(host)
