@@ -2,10 +2,12 @@
 
 Run: python -m benchmarks.decode --out benchmarks/results/decode.md
 Expect: a third of the time for large photographs, cosines above 0.99, and 0 pixels that differ
-between Pillow and the device.
+between Pillow and the device. `--sections time`, `effect` or `device` measures a part of it.
 """
 
 import argparse
+import concurrent.futures
+import multiprocessing
 import statistics
 import sys
 import time
@@ -18,13 +20,15 @@ from PIL import Image
 
 import clip_jax
 from benchmarks import report
-from benchmarks.photographs import SCENE, as_jpeg, cut_out, scene
+from benchmarks.photographs import as_jpeg, cut_out, scene
 from clip_jax import reduced
 from clip_jax.preprocess import Preprocess, decode_image
 
 SIZES = [(640, 480), (1600, 1200), (4000, 3000), (6000, 4000)]
 # How many pixels a side the reduced picture has at least, for each of the resized one's.
-MARGINS = (1, 2, 4)
+MARGINS = (1, 2)
+# Photographs that are cut out of one scene.
+OF_SCENE = 100
 # Image sizes of ViT-B/32 and of the emoji model.
 B32, EMOJI = 224, 48
 FRAMES = [(96, 128), (256, 256), (480, 640), (640, 360), (720, 1280), (1080, 1920)]
@@ -37,8 +41,11 @@ REAL = [
 
 def fast(data: bytes, size: int, margin: int) -> Image.Image:
     """Decodes a file for images of a size, with another margin than the default."""
+    preprocess = Preprocess(size, decode="fast")
+    if margin == reduced.MARGIN:
+        return decode_image(data, preprocess=preprocess)
     with mock.patch.object(reduced, "MARGIN", margin):
-        return decode_image(data, preprocess=Preprocess(size, decode="fast"))
+        return decode_image(data, preprocess=preprocess)
 
 
 def milliseconds(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
@@ -96,58 +103,71 @@ def _rate(data: bytes, size: tuple[int, int], is_progressive: bool, rounds: int)
 
 
 def drawn_size(rng: np.random.Generator) -> tuple[int, int]:
-    """The width and height of a photograph, of which one in twenty has 12 million pixels."""
-    if rng.random() < 0.05:
+    """The width and height of a photograph, of which one in fifty has 12 million pixels."""
+    if rng.random() < 0.02:
         return 4000, 3000
-    short = np.exp(rng.uniform(np.log(900), np.log(2400)))
-    sides = int(short * rng.choice([4 / 3, 3 / 2])), int(short)
-    return sides if rng.random() < 0.7 and sides[0] <= SCENE[0] else (sides[1], sides[1] * 4 // 3)
+    short = int(np.exp(rng.uniform(np.log(900), np.log(1800))))
+    long = int(short * rng.choice([4 / 3, 3 / 2]))
+    return (long, short) if rng.random() < 0.7 else (short, long)
 
 
-def photographs(count: int) -> Iterator[bytes]:
-    scenes = max(count // 80, 1)
-    for number in range(scenes):
-        whole, rng = scene(number), np.random.default_rng((1, number))
-        for _ in range(number, count, scenes):
-            size = drawn_size(rng)
-            yield cut_out(whole, size if size[1] <= SCENE[1] else size[::-1], rng)
-        print(f"scene {number + 1} of {scenes}", file=sys.stderr, flush=True)
-
-
-def made_pixels(count: int, cache: Path) -> dict[str, np.ndarray]:
-    """Pixels of each picture for both models, and of each way of decoding; kept in a file."""
-    if cache.exists():
-        return dict(np.load(cache))
+def pixels_of_scene(task: tuple[int, int]) -> dict[str, np.ndarray]:
+    """Pixels of the photographs of a scene: for each model, decoded in each way."""
+    number, count = task
+    whole, rng = scene(number), np.random.default_rng((1, number))
     found: dict[str, list] = {"scales": []}
-    for data in photographs(count):
-        whole = decode_image(data)
+    for _ in range(count):
+        data = cut_out(whole, drawn_size(rng), rng)
+        exact = decode_image(data)
         for size in (B32, EMOJI):
             plain = Preprocess(size)
-            found.setdefault(f"exact {size}", []).append(plain.pixels(whole))
+            found.setdefault(f"exact {size}", []).append(plain.pixels(exact))
             for margin in MARGINS:
                 image = fast(data, size, margin)
                 found.setdefault(f"{margin} {size}", []).append(plain.pixels(image))
                 if (size, margin) == (B32, 2):
-                    found["scales"].append(round(whole.width / image.width))
-    arrays = {name: np.stack(values) for name, values in found.items()}
-    np.savez(cache, **arrays)
-    return arrays
+                    found["scales"].append(round(exact.width / image.width))
+    return {name: np.stack(values) for name, values in found.items()}
 
 
-def effect(count: int, cache: Path) -> str:
-    pixels, rows = made_pixels(count, cache), []
-    for name, model, size in models():
+def made_pixels(count: int) -> dict[str, np.ndarray]:
+    """The same of all photographs, made in processes."""
+    scenes = -(-count // OF_SCENE)
+    tasks = [(n, len(range(n, count, scenes))) for n in range(scenes)]
+    spawning = multiprocessing.get_context("spawn")  # JAX's threads don't survive a fork
+    with concurrent.futures.ProcessPoolExecutor(4, spawning) as pool:
+        found = []
+        for number, pixels in enumerate(pool.map(pixels_of_scene, tasks), start=1):
+            found.append(pixels)
+            print(f"scene {number} of {scenes}", file=sys.stderr, flush=True)
+    return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+
+
+def kept_pixels(count: int, cache: Path | None) -> dict[str, np.ndarray]:
+    """The same, of a file if there is one: they take half an hour."""
+    if cache is None or not cache.exists():
+        pixels = made_pixels(count)
+        if cache is not None:
+            np.savez(cache, **pixels)
+        return pixels
+    return dict(np.load(cache))
+
+
+def effect(options: argparse.Namespace) -> str:
+    pixels, rows = kept_pixels(options.count, options.cache), []
+    for name, model, size, count in models(options):
         encoder = clip_jax.Encoder(model, normalize=True)
-        exact = encoder.images(pixels[f"exact {size}"])
+        exact = encoder.images(pixels[f"exact {size}"][:count])
         others = np.percentile(exact @ exact.T, [50, 99])
         for margin in MARGINS:
-            embeddings = encoder.images(pixels[f"{margin} {size}"])
+            embeddings = encoder.images(pixels[f"{margin} {size}"][:count])
             cosines = (exact * embeddings).sum(-1)
             nearest = (embeddings @ exact.T).argmax(-1) == np.arange(len(exact))
-            difference = pixels[f"{margin} {size}"].astype(int) - pixels[f"exact {size}"]
+            changed = pixels[f"{margin} {size}"][:count].astype(np.int16)
+            changed -= pixels[f"exact {size}"][:count]
             rows.append(
                 [
-                    *(name, margin, float(np.abs(difference).mean())),
+                    *(name, len(exact), margin, float(np.abs(changed).mean())),
                     *(f"{value:.5f}" for value in np.percentile(cosines, [50, 1, 0])),
                     f"{nearest.mean():.2%}",
                     f"{others[0]:.3f}, {others[1]:.3f}",
@@ -155,19 +175,29 @@ def effect(count: int, cache: Path) -> str:
             )
     scales = np.bincount(pixels["scales"])
     shares = ", ".join(f"{n:,} at 1/{s}" for s, n in enumerate(scales) if n)
-    columns = ["model", "margin", "pixels differ by", "cosine: median", "1st percentile", "least"]
+    columns = [
+        "model",
+        "pictures",
+        "margin",
+        "pixels differ by",
+        "cosine: median",
+        "1st percentile",
+        "least",
+    ]
     columns += ["nearest is itself", "cosine of two pictures: median, 99th percentile"]
     return f"Of {len(pixels['scales']):,}, ViT-B/32 with margin 2 takes {shares}.\n\n" + (
         report.table(rows, columns)
     )
 
 
-def models() -> Iterator[tuple[str, clip_jax.nn.CLIP, int]]:
+def models(options: argparse.Namespace) -> Iterator[tuple[str, clip_jax.nn.CLIP, int, int]]:
+    """Models with the sides of their images, and how many pictures each embeds."""
     from flax import nnx
 
-    yield "emoji, trained on drawings", clip_jax.load("emoji")[0], EMOJI
-    config = clip_jax.catalog.config_of("ViT-B/32")
-    yield "ViT-B/32 of random weights", clip_jax.nn.build(config, rngs=nnx.Rngs(0)), B32
+    yield "emoji, trained on drawings", clip_jax.load("emoji")[0], EMOJI, options.count
+    config = clip_jax.config_of("ViT-B/32")
+    model = clip_jax.nn.build(config, rngs=nnx.Rngs(0))
+    yield "ViT-B/32 of random weights", model, B32, options.full_size
 
 
 def real() -> str:
@@ -271,25 +301,15 @@ def equal_sizes(count: int) -> str:
     return f"Of {count} pairs of sizes, of which {larger} enlarge, {different} pixels differ."
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--count", type=int, default=2000, help="pictures that are embedded")
-    parser.add_argument("--cache", type=Path, default=Path("/tmp/clip_jax_decode.npz"))
-    parser.add_argument("--out")
-    options = parser.parse_args()
-    report.write(
-        options.out,
-        f"""# Decoding fast, and resizing on the device
+def time_report(options: argparse.Namespace) -> str:
+    return f"""# Decoding fast: time
 
 {report.header()}
 
-Times are the processor's, of one thread where nothing else is said: medians of {options.rounds}
-rounds in which the contenders take turns at being first. Other programs ran on the same cores.
-
-## Time
-
-`decode="fast"` for ViT-B/32, whose images have 224 pixels a side; JPEGs of quality 85.
+The processor's time, of one thread: medians of {options.rounds} rounds in which the contenders take
+turns at being first. Other programs ran on the same cores. `decode="fast"` for ViT-B/32, whose
+images have 224 pixels a side; JPEGs of quality 85, cut out of one picture
+(`benchmarks/photographs.py`).
 
 {rates(options.rounds)}
 
@@ -297,32 +317,63 @@ rounds in which the contenders take turns at being first. Other programs ran on 
 has 2. Every code of a JPEG has to be read at any scale, and all scans of a progressive one; what is
 saved is the rest of decoding, and resizing, which for a large picture takes longer than decoding.
 
-## Effect on embeddings
+Not measured: photographs.
+"""
 
-Photograph-like pictures of 900 to 3,000 pixels along the shorter side (`benchmarks/photographs.py`:
-there are no photographs on this machine), as JPEGs of quality 80 to 95. No weights of a full-size
-model were at hand either: of random weights, the cosines say how far the pixels differ for a
-network of this kind, and no more.
 
-{effect(options.count, options.cache)}
+def effect_report(options: argparse.Namespace) -> str:
+    return f"""# Decoding fast: effect on embeddings
+
+{report.header()}
+
+Photograph-like pictures of 900 to 1,800 pixels along the shorter side, one in fifty of 4000 x 3000
+(`benchmarks/photographs.py`: there are no photographs on this machine), as JPEGs of quality 80 to
+95. No trained weights of a full-size model were at hand either: of random weights, the cosines say
+how far the pixels differ for a network of this kind, and no more. The emoji model's images have 48
+pixels a side, so that all pictures are decoded at an eighth of their scale with either margin.
+
+{effect(options)}
 
 The few real photographs that come with Python packages, for the emoji model:
 
 {real()}
 
-## On the device
+Not measured: photographs in any number; trained models of full size.
+"""
 
-`Preprocess(224).on_device(height, width)`, compiled for the CPU, in batches of 16, against Pillow;
-the time of all cores. The same by two matrix products in float32, whose weights are in two parts so
-that sums are exact.
+
+def device_report(options: argparse.Namespace) -> str:
+    return f"""# Resizing on the device
+
+{report.header("JAX on the CPU")}
+
+`Preprocess(224).on_device(height, width)`, compiled for the CPU, in batches of 16, against Pillow:
+the processor's time a frame, of all cores; medians of {options.rounds} rounds in which the
+contenders take turns at being first. The same by two matrix products in float32, whose weights are
+in two parts so that sums are exact.
 
 {device(options.rounds)}
 
 {equal_sizes(40)}
 
-Not measured: GPUs and TPUs; photographs; trained models of full size.
-""",
-    )
+Not measured: GPUs and TPUs.
+"""
+
+
+SECTIONS = {"time": time_report, "effect": effect_report, "device": device_report}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--count", type=int, default=2000, help="pictures that are embedded")
+    parser.add_argument("--full-size", type=int, default=500, help="of them by ViT-B/32")
+    parser.add_argument("--cache", type=Path, help="a .npz file that keeps their pixels")
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=tuple(SECTIONS))
+    parser.add_argument("--out")
+    options = parser.parse_args()
+    for name in options.sections:
+        report.write_section(options.out, SECTIONS[name](options))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from clip_jax import parity as parity
     from clip_jax import preprocess as preprocess
     from clip_jax import search as search
+    from clip_jax import serve as serve
     from clip_jax import shapes as shapes
     from clip_jax import sources as sources
     from clip_jax import storage as storage
@@ -57,8 +58,8 @@ if TYPE_CHECKING:
 
 _MODULES = (
     *("backends", "catalog", "compat", "compilation", "config", "convert", "embed", "encoder"),
-    *("errors", "evaluate", "export", "nn", "parity", "preprocess", "search", "shapes", "sources"),
-    *("storage", "tokenizer", "train", "weights"),
+    *("errors", "evaluate", "export", "nn", "parity", "preprocess", "search", "serve"),
+    *("shapes", "sources", "storage", "tokenizer", "train", "weights"),
 )
 _NAMES = {
     "available_models": "catalog",

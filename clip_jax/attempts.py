@@ -50,7 +50,7 @@ def tried(address: str, act: Callable[[], Any]) -> Any:
         except Exception as error:
             if out := exhausted(error):
                 raise out from error
-            said = f"{type(error).__name__}: {error}"
+            said = f"{type(error).__name__}: {' '.join(str(error).split())}"  # in one line
             if _lasts(error):
                 raise Refused(f"{address}: {said}") from error
             if wait is None:

@@ -10,12 +10,30 @@ from clip_jax.jpeg_scans import check_scans
 
 # The most pixels of a resized picture before it is cropped: only long, thin ones have more.
 MOST_PIXELS = 1 << 26
+# Formats in which a picture of one colour takes some bytes whatever its size; and above so many
+# pixels, how many there may be to a byte of the file, several times as many as of an empty page.
+_BOUNDLESS, _FEW_PIXELS, _MOST_TO_A_BYTE = ("WEBP", "AVIF"), 1 << 25, 4000
 
 
 def check_bomb(image: Image.Image) -> None:
     """Raises Pillow's DecompressionBombError for such a file, opened but not loaded."""
     check_scans(image)
     check_blocks(image)
+    _check_bytes(image)
+
+
+def _check_bytes(image: Image.Image) -> None:
+    """Raises DecompressionBombError for a large picture in a file of almost no bytes."""
+    pixels, file = image.width * image.height, getattr(image, "fp", None)
+    if image.format not in _BOUNDLESS or pixels <= _FEW_PIXELS or file is None:
+        return
+    begin = file.tell()
+    size = file.seek(0, 2)
+    file.seek(begin)
+    if pixels > _MOST_TO_A_BYTE * size:
+        raise Image.DecompressionBombError(
+            f"has {pixels:,} pixels in {size:,} bytes, expected a picture of more than one colour"
+        )
 
 
 class TooThin(ValueError):

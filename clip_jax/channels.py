@@ -1,14 +1,15 @@
-"""Pictures of 16 bits and with transparent parts: what becomes of them, and how many there were.
+"""Pictures that lose something to become pixels: what becomes of them, and how many there were.
 
 The reference clips values above 255, so that most of a 16-bit picture is white; and it drops the
-alpha channel, so that the colours beneath show, whatever they are.
+alpha channel, so that the colours beneath show, whatever they are. It doesn't rotate pictures.
 """
 
 import threading
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageColor
+from PIL import ExifTags, Image, ImageColor
 
 from clip_jax.bands import bands, in_bands
 
@@ -16,13 +17,18 @@ from clip_jax.bands import bands, in_bands
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 MOST_OF_16_BITS = 65535
 
-CLIPPED, UNCOVERED = "clipped", "uncovered"
+CLIPPED, ROTATED, UNCOVERED = "clipped", "rotated", "uncovered"
 _SENTENCES = {
     CLIPPED: "more than 8 bits a channel, of which values above 255 are white, as in the "
     "reference: --scale-16-bit (scale_16_bit) keeps their range",
+    ROTATED: "EXIF data of another orientation, which isn't followed, as in the reference: "
+    "clip-jax embed --exif-transpose (exif_transpose) does",
     UNCOVERED: "transparent parts, where the colour beneath them shows, as in the reference: "
     "--background white (background) covers it",
 }
+# The order of bytes of EXIF data, by how they begin; and how many entries are looked at.
+_ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
+_MOST_ENTRIES = 500
 # How many pictures a sentence names.
 NAMED = 3
 
@@ -40,6 +46,23 @@ def color_of(name: str) -> tuple[int, ...]:
     if len(color) != 3:
         raise ValueError(f"background must be a colour, such as white or #7f7f7f. Got {name!r}")
     return color
+
+
+def is_rotated(image: Image.Image) -> bool:
+    """Whether a picture's EXIF data say that it is to be shown in another orientation."""
+    # Pillow's own reader warns of damaged EXIF data, and turns TIFF as it opens them.
+    found = image.info.get("exif")
+    if not isinstance(found, bytes):
+        return False
+    data = found.removeprefix(b"Exif\0\0")
+    order = _ORDERS.get(data[:4])
+    if order is None:
+        return False
+    begin = int.from_bytes(data[4:8], order) + 2
+    for entry in range(begin, min(begin + 12 * _MOST_ENTRIES, len(data)), 12):
+        if int.from_bytes(data[entry : entry + 2], order) == ExifTags.Base.Orientation:
+            return int.from_bytes(data[entry + 8 : entry + 10], order) in range(2, 9)
+    return False
 
 
 def scaled(image: Image.Image) -> Image.Image:
@@ -94,6 +117,22 @@ def _with_alpha(image: Image.Image) -> Image.Image:
     if image.mode == "La":
         image = image.convert("LA")
     return image if image.mode == "RGBA" else image.convert("RGBA")
+
+
+def losses_of(image: Image.Image, *, scales: bool, covers: bool) -> tuple[str, ...]:
+    """Returns what of a picture doesn't reach the pixels.
+
+    Args:
+        image: the picture.
+        scales: whether 16 bits are scaled to 8.
+        covers: whether transparent parts are put on a colour.
+    """
+    is_lost = {
+        CLIPPED: is_clipped(image) and (not scales or image.mode == "F"),
+        ROTATED: is_rotated(image),
+        UNCOVERED: not covers and is_uncovered(image),
+    }
+    return tuple(kind for kind, lost in is_lost.items() if lost)
 
 
 class Losses:

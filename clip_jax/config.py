@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, Self, get_args
 
 from clip_jax.config_fields import (
     Color,
+    ShortRepr,
     build,
     check_fields,
     check_heads,
@@ -38,8 +39,8 @@ SENTENCE_PIECE = {32000: "spiece.model", 250000: "spiece.model", 256000: "tokeni
 HUGGING_FACE_ARGMAX = 2
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class BlockConfig:
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class BlockConfig(ShortRepr):
     """What the residual blocks of either tower may have otherwise than OpenAI's.
 
     Attributes:
@@ -56,7 +57,7 @@ class BlockConfig:
     layer_scale: float | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class TextConfig(BlockConfig):
     """The text transformer (Radford et al. 2021, section 2.4).
 
@@ -148,7 +149,7 @@ class TextConfig(BlockConfig):
             )
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class ViTConfig(BlockConfig):
     """A Vision Transformer.
 
@@ -217,8 +218,8 @@ class ViTConfig(BlockConfig):
         return self.num_patches + self.has_class_token
 
 
-@dataclasses.dataclass(frozen=True)
-class ResNetConfig:
+@dataclasses.dataclass(frozen=True, repr=False)
+class ResNetConfig(ShortRepr):
     """A ModifiedResNet: three-convolution stem, anti-aliased strides, attention pooling."""
 
     image_size: int
@@ -271,8 +272,8 @@ class PixelConfig:
         check_fields(self)
 
 
-@dataclasses.dataclass(frozen=True)
-class CLIPConfig:
+@dataclasses.dataclass(frozen=True, repr=False)
+class CLIPConfig(ShortRepr):
     """Two towers that embed into a joint space of `embed_dim` dimensions.
 
     `activation` is the transformers' GELU: `quick_gelu` in every OpenAI model; exact `gelu` or
@@ -372,7 +373,7 @@ class CLIPConfig:
         return build(known, {**document, **parts})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class SigLIPConfig(CLIPConfig):
     """Two towers whose pairs each have a probability of their own (Zhai et al. 2023).
 

@@ -56,6 +56,19 @@ def check_heads(width: int, num_heads: int) -> None:
         raise ValueError(f"num_heads must divide the width. Got {num_heads} and {width}.")
 
 
+class ShortRepr:
+    """Shows a configuration by what makes it, without what is at its default."""
+
+    def __repr__(self) -> str:
+        fields = dataclasses.fields(self)  # pyright: ignore[reportArgumentType]
+        told = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in sorted(fields, key=lambda field: bool(field.kw_only))
+            if getattr(self, field.name) != field.default
+        ]
+        return f"{type(self).__name__}({', '.join(told)})"
+
+
 def document_of(config: Any) -> dict[str, Any]:
     """Returns a configuration's fields by name, in order, without optional ones at defaults."""
     document: dict[str, Any] = {}

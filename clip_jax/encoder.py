@@ -33,7 +33,7 @@ from clip_jax.backends.adapted import adapted_copy, is_plain
 from clip_jax.backends.defaults import Attention
 from clip_jax.backends.half import cast
 from clip_jax.compilation import compile_cache
-from clip_jax.config import ViTConfig
+from clip_jax.config import CLIPConfig, ViTConfig
 from clip_jax.errors import NotFiniteError
 from clip_jax.inputs import as_images, as_tokens
 from clip_jax.messages import counted, some
@@ -82,6 +82,7 @@ class Encoder:
         compile_cache: str | os.PathLike | None = None,
         whole_batches: bool = False,
         tokenizer: Callable[[Sequence[str]], np.ndarray] | None = None,
+        text_lengths: Sequence[int] = TEXT_LENGTHS,
     ):
         """Puts the parameters on the devices; programs are compiled when first needed.
 
@@ -112,10 +113,18 @@ class Encoder:
                 the same program whatever the size of the call.
             tokenizer: what turns strings into token ids, such as `load_tokenizer` gives; by default
                 CLIP's own.
+            text_lengths: lengths, besides the context length, for which programs for texts are
+                compiled; fewer take less time at first, and more time for each short text.
 
         Raises:
             ValueError: a number is out of range, or the placement isn't possible here.
+            TypeError: it is no model of both towers.
         """
+        if not isinstance(getattr(model, "config", None), CLIPConfig):
+            raise TypeError(
+                f"model must be one of both towers, as clip_jax.load returns it. "
+                f"Got {type(model).__name__}."
+            )
         self._placement = place(parallel, mesh, model)
         self.device, devices = self._placement.device, self._placement.num_local_devices
         if batch_size is None:
@@ -129,7 +138,9 @@ class Encoder:
         self._config, self._tokenizer = model.config, tokenizer
         self.embed_dim = model.config.embed_dim
         context = model.config.text.context_length
-        lengths = TEXT_LENGTHS if model.config.text.can_be_cut else ()
+        lengths = sorted(set(text_lengths)) if model.config.text.can_be_cut else ()
+        if lengths and lengths[0] < 1:
+            raise ValueError(f"text_lengths must be from 1 on. Got {lengths[0]}.")
         self._lengths = [length for length in lengths if length < context] + [context]
         self._normalize = normalize
         self._compile_cache = compile_cache

@@ -9,7 +9,15 @@ from clip_jax.errors import Refused
 
 # Fields in which stores give a file's version; the first one present is used.
 VERSIONS = ("ETag", "etag", "generation", "md5Hash", "content_md5", "Content-MD5", "mtime")
-VERSIONS += ("LastModified", "last_modified", "Last-Modified", "updated", "modified", "created")
+VERSIONS += (
+    "LastModified",
+    "last_modified",
+    "Last-Modified",
+    "updated",
+    "modified",
+    "created",
+    "blob_id",
+)
 # Spreads numbers over 64 bits (hashing): the fractional part of the golden ratio.
 MULTIPLIER = 0x9E3779B97F4A7C15
 

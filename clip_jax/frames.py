@@ -94,7 +94,7 @@ def _weighted(
     shape[axis] = -1
     half = jnp.int32(1 << (PRECISION - 1))
     # A sum of gathered pixels, which XLA makes one loop without intermediate arrays. On a CPU this
-    # takes the least time: a product with a matrix of weights takes two to ten times as long, as
+    # takes the least time: a product with a matrix of weights takes up to eight times as long, as
     # nearly all of its weights are 0 (`benchmarks/decode.py` has both).
     terms = (
         jnp.take(frames, place, axis=axis, mode="clip").astype(jnp.int32) * weight.reshape(shape)

@@ -1,5 +1,6 @@
 """Checks a model's inputs."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,13 @@ from clip_jax.arrays import check_axes, for_layers
 from clip_jax.config import CLIP_VOCAB_SIZE, TextConfig
 from clip_jax.image_size import ImageSize, sides_of
 from clip_jax.messages import some
+
+# What to do about a model with ids behind CLIP's end token of which nothing says what they are.
+SAY_THE_END = (
+    f'say in the configuration, config.text, pooling="eos" and eos_id={CLIP_VOCAB_SIZE - 1} if '
+    f"they were added to CLIP's vocabulary, as by textual inversion, or eos_id=2 to pool at the "
+    f"first largest id (dataclasses.replace, then clip_jax.from_parameters)."
+)
 
 
 def as_images(
@@ -30,6 +38,7 @@ def as_images(
             images of another size.
     """
     n, m = sides_of(image_size)
+    given = images
     images = _as_array(images, "images")
     if images.shape == (0,):  # an empty list
         images = np.zeros((0, n, m, 3), np.uint8)
@@ -38,6 +47,8 @@ def as_images(
         hint = ""
         if len(shape) == 4 and shape[1] == 3:
             hint = " That is NCHW, PyTorch's order: give images.transpose(0, 2, 3, 1)."
+        elif _is_picture(given):
+            hint = " Make arrays of pictures with the model's preprocess: preprocess([picture])."
         elif len(shape) == 3:
             hint = " One image needs a batch axis too: give images[None]."
         elif len(shape) == 4 and shape[3] == 3:
@@ -131,22 +142,17 @@ def as_embeddings(
 def _check_no_added(tokens: np.ndarray | Array) -> None:
     """Raises ValueError if the position of a text's end depends on what isn't said."""
     end = CLIP_VOCAB_SIZE - 1
-    say = (
-        f'say in the configuration, config.text, pooling="eos" and eos_id={end} if they were added '
-        f"to CLIP's vocabulary, as by textual inversion, or eos_id=2 to pool at the first largest "
-        f"id (dataclasses.replace, then clip_jax.from_parameters)."
-    )
     if isinstance(tokens, Tracer):
         raise ValueError(
             f"this model has ids above {end}, CLIP's end token, and inside of a traced function "
-            f"the ids can't be seen: {say}"
+            f"the ids can't be seen: {SAY_THE_END}"
         )
     ids = np.asarray(tokens)
     rows = np.flatnonzero((ids > end).any(axis=1) & (ids == end).any(axis=1)).tolist()
     if rows:
         raise ValueError(
             f"rows {some(rows)} of tokens have ids above {end}, CLIP's end token, and nothing says "
-            f"whether a text ends there: {say}"
+            f"whether a text ends there: {SAY_THE_END}"
         )
 
 
@@ -173,6 +179,12 @@ def _as_array(values: ArrayLike | Sequence[Any], name: str) -> np.ndarray | Arra
     except ValueError:  # NumPy's message doesn't name the argument
         raise ValueError(f"{name} must have one shape. Got a list of several.") from None
     return array.astype(array.dtype.newbyteorder("="), copy=False)  # JAX needs native byte order
+
+
+def _is_picture(value: Any) -> bool:
+    """Whether a value is a picture of Pillow's or its path, or a list that begins with one."""
+    first = value[0] if isinstance(value, (list, tuple)) and value else value
+    return isinstance(first, (str, os.PathLike)) or hasattr(first, "getbands")  # without Pillow
 
 
 def _is_float(dtype: np.dtype) -> bool:

@@ -7,10 +7,11 @@ that its users have added.
 
 import dataclasses
 import functools
+import json
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Int32
@@ -20,6 +21,8 @@ from clip_jax.tokenizer import END, START, decode, encode_word, first_ids, rows
 Rules = Literal["openai", "open_clip", "huggingface"]
 
 VOCAB_SIZE = 49408
+# The file of transformers that says which tokens were added.
+SETTINGS = "tokenizer_config.json"
 
 _HUGGING_FACES = {"<|startoftext|>": START, "<|endoftext|>": END}
 _PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
@@ -104,6 +107,22 @@ class Tokenizer:
                 known.append(number)
         return " ".join(text for text in [*texts, decode(known)] if text)
 
+    def files(self) -> dict[str, bytes]:
+        """Returns the files by which a folder carries the added tokens, by their names.
+
+        They are in transformers' form. There are none for a tokenizer without such tokens.
+        """
+        if not self.added:
+            return {}
+        names = {0: "!", END: "<|endoftext|>", **{token.id: token.text for token in self.added}}
+        settings = {
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": self.context_length,
+            **({"pad_token": names[self.pad_id]} if self.pad_id in names else {}),
+            "added_tokens_decoder": {str(token.id): _document(token) for token in self.added},
+        }
+        return {SETTINGS: (json.dumps(settings, indent=2) + "\n").encode()}
+
     def _check_at_hand(self, what: str) -> None:
         if self.missing is not None:
             raise ValueError(
@@ -125,6 +144,11 @@ class Tokenizer:
         cleaned = "".join(map(str.lower, cleaned))
         words = tuple((_lower(t.text), t.id) for t in self.added if t.is_normalized)
         return _parts(cleaned, words, _hugging_face_ids)
+
+
+def _document(token: AddedToken) -> dict[str, Any]:
+    flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "special"), False)
+    return {"content": token.text, "normalized": token.is_normalized, **flags}
 
 
 def _parts(

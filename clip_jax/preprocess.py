@@ -13,15 +13,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
 from clip_jax.bombs import MOST_PIXELS, TooThin, check_area, check_bomb
-from clip_jax.channels import (
-    CLIPPED,
-    UNCOVERED,
-    color_of,
-    covered,
-    is_clipped,
-    is_uncovered,
-    scaled,
-)
+from clip_jax.channels import color_of, covered, losses_of, scaled
 from clip_jax.config import PixelConfig, Resize
 from clip_jax.errors import Unreachable, exhausted
 from clip_jax.geometry import Geometry, geometry
@@ -144,11 +136,7 @@ class Preprocess:
 
     def losses(self, image: Image.Image) -> tuple[str, ...]:
         """Returns what of a picture doesn't reach the pixels; see `clip_jax.channels`."""
-        is_lost = {
-            CLIPPED: is_clipped(image) and (not self.scale_16_bit or image.mode == "F"),
-            UNCOVERED: self.background is None and is_uncovered(image),
-        }
-        return tuple(kind for kind, lost in is_lost.items() if lost)
+        return losses_of(image, scales=self.scale_16_bit, covers=self.background is not None)
 
     @property
     def resize(self) -> Resize:
@@ -314,9 +302,20 @@ def open_image(
 
 
 def decode_image(
-    data: bytes, formats: Sequence[str] | None = None, *, preprocess: Preprocess | None = None
+    data: bytes,
+    formats: Sequence[str] | None = None,
+    *,
+    preprocess: Preprocess | None = None,
+    reduced_to: tuple[int, int] | None = None,
 ) -> Image.Image:
     """Decodes the bytes of an image file completely, as `open_image`.
+
+    Args:
+        data: the bytes.
+        formats: as for `open_image`.
+        preprocess: as for `open_image`.
+        reduced_to: a size for which a JPEG may be decoded at an eighth, a quarter or half of its
+            own, as long as it is no smaller than this; much quicker, for thumbnails.
 
     Raises:
         ValueError: it is not an image, damaged or unreasonably large; the message says why.
@@ -324,7 +323,7 @@ def decode_image(
     """
     known = known_formats(formats)
     try:
-        return _loaded(io.BytesIO(data), known, preprocess)
+        return _loaded(io.BytesIO(data), known, preprocess, reduced_to)
     except Unreachable:
         raise
     except Exception as error:  # as above
@@ -371,10 +370,13 @@ def _loaded(
     file: str | os.PathLike[str] | io.BytesIO,
     formats: tuple[str, ...],
     preprocess: Preprocess | None,
+    reduced_to: tuple[int, int] | None = None,
 ) -> Image.Image:
     try:
         with Image.open(file, formats=formats) as image:
             check_bomb(image)
+            if reduced_to is not None:
+                image.draft(None, reduced_to)
             if preprocess is not None and preprocess.decode == "fast":
                 reduce(image, preprocess.geometry)
             image.load()

@@ -5,27 +5,34 @@ interrupted defers it. Two cases need care. During an import, an exception would
 module or be caught by the importing code: it is raised after the import, which has half a second.
 In a finalizer, Python drops an exception: it is raised again.
 
+A block may defer a signal to finish what it has begun, as long as that is likely to be within the
+grace period; if it takes longer after all, the exception is raised in time to clean up.
+
 A watchdog thread ends the process if it doesn't stop by itself: the main thread may be waiting for
 a device, or Python at its exit for a thread that waits for a store.
 """
 
 import _thread
 import contextlib
+import math
 import os
 import signal
 import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from types import FrameType
 from typing import Any
 
 # Seconds that a command has to stop by itself. Schedulers kill after 10 to 30.
 GRACE = 8.0
-# A second Ctrl-C ends the process at once. Within these seconds it counts as the first one, as a
+# A second signal ends the process at once. Within these seconds it counts as the first one, as a
 # parent process may pass on the same one.
 TWICE = 1.0
+# Shares of a grace period: the process is gone before whoever sent the signal kills it, and what
+# takes longer than it was likely to is dropped while there is time to clean up.
+WHOLE, LIKELY = 0.95, 0.75
 # Seconds that an import may still take. Only imports at a program's start take longer, when there
 # is nothing to clean up.
 IMPORTING = 0.5
@@ -67,9 +74,14 @@ class _State:
     def __init__(self) -> None:
         self.first: int | None = None  # the first signal
         self.kept: str | None = None  # what a process that is ended at once leaves
-        self.since = 0.0  # start of the grace period
-        self.grace = GRACE
-        self.is_deferred = self.is_told = self.is_over = False
+        self.came = 0.0  # when it came, by the watchdog
+        self.limit = self.grace = GRACE  # seconds after that in which the process must end
+        self.deferred: Collection[int] = ()  # the signals that are deferred now
+        self.granted: Collection[int] = ()  # those that `grace` is for, and not `limit`
+        self.within = math.inf  # seconds in which what defers them must end by itself
+        self.may_go_on: Callable[[], bool] | None = None  # whether that is likely
+        self.is_told = self.is_over = False
+        self.also: dict[int, Any] = {}  # further signals that mean SIGTERM, with their handlers
         self.is_lost = False  # whether the exception couldn't be raised, or was dropped
         self.is_resent = False  # whether the watchdog has sent the signal again
         # Python's handlers run only once the main thread is back in Python; this wakes at once.
@@ -123,7 +135,7 @@ def handled(say: Callable[[str], None]) -> Iterator[None]:
         state.is_over = True  # signals are ignored from here on
         if state.first is None:
             _state = None
-            for number, handler in handlers.items():
+            for number, handler in {**handlers, **state.also}.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(before)
             state.writer.close()  # which ends the thread
@@ -140,8 +152,26 @@ def keeps(what: str) -> None:
         _state.kept = what
 
 
+def also(number: int) -> None:
+    """Has a further signal mean SIGTERM, such as SIGUSR1, which Slurm may send before it."""
+    if _state is not None and threading.current_thread() is threading.main_thread():
+        # The watchdog sends SIGTERM in its place, which others may be waiting for, too.
+        _state.also.setdefault(number, signal.signal(number, lambda *_: None))
+
+
+def limit(grace: float) -> None:
+    """Has a process that is to stop be gone within the grace period, if that is shorter."""
+    if _state is not None:
+        _state.limit = _state.grace = min(GRACE, WHOLE * grace)
+
+
 @contextlib.contextmanager
-def deferred(grace: float = GRACE) -> Iterator[Callable[[], Stop | None]]:
+def deferred(
+    grace: float = GRACE,
+    *,
+    numbers: Collection[int] = tuple(_STOPS),
+    may_go_on: Callable[[], bool] | None = None,
+) -> Iterator[Callable[[], Stop | None]]:
     """Defers signals in the block, which must check for one and end.
 
     If the block doesn't raise the exception itself, it is raised at the end of the block. Outside
@@ -157,7 +187,11 @@ def deferred(grace: float = GRACE) -> Iterator[Callable[[], Stop | None]]:
                     raise stop
 
     Args:
-        grace: seconds after the signal in which the block must end.
+        grace: seconds after the signal in which the process must end.
+        numbers: the signals to defer; others are raised at once.
+        may_go_on: called when the signal comes, anywhere in the block; whether to defer it, as what
+            is under way is likely to end in time (`LIKELY`). It is raised then if it hasn't. By
+            default it is always deferred, for all of the grace period.
 
     Yields:
         A function that returns the exception to raise, or None if there was no signal.
@@ -166,11 +200,17 @@ def deferred(grace: float = GRACE) -> Iterator[Callable[[], Stop | None]]:
     if state is None:
         yield lambda: None
         return
-    state.is_deferred, state.grace = True, grace
+    state.deferred, state.granted, state.may_go_on = numbers, numbers, may_go_on
+    state.within = math.inf if may_go_on is None else LIKELY * grace
+    state.grace = WHOLE * grace
     try:
         yield lambda: state.stop
     finally:
-        state.is_deferred, state.grace, state.since = False, GRACE, time.monotonic()
+        state.deferred = ()
+        if state.came:
+            state.grace = min(WHOLE * grace, time.monotonic() - state.came + state.limit)
+        else:
+            state.granted = ()
     if stop := state.stop:
         raise stop
 
@@ -180,12 +220,13 @@ def _handle(number: int, frame: FrameType | None) -> None:
     if state is None or state.is_over:
         return
     if state.first is None:
-        state.first, state.since = number, time.monotonic()
+        state.first = number
     elif not state.is_resent:
         return  # the exception was raised already
     state.is_resent = False
-    if state.is_deferred:
+    if state.first in state.deferred and (state.may_go_on is None or state.may_go_on()):
         return
+    state.deferred = ()
     if _is_importing(frame):
         state.is_lost = True
         return
@@ -220,7 +261,7 @@ def _dropped_ones_noticed(state: _State) -> Iterator[None]:
 
 
 def _watch(state: _State, say: Callable[[str], None]) -> None:
-    """Ends the process some seconds after its first signal, or at its second Ctrl-C."""
+    """Ends the process some seconds after its first signal, or at its second one."""
     first: int | None = None
     came, place, is_answered = 0.0, (0, 0), False
     own, sent = False, 0.0  # whether this thread awaits a signal of its own, and when it sent it
@@ -235,11 +276,14 @@ def _watch(state: _State, say: Callable[[str], None]) -> None:
             if not numbers:
                 return
             number, now = numbers[0], time.monotonic()
+            if number in state.also:
+                os.kill(os.getpid(), signal.SIGTERM)
             if number in _STOPS and first is None:
                 first, came, place = number, now, _place()
+                state.came = now
             elif number in _STOPS and own:
                 own = False
-            elif number == signal.SIGINT and now - came > TWICE:
+            elif number in _STOPS and now - came > TWICE:
                 _end(first or number, state, say, f"ended at once; {state.kept or _KEPT}")
             if first is None:
                 continue
@@ -248,15 +292,20 @@ def _watch(state: _State, say: Callable[[str], None]) -> None:
                 _end(first, state, say, f"{how}; {state.kept}" if state.kept else how)
             if not is_answered and now - came > ANSWER:
                 is_answered = True
-                is_outside = state.first is None and not state.is_deferred and place == _place()
+                is_deferred = first in state.deferred
+                is_outside = state.first is None and not is_deferred and place == _place()
                 if is_outside and not state.is_over:
                     _end(first, state, say, f"{word_for(_STOPS[first]())}; {state.kept or _KEPT}")
                 if first == signal.SIGINT and not state.is_told and sys.stderr.isatty():
-                    how = "finishing what has begun" if state.is_deferred else "stopping"
+                    how = "finishing what has begun" if is_deferred else "stopping"
                     say(f"{how} ... (Ctrl-C again ends at once)")
-            begin = max(came, state.since)
-            if now - begin > state.grace:
-                how = f"ended, as it did not stop within {state.grace:.0f} s; {state.kept or _KEPT}"
+            if first in state.deferred and now - came > state.within:
+                state.deferred, state.is_resent = (), True
+                own, sent = True, now
+                _send(first)
+            grace = state.grace if first in state.granted else state.limit
+            if now - came > grace:
+                how = f"ended, as it did not stop within {grace:.0f} s; {state.kept or _KEPT}"
                 _end(first, state, say, how)
             # A signal that comes just before a system call doesn't interrupt it, and Python's
             # handler would run only after that; another one does.

@@ -9,6 +9,9 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
+from PIL import ImageOps
+
+from clip_jax.channels import covered
 from clip_jax.pages import text
 from clip_jax.preprocess import decode_image
 from clip_jax.sources import read_picture
@@ -53,8 +56,7 @@ class Thumbnails:
         return f'<a href="{html.escape(address)}" target="_blank" rel="noreferrer">{inner}</a>'
 
     def _inner(self, path: str, alt: str) -> str:
-        is_near = not is_remote(path) or (self._source and _is_within(path, self._source))
-        if not (self._fetch or is_near):
+        if not (self._fetch or is_near(path, self._source)):
             return f'<p class="picture">not fetched: {text(path)}</p>'
         return self._shown(lambda: read_picture(path, self._image_column), alt)
 
@@ -72,14 +74,36 @@ class Thumbnails:
 
     def _url(self, read: Callable[[], bytes]) -> str | None:
         with contextlib.suppress(OSError, ValueError):
-            image = decode_image(read())
-            image.thumbnail((SIDE, SIDE))
-            file = io.BytesIO()
-            image.convert("RGB").save(file, "JPEG", quality=85)
-            url = "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+            url = "data:image/jpeg;base64," + base64.b64encode(thumbnail(read())).decode()
             self._bytes_left -= len(url)
             return url
         return None
+
+
+def thumbnail(data: bytes) -> bytes:
+    """Returns a picture's thumbnail as a JPEG, with what is transparent on white.
+
+    Args:
+        data: the bytes of the picture's file.
+
+    Raises:
+        ValueError: it is no picture, damaged or unreasonably large.
+        OSError: the machine has run out of memory.
+    """
+    image = decode_image(data, reduced_to=(2 * SIDE, 2 * SIDE))
+    image.thumbnail((SIDE, SIDE))
+    image = ImageOps.exif_transpose(image)  # upright, as browsers show the original
+    file = io.BytesIO()
+    covered(image, "white").convert("RGB").save(file, "JPEG", quality=85)
+    return file.getvalue()
+
+
+def is_near(path: str, source: str | None) -> bool:
+    """Whether a picture is on this machine, or lies within a job's input.
+
+    Others are not fetched unasked: anybody may have written other addresses into a table.
+    """
+    return not is_remote(path) or (source is not None and _is_within(path, source))
 
 
 def address_of(path: str) -> str | None:

@@ -30,7 +30,7 @@ from clip_jax.convert.parts import model_arrays
 from clip_jax.convert.rules import HUGGING_FACE
 from clip_jax.convert.table import check_arrays, count_blocks, from_tree, to_tree
 from clip_jax.errors import CheckpointError
-from clip_jax.sentence_piece import SentencePieceTokenizer
+from clip_jax.sentence_piece import AnyTokenizer, SentencePieceTokenizer
 from clip_jax.shapes import blocks, check_num_blocks, parameter_shapes
 
 WEIGHTS = "model.safetensors"
@@ -151,7 +151,7 @@ def to_huggingface(
     params: Mapping[str, Any],
     folder: str | os.PathLike[str],
     *,
-    tokenizer: SentencePieceTokenizer | None = None,
+    tokenizer: AnyTokenizer | None = None,
     replace: bool = False,
 ) -> None:
     """Writes a folder that transformers loads as `CLIPModel` or `SiglipModel`.
@@ -163,7 +163,8 @@ def to_huggingface(
         config: the architecture that the parameters belong to.
         params: nested dicts of NumPy or JAX arrays, whose dtypes are kept.
         folder: the folder, which is created with its parents.
-        tokenizer: a SigLIP model's own, as `clip_jax.load_tokenizer` returns it.
+        tokenizer: a SigLIP model's own, or one with tokens added to CLIP's, as
+            `clip_jax.load_tokenizer` returns it.
         replace: whether to replace such a folder that exists.
 
     Raises:
@@ -185,7 +186,8 @@ def to_huggingface(
     dtypes = {array.dtype.name for array in arrays.values()}
     # Without it transformers 5 would take that of the first array for all of them.
     document["dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"
-    own = siglip_tokenizer_files(tokenizer) if tokenizer else tokenizer_files(config.text)
+    is_own = isinstance(tokenizer, SentencePieceTokenizer)
+    own = siglip_tokenizer_files(tokenizer) if is_own else tokenizer_files(config.text, tokenizer)
     files = {CONFIG: _json(document), PREPROCESSOR: _json(pixels), **own}
     write_folder(folder, files, WEIGHTS, arrays, replace=replace)
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from clip_jax.config import TextConfig
 from clip_jax.errors import CheckpointError
+from clip_jax.model_tokenizer import SETTINGS, Tokenizer
 from clip_jax.sentence_piece import END as SIGLIP_END
 from clip_jax.sentence_piece import SentencePieceTokenizer
 
@@ -17,15 +18,21 @@ SPECIAL = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": 
 PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 
 
-def tokenizer_files(text: TextConfig) -> dict[str, bytes]:
+def tokenizer_files(text: TextConfig, tokenizer: Tokenizer | None = None) -> dict[str, bytes]:
     """Returns the content of a folder's tokenizer files by name.
 
     There are none for a model whose ids aren't those of CLIP's tokenizer.
+
+    Args:
+        text: the model's text tower.
+        tokenizer: one with tokens that were added to CLIP's; None for CLIP's own.
     """
+    own = tokenizer.files() if tokenizer is not None else {}
     try:
         text.check_strings()
     except ValueError:
-        return {}
+        if not own:
+            return {}
     config = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": text.context_length,
@@ -33,12 +40,13 @@ def tokenizer_files(text: TextConfig) -> dict[str, bytes]:
         "errors": "replace",
         "add_prefix_space": False,
         **SPECIAL,
+        **(json.loads(own[SETTINGS]) if own else {}),
     }
     vocabulary, merges = _tables()
     return {
         "vocab.json": vocabulary,
         "merges.txt": merges,
-        "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
+        SETTINGS: (json.dumps(config, indent=2) + "\n").encode(),
         "special_tokens_map.json": (json.dumps(SPECIAL, indent=2) + "\n").encode(),
     }
 

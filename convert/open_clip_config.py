@@ -346,6 +346,8 @@ def _pixels(document: Any, problems: list[str]) -> PixelConfig:
     fields = Fields(document, "preprocess_cfg", problems)
     if fields.get("resize_mode") == "longest" and fields.get("fill_color"):
         fields.problem("fill_color", f"expected 0, a black margin. Got {fields['fill_color']!r}")
+    if (mode := fields.text("mode", "RGB")) != "RGB":
+        fields.problem("mode", f"expected RGB. Got {mode!r}")
     resizes = {name: name for name in ("shortest", "squash", "longest")}
     filters = {"bicubic": "bicubic", "bilinear": "bilinear", "random": "bicubic"}
     return (

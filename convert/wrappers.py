@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from clip_jax.convert.archive import shown
 from clip_jax.convert.pickled import Opaque, Tensor, kind_of
 from clip_jax.errors import CheckpointError
-from clip_jax.messages import some
+from clip_jax.messages import counted, some
 
 # Keys under which training scripts store a model's weights, or their average over training.
 _WEIGHTS = re.compile(
@@ -42,10 +42,16 @@ def state_values(root: dict[Any, Any], kind: type = Tensor) -> dict[str, Any]:
     known = [
         path for path in candidates if path and all(_WEIGHTS.fullmatch(key.lower()) for key in path)
     ]
-    # Tensors of the root itself are the weights, whatever else lies beside them.
-    paths = known or [path for path in candidates if not path] or list(candidates)
+    own = [path for path in candidates if not path]
+    if known and own:  # a number beside the weights, such as the step, is no other set of them
+        most = max(_count(candidates[path], kind) for path in known)
+        own = own if 2 * _count(root, kind) > most else []
+    # Without such names, tensors of the root itself are the weights, whatever lies beside them.
+    paths = [*own, *known] or list(candidates)
     if len(paths) > 1:
-        told = some([f"{_shown(p)}: {_count(candidates[p], kind):,} arrays" for p in paths], 10)
+        told = some(
+            [f"{_shown(p)}: {counted(_count(candidates[p], kind), 'array')}" for p in paths], 10
+        )
         raise CheckpointError(
             f"holds {len(paths)} sets of weights ({told}), expected one: in PyTorch, torch.save "
             f"the one that is meant, by itself"
@@ -115,7 +121,7 @@ def _count(found: Mapping[Any, Any], kind: type) -> int:
 
 
 def _shown(path: tuple[str, ...]) -> str:
-    return shown(".".join(path))
+    return shown(".".join(path)) if path else "outside of any dictionary"
 
 
 def _key(key: Any) -> str:

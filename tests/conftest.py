@@ -28,6 +28,7 @@ pytest_plugins = [
     "tests.model_files",
     "tests.object_stores",
     "tests.servers",
+    "tests.serving",
     "tests.training",
     "tests.training_runs",
 ]

@@ -8,7 +8,6 @@ import inspect
 import io
 import re
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -90,23 +89,9 @@ def small_models(monkeypatch) -> None:
     monkeypatch.setattr(clip_jax.convert, "from_big_vision", lambda path: siglip)
 
 
-class FlatIndex:
-    """As much of FAISS as a page uses."""
-
-    def __init__(self, dim: int):
-        self.rows = np.empty((0, dim), np.float32)
-
-    def add(self, rows: np.ndarray) -> None:
-        self.rows = np.concatenate([self.rows, rows])
-
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        scores = queries @ self.rows.T
-        places = np.argsort(-scores)[:, :k]
-        return np.take_along_axis(scores, places, 1), places
-
-
 NEED_PYTORCH = ["guides/parity.md"]
 NEED_ONNX = ["guides/export-onnx.md"]
+NEED_FAISS = ["guides/embed-and-search.md"]
 # They compile whole trainings and towers; the rooms' own tests try these with the newest jax.
 LONG = ["guides/train.md", "walk.md"]
 # They call a tower itself, in a function of their own, where JAX's default lets ranks be promoted.
@@ -114,36 +99,39 @@ CALL_TOWERS = pages_with(r"\bmodel\.(image|text)_features\(")
 
 
 @pytest.mark.parametrize(
-    "name", sorted({*pages_with("^```python$")} - {*NEED_PYTORCH, *NEED_ONNX, *LONG})
+    "name", sorted({*pages_with("^```python$")} - {*NEED_PYTORCH, *NEED_ONNX, *NEED_FAISS, *LONG})
 )
-def test_the_code_of_a_page_runs_and_prints_what_it_says(name, folder, small_models, monkeypatch):
-    run(name, folder, monkeypatch)
+def test_the_code_of_a_page_runs_and_prints_what_it_says(name, folder, small_models):
+    run(name, folder)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", LONG)
-def test_so_does_the_code_that_takes_longer(name, folder, small_models, monkeypatch):
-    run(name, folder, monkeypatch)
+def test_so_does_the_code_that_takes_longer(name, folder, small_models):
+    run(name, folder)
 
 
 @requires_reference
 @pytest.mark.parametrize("name", NEED_PYTORCH)
-def test_so_does_the_code_that_compares_with_pytorch(name, folder, small_models, monkeypatch):
-    run(name, folder, monkeypatch)
+def test_so_does_the_code_that_compares_with_pytorch(name, folder, small_models):
+    run(name, folder)
 
 
 @pytest.mark.parametrize("name", NEED_ONNX)
-def test_so_does_the_code_that_writes_onnx(name, folder, small_models, monkeypatch):
+def test_so_does_the_code_that_writes_onnx(name, folder, small_models):
     pytest.importorskip("jax2onnx")
     pytest.importorskip("onnxruntime")
-    run(name, folder, monkeypatch)
+    run(name, folder)
 
 
-def run(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", NEED_FAISS)
+def test_so_does_the_code_that_builds_an_index(name, folder, small_models):
+    pytest.importorskip("faiss")
+    run(name, folder)
+
+
+def run(name: str, folder: Path) -> None:
     """Runs a page's code in that folder."""
-    faiss = ModuleType("faiss")
-    faiss.__dict__["IndexFlatIP"] = FlatIndex
-    monkeypatch.setitem(sys.modules, "faiss", faiss)
     plt = importlib.import_module("matplotlib.pyplot")
     plt.switch_backend("Agg")
     namespace: dict[str, object] = {}
@@ -214,7 +202,18 @@ def test_every_command_has_its_help_in_the_reference():
     assert shown == names
 
 
-ROOMS = ("convert", "embed", "search", "evaluate", "train", "nn", "backends", "parity", "export")
+ROOMS = (
+    "convert",
+    "embed",
+    "search",
+    "serve",
+    "evaluate",
+    "train",
+    "nn",
+    "backends",
+    "parity",
+    "export",
+)
 MODULES = ["clip_jax", *(room for room in ROOMS if list(ROOT.glob(f"clip_jax/{room}*")))]
 
 

@@ -134,7 +134,7 @@ def test_features_before_the_projection_are_the_towers(model):
     [
         (("zeroshot", "nowhere"), 1, "nowhere"),
         (("zeroshot", "pictures/red"), 1, "pictures/red holds no class folders"),
-        (("zeroshot", "bad"), 1, "a class folder without images: bad/empty"),
+        (("zeroshot", "bad"), 1, "none of its class folders holds pictures: empty"),
         (("zeroshot", "embedded", "--model", "other"), 1, "another model: its fingerprint is"),
         (
             ("zeroshot", "embedded", "--label-column", "x"),
@@ -154,7 +154,7 @@ def test_features_before_the_projection_are_the_towers(model):
         (("retrieval", "texts"), 1, "no embeddings of images: embed them with --what both"),
         (("zeroshot", "texts"), 1, "no embeddings of images: embed them with --what images"),
         (("retrieval", "images"), 1, "no embeddings of captions: embed them with --what both"),
-        (("zeroshot", "hidden"), 1, "without images: hidden/a: its pictures are hidden files"),
+        (("zeroshot", "hidden"), 1, "none of its class folders holds pictures: a"),
         (("zeroshot", "header.csv"), 1, "header.csv: no picture"),
         (("probe", "embedded", "-C", "1e-300"), 1, "the fit has failed: the gradient or"),
         (("probe", "embedded", "-C", "0"), 2, "expected a number above 0. Got '0'"),

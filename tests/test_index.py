@@ -1,5 +1,6 @@
 """Approximate search: an index names candidates, whose scores are exact."""
 
+import concurrent.futures
 import json
 import shutil
 import warnings
@@ -117,6 +118,20 @@ def test_several_queries_find_what_each_finds_alone(folder):
         index.search(queries[:1, :15], 4)
     with pytest.raises(ValueError, match="k must be at least 1. Got 0"):
         index.search(queries, 0)
+    for factor in (2, 0, np.nan):
+        with pytest.raises(ValueError, match="queries must be normalised. Got"):
+            index.search(factor * queries, 1)
+
+
+def test_threads_share_an_index(folder):
+    built(folder / "parquet", kind="pq")
+    index = open_index(folder / "parquet")
+    queries = index.embeddings(range(0, 300, 20))
+    alone = [index.search(query[None], 7)[1].tolist() for query in queries]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        index = open_index(folder / "parquet")  # whose lists no thread has checked yet
+        found = pool.map(lambda query: index.search(query[None], 7)[1].tolist(), queries)
+        assert list(found) == alone
 
 
 def test_equal_rows_come_in_the_order_of_the_input(model, tmp_path):

@@ -51,7 +51,7 @@ FLOORS = """
     storage replace byte_pairs tokenizer model_tokenizer sentence_piece
     preprocess convert preprocess_huggingface
     sources pages thumbnails weights loading encoder
-    parity train embed search evaluate export compat
+    parity train embed search serve evaluate export compat
     cli
 """.split()
 # The names that have moved there warn for one release.

@@ -32,7 +32,7 @@ def seen(monkeypatch) -> list[int]:
         found.append(sum(len(row["image"]) for row in rows if isinstance(row, dict)))
         return rows
 
-    for module in ("clip_jax.sources.parquet", "clip_jax.sources.table"):
+    for module in ("clip_jax.sources.parquet", "clip_jax.sources.batches"):
         monkeypatch.setattr(f"{module}.rows_of", rows_of)
     return found
 

@@ -34,7 +34,7 @@ def test_a_faulty_sample_of_a_shard_is_left_out_and_named(tmp_path, fault):
     assert keys(pairs) == ["a", "b"]
     (problem,) = pairs.left_out.problems
     assert fault in problem and f"{path}: x" in problem
-    assert "1 samples" in str(pairs.left_out) and problem in str(pairs.left_out)
+    assert "1 sample:" in str(pairs.left_out) and problem in str(pairs.left_out)
     with pytest.raises(ValueError, match="1 problem:"):
         open_pairs(path, max_skipped=0)
 

@@ -69,7 +69,9 @@ def test_a_folder_without_pictures_says_what_there_is(tmp_path):
         open_input(tmp_path / "none-*.tar")
     (tmp_path / "table.parquet").mkdir()
     parquet(tmp_path / "table.parquet" / "0.parquet", {"caption": ["x"]})
-    with pytest.raises(ValueError, match=r"it holds .parquet files: give them as a pattern"):
+    assert open_input(tmp_path / "table.parquet").has_captions
+    (tmp_path / "table.parquet" / "0.tgz").touch()
+    with pytest.raises(ValueError, match=r"it holds .tgz files: give them as a pattern"):
         open_input(tmp_path / "table.parquet")
 
 
@@ -122,7 +124,7 @@ def test_a_second_record_of_a_key_does_not_mix_with_the_first(tmp_path):
     ("content", "message"),
     [
         (b"", "a.tar is empty"),
-        (b"\x1f\x8b" + bytes(600), "a.tar is compressed: unpack it"),
+        (b"\xfd7zXZ" + bytes(600), "a.tar: it is compressed: unpack it"),
         (b"something else" * 80, "a.tar is no tar file, or a damaged one"),
     ],
 )

@@ -64,7 +64,7 @@ def test_a_table_with_other_columns_and_pictures_inside_is_trained_on(tmp_path):
     data = parquet(tmp_path / "t.parquet", table)
     columns = ("data.image_column=jpg", "data.caption_column=alt")
     assert (run(tmp_path, data, *columns) / "model.safetensors").exists()
-    with pytest.raises(ValueError, match="no column 'image' and no column 'caption'"):
+    with pytest.raises(ValueError, match="no column 'caption'; its columns are 'jpg', 'alt'"):
         run(tmp_path, data, f"out={tmp_path / 'other'}")
 
 

@@ -9,6 +9,9 @@ import re
 # What commands without such an option say instead.
 _NOT_HERE = {
     "truncate": (r"; pass truncate=True to cut it", ": make it shorter"),
+    "caption-column": (r", caption_column, key_column, in a TOML file in \[data\]", ""),
+    "label-column": (r"label_column or (?=extra_columns)", ""),
+    "columns": (r"(?<=label_column) or extra_columns", ""),
     "subfolder": (r"(?:give|pass) subfolder=", "in Python, clip_jax.load has subfolder="),
 }
 # The names of arguments whose options are called otherwise.
@@ -41,4 +44,6 @@ def in_options(message: str, parser: argparse.ArgumentParser) -> str:
             message = re.sub(rf"{begin}=(?:True\b|(?=[\s,;.)]|$))", option, message)
             if "_" in spelling:  # else it may be a word
                 message = re.sub(begin + rf"(?!=){end}", option, message)
-    return message
+    # Where both were named, for either interface, one is left.
+    message = re.sub(r"\((--[\w-]+), \1\)", r"(\1)", message)
+    return re.sub(r"( in a file \((--[\w-]+)\)) or a list \(\2\)", r"\1", message)

@@ -3,6 +3,7 @@
 import argparse
 import collections
 import re
+import signal
 from typing import Any, get_args
 
 from clip_jax.config import Activation
@@ -203,6 +204,72 @@ def add_columns(parser: argparse.ArgumentParser) -> None:
             metavar="NAME",
             help=f"of tables (default: %(default)s{also})",
         )
+
+
+def add_stopping(parser: argparse.ArgumentParser, grace: int, what: str) -> None:
+    """Declares `--grace` and `--signal`.
+
+    Args:
+        parser: the command's.
+        grace: the default.
+        what: what becomes of the work under way.
+    """
+    parser.add_argument(
+        "--grace",
+        type=non_negative_float,
+        default=grace,
+        metavar="SECONDS",
+        help=f"be gone within this time of SIGTERM, as a scheduler sends it: {what} (default: "
+        "%(default)s)",
+    )
+    parser.add_argument(
+        "--signal",
+        choices=[name for name in ("USR1", "USR2") if hasattr(signal, f"SIG{name}")],
+        help="take this signal like SIGTERM, as with Slurm's own option --signal=USR1@60",
+    )
+
+
+def non_negative_float(text: str) -> float:
+    """Returns a finite number from 0 on.
+
+    Raises:
+        argparse.ArgumentTypeError: it is something else.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number from 0 on. Got {text!r}")
+    return number
+
+
+def add_where(parser: argparse.ArgumentParser) -> None:
+    """Declares `--where`."""
+    parser.add_argument(
+        "--where",
+        nargs="+",
+        action="extend",
+        type=condition,
+        metavar="CONDITION",
+        help="take only rows whose columns (of .tar files: fields of their .json members) fit: "
+        "'width>=256', lang=en, 'lang in en,de', \"caption!=''\"; of several, all must hold",
+    )
+
+
+def condition(text: str) -> str:
+    """Returns a condition on a column.
+
+    Raises:
+        argparse.ArgumentTypeError: it is something else.
+    """
+    from clip_jax.sources.where import Where
+
+    try:
+        Where.of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def add_pictures(parser: argparse.ArgumentParser) -> None:

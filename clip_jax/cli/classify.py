@@ -160,16 +160,20 @@ def _damaged(model: str, what: str) -> ValueError:
 def _pictures(path: str) -> Sequence[str | None]:
     """Returns the paths of a picture, or of those in a folder; None for what is reported."""
     if os.path.isdir(path):
-        from clip_jax.sources.folder import FolderShard
+        from clip_jax.progress import remark
+        from clip_jax.sources.folder import FolderShard, others_of
 
         try:
-            return [os.path.join(path, name) for name in FolderShard(path).names]
+            shard = FolderShard(path)
+            remark(others_of(path, shard.others))
+            return [os.path.join(path, name) for name in shard.names]
         except (OSError, ValueError) as error:
             complain(printable(str(error)))
             return [None]
     if os.path.exists(path):
         return [path]
-    complain(f"{printable(path)}: no such file; check the path")
+    what = "download it first, and give the file" if "://" in path else "check the path"
+    complain(f"{printable(path)}: no such file; {what}")
     return [None]
 
 

@@ -6,15 +6,12 @@ import os
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from clip_jax.cli.arguments import BEGINS_AGAIN, add_bare_file
 from clip_jax.cli.output import printable
 from clip_jax.config import CLIPConfig, ViTConfig
 from clip_jax.image_size import sides_of
-
-if TYPE_CHECKING:
-    from clip_jax.sentence_piece import SentencePieceTokenizer
 
 PYTORCH = (".pt", ".pth")
 FORMATS = ("native", "openai", "huggingface", "open_clip")
@@ -94,9 +91,8 @@ def run(args: argparse.Namespace) -> int:
         raise argparse.ArgumentError(
             None, f"{source} is a native folder already: give --to, or a DST that ends with .pt"
         )
-    options = {}
-    if to in ("native", "huggingface") and source.is_dir() and (own := _tokenizer(source, config)):
-        options = {"tokenizer_files": own.files()} if to == "native" else {"tokenizer": own}
+    has_own = not source.is_file() and not _is_address(args.source)
+    options = _tokenizer_options(args.source, to) if has_own else {}
     # Without --force, a target that another process makes meanwhile isn't replaced either.
     _writer(to)(config, params, target, replace=args.force, **options)
     print(
@@ -164,15 +160,35 @@ def _writer(to: str) -> Callable[..., None]:
     }[to]
 
 
-def _tokenizer(source: Path, config: CLIPConfig) -> "SentencePieceTokenizer | None":
-    """Returns a SigLIP's tokenizer; None for other models, or where it is missing."""
-    from clip_jax.sentence_piece import SentencePieceTokenizer
+def _tokenizer_options(source: str, to: str) -> dict[str, Any]:
+    """Returns what a writer needs to keep a model's tokenizer, if it isn't CLIP's own.
+
+    Warns where the format has no place for it.
+    """
+    from clip_jax.errors import CheckpointError
+    from clip_jax.messages import some
+    from clip_jax.model_tokenizer import Tokenizer
     from clip_jax.weights import load_tokenizer
 
-    if config.text.pooling != "last":  # as no other model's
-        return None
-    tokenizer = load_tokenizer(source)
-    return tokenizer if isinstance(tokenizer, SentencePieceTokenizer) else None
+    try:
+        tokenizer = load_tokenizer(source)
+    except CheckpointError:  # another than CLIP's, which the configuration says
+        return {}
+    if to == "native":
+        return {"tokenizer_files": tokenizer.files()}
+    if isinstance(tokenizer, Tokenizer) and not tokenizer.added:
+        return {}
+    if to == "huggingface":
+        return {"tokenizer": tokenizer}
+    if not isinstance(tokenizer, Tokenizer):
+        return {}
+    told = some([token.text for token in tokenizer.added], 5)
+    warnings.warn(
+        f"this format has no place for the tokens that were added to CLIP's ({told}): keep the "
+        f"folder that they are from, too",
+        stacklevel=3,
+    )
+    return {}
 
 
 def _write_pytorch(

@@ -9,6 +9,7 @@ import collections
 import contextlib
 import io
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -24,15 +25,16 @@ from clip_jax.cli import (
     models,
     parity,
     search,
+    serve,
     train,
 )
 from clip_jax.cli.advice import in_options
 from clip_jax.cli.output import complain, printable
 from clip_jax.errors import CheckpointError, DownloadError
 from clip_jax.naming import current
-from clip_jax.signals import exit_status, handled, keeps, word_for
+from clip_jax.signals import also, exit_status, handled, keeps, limit, word_for
 
-COMMANDS = (models, classify, embed, index, search, evaluate, convert, export, parity, train)
+COMMANDS = (models, classify, embed, index, search, serve, evaluate, convert, export, parity, train)
 
 FAILURE, BAD_ARGUMENTS, BROKEN_PIPE = 1, 2, 141
 # How many pictures are named that bring about the same warning.
@@ -115,6 +117,10 @@ def _run(argv: Sequence[str] | None) -> int:
         kept = getattr(arguments, "kept", None)
         if kept:
             keeps(kept)
+        if grace := getattr(arguments, "grace", None):
+            limit(grace)
+        if name := getattr(arguments, "signal", None):
+            also(signal.Signals[f"SIG{name}"])
         from clip_jax.progress import announcing
 
         with announcing():
@@ -146,7 +152,7 @@ class _Parser(argparse.ArgumentParser):
         return super().parse_known_args(*arguments, **options)
 
     def error(self, message: str) -> NoReturn:
-        _complain(f"{message}; see {self.prog} --help")
+        _complain(f"{message}; see {getattr(_Parser, 'active', self).prog} --help")
         sys.exit(BAD_ARGUMENTS)
 
     def _print_message(self, message: str, file: Any = None) -> None:

@@ -12,6 +12,8 @@ from clip_jax.cli.arguments import (
     add_distributed,
     add_model,
     add_pictures,
+    add_stopping,
+    add_where,
     load_options,
     non_negative_int,
     pictures_of,
@@ -41,8 +43,10 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "source",
         metavar="INPUT",
-        help="a folder of pictures; WebDataset's .tar, .txt, .csv, .tsv, .jsonl or .parquet files, "
-        "by a path or a quoted pattern such as 'shards/{000..099}.tar'; s3:// and the like, too",
+        help="a folder of pictures; WebDataset's .tar or .tar.gz, .txt, .csv, .tsv, .jsonl or "
+        ".parquet files, by a path or a quoted pattern such as 'shards/{000..099}.tar'; a folder "
+        "that img2dataset has written; a data set of the Hugging Face Hub, "
+        "hf://datasets/owner/name; s3:// and the like, too",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="where the embeddings go")
     add_model(parser, "as for classify", "ViT-B/32")
@@ -82,6 +86,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--columns", nargs="+", default=(), metavar="NAME", help="columns to copy to the output"
     )
+    add_where(parser)
     parser.add_argument(
         "--exif-transpose",
         action="store_true",
@@ -156,6 +161,7 @@ def add(commands: Any) -> None:
         metavar="N",
         help="stop when more rows than this fail",
     )
+    add_stopping(parser, 30, "the part under way is finished if that is likely in time, or dropped")
     parser.set_defaults(run=run, kept=GOES_ON)
 
 
@@ -192,6 +198,7 @@ def run(args: argparse.Namespace) -> int:
         columns=Columns(
             args.image_column, args.caption_column, args.key_column, tuple(args.columns)
         ),
+        where=args.where,
         exif_transpose=args.exif_transpose,
         pictures=pictures_of(args),
         formats=args.formats,
@@ -202,6 +209,7 @@ def run(args: argparse.Namespace) -> int:
         extend=args.extend,
         max_errors=args.max_errors,
         num_threads=args.threads,
+        grace=args.grace,
         engine=args.engine,
         address=args.address,
         encoders=args.encoders,

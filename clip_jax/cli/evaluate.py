@@ -11,6 +11,7 @@ from clip_jax.cli.arguments import (
     add_json,
     add_model,
     add_pictures,
+    add_where,
     load_options,
     pictures_of,
     positive_float,
@@ -93,6 +94,7 @@ def _add_retrieval(kinds: Any) -> None:
     )
     add_model(parser, _MODEL)
     add_columns(parser)
+    add_where(parser)
     add_pictures(parser)
     add_batch_size(parser, _BATCH)
     add_json(parser)
@@ -163,6 +165,7 @@ def _add_common(parser: Any) -> None:
     parser.add_argument(
         "--image-column", default="image", metavar="NAME", help="of tables (default: %(default)s)"
     )
+    add_where(parser)
     add_pictures(parser)
     add_batch_size(parser, _BATCH)
     add_json(parser)
@@ -194,6 +197,7 @@ def run_zeroshot(args: argparse.Namespace) -> int:
         templates=templates,
         label_column=args.label_column,
         image_column=args.image_column,
+        where=args.where,
         pictures=pictures_of(args),
         batch_size=args.batch_size,
         **load_options(args),
@@ -214,6 +218,7 @@ def run_retrieval(args: argparse.Namespace) -> int:
         args.data,
         args.model,
         columns=Columns(args.image_column, args.caption_column, args.key_column),
+        where=args.where,
         pictures=pictures_of(args),
         batch_size=args.batch_size,
         **load_options(args),
@@ -240,6 +245,7 @@ def run_probe(args: argparse.Namespace) -> int:
         dtype=args.dtype,
         label_column=args.label_column,
         image_column=args.image_column,
+        where=args.where,
         pictures=pictures_of(args),
         batch_size=args.batch_size,
         **load_options(args),

@@ -65,10 +65,14 @@ def run(args: argparse.Namespace) -> int:
     from clip_jax.embed.results import finished_job
     from clip_jax.progress import announce
     from clip_jax.search import contact_sheet, search
-    from clip_jax.storage import absolute, folder, storage
+    from clip_jax.storage import absolute, folder, is_remote, storage
 
     tell_what_it_knows(args.model)
     announce("searching")
+    if args.image and is_remote(args.query):
+        raise argparse.ArgumentError(
+            None, f"--image takes a file; download {args.query} first, and give the file"
+        )
     query = Path(args.query) if args.image else args.query
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", Incomplete)

@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 from clip_jax.cli import distributed
-from clip_jax.cli.arguments import GOES_ON, add_distributed, setting
+from clip_jax.cli.arguments import GOES_ON, add_distributed, add_stopping, setting
 from clip_jax.cli.asking import may_write
 from clip_jax.cli.output import complain
 
@@ -44,6 +44,7 @@ def add(commands: Any) -> None:
         "one that has finished goes on with a warning, and one that hasn't is refused)",
     )
     add_distributed(parser, "train together")
+    add_stopping(parser, 600, "the step under way is finished and saved")
     parser.set_defaults(run=run, kept=GOES_ON)
 
 
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         complain("nothing is written: give another `out`, as with --set out=DIR")
         return 1
     announce(f"training in {config.out}")
-    print(train(config, more_steps=args.more_steps))
+    print(train(config, more_steps=args.more_steps, grace=args.grace))
     return 0
 
 

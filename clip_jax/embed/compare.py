@@ -23,6 +23,7 @@ from clip_jax.embed.part_builder import Layout
 from clip_jax.embed.parts import Finished, Part, Parts
 from clip_jax.embed.plan import Plan
 from clip_jax.loading import picture_digest
+from clip_jax.messages import counted
 from clip_jax.sources import Record, Rows
 from clip_jax.sources.faults import Unread, problem_of
 from clip_jax.sources.records import as_key
@@ -145,7 +146,11 @@ class Comparison:
         others: list[Other] = []
         is_terminal = sys.stderr.isatty()
         if names and self._show and not is_terminal:
-            print(f"comparing {len(names):,} parts with the input", file=sys.stderr, flush=True)
+            print(
+                f"comparing {counted(len(names), 'part')} with the input",
+                file=sys.stderr,
+                flush=True,
+            )
         hidden = not (names and self._show and is_terminal)
         with tqdm(
             unit="part", desc="comparing", total=len(names), leave=False, disable=hidden

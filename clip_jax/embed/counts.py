@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 
 from clip_jax.channels import Losses
 from clip_jax.messages import counted
+from clip_jax.sources.chosen import Tally
 
 CLOCKS = ("waiting", "reading", "decoding", "device", "blocked", "writing")
 
@@ -91,6 +92,7 @@ class Counts:
 
     Attributes:
         losses: the pictures that lose something on their way to pixels.
+        tally: the rows that fit the conditions of the input.
         remarks: what else whoever started the job should know.
     """
 
@@ -103,6 +105,7 @@ class Counts:
         self.rows_before = self.errors_before = self.parts_before = 0
         self.last_error = ""
         self.losses = Losses()
+        self.tally = Tally()
         self.remarks: list[str] = []
 
     @contextlib.contextmanager
@@ -131,6 +134,11 @@ class Counts:
     def waiting(self) -> float:
         """The fraction of the time, 0 to 1, in which the device waited for data."""
         return self._seconds["waiting"] / max(time.monotonic() - self._start, 1e-9)
+
+    @property
+    def seconds_to_write(self) -> float:
+        """How long it takes to write a part, on average so far."""
+        return self._seconds["writing"] / max(self.parts, 1)
 
     def failed(self, error: str) -> None:
         """Counts a row that could not be embedded."""
@@ -161,5 +169,5 @@ class Counts:
             device=self._seconds["device"],
             blocked=self._seconds["blocked"],
             writing=self._seconds["writing"],
-            remarks=(*self.remarks, *self.losses.sentences()),
+            remarks=(*self.remarks, *self.tally.sentences(), *self.losses.sentences()),
         )

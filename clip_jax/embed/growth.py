@@ -12,7 +12,7 @@ from clip_jax.messages import counted, some
 from clip_jax.sources import Input, Shard
 from clip_jax.sources.excerpt import Excerpt
 from clip_jax.sources.folder import FolderShard, digest_of
-from clip_jax.sources.inputs import fingerprint_of
+from clip_jax.sources.input_files import fingerprint_of
 from clip_jax.sources.records import as_name
 
 

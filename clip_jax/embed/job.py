@@ -51,6 +51,7 @@ def embed(
     rows_per_part: int = 8192,
     batch_size: int | None = None,
     columns: Columns | None = None,
+    where: str | Sequence[str] | None = None,
     exif_transpose: bool = False,
     pictures: PictureOptions | None = None,
     formats: Sequence[str] | None = None,
@@ -63,6 +64,7 @@ def embed(
     num_threads: int | None = None,
     read_ahead: int = 256 << 20,
     progress: bool = True,
+    grace: float = 30.0,
     activation: Activation | None = None,
     num_heads: NumHeads | None = None,
     preprocessing: Preprocessing = "openai",
@@ -84,7 +86,9 @@ def embed(
     Args:
         source: a folder of pictures, subfolders included, where captions may lie beside them, as in
             a.jpg and a.txt; WebDataset's tar files; or tables: .txt, .csv, .tsv, .jsonl, .parquet.
-            A pattern with `*` and braces may name several files. Any address that fsspec knows.
+            A pattern with `*` and braces may name several files. A folder that img2dataset has
+            written, or one of Parquet files, such as hf://datasets/owner/name. Any address that
+            fsspec knows.
         model: a model, or what `clip_jax.load` takes.
         out: the folder of the output; any address that fsspec knows.
         what: what to embed; by default pictures if the input has some, else texts.
@@ -95,6 +99,9 @@ def embed(
         rows_per_part: rows of a chunk, the unit of work that a kill can lose. No part spans files.
         batch_size: rows of a batch over the devices of this process, as in `Encoder`.
         columns: the roles of a table's columns, and those to pass through.
+        where: the conditions that a row must fit to be taken, all of them: a column, one of =, !=,
+            <, <=, >, >=, in, and a value, such as "width>=256" or "lang in en,de". Of tar files,
+            the columns are the fields of their .json members. A missing value fits no condition.
         exif_transpose: whether to rotate pictures by their EXIF data; the reference doesn't.
         pictures: whether pictures are cropped, padded or squashed, and the like; by default as for
             the model.
@@ -115,6 +122,8 @@ def embed(
         read_ahead: the most bytes of rows to read ahead of the device.
         progress: whether to show a progress bar on standard error, or lines of JSON if that is not
             a terminal.
+        grace: on the command line, the seconds after SIGTERM in which the process ends. The part
+            under way is finished if that is likely to be in time, else dropped.
         activation: of a model that is a bare file, as for `clip_jax.load`.
         num_heads: of a model that is a bare file, as for `clip_jax.load`.
         preprocessing: whose pixels and ids, as for `clip_jax.load`. Tokens that a folder has added
@@ -173,6 +182,7 @@ def embed(
             exif_transpose=exif_transpose,
             pictures=pictures or PictureOptions(),
             formats=formats,
+            where=where,
             extend=extend,
             options=options,
         )
@@ -193,6 +203,7 @@ def embed(
             verify=verify,
             max_errors=max_errors,
             progress=progress,
+            grace=grace,
         )
 
 
@@ -208,6 +219,7 @@ def _run(
     verify: bool,
     max_errors: int | None,
     progress: bool,
+    grace: float,
 ) -> Summary:
     """Plans what is left of a job, and has an engine do it; the arguments are those of `embed`."""
     is_ours = job.claim(dry=True)
@@ -216,6 +228,7 @@ def _run(
     else:
         job.check_unclaimed()
     counts = Counts()
+    counts.tally = job.rows.tally
     if job.rows.remark:
         counts.remarks.append(job.rows.remark)
 
@@ -237,7 +250,7 @@ def _run(
     if dry_run:
         plan, _ = planned()
         to_do = [len(pending.rows) for pending, _ in plan.pending()]
-        check_some(job.source, plan)
+        check_some(job.source, plan, job.rows.where)
         return counts.summary(sum(to_do), len(to_do))
 
     with (
@@ -265,9 +278,9 @@ def _run(
             check_errors(counts, max_errors)
             show()
 
-        has_begun = engine.run(Work(job, plan, counts, begin, after_row, formats))
+        has_begun = engine.run(Work(job, plan, counts, begin, after_row, formats, grace))
         comparison.check_changed()
-        check_some(job.source, plan)
+        check_some(job.source, plan, job.rows.where)
         if not has_begun:  # nothing to do, but job.json may be missing
             job.claim(dry=False)
         show()

@@ -9,6 +9,7 @@ import numpy as np
 from clip_jax.embed.counts import Counts
 from clip_jax.embed.plan import Plan
 from clip_jax.embed.setup import PRESETS, TOWERS
+from clip_jax.sources import Where
 
 EngineName = Literal["local", "ray"]
 ENGINES = ("local", "ray")
@@ -89,14 +90,15 @@ def require_pyarrow() -> None:
         ) from None
 
 
-def check_some(source: str, plan: Plan) -> None:
-    """Checks that there are rows.
+def check_some(source: str, plan: Plan, where: Where) -> None:
+    """Checks that there are rows, given the conditions that they must fit.
 
     Raises:
         ValueError: the whole input was seen and has none.
     """
     if plan.is_empty:
-        raise ValueError(f"{source} is empty: there is no row to embed")
+        what = f"no row of {source} fits where {where}" if where else f"{source} is empty"
+        raise ValueError(f"{what}: there is no row to embed")
 
 
 def check_errors(counts: Counts, max_errors: int | None) -> None:

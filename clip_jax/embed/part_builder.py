@@ -144,7 +144,17 @@ class PartBuilder:
     @property
     def is_complete(self) -> bool:
         """Whether all rows of the chunk have been added."""
-        return self._seen == len(self._pending.rows)
+        return not self.num_left
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows the chunk has."""
+        return len(self._pending.rows)
+
+    @property
+    def num_left(self) -> int:
+        """How many of them have not been added yet."""
+        return self.num_rows - self._seen
 
     def add(self, loaded: Loaded) -> None:
         """Adds the next row."""

@@ -157,6 +157,7 @@ def prepare(
     extend: bool,
     options: LoadOptions,
     formats: Sequence[str] | None = None,
+    where: str | Sequence[str] | None = None,
 ) -> Job:
     """Lists the input and loads the model; the arguments are those of `embed`.
 
@@ -167,8 +168,14 @@ def prepare(
     """
     source, out = plain(source), absolute(folder(out))
     rows = open_input(
-        source, columns, suffixes=suffixes_of(formats), captions=what in ("texts", "both")
+        source,
+        columns,
+        suffixes=suffixes_of(formats),
+        captions=what in ("texts", "both"),
+        where=where,
     )
+    if rows.instead and what != "texts":
+        raise ValueError(rows.instead)
     what = what or ("images" if rows.has_images else "texts")
     _check_has(source, rows, what)
     Layout(rows, what, columns.others, np.dtype(dtype), format)  # checks the columns
@@ -191,6 +198,8 @@ def prepare(
         "input": rows.fingerprint,
         # Only where they are chosen: jobs begun before there were any go on.
         **pictures.chosen(),
+        **({"where": rows.where.written()} if rows.where else {}),
+        **({"class_names": sorted(rows.classes)} if rows.classes else {}),
         **_inputs_of_its_own(opened, options, what),
     }
     begun = read_job(out)

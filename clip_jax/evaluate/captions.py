@@ -85,6 +85,7 @@ def embed_captioned(
     opened: Opened,
     *,
     columns: Columns | None = None,
+    where: str | Sequence[str] | None = None,
     pictures: PictureOptions | None = None,
     batch_size: int | None = None,
     progress: bool = True,
@@ -99,6 +100,7 @@ def embed_captioned(
             pictures with their captions beside them.
         opened: any CLIP model, with what makes its inputs.
         columns: the names of a table's columns.
+        where: the conditions that a row of a table or of a tar file must fit to be taken.
         pictures: how pictures become pixels; by default as for the model.
         batch_size: of pictures and of captions, as for `Encoder`.
         progress: whether to show progress on standard error.
@@ -108,7 +110,8 @@ def embed_captioned(
         OSError: the source can't be read.
     """
     opened.check_strings()
-    pairs = open_pairs(source, columns, max_skipped=1.0)
+    pairs = open_pairs(source, columns, max_skipped=1.0, where=where)
+    remark(pairs.left_out.choice(), progress)
     preprocess, losses = (pictures or PictureOptions()).applied_to(opened.preprocess), Losses()
     encoder = Encoder(opened.model, batch_size=batch_size)
     captions: list[str] = []

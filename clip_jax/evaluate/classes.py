@@ -3,6 +3,7 @@
 import collections
 import os
 import re
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,14 +14,23 @@ from clip_jax.messages import some
 # One row in so many of each class is held out.
 FIFTH = 5
 # Labels that stand for names which are somewhere else: numbers, and WordNet's as ImageNet has them.
-_NUMBER, _WORDNET = re.compile(r"[+-]?\d+(\.\d*)?"), re.compile(r"n\d{8}")
+_STAND_INS = {
+    "numbers": re.compile(r"[+-]?\d+(\.\d*)?"),
+    "WordNet's numbers": re.compile(r"n\d{8}"),
+    "true or false": re.compile(r"true|false", re.IGNORECASE),
+    "numbers of classes": re.compile(r"(class|label|category|cluster|id)[\s_-]*\d+", re.I),
+}
+# Words joined or numbered as in names of files, golden_retriever and 001.Albatross; and cat|dog.
+_JOINED = re.compile(r"[^\W_]+_|\d+[._]\s*[^\W\d]|.*[|;]")
+# A line of a list in Python or JSON, with its quotes or brackets.
+_QUOTED = re.compile(r"""[\[{(]|[\])}],?;?|\[.*\],?|\[?\s*(['"]).+\1\s*,?\s*\]?""")
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
     """Returns the lines of a text file that are not blank.
 
     Raises:
-        ValueError: there are none, or the file is not UTF-8.
+        ValueError: there are none, the file is not UTF-8, or it is a list of Python's or JSON.
         OSError: the file can't be read.
     """
     try:
@@ -30,6 +40,11 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
         raise ValueError(f"{os.fspath(path)} is not UTF-8: save it as that") from None
     if not lines:
         raise ValueError(f"{os.fspath(path)} is empty: expected one entry a line")
+    if quoted := [line for line in lines if _QUOTED.fullmatch(line)]:
+        raise ValueError(
+            f"{os.fspath(path)} is no plain text: expected one entry a line, without the quotes "
+            f"and brackets of a list. Got {quoted[0][:60]}"
+        )
     return lines
 
 
@@ -45,7 +60,7 @@ def name_classes(
             which are then sorted.
 
     Raises:
-        ValueError: a label has no line, or two; names it.
+        ValueError: a label has no line, or two; names it. Or the names begin with their numbers.
     """
     if lines is None:
         lines = sorted(set(labels))
@@ -63,6 +78,14 @@ def name_classes(
     numbers = {key: i for i, key in enumerate(keys)}
     missing = sorted(set(labels) - numbers.keys())
     if (missing or twice) and _are_numbers(labels, len(names)):
+        if any(
+            all(re.match(rf"0*{i}\W", line) for i, line in enumerate(lines, first))
+            for first in (0, 1)
+        ):
+            raise ValueError(
+                f"each class is given with its number, as {lines[0]!r}, which would be part of its "
+                f"name. Expected the number, a tab and the name; or the name alone"
+            )
         return names, np.array([int(label) for label in labels])
     if missing:
         raise ValueError(
@@ -90,7 +113,10 @@ def check_classes(
 
     Raises:
         ValueError: there is only one class, so that any model is right; or labels without names
-            are numbers, which would be scored as "a photo of a 0.".
+            are numbers or the like, which would be scored as "a photo of a 0.".
+
+    Warns:
+        UserWarning: words of labels without names are joined as in names of files.
     """
     names = sorted(set(labels))
     if not names:
@@ -103,13 +129,20 @@ def check_classes(
         )
     if lines is not None or not are_prompts:
         return
-    for pattern, what in ((_NUMBER, "numbers"), (_WORDNET, "WordNet's numbers")):
+    for what, pattern in _STAND_INS.items():
         if all(pattern.fullmatch(name) for name in names):
             raise ValueError(
                 f"the labels of {source} are {what}, not names, and would be scored as 'a photo of "
                 f"a {names[0]}.': {some(names)}. Give the name of each class, one a line, in a "
                 "file (--classes) or a list (class_names=)"
             )
+    if joined := [name for name in names if _JOINED.match(name)]:
+        warnings.warn(
+            f"{source}: labels are scored as they stand, such as 'a photo of a {joined[0]}.': to "
+            f"have other names, give for each class a line with its label, a tab and its name, in "
+            f"a file (--classes) or a list (class_names=)",
+            stacklevel=3,
+        )
 
 
 def hold_out(labels: Sequence[str] | np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,8 @@ from clip_jax.config import SigLIPConfig
 from clip_jax.encoder import Encoder
 from clip_jax.errors import NotFiniteError
 from clip_jax.evaluate.scores import sigmoid
-from clip_jax.messages import some
+from clip_jax.inputs import as_tokens
+from clip_jax.messages import counted, some
 from clip_jax.nn import CLIP, model_digest
 from clip_jax.nn.text import pooled_positions
 from clip_jax.tokenizer import tokenize
@@ -98,11 +99,18 @@ class ZeroShotClassifier:
         self._tokenizer = tokenizer
         self.weights = self._class_embeddings(model)
 
+    def __repr__(self) -> str:
+        counts = counted(len(self.class_names), "name"), counted(len(self.templates), "template")
+        return f"ZeroShotClassifier({', '.join(counts)}, {self._encoder!r})"
+
     def _class_embeddings(self, model: CLIP) -> Float[np.ndarray, "k d"]:
         names, templates = self.class_names, self.templates
         text = model.config.text
         if len(names) * len(templates) <= FEW:
             tokens = self._tokens(text.context_length)
+            as_tokens(
+                tokens, text
+            )  # before they are cut, and the end of a text isn't seen any more
             longest = text.context_length
             if text.can_be_cut:
                 longest = np.max(pooled_positions(tokens, text)) + 1

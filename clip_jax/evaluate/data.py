@@ -2,7 +2,8 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,11 +16,14 @@ from clip_jax.encoder import Encoder
 from clip_jax.evaluate.labels import Labels, as_labels
 from clip_jax.evaluate.results import LeftOut
 from clip_jax.loading import CpuGate, Loader, loading
+from clip_jax.messages import some
 from clip_jax.nn import CLIP, flatten, from_parameters, parameters, unflatten
 from clip_jax.preprocess import PictureOptions, Preprocess
 from clip_jax.progress import Progress, remark
 from clip_jax.sources import Columns, Input, Record, faults, open_input
+from clip_jax.sources.datasets import data_set_of
 from clip_jax.sources.records import as_text
+from clip_jax.sources.tar_index import is_shard
 from clip_jax.storage import Disk, storage
 
 Features = Literal["before", "after"]
@@ -53,31 +57,30 @@ class Images:
     left_out: LeftOut
 
 
-def class_folders(source: str) -> list[str]:
-    """Returns the names of the class folders in a local folder; reads no pictures.
+def class_folders(source: str) -> tuple[list[str], list[str]]:
+    """Returns the names of a local folder's class folders, and of those without pictures.
 
-    Returns no names if the source is something else: an embedding job's output, files, or a folder
-    of an object store, which can't have empty folders. Hidden files and folders don't count.
+    No pictures are read. There are no names if the source is something else: an embedding job's
+    output, files, a folder that holds tables, or one of an object store, which can't have empty
+    folders. Hidden files and folders don't count.
 
     Raises:
-        ValueError: there are no class folders, or one holds no pictures.
+        ValueError: there are no class folders, or none holds pictures.
         OSError: a folder can't be read.
     """
     where = storage(source)
     if not isinstance(where, Disk) or not where.is_folder(source) or read_job(source):
-        return []
+        return [], []
+    if data_set_of(source):
+        return [], []
     with os.scandir(source) as entries:
         names = sorted(e.name for e in entries if e.is_dir() and not _is_hidden(e.name))
     if not names:
         raise ValueError(f"{source} holds no class folders: expected one a class, with its images")
-    for name in names:
-        folder = os.path.join(source, name)
-        try:
-            if next(_pictures(folder), None) is None:
-                raise ValueError(f"{folder}: its pictures are hidden files")
-        except ValueError as error:
-            raise ValueError(f"a class folder without images: {error}") from None
-    return [as_text(name) for name in names]
+    empty = [name for name in names if not _has_pictures(os.path.join(source, name))]
+    if len(empty) == len(names):
+        raise ValueError(f"{source}: none of its class folders holds pictures: {some(empty)}")
+    return [as_text(name) for name in names if name not in empty], list(map(as_text, empty))
 
 
 def read_images(source: str, label_column: str = "label") -> Images:
@@ -120,6 +123,7 @@ def embed_images(
     preprocess: Preprocess | None = None,
     label_column: str | None = None,
     image_column: str = Columns.image,
+    where: str | Sequence[str] | None = None,
     pictures: PictureOptions | None = None,
     features: Features = "after",
     batch_size: int | None = None,
@@ -136,13 +140,14 @@ def embed_images(
         label_column: "cls" for the members of .tar files that end in .cls, which is the default
             there; or a key of the JSON members; or a column of the table, "label" by default.
         image_column: the column of a table that holds the pictures.
+        where: the conditions that a row of a table or of a tar file must fit to be taken.
         pictures: how pictures become pixels; by default as for the model.
         features: "after" the projection, or "before" it, as in the paper's linear probe of ViTs.
         batch_size: as for `Encoder`.
         progress: whether to show progress on standard error.
 
     Raises:
-        ValueError: there are no pictures, a class folder is empty, no picture has a label; or the
+        ValueError: there are no pictures, no picture has a label; or the
             features of a ResNet or a SigLIP are to be those before the projection, which it doesn't
             have.
         OSError: the source can't be read.
@@ -150,14 +155,24 @@ def embed_images(
     if features == "before":
         model = without_projection(model)
     is_folder = storage(source).is_folder(source)
-    column = label_column or ("cls" if source.endswith(".tar") else "label")
+    data_set = data_set_of(source) if is_folder else None
+    is_folder = is_folder and data_set is None
+    of_shards = is_shard(source) if data_set is None else data_set.suffix == "tar"
+    column = label_column or ("cls" if of_shards else "label")
     if is_folder:
-        class_folders(source)
-        found = open_input(source)
-        remark(found.remark, progress)
+        _, empty = class_folders(source)
+        if empty:
+            warnings.warn(
+                f"{source}: classes without pictures are left out: {some(empty)}", stacklevel=3
+            )
+        found = open_input(source, where=where)
         records = _visible(_all_of(found))
     else:
-        records = _records(source, Columns(image_column, others=(column,)))
+        found = open_input(source, Columns(image_column, others=(column,)), where=where)
+        if found.instead:
+            raise ValueError(found.instead)
+        records = _all_of(found)
+    remark(found.remark, progress)
     unlabelled: list[str] = []
 
     def labelled() -> Iterator[Record]:
@@ -178,8 +193,10 @@ def embed_images(
     preprocess = (pictures or PictureOptions()).applied_to(preprocess)
     with Progress(progress) as bar:
         kept, embeddings, problems, losses = _embed(labelled(), encoder, preprocess, bar)
-    for sentence in losses.sentences():
+    for sentence in (*found.tally.sentences(), *losses.sentences()):
         remark(sentence, progress)
+    if not kept and not problems and found.where:
+        raise ValueError(f"{source}: no row fits where {found.where}")
     if not kept and unlabelled:
         raise ValueError(
             f"{source}: {unlabelled[0]} has no label: expected class folders"
@@ -305,12 +322,19 @@ def _pictures(folder: str) -> Iterator[Record]:
     return _visible(_records(folder))
 
 
+def _has_pictures(folder: str) -> bool:
+    try:
+        return next(_pictures(folder), None) is not None
+    except ValueError:  # there are none, which is said of all such folders at once
+        return False
+
+
 def _visible(records: Iterator[Record]) -> Iterator[Record]:
     return (record for record in records if not _is_hidden(record.key))
 
 
-def _records(source: str, columns: Columns | None = None) -> Iterator[Record]:
-    return _all_of(open_input(source, columns))  # raises now what is wrong
+def _records(source: str) -> Iterator[Record]:
+    return _all_of(open_input(source))  # raises now what is wrong
 
 
 def _all_of(found: Input) -> Iterator[Record]:

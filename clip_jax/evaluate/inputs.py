@@ -5,6 +5,7 @@ embedded here.
 """
 
 import os
+from collections.abc import Sequence
 from typing import Any
 
 from clip_jax.catalog import available_models
@@ -61,6 +62,7 @@ def find_images(
     *,
     label_column: str | None,
     image_column: str = Columns.image,
+    where: str | Sequence[str] | None = None,
     pictures: PictureOptions | None = None,
     features: Features = "after",
     batch_size: int | None,
@@ -73,12 +75,14 @@ def find_images(
         opened: the model; may be None for embeddings, which are read as they are.
         label_column: as for `embed_images`; "label" for embeddings if None.
         image_column: as for `embed_images`.
+        where: as for `embed_images`; embeddings have been chosen as they were made.
         pictures: as for `embed_images`; embeddings are read as they are.
         features: as for `embed_images`; embeddings are always after the projection.
         batch_size: as for `embed_images`.
         progress: whether to show progress on standard error.
     """
     if embedding_job(source):
+        _check_no_choice(source, where)
         return read_images(source, label_column or "label")
     assert opened is not None, "pictures need a model"
     announce("embedding the pictures", progress)
@@ -88,6 +92,7 @@ def find_images(
         preprocess=opened.preprocess,
         label_column=label_column,
         image_column=image_column,
+        where=where,
         pictures=pictures,
         features=features,
         batch_size=batch_size,
@@ -100,6 +105,7 @@ def find_captioned(
     opened: Opened | None,
     *,
     columns: Columns | None = None,
+    where: str | Sequence[str] | None = None,
     pictures: PictureOptions | None = None,
     batch_size: int | None,
     progress: bool,
@@ -110,11 +116,13 @@ def find_captioned(
         source: an embedding job's output, or pairs.
         opened: may be None for embeddings, which are read as they are.
         columns: as for `embed_captioned`.
+        where: as for `embed_captioned`; embeddings have been chosen as they were made.
         pictures: as for `embed_captioned`.
         batch_size: as for `embed_captioned`.
         progress: whether to show progress on standard error.
     """
     if embedding_job(source):
+        _check_no_choice(source, where)
         return read_captioned(source)
     assert opened is not None, "pairs need a model"
     announce("embedding the pictures", progress)
@@ -122,6 +130,7 @@ def find_captioned(
         source,
         opened,
         columns=columns,
+        where=where,
         pictures=pictures,
         batch_size=batch_size,
         progress=progress,
@@ -135,6 +144,14 @@ def name_of(job: dict[str, Any] | None, model: Model | None) -> Any:
     if model is not None:
         return model
     return job["model"] if job else DEFAULT_MODEL
+
+
+def _check_no_choice(source: str, where: str | Sequence[str] | None) -> None:
+    if where:
+        raise ValueError(
+            f"{source} is the output of an embedding job: rows are chosen by where as they are "
+            "embedded, or from pictures"
+        )
 
 
 def _model_name(source: str, job: dict[str, Any] | None) -> str:

@@ -47,6 +47,7 @@ def zeroshot(
     templates: Sequence[str] = TEMPLATES,
     label_column: str | None = None,
     image_column: str = Columns.image,
+    where: str | Sequence[str] | None = None,
     pictures: PictureOptions | None = None,
     batch_size: int | None = None,
     progress: bool = True,
@@ -89,6 +90,8 @@ def zeroshot(
         label_column: the column that holds the labels, or "cls" for WebDataset's .cls members;
             None for "cls" in .tar files and "label" elsewhere.
         image_column: the column of a table that holds the pictures.
+        where: the conditions that a row of a table or of a tar file must fit to be taken, as for
+            `clip_jax.embed.embed`.
         pictures: whether pictures are cropped, padded or squashed, and the like; by default as for
             the model.
         batch_size: of pictures and of prompts, as for `clip_jax.Encoder`.
@@ -114,7 +117,7 @@ def zeroshot(
     """
     source = os.fspath(source)
     # What can be wrong is found before a model is loaded and pictures are read in vain.
-    folders = class_folders(source)
+    folders, _ = class_folders(source)
     check_prompts(name_classes(folders, class_names)[0] or ["a"], templates)
     check_classes(source, folders, class_names)
     options = LoadOptions(
@@ -128,6 +131,7 @@ def zeroshot(
         found,
         label_column=label_column,
         image_column=image_column,
+        where=where,
         pictures=pictures,
         batch_size=batch_size,
         progress=progress,
@@ -163,6 +167,7 @@ def retrieval(
     model: Model | None = None,
     *,
     columns: Columns | None = None,
+    where: str | Sequence[str] | None = None,
     pictures: PictureOptions | None = None,
     batch_size: int | None = None,
     progress: bool = True,
@@ -198,6 +203,7 @@ def retrieval(
         model: a model, or what `clip_jax.load` takes; None for ViT-B/32 where the source is
             pictures. Embeddings need none; where one is given, they must be of that model.
         columns: the names of a table's columns, as for `clip_jax.embed.embed`.
+        where: the conditions that a row of a table or of a tar file must fit to be taken, likewise.
         pictures: as for `zeroshot`.
         batch_size: of pictures and of captions, as for `clip_jax.Encoder`.
         progress: whether to show progress on standard error.
@@ -228,7 +234,13 @@ def retrieval(
     found = None if job and model is None else find_model(source, model, progress, options)
     provenance = provenance_of(source, job, name_of(job, model), found and found.model)
     captioned = find_captioned(
-        source, found, columns=columns, pictures=pictures, batch_size=batch_size, progress=progress
+        source,
+        found,
+        columns=columns,
+        where=where,
+        pictures=pictures,
+        batch_size=batch_size,
+        progress=progress,
     )
     images, texts, image_of = captioned.images, captioned.texts, captioned.pairs
     announce("comparing pictures and captions", progress)
@@ -266,6 +278,7 @@ def probe(
     dtype: Literal["float32", "float64"] = "float32",
     label_column: str | None = None,
     image_column: str = Columns.image,
+    where: str | Sequence[str] | None = None,
     pictures: PictureOptions | None = None,
     batch_size: int | None = None,
     progress: bool = True,
@@ -307,6 +320,7 @@ def probe(
         dtype: as for `LinearProbe`.
         label_column: as for `zeroshot`.
         image_column: as for `zeroshot`.
+        where: as for `zeroshot`, of both sources.
         pictures: as for `zeroshot`.
         batch_size: as for `clip_jax.Encoder`.
         progress: whether to show progress on standard error.
@@ -333,7 +347,7 @@ def probe(
     check_parameters(1.0 if C is None else C, max_iter, tol, dtype)
     sources = [os.fspath(each) for each in (source, test) if each is not None]
     # What can be wrong is found before a model is loaded and pictures are read in vain.
-    folders = [class_folders(each) for each in sources]
+    folders = [class_folders(each)[0] for each in sources]
     check_classes(sources[0], folders[0], None, are_prompts=False)
     options = LoadOptions(
         activation, num_heads, preprocessing, image_size, position_resize, drop_remainder
@@ -347,6 +361,7 @@ def probe(
             found,
             label_column=label_column,
             image_column=image_column,
+            where=where,
             pictures=pictures,
             features=features,
             batch_size=batch_size,

@@ -25,6 +25,8 @@ CANDIDATES, TIMES = 200, 4
 # The lists that are read: so many, or that part of all of them, and as many as have so many times
 # as many rows as there are candidates.
 PROBES, OF_LISTS, READ = 32, 64, 8
+# Candidates that are read at a time.
+BLOCK = 8192
 # Lists of a remote index that are fetched at a time.
 THREADS = 8
 
@@ -118,12 +120,15 @@ class ApproximateIndex:
             order ties come.
 
         Raises:
-            ValueError: the queries have another dimension, `k` is less than 1, or the index or a
-                part is damaged; the message says what to do.
+            ValueError: the queries have another dimension or aren't normalised, `k` is less than 1,
+                or the index or a part is damaged; the message says what to do.
             OSError: the index or a part can't be read.
         """
         if queries.ndim != 2 or queries.shape[1] != self.dim:
             raise ValueError(f"queries must have shape (q, {self.dim}). Got {queries.shape}.")
+        norms = np.linalg.norm(queries, axis=1)
+        if not (np.abs(norms - 1) < 0.01).all():
+            raise ValueError(f"queries must be normalised. Got {norms.tolist()} as their norms.")
         if k < 1:
             raise ValueError(f"k must be at least 1. Got {k}.")
         queries = np.ascontiguousarray(queries, np.float32)
@@ -188,11 +193,14 @@ class ApproximateIndex:
             probes = min(2 * probes, lists)
 
     def _cosines(self, numbers: np.ndarray, query: np.ndarray) -> np.ndarray:
+        cosines, wide = np.empty(len(numbers)), query.astype(np.float64)
         with self._advised():
-            rows = self._rows.gather(numbers.tolist())
-            with np.errstate(all="ignore"):
-                # In float64, so that rows that are equal have equal scores wherever they stand.
-                cosines = np.einsum("nd,d->n", rows.astype(np.float64), query.astype(np.float64))
+            for begin in range(0, len(numbers), BLOCK):
+                rows = self._rows.gather(numbers[begin : begin + BLOCK].tolist())
+                with np.errstate(all="ignore"):
+                    # In float64, so that rows that are equal have equal scores wherever they stand.
+                    found = np.einsum("nd,d->n", rows.astype(np.float64), wide)
+                cosines[begin : begin + BLOCK] = found
             wrong = numbers[~(np.abs(cosines) <= MOST)]
             if len(wrong):
                 raise Damaged({self._rows.part_of(number) for number in wrong.tolist()})

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import functools
+import math
 import os
 import threading
 import time
@@ -65,7 +66,7 @@ class Built:
 
     def __str__(self) -> str:
         what = f"{self.kind}, {counted(self.rows, 'row')} in {counted(self.lists, 'list')}"
-        size = f"{self.size / 1e6:,.1f} MB"
+        size = f"{self.size / 1e6:,.2f} MB"
         if not self.is_new:
             return f"{self.path} is there already: {what}, {size}"
         return f"{self.path}: {what}, {size}; {self.seconds:.1f} s"
@@ -147,15 +148,14 @@ def build_index(
 
 def _layout(rows: Index, kind: Kind | None, memory: float) -> Design:
     """Returns the layout of the index; raises ValueError if it needs more memory."""
-    share = int(memory * 1e9 / SHARE)
     # Each row's list is kept in two bytes until all are written.
-    if not memory > 0 or share < 2 * rows.num_rows + BLOCK * rows.dim * 8:
-        least = (2 * rows.num_rows + BLOCK * rows.dim * 8) * SHARE / 1e9
+    least = (2 * rows.num_rows + BLOCK * rows.dim * 8) * SHARE / 1e9
+    if not least <= memory < math.inf:
         raise ValueError(
-            f"an index of {counted(rows.num_rows, 'row')} takes {least:.1f} GB of memory at least. "
-            f"Got {memory:g}."
+            f"an index of {counted(rows.num_rows, 'row')} takes {1.05 * least:.2g} GB of memory at "
+            f"least. Got {memory:g}."
         )
-    return design(rows.num_rows, share // (4 * rows.dim), kind)
+    return design(rows.num_rows, int(memory * 1e9 / SHARE) // (4 * rows.dim), kind)
 
 
 def _train(index: Any, rows: Index, layout: Design, threads: int | None, progress: bool) -> None:

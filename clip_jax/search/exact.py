@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
-from PIL import Image
+from PIL import Image, ImageOps
 
 from clip_jax.config import Activation, NumHeads
 from clip_jax.embed import check_model
@@ -96,6 +96,8 @@ def search(
         raise ValueError(f"k must be at least 1. Got {k}.")
     if isinstance(query, str):
         _check_is_no_path(query)
+    elif not isinstance(query, Image.Image | os.PathLike):
+        raise TypeError(f"query must be a text, an image or a path. Got {type(query).__name__}.")
     out = folder(out)
     job = finished_job(out)
     told = {
@@ -108,13 +110,10 @@ def search(
     }
     # Before the model is loaded, which takes longer than to find that the index is of no use.
     index = open_index(out) if approximate else None
-    opened = _opened(out, job, model, {k: v for k, v in told.items() if v is not None})
-    own = "tokenizer" if isinstance(query, str) else "preprocessing"
-    if isinstance(model, CLIP) and job["identity"].get(own):
-        raise ValueError(
-            f"{out} was embedded with the {own} of the model's folder: give the model by its path"
-        )
-    embedding = embed_query(opened, query, _pictures(job, fit))
+    opened = model_of(out, job, model, {k: v for k, v in told.items() if v is not None})
+    check_given(out, job, model, "tokenizer" if isinstance(query, str) else "preprocessing")
+    rotates = bool(job["identity"].get("exif_transpose"))
+    embedding = embed_query(opened, query, picture_options(job, fit), rotates=rotates)
     if index is None:
         index = Index(out, job)
         scores, rows = _best_of_all(index, embedding, k)
@@ -146,14 +145,18 @@ def _best_of_all(
 
 
 def _check_is_no_path(query: str) -> None:
-    """Checks that a text isn't the path of a picture, whose name would be searched for.
+    """Checks that a text isn't blank, nor a path, whose name would be searched for.
 
     Raises:
-        ValueError: there is such a picture.
+        ValueError: it is blank, or there is such a picture, or such a folder by a path.
 
     Warns:
         UserWarning: it looks like a path, but there is no such file.
     """
+    if not query.strip():
+        raise ValueError("the text to search for is blank: give some words.")
+    if os.sep in query and os.path.isdir(query):
+        raise ValueError(f"{query} is a folder, expected a text or one picture's file.")
     if os.path.splitext(query)[1].lower() not in Image.registered_extensions():
         return
     way = "for the picture, give --image on the command line, a pathlib.Path in Python"
@@ -166,8 +169,17 @@ def embed_query(
     opened: Opened,
     query: str | Image.Image | os.PathLike[str],
     pictures: PictureOptions = PictureOptions(),  # noqa: B008 - frozen
+    *,
+    rotates: bool = False,
 ) -> Float[np.ndarray, " d"]:
-    """Returns the normalised embedding of a text or a picture."""
+    """Returns the normalised embedding of a text or a picture.
+
+    Args:
+        opened: the model.
+        query: a text; or a picture, or its path.
+        pictures: how a picture becomes pixels.
+        rotates: whether a picture is rotated as its EXIF data say.
+    """
     model = opened.model
     if isinstance(query, str):
         opened.check_strings()
@@ -175,6 +187,8 @@ def embed_query(
     preprocess = pictures.applied_to(opened.preprocess)
     is_open = isinstance(query, Image.Image)
     image = query if is_open else open_image(query, preprocess=preprocess)
+    if rotates:
+        image = ImageOps.exif_transpose(image)
     pixels = preprocess.pixels(image)
     return np.asarray(normalize(model.encode_image(pixels[None]))[0], np.float32)
 
@@ -242,7 +256,7 @@ def _best(
     return *jax.lax.top_k(jnp.where(is_there, scores, -jnp.inf), k), is_sound.all()
 
 
-def _pictures(job: Mapping[str, Any], fit: Fit | None) -> PictureOptions:
+def picture_options(job: Mapping[str, Any], fit: Fit | None = None) -> PictureOptions:
     """Returns the options with which a job has made pixels of its pictures."""
     names = [field.name for field in dataclasses.fields(PictureOptions)]
     noted = {name: job["identity"][name] for name in names if name in job["identity"]}
@@ -250,12 +264,35 @@ def _pictures(job: Mapping[str, Any], fit: Fit | None) -> PictureOptions:
     return dataclasses.replace(pictures, fit=fit) if fit else pictures
 
 
-def _opened(
+def check_given(out: str, job: Mapping[str, Any], model: Any, own: str) -> None:
+    """Checks that a model has what belongs to it: `own`, "tokenizer" or "preprocessing".
+
+    Raises:
+        ValueError: it is given as an object, and the job had that from the model's folder.
+    """
+    if isinstance(model, CLIP) and job["identity"].get(own):
+        raise ValueError(
+            f"{out} was embedded with the {own} of the model's folder: give the model by its path"
+        )
+
+
+def model_of(
     out: str,
     job: dict[str, Any],
     model: CLIP | str | os.PathLike[str] | None,
     told: dict[str, Any],
 ) -> Opened:
+    """Returns the model of a job, loaded as the job did where nothing else is told.
+
+    Args:
+        out: the job's folder.
+        job: the content of its `job.json`.
+        model: the model; what `clip_jax.load` takes; or None for the one that the job names.
+        told: arguments of `clip_jax.load`.
+
+    Raises:
+        ValueError: the job names none, or it is another model.
+    """
     model = job["model"] if model is None else model
     if model is None:
         raise ValueError(f"{out} doesn't know its model by name or path: give the model")

@@ -112,8 +112,38 @@ class Index:
             (begin, min(begin + rows, self.num_rows)) for begin in range(0, self.num_rows, rows)
         ]
 
-    def read(self, begin: int, end: int, target: np.ndarray) -> None:
+    def bounds(self) -> list[tuple[str, int, int]]:
+        """Returns the parts that have rows, in order: the name, and the bounds of its rows."""
+        found = []
+        for name, groups in itertools.groupby(self._groups, lambda group: group.part):
+            begin = found[-1][2] if found else 0
+            found.append((name, begin, begin + sum(group.rows for group in groups)))
+        return found
+
+    def columns(self, part: str, names: Collection[str]) -> Any:
+        """Reads some columns of a part, an Arrow table; those that it doesn't have are left out.
+
+        Raises:
+            Damaged: the part is damaged.
+            OSError: it can't be read.
+        """
+        import pyarrow.parquet as pq
+
+        path = self._parts.path(self._parts.table, part)
+        with self._guarded(part), self._storage.arrow(path) as source:
+            file = pq.ParquetFile(source)
+            return file.read([name for name in file.schema_arrow.names if name in names])
+
+    def read(
+        self, begin: int, end: int, target: np.ndarray, skip: Collection[str] = frozenset()
+    ) -> None:
         """Reads rows into `target`, (rows, d) and contiguous; thread-safe.
+
+        Args:
+            begin: the first row.
+            end: the row after the last.
+            target: where they go.
+            skip: parts that aren't read: zeros stand for their rows.
 
         Raises:
             Damaged: a part is damaged.
@@ -126,6 +156,9 @@ class Index:
             low, high = max(begin, start), min(end, start + group.rows)
             if low < high:
                 rows = target[low - begin : high - begin]
+                if group.part in skip:
+                    rows[:] = 0
+                    continue
                 with self._guarded(group.part):
                     self._read(group, low - start, rows)
 

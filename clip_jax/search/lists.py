@@ -1,5 +1,6 @@
 """Divides coded rows among the lists of an index, on disk: they need not fit into memory."""
 
+import contextlib
 import os
 import tempfile
 import zlib
@@ -35,7 +36,9 @@ class Lists:
         Raises:
             OSError: there is no room.
         """
-        self._file = tempfile.TemporaryFile(dir=folder)
+        self._folder = folder or tempfile.gettempdir()
+        with self._told():
+            self._file = tempfile.TemporaryFile(dir=self._folder)
         self._lists = np.empty(rows, np.uint16)
         self._count, self._rows, self._width = count, 0, code_size
 
@@ -51,7 +54,8 @@ class Lists:
         """
         self._lists[self._rows : self._rows + len(lists)] = lists
         self._rows += len(lists)
-        self._file.write(codes.data)
+        with self._told():
+            self._file.write(codes.data)
 
     def write(self, file: BinaryIO, memory: int) -> tuple[np.ndarray, np.ndarray]:
         """Writes all lists.
@@ -93,6 +97,14 @@ class Lists:
     def close(self) -> None:
         """Gives the room back."""
         self._file.close()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Names the folder in errors, as the file has no name."""
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, error.strerror or str(error), self._folder) from None
 
     def _codes(self, numbers: np.ndarray, order: np.ndarray) -> np.ndarray:
         """Reads the codes of some rows, in ascending order, and puts them into another order."""

@@ -37,17 +37,17 @@ def contact_sheet(
     thumbnails = Thumbnails(image_column, source, fetch)
     shown = thumbnails.url(query_image) if query_image else None
     heading = f'<img src="{shown}" alt=""> {text(query)}' if shown else text(query)
-    items = [_item(number, hit, thumbnails) for number, hit in enumerate(hits[:SHOWN], 1)]
-    body = ["<ol class=cards>", *items, "</ol>"]
+    items = [_item(hit, thumbnails) for hit in hits[:SHOWN]]
+    body = ['<ol class="cards found">', *items, "</ol>"]
     if (more := len(hits) - SHOWN) > 0:
         body.append(f"<p class=note>{more:,} more results are not on this page.</p>")
     return page(query, body, heading=heading, facts=facts or {})
 
 
-def _item(number: int, hit: dict[str, Any], thumbnails: Thumbnails) -> str:
+def _item(hit: dict[str, Any], thumbnails: Thumbnails) -> str:
     key, caption = hit["key"], hit.get("caption") or ""
-    words = f"{text(caption)}<small>{text(key)}</small>" if caption else text(key)
+    below = f"<small>{text(key)}</small>" if caption else ""
     return (
-        f"<li>{thumbnails.picture(hit['path'], caption or key)}<div class=text>"
-        f"<b>{number}. {hit['score']:.4f}</b><br>{words}</div></li>"
+        f"<li>{thumbnails.picture(hit['path'], caption or key)}<div class=line>"
+        f"{text(caption or key)}<b>{hit['score']:.4f}</b></div>{below}</li>"
     )

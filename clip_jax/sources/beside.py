@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from clip_jax.sources.datasets import is_statistics
 from clip_jax.sources.left_out import LeftOut
 from clip_jax.sources.records import IMAGES, Pair
 from clip_jax.sources.table import PictureFile
@@ -11,6 +12,10 @@ from clip_jax.storage import Disk
 
 # Suffixes of the files that hold captions, the first of which counts.
 TEXTS = ("txt", "json")
+
+
+class NoPairs(ValueError):
+    """A folder has no picture with a caption beside it."""
 
 
 class FolderPairs:
@@ -44,14 +49,14 @@ class FolderPairs:
             if isinstance(found, str):
                 self.left_out.damage.append(f"{name}: {found}")
                 continue
-            if any(part.startswith(".") for part in name.split("/")):
+            if is_statistics(name) or any(part.startswith(".") for part in name.split("/")):
                 continue
             if name.rpartition(".")[2].lower() in IMAGES:
                 pictures.append(name)
             add_text(texts, name)
         with_picture = {name.rpartition(".")[0] for name in pictures}
         if not with_picture & texts.keys():
-            raise ValueError(
+            raise NoPairs(
                 f"{os.fspath(folder)}: no table of captions; expected captions.csv, .tsv, .jsonl "
                 f"or .parquet; or pictures with their captions beside them, such as a.jpg and "
                 f"a.txt. Shards are given as a pattern, such as '*.tar'"

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 # has none of the name that is asked for, and nobody has asked for another.
 IMAGE_NAMES = ("filepath", "file_name")
 CAPTION_NAMES = ("title", "text")
+# What WebDataset's tar files, turned into Parquet, call it beside a column of pictures.
+TEXT_NAME = "txt"
 # Training takes several captions of a picture from a column of this name.
 CAPTIONS = "captions"
 
@@ -54,24 +56,49 @@ class Columns:
         """
         return _known_as(self.caption, Columns.caption, CAPTION_NAMES, names, "caption_column")
 
-    def found_in(self, names: Sequence[str]) -> "Columns":
+    def found_in(self, names: Sequence[str], pictures: Sequence[str] = ()) -> "Columns":
         """Returns these names; other programs' where the table has neither picture nor caption.
+
+        Args:
+            names: the table's columns.
+            pictures: those that are known to hold pictures, one of which is taken whatever its
+                name.
 
         Raises:
             ValueError: two columns may be meant.
         """
+        if self.image not in names and self.image == Columns.image and pictures:
+            image = _known_as(self.image, Columns.image, pictures, names, "image_column")
+            caption = self.caption_in(names)
+            if caption not in names and caption == Columns.caption and TEXT_NAME in names:
+                caption = TEXT_NAME
+            return dataclasses.replace(self, image=image, caption=caption)
         if self.image in names or self.caption in names:
             return self
         image, caption = self.image_in(names), self.caption_in(names)
         return dataclasses.replace(self, image=image, caption=caption)
 
 
-def lacking(source: str, missing: Sequence[str], names: Sequence[str]) -> ValueError:
-    """Returns the error of a table that lacks columns; it lists those that there are."""
+def lacking(
+    source: str, missing: Sequence[str], names: Sequence[str], others: Sequence[str] = ()
+) -> ValueError:
+    """Returns the error of a table that lacks columns; it lists those that there are.
+
+    Args:
+        source: the table.
+        missing: the names that it lacks.
+        names: those that it has.
+        others: columns that were asked for beside picture, caption and key.
+    """
+    way_out = "Say which hold what by image_column, caption_column, key_column, in a TOML file in "
+    way_out = (
+        "Say which by label_column or extra_columns"
+        if set(missing) <= set(others)
+        else way_out + "[data]"
+    )
     return ValueError(
         f"{source}: no column {' and no column '.join(map(repr, missing))}; its columns are "
-        f"{', '.join(map(repr, names)) or 'none'}. Say which hold what by "
-        f"image_column, caption_column, key_column, in a TOML file in [data]."
+        f"{', '.join(map(repr, names)) or 'none'}. {way_out}."
     )
 
 

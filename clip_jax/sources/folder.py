@@ -17,6 +17,18 @@ from clip_jax.sources.tar_index import MOST_OF_A_TEXT
 from clip_jax.storage import absolute, storage
 
 
+class NoPictures(ValueError):
+    """A folder has no pictures.
+
+    Attributes:
+        has_shards: whether it has tar files.
+    """
+
+    def __init__(self, message: str, *, has_shards: bool):
+        super().__init__(message)
+        self.has_shards = has_shards
+
+
 class FolderShard:
     """All pictures of a folder, recognised by suffix; keys are paths relative to the folder.
 
@@ -38,7 +50,7 @@ class FolderShard:
             captions: whether to read captions beside the pictures, as `FolderPairs` does.
 
         Raises:
-            ValueError: there is no picture in it; the message says what there is.
+            NoPictures: there is no picture in it; the message says what there is.
             OSError: the folder can't be listed.
         """
         self.path, self._storage = absolute(folder).rstrip("/"), storage(folder)
@@ -64,7 +76,10 @@ class FolderShard:
                 stamps[name] = found
             self._names.append(name)
         if not self._names:
-            raise ValueError(f"{folder}: no pictures ({', '.join(IMAGES)}){_instead(others)}")
+            raise NoPictures(
+                f"{folder}: no pictures ({', '.join(IMAGES)}){_instead(others)}",
+                has_shards=not others.keys().isdisjoint(("tar", "tgz", "gz")),
+            )
         self._names.sort()
         self.name, self.fingerprint = digest_of(self._names), str(len(self._names))
         self._texts = texts if captions else None
@@ -163,9 +178,10 @@ def _suffix(name: str) -> str:
 
 
 def _instead(others: Mapping[str, int]) -> str:
-    for suffix in ("tar", "parquet"):
+    for suffix in ("tar", "tgz", "gz", "parquet"):
         if suffix in others:
-            return f"; it holds .{suffix} files: give them as a pattern, such as '*.{suffix}'"
+            name = "tar.gz" if suffix == "gz" else suffix
+            return f"; it holds .{name} files: give them as a pattern, such as '*.{name}'"
     return f" among its {sum(others.values())} files" if others else ": it is empty"
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Container, Sequence
 
 from clip_jax.messages import counted, some
+from clip_jax.sources.where import Where
 
 # So few don't stop a job, unless they are more than half: of little data, one is a large share.
 FEW = 10
@@ -15,11 +16,12 @@ class LeftOut:
         problems: samples that are left out as a whole.
         damage: files whose rest can't be read; how many samples they hold isn't known.
         notes: what is left out of samples that are used, such as a second picture of one name.
+        unchosen: how many samples don't fit the conditions; which is no fault of theirs.
     """
 
-    def __init__(self, source: str):
+    def __init__(self, source: str, where: Where | None = None):
         """Starts with none."""
-        self.source = source
+        self.source, self.where, self.unchosen = source, where or Where(), 0
         self.problems: list[str] = []
         self.damage: list[str] = []
         self.notes: list[str] = []
@@ -44,6 +46,8 @@ class LeftOut:
             ValueError: it is more, or nothing can be used; lists the first of all problems.
         """
         lost = [*self.damage, *self.problems]
+        if not usable and not lost and self.unchosen:
+            raise ValueError(f"{self.source}: no sample fits where {self.where}")
         if not usable or not max_skipped:
             refuse(self.source, lost)
             return
@@ -59,14 +63,24 @@ class LeftOut:
             f"{max_skipped:g} that max_skipped admits:\n{some(lost, between=chr(10))}"
         )
 
+    def choice(self) -> str:
+        """Returns the sentence that tells how many samples don't fit; empty if there is no choice.
+
+        It has no place among the faults.
+        """
+        if not self.where:
+            return ""
+        return f"{self.unchosen:,} samples of {self.source} don't fit where {self.where}"
+
     def __str__(self) -> str:
-        """The sentence for those who use the rest; empty if nothing is left out."""
+        """The sentences for those who use the rest; empty if nothing is left out."""
         found = self.all()
         if not found:
-            return ""
-        what = "samples" if self.problems and not self.damage else "things"
+            return self.choice()
+        what = "sample" if self.problems and not self.damage else "thing"
         first = some(found, most=3, between="; ")
-        return f"left out of {self.source}: {len(found):,} {what}: {first}"
+        told = f"left out of {self.source}: {counted(len(found), what)}: {first}"
+        return "\n".join(filter(None, (told, self.choice())))
 
 
 def refuse(source: str, problems: Sequence[str]) -> None:

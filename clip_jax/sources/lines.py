@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from clip_jax.sources.addresses import read_address
+from clip_jax.sources.advice import is_address
 from clip_jax.sources.columns import Columns
 from clip_jax.sources.faults import guarded, problem_of
 from clip_jax.sources.files import ListedFile
@@ -86,6 +87,14 @@ class LinesShard(ListedFile):
             problem = next((row for row in rows if isinstance(row, str)), "there is no row")
             raise ValueError(f"{self._path}: {problem}")
         return list(names)
+
+    def has_addresses(self) -> bool:
+        """Whether the file's first line is a web address.
+
+        Raises:
+            OSError: the file can't be read.
+        """
+        return is_address(self._beginning().lstrip()[:10].decode("ascii", "replace"))
 
     def _beginning(self) -> bytes:
         return storage(self._path).read_range(self._path, 0, BEGINNING)

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+from clip_jax.sources.gzipped import MAGIC, unpacked
 from clip_jax.sources.records import as_text
 from clip_jax.storage import is_remote, storage
 
@@ -24,24 +25,37 @@ class File:
     """A tar file that threads can read at different offsets at the same time.
 
     Attributes:
-        size: its size in bytes.
+        size: its size in bytes, unpacked if it is gzipped.
+        problem: why the rest of a gzipped file could not be unpacked; else an empty string.
     """
 
     def __init__(self, path: str):
-        """Opens the file; a remote one is downloaded and kept on disk for this object's life.
+        """Opens the file; a remote or gzipped one is copied to TMPDIR for this object's life.
 
         Raises:
             OSError: it can't be read.
         """
         self._path = path
         self._own, self._version = -1, (0, 0)
+        self._is_gzipped = False
+        self.problem = ""
         if is_remote(path):
             self._own = storage(path).descriptor(path)
+            self._is_gzipped = _is_gzipped(self._own)
+            if self._is_gzipped:
+                whole, self._own = self._own, -1
+                try:
+                    self._own, self.problem = unpacked(whole)
+                finally:
+                    os.close(whole)
             self.size = os.fstat(self._own).st_size
             return
         self._version = _version_of(os.stat(path))
         with _OPEN.descriptor(path, self._version) as descriptor:
-            self.size = os.fstat(descriptor).st_size
+            self._is_gzipped = _is_gzipped(descriptor)
+            if self._is_gzipped:
+                self._own, self.problem = unpacked(descriptor)
+            self.size = os.fstat(descriptor if self._own < 0 else self._own).st_size
 
     def read(self, size: int, offset: int) -> bytes:
         """Reads bytes at an offset; fewer if the file ends before.
@@ -58,6 +72,10 @@ class File:
         if self._own >= 0:
             yield functools.partial(_read, self._own)
             return
+        if self._is_gzipped:  # another process has unpacked it
+            with _unpacked_here(self._path, self._version).reading() as read:
+                yield read
+            return
         if is_remote(self._path):  # another process has the file's copy
             yield functools.partial(_read_remote, self._path)
             return
@@ -71,6 +89,14 @@ class File:
     def __del__(self, close=os.close):  # bound here: `os` is gone at interpreter exit
         if self._own >= 0:
             close(self._own)
+
+
+@functools.lru_cache(4)
+def _unpacked_here(path: str, version: tuple[int, int]) -> File:
+    file = File(path)
+    if file._version != version:
+        raise OSError(f"{path} has changed since its headers were read")
+    return file
 
 
 class Readable(Protocol):
@@ -151,6 +177,10 @@ _OPEN = _Open()
 
 def _version_of(stat: os.stat_result) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
+
+
+def _is_gzipped(descriptor: int) -> bool:
+    return os.pread(descriptor, len(MAGIC), 0) == MAGIC
 
 
 def _read_remote(path: str, size: int, offset: int) -> bytes:

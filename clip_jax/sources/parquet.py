@@ -5,15 +5,17 @@ import concurrent.futures
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from clip_jax.sources.batches import fields_of, rows_of
 from clip_jax.sources.columns import Columns
 from clip_jax.sources.faults import guarded, problem_of
+from clip_jax.sources.features import class_name, class_names
 from clip_jax.sources.files import ListedFile
 from clip_jax.sources.lines import key_of, record
 from clip_jax.sources.records import Record
-from clip_jax.storage import Unreachable, storage
+from clip_jax.storage import Refused, Unreachable, storage
 
 # Rows read at a time; few, because pictures are large.
 ROWS = 32
@@ -75,6 +77,7 @@ class ParquetRows:
         schema = self._file.schema_arrow
         others = [name for name in columns.others if name in schema.names]
         self._times = [name for name in others if _has_times(schema.field(name).type)]
+        self._classes = {name: names for name in others if (names := class_names(schema, name))}
         self._groups = _rows_of_groups(path, self._file.metadata)
 
     def __len__(self) -> int:
@@ -122,6 +125,10 @@ class ParquetRows:
         times = {name: batch.column(name) for name in self._times}
         kept = batch.drop_columns(self._times) if times else batch
         rows = rows_of(kept)
+        for name, names in self._classes.items():
+            for row in rows:
+                if isinstance(row, dict):
+                    row[name] = class_name(row[name], names)
         for name, column in times.items():
             for row, value in zip(rows, column, strict=True):
                 if isinstance(row, dict):
@@ -151,6 +158,9 @@ class ParquetRows:
             if number >= end:
                 break
         return keys
+
+    def fields(self, names: Sequence[str]) -> Iterator[Mapping[str, Any] | str]:
+        yield from fields_of(self._file, names, batch_size=1 << 14)
 
     def _groups_with(self, begin: int, end: int) -> tuple[range, list[int]]:
         """Returns the row groups that hold those rows, and the end of every row group."""
@@ -207,7 +217,8 @@ def column_types(shards: Sequence[ParquetShard], names: Sequence[str]) -> dict[s
         schemas = pool.map(schema_of, shards if names else [])
         for shard, schema in zip(shards, schemas, strict=False):
             for name in [name for name in names if name in schema.names]:
-                type_ = schema.field(name).type
+                is_class = class_names(schema, name) is not None
+                type_ = pa.string() if is_class else schema.field(name).type
                 known, first = found.setdefault(name, (type_, shard.name))
                 if type_ != known:
                     found[name] = _common(name, (known, first), (type_, shard.name)), shard.name
@@ -249,31 +260,6 @@ def _has_times(type_: Any) -> bool:
     return pyarrow.types.is_temporal(type_) or any(
         _has_times(type_.field(i).type) for i in range(type_.num_fields)
     )
-
-
-def rows_of(batch: Any) -> list[dict[str, Any] | str]:
-    """Returns the rows of a batch, each as a dict or as a description of its problem."""
-    try:
-        return batch.to_pylist()
-    except MemoryError:
-        raise
-    except Exception:  # a bad row: text that isn't UTF-8, or a date that Python can't represent
-        return [_row(batch, i) for i in range(len(batch))]
-
-
-def _row(batch: Any, i: int) -> dict[str, Any] | str:
-    """Returns a row of a batch, or a description of its problem."""
-    row = {}
-    for name in batch.schema.names:
-        try:
-            row[name] = batch.column(name)[i].as_py()
-        except UnicodeError:
-            return f"the column {name!r} is not UTF-8"
-        except MemoryError:
-            raise
-        except Exception as error:
-            return f"the column {name!r} can't be read: {problem_of(error)}"
-    return row
 
 
 def _rows_of_groups(path: str, metadata: Any) -> list[int]:
@@ -347,7 +333,7 @@ def open_parquet(path: str, extra: str = "embed") -> Any:
             storage(path).arrow(path), pre_buffer=False, buffer_size=1 << 22
         )
     except OSError as error:
-        if error.errno is not None or isinstance(error, Unreachable):
+        if error.errno is not None or isinstance(error, Unreachable | Refused):
             raise
         raise _no_parquet(path, error) from None  # a truncated file
     except Exception as error:

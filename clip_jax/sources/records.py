@@ -125,6 +125,10 @@ class ListRows:
         """Returns some of the rows, with the numbers they have; for other processes."""
         return ListRows(list(self.records(begin, end)), begin)
 
+    def fields(self, names: Sequence[str]) -> Iterator[Mapping[str, Any] | str]:
+        for row in self._records:
+            yield row.columns or row.problem or {}
+
 
 class Rows(Protocol):
     """The rows of an open shard."""

@@ -9,15 +9,25 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from clip_jax.sources.addresses import read_address
+from clip_jax.sources.advice import address_columns, advice_for_addresses
+from clip_jax.sources.batches import compared_rows
 from clip_jax.sources.columns import CAPTIONS, Columns, lacking
+from clip_jax.sources.datasets import DOWNLOADED, OF_IMG2DATASET
 from clip_jax.sources.faults import guarded
+from clip_jax.sources.features import fitted, not_pictures, picture_columns
 from clip_jax.sources.left_out import LeftOut, distinct
 from clip_jax.sources.lines import LinesShard, large_cells, parsed_rows
 from clip_jax.sources.members import Member
-from clip_jax.sources.parquet import ParquetShard, batches_of, is_text, open_parquet, rows_of
+from clip_jax.sources.parquet import (
+    ParquetShard,
+    batches_of,
+    is_text,
+    open_parquet,
+)
 from clip_jax.sources.patterns import expand
 from clip_jax.sources.records import Pair, as_captions
 from clip_jax.sources.spool import Spool
+from clip_jax.sources.where import Where
 from clip_jax.storage import check_regular, is_remote
 
 # The names of a table in a folder, without suffix: ours, and that of Hugging Face's data sets.
@@ -69,6 +79,8 @@ class TablePairs:
         columns: Columns | None = None,
         *,
         max_skipped: float = 0.0,
+        where: Where | None = None,
+        paths: Sequence[str] | None = None,
     ):
         """Reads the tables, but no picture beside them; those inside are copied to TMPDIR.
 
@@ -77,6 +89,8 @@ class TablePairs:
                 one of them named `captions`, or else `metadata`.
             columns: the names of the columns.
             max_skipped: the share of rows that may be faulty.
+            where: the conditions that a row must fit.
+            paths: the tables, if they are known; `path` is then only their name in messages.
 
         Raises:
             ValueError: a table lacks columns, or too many rows lack captions or pictures; lists
@@ -90,8 +104,9 @@ class TablePairs:
         self._numbers: dict[str, int] = {}  # of pairs, by key
         self._inside: dict[bytes, Member] = {}  # pictures inside tables, by digest
         self._spool: Spool | None = None
-        self.left_out = LeftOut(os.fspath(path))
-        tables = _tables(Path(path))
+        self._where = where or Where()
+        self.left_out = LeftOut(os.fspath(path), self._where)
+        tables = _tables(Path(path)) if paths is None else list(map(Path, paths))
         for table in tables:
             if table.suffix not in SUFFIXES:
                 raise ValueError(
@@ -127,11 +142,24 @@ class TablePairs:
 
     def _add(self, table: Path, columns: Columns) -> None:
         names = _names(table, columns)
-        columns = _training_columns(str(table), columns, names)
-        for number, row in enumerate(_rows(table, columns), start=1):
+        columns, where = _training_columns(table, columns, names), self._where
+        if absent := [name for name in where.names if names and name not in names]:
+            raise ValueError(
+                f"{table}: no column {absent[0]!r}, by which rows are asked for where {where}; its "
+                f"columns are {', '.join(map(repr, names))}"
+            )
+        if table.suffix == ".parquet":
+            schema = ParquetShard(str(table), columns).schema()
+            where = fitted(where, schema)
+            if OF_IMG2DATASET.issubset(names):
+                self.left_out.where = where = where.also(DOWNLOADED)
+        for number, row in enumerate(_rows(table, columns, where), start=1):
             try:
                 if isinstance(row, str):
                     raise ValueError(row)
+                if not where.holds(row):
+                    self.left_out.unchosen += 1
+                    continue
                 self._add_row(table, number, row, columns)
             except ValueError as error:
                 self.left_out.problems.append(f"{_place(table, number, self.left_out)}{error}")
@@ -208,7 +236,7 @@ def _names(table: Path, columns: Columns) -> Sequence[str]:
         return ()
 
 
-def _training_columns(table: str, columns: Columns, names: Sequence[str]) -> Columns:
+def _training_columns(table: Path, columns: Columns, names: Sequence[str]) -> Columns:
     """Returns the names by which a table has the pictures and the captions.
 
     Raises:
@@ -216,15 +244,23 @@ def _training_columns(table: str, columns: Columns, names: Sequence[str]) -> Col
     """
     if not names:
         return columns
+    if table.suffix == ".parquet":
+        schema = ParquetShard(str(table), columns).schema()
+        if columns.image not in names:
+            columns = columns.found_in(names, picture_columns(schema))
+        if columns.image in names and (kind := not_pictures(schema, columns.image)):
+            raise ValueError(f"{table}: the column {columns.image!r} is {kind}; expected pictures")
     image, caption = columns.image_in(names), columns.caption
     if caption == Columns.caption and CAPTIONS in names:
-        if caption in names and not table.endswith(".jsonl"):
+        if caption in names and table.suffix != ".jsonl":
             raise _both(names)
         caption = CAPTIONS
     else:
         caption = columns.caption_in(names)
     if missing := [name for name in (image, caption) if name not in names]:
-        raise lacking(table, missing, names)
+        if image in missing and address_columns(names):
+            raise ValueError(advice_for_addresses(str(table), names, columns))
+        raise lacking(str(table), missing, names)
     return dataclasses.replace(columns, image=image, caption=caption)
 
 
@@ -261,17 +297,18 @@ def _beside(table: Path, image: str) -> PictureFile:
     return PictureFile(file)
 
 
-def _rows(table: Path, columns: Columns) -> Iterator[dict[str, Any] | str]:
+def _rows(table: Path, columns: Columns, where: Where) -> Iterator[dict[str, Any] | str]:
     if table.suffix != ".parquet":
         with large_cells():
             yield from parsed_rows(str(table), table.read_bytes(), columns)
         return
     file = open_parquet(str(table), extra="train")
     types = {column.name: column.type for column in file.schema_arrow}
-    wanted = [name for name in types if name in (columns.image, columns.caption, columns.key)]
+    wanted = {columns.image, columns.caption, columns.key, *where.names}
+    wanted = [name for name in types if name in wanted]
     if is_text(types[columns.image]):
         batches = file.iter_batches(1 << 14, columns=wanted)
     else:
         batches = batches_of(file, range(file.num_row_groups), wanted)
     for batch in batches:
-        yield from rows_of(batch)
+        yield from compared_rows(batch, file.schema_arrow, where.names)

@@ -4,15 +4,18 @@ import errno
 import functools
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from clip_jax.sources.faults import guarded
 from clip_jax.sources.files import ListedFile
+from clip_jax.sources.gzipped import MAGIC, beginning
 from clip_jax.sources.left_out import LeftOut, distinct
 from clip_jax.sources.members import Member
 from clip_jax.sources.patterns import expand
 from clip_jax.sources.records import ListRows, Pair, Record, as_key
-from clip_jax.sources.tar_index import COMPRESSED, Group, TarIndex, decoded, parted
+from clip_jax.sources.tar_index import COMPRESSED, UNPACK, Group, TarIndex, parted
+from clip_jax.sources.where import Where
 from clip_jax.storage import absolute, is_remote, storage
 
 
@@ -27,22 +30,32 @@ class TarPairs:
         left_out: the samples that can't be used.
     """
 
-    def __init__(self, pattern: str | os.PathLike[str], *, max_skipped: float = 0.0):
+    def __init__(
+        self,
+        pattern: str | os.PathLike[str],
+        *,
+        max_skipped: float = 0.0,
+        where: Where | None = None,
+        paths: Sequence[str] | None = None,
+    ):
         """Reads the headers and captions of all shards, but no picture.
 
         Args:
             pattern: a path with `*`, `?`, `[...]`, and braces: `pairs-{000..012}.tar`,
                 `{train,more}-*.tar`.
             max_skipped: the share of samples that may be faulty, and of shards that may be damaged.
+            where: the conditions that the fields of a pair's JSON document must fit.
+            paths: the shards, if they are known; `pattern` is then only their name in messages.
 
         Raises:
             ValueError: too many captions or images are missing, or shards damaged; lists the
                 problems.
             FileNotFoundError: no file matches the pattern.
         """
-        paths = expand(os.fspath(pattern))
+        paths = expand(os.fspath(pattern)) if paths is None else paths
+        self._where = where or Where()
         self._pairs: list[tuple[str, Member, tuple[str, ...]]] = []
-        self.left_out, seen = LeftOut(os.fspath(pattern)), set[str]()
+        self.left_out, seen = LeftOut(os.fspath(pattern), self._where), set[str]()
         for path in paths:
             self._add(path, seen)
         self.left_out.check(len(self), len(paths), max_skipped)
@@ -57,6 +70,10 @@ class TarPairs:
         reasons = {parted(name)[0]: problem for name, problem in lost}
         for key, group in index.groups.items():
             try:
+                if self._where and not self._where.holds(group.labelled_document()):
+                    left_out.unchosen += 1
+                    reasons.pop(key, None)
+                    continue
                 if group.image is None:
                     raise ValueError(reasons.pop(key, "no image"))
                 captions = group.captions()
@@ -126,15 +143,28 @@ class TarShard(ListedFile):
         """
         if not self._size:
             raise ValueError(f"{self._path} is empty: there is no row to embed")
-        head = storage(self._path).read_range(self._path, 0, tarfile.BLOCKSIZE)
+        head = storage(self._path).read_range(self._path, 0, 8 * tarfile.BLOCKSIZE)
+        if head.startswith(MAGIC):
+            with guarded(self._path):
+                head = beginning(head)
+        head = head[: tarfile.BLOCKSIZE]
         if head.startswith(COMPRESSED):
-            raise ValueError(f"{self._path} is compressed: unpack it to a plain tar file first")
+            raise ValueError(f"{self._path}: {UNPACK}")
         if head == bytes(tarfile.BLOCKSIZE):
             return  # complete, but without members
         try:
             tarfile.TarInfo.frombuf(head, "utf-8", "surrogateescape")
         except (tarfile.HeaderError, ValueError, OverflowError) as error:
             raise ValueError(f"{self._path} is no tar file, or a damaged one: {error}") from None
+
+    def field_names(self) -> list[str]:
+        """Returns the names of the fields that rows have; none are also those of damaged rows.
+
+        Raises:
+            OSError: the file can't be read.
+        """
+        rows = self.open().fields(())
+        return list(dict.fromkeys(name for row in rows if not isinstance(row, str) for name in row))
 
 
 class TarRows:
@@ -167,6 +197,12 @@ class TarRows:
         keys: list[str | None] = [as_key(key) for key, _ in self._groups[begin:end]]
         return keys + [None] * (min(end, len(self)) - max(begin, len(self._groups)))
 
+    def fields(self, names: Sequence[str]) -> Iterator[Mapping[str, Any] | str]:
+        for _, group in self._groups:
+            yield fields_of(group)
+        for _, problem in self._problems:
+            yield problem
+
     def between(self, begin: int, end: int) -> ListRows:
         """Returns some of the rows, for other processes, which read pictures by their offsets."""
         return ListRows(list(self.records(begin, end)), begin)
@@ -177,9 +213,7 @@ class TarRows:
             if group.txt is not None or group.json is not None:
                 caption = group.captions()[0]
             if self._columns:
-                document = group.document()
-                if group.cls is not None:
-                    document = document | {"cls": decoded(group.cls, "label")}
+                document = group.labelled_document()
                 columns = {name: document.get(name) for name in self._columns}
         except ValueError as error:
             # If there is a picture, it can be embedded nevertheless.
@@ -188,6 +222,14 @@ class TarRows:
         if group.image is not None:
             read, path = group.image.read, as_key(f"{self._path}/{group.image.name}")
         return Record(as_key(key), read, path, caption, columns, problem=problem, opens=opens)
+
+
+def fields_of(group: Group) -> Mapping[str, Any] | str:
+    """Returns the fields of a row's JSON document and its label; or why they can't be read."""
+    try:
+        return group.labelled_document()
+    except ValueError as error:
+        return f"whether it was asked for can't be told: {error}"
 
 
 def read_member(path: str, name: str) -> bytes:

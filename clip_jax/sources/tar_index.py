@@ -13,8 +13,12 @@ from clip_jax.sources.members import File, Member, Read
 from clip_jax.sources.records import IMAGES, as_captions, as_text, parsed
 from clip_jax.storage import MOST_OF_A_PICTURE
 
-# Magic numbers of gzip, bzip2, xz and zstd.
-COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+# Magic numbers of bzip2, xz and zstd.
+COMPRESSED = (b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+# What is said of those.
+UNPACK = "it is compressed: unpack it to a plain tar file first, or compress it with gzip"
+# Suffixes of shards.
+SHARDS = ("tar", "tar.gz", "tgz")
 # Suffixes of files that must be unpacked or decrypted first.
 PACKED = ("gz", "bz2", "xz", "lzma", "zst", "lz4", "br", "z", "zip", "gpg", "pgp", "age", "enc")
 # The most bytes of a caption or a header; tarfile would read any number a damaged header asks for.
@@ -54,6 +58,20 @@ class Group:
         if not isinstance(document, dict):
             raise ValueError("the JSON document is no object")
         return document
+
+    def labelled_document(self) -> dict[str, Any]:
+        """Returns the JSON document, with the label as `cls` where there is one.
+
+        Raises:
+            ValueError: one of them is damaged.
+        """
+        document = self.document()
+        return document if self.cls is None else document | {"cls": decoded(self.cls, "label")}
+
+
+def is_shard(name: str) -> bool:
+    """Whether a file is named as shards are, whatever the case of its suffix."""
+    return name.lower().endswith(tuple(f".{suffix}" for suffix in SHARDS))
 
 
 class TarIndex:
@@ -98,7 +116,8 @@ class TarIndex:
                 raise
             self.end = f"the tar file is damaged or cut off: {problem_of(error)}"
             if file.read(6, 0).startswith(COMPRESSED):
-                self.end = "it is compressed: unpack it to a plain tar file first"
+                self.end = UNPACK
+        self.end = file.problem or self.end
         if self._links:
             self._follow_links()
 

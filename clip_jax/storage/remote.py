@@ -139,17 +139,19 @@ class Store(Storage):
 
 
 def _filesystem(address: str) -> Any:
+    protocol = address.partition("://")[0]
+    extra = "hub" if protocol == "hf" else "remote"
     try:
         import fsspec
     except ModuleNotFoundError:
         raise ModuleNotFoundError(
-            f"{address} needs fsspec: pip install 'clip-jax-flax[remote]'"
+            f"{address} needs fsspec: pip install 'clip-jax-flax[{extra}]'"
         ) from None
-    protocol = address.partition("://")[0]
     try:
         kind = fsspec.get_filesystem_class(protocol)
     except ImportError as error:
-        raise ModuleNotFoundError(f"{address} needs fsspec's driver: {error}") from None
+        how = f"pip install 'clip-jax-flax[{extra}]'" if extra == "hub" else error
+        raise ModuleNotFoundError(f"{address} needs fsspec's driver: {how}") from None
     except ValueError:
         raise ValueError(f"{address}: fsspec knows no addresses of {protocol}://") from None
     options = kind._get_kwargs_from_urls(address)

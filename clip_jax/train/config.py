@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from clip_jax.config import Activation, CLIPConfig, NumHeads
 from clip_jax.config_fields import build
-from clip_jax.sources import Columns
+from clip_jax.sources import Columns, Where
 from clip_jax.train.augment import AugmentConfig
 from clip_jax.train.optimizer import OptimizerConfig
 from clip_jax.train.step import StepConfig
@@ -33,6 +33,8 @@ class DataConfig:
         templates: sentences with `{}`; one of them is put around each caption.
         spread: whether to keep pairs with the same first caption apart, so that few are in one
             batch.
+        where: conditions that a pair must fit, such as "width>=256" or "lang in en,de": on the
+            columns of a table, or the fields of shards' .json members.
         max_skipped: the fraction of pairs above which the run stops if they are faulty: without
             caption or picture, or with one that can't be read.
         num_threads: threads that read and decode.
@@ -45,8 +47,17 @@ class DataConfig:
     text_length: int = 0
     templates: tuple[str, ...] = ("{}",)
     spread: bool = False
+    where: tuple[str, ...] = ()
     max_skipped: float = 0.01
     num_threads: int = 4
+
+    def __post_init__(self):
+        """Checks the conditions.
+
+        Raises:
+            ValueError: one is malformed.
+        """
+        Where.of(self.where)
 
     def columns(self) -> Columns:
         """Returns the names of a table's columns."""

@@ -27,7 +27,7 @@ from clip_jax.train.data import Skipped, batches, group_by_length
 from clip_jax.train.identity import identity_of
 from clip_jax.train.metrics import Metrics
 from clip_jax.train.step import TrainState, compiler_options, init_state, make_step, model_of
-from clip_jax.train.stopping import stopping
+from clip_jax.train.stopping import GRACE, stopping
 from clip_jax.train.together import total
 from clip_jax.weights import load, save_parameters
 from clip_jax.weights.opened import LoadOptions, Opened, open_model
@@ -35,7 +35,13 @@ from clip_jax.weights.opened import LoadOptions, Opened, open_model
 AXIS = "data"
 
 
-def train(config: TrainConfig, *, progress: bool = True, more_steps: bool = False) -> Path:
+def train(
+    config: TrainConfig,
+    *,
+    progress: bool = True,
+    more_steps: bool = False,
+    grace: float = GRACE,
+) -> Path:
     """Trains a model, or resumes an earlier call that was stopped.
 
     Whenever it was stopped, the final parameters are the same to the bit on the same devices. With
@@ -47,6 +53,8 @@ def train(config: TrainConfig, *, progress: bool = True, more_steps: bool = Fals
         more_steps: whether it is meant that `optimizer.total_steps` has grown since the run began.
             Without it a finished run goes on with a warning, and one that hasn't finished is
             refused. Its learning rates are from then on those of a run of so many steps.
+        grace: on the command line, the seconds after SIGTERM in which the process ends, with the
+            step under way saved if there is time for that.
 
     Returns:
         The folder of the finished model, `model` in `config.out`, which `clip_jax.load` takes.
@@ -77,13 +85,17 @@ def train(config: TrainConfig, *, progress: bool = True, more_steps: bool = Fals
             f"model's texts depend on their padding. Got {text_length}."
         )
     opened.check_strings()
+    opened.check_ends()
     if not isinstance(size := model.config.vision.image_size, int):
         raise ValueError(
             f"training crops squares from pictures. Got a model of images of {shown_size(size)}: "
             f"give image_size as one number."
         )
     pairs = open_pairs(
-        config.data.train, config.data.columns(), max_skipped=config.data.max_skipped
+        config.data.train,
+        config.data.columns(),
+        max_skipped=config.data.max_skipped,
+        where=config.data.where,
     )
     is_first = jax.process_index() == 0
     remark(str(pairs.left_out), show=progress and is_first)
@@ -132,6 +144,7 @@ def train(config: TrainConfig, *, progress: bool = True, more_steps: bool = Fals
                 mesh,
                 progress=progress and is_first,
                 skipped=skipped,
+                grace=grace,
             )
             checkpoints.wait()
         except KeyboardInterrupt as stop:
@@ -212,6 +225,7 @@ def _loop(
     *,
     progress: bool,
     skipped: Skipped,
+    grace: float,
 ) -> TrainState:
     begin, end = int(state.step), config.optimizer.total_steps
     compiled: set[Callable] = set()
@@ -221,7 +235,7 @@ def _loop(
     since = time.monotonic()
     with (
         tqdm(total=end, initial=begin, unit="step", disable=not progress) as bar,
-        stopping() as asked,
+        stopping(grace) as asked,
     ):
         for i in range(begin + 1, end + 1):
             arrays = next(iterator)

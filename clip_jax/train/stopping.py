@@ -12,11 +12,14 @@ GRACE = 600.0
 
 
 @contextlib.contextmanager
-def stopping() -> Iterator[Callable[[int], Stop | None]]:
+def stopping(grace: float = GRACE) -> Iterator[Callable[[int], Stop | None]]:
     """Defers SIGTERM and Ctrl-C to the end of a step, once the first step has ended.
 
     Before that there is nothing to save, and compiling takes long. With several processes Ctrl-C
     ends each at once, since they can't agree on a step.
+
+    Args:
+        grace: the seconds after the signal in which the process must end.
 
     Yields:
         A function that every process must call after each step, with the step's number. It
@@ -30,7 +33,7 @@ def stopping() -> Iterator[Callable[[int], Stop | None]]:
             if jax.process_count() > 1:
                 return _stop_of_all(step)
             if asked is None:
-                asked = stack.enter_context(deferred(GRACE))
+                asked = stack.enter_context(deferred(grace))
             return asked()
 
         yield stop_after

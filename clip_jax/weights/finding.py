@@ -90,6 +90,8 @@ def find(
     if isinstance(name_or_path, str) and (tag := _tag(name)):
         _check_absent(name, **of_repository)
         return _of_tag(tag)
+    if (own := _spelled(name)) is not None:
+        raise ValueError(f"{name!r} is no model's name: did you mean {own!r}?")
     if isinstance(name_or_path, str) and is_repository_name(name):
         path = repository_folder(name, revision=revision, subfolder=subfolder)
         return Found(path, advice=remedy(name), is_named=True)
@@ -121,6 +123,11 @@ def no_subfolder(name: str, subfolder: str) -> str:
         folders = sorted(entry.name for entry in os.scandir(name) if entry.is_dir())
     there = f"expected one of {some(folders)}" if folders else "nor any other: leave subfolder= out"
     return f"{name} has no folder {subfolder!r}, {there}."
+
+
+def _spelled(name: str) -> str | None:
+    """Returns the official name that this one is, but for the case of its letters."""
+    return next((known for known in CATALOG if known.casefold() == name.casefold()), None)
 
 
 def _tag(name: str) -> PretrainedTag | None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import warnings
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -10,7 +11,7 @@ from jax.typing import DTypeLike
 
 from clip_jax.config import Activation, NumHeads, PixelConfig, ResNetConfig, ViTConfig
 from clip_jax.errors import CheckpointError
-from clip_jax.image_size import ImageSize, as_image_size, shown_size
+from clip_jax.image_size import ImageSize, as_image_size, shown_size, sides_of
 from clip_jax.nn import CLIP, from_parameters
 from clip_jax.preprocess import Preprocess
 from clip_jax.preprocess_huggingface import HuggingFacePreprocess
@@ -205,6 +206,9 @@ def preprocess_of(
 
     Raises:
         ValueError: transformers' are asked for, and the model is none of its folders.
+
+    Warns:
+        UserWarning: a folder of transformers crops less of a picture than OpenAI's rules do.
     """
     if preprocessing == "huggingface":
         if family != "huggingface":
@@ -213,6 +217,8 @@ def preprocess_of(
                 f"which say it; {os.fspath(name_or_path)!r} is none."
             )
         return _of_folder(found.path, stored, pixels).of_size(vision.image_size)
+    if family == "huggingface":
+        _tell_crop(name_or_path, found.path, stored, pixels)
     return Preprocess(vision.image_size, pixels)
 
 
@@ -221,3 +227,25 @@ def _of_folder(
 ) -> HuggingFacePreprocess:
     assert isinstance(vision.image_size, int), "transformers' folders have square images"
     return HuggingFacePreprocess.from_folder(folder, vision.image_size, pixels)
+
+
+def _tell_crop(
+    name_or_path: str | os.PathLike[str],
+    folder: Path,
+    vision: ViTConfig | ResNetConfig,
+    pixels: PixelConfig,
+) -> None:
+    """Warns if a folder of transformers has another crop than OpenAI's rules make."""
+    try:
+        resized = _of_folder(folder, vision, pixels).resized
+        if resized in (None, vision.image_size, sides_of(vision.image_size)):
+            return
+        told = f"has pictures resized to {resized} and cropped to {shown_size(vision.image_size)}"
+    except CheckpointError as error:
+        told = f"can't be followed ({error})"
+    warnings.warn(
+        f"{os.fspath(name_or_path)}: its image processor {told}; OpenAI's way is taken, which "
+        f'resizes to {shown_size(vision.image_size)}. preprocessing="huggingface" '
+        f"(--preprocessing huggingface) takes the folder's",
+        stacklevel=4,
+    )

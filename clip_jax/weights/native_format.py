@@ -20,10 +20,11 @@ from clip_jax.convert.archive import shown
 from clip_jax.convert.checks import opened
 from clip_jax.convert.safetensors import NAMES, read_safetensors, write_safetensors
 from clip_jax.errors import CheckpointError, is_exhausted
+from clip_jax.model_tokenizer import SETTINGS
 from clip_jax.nn import CLIP, flatten, misfits, parameters, unflatten
 from clip_jax.nn.tree import listed
 from clip_jax.replace import replacing
-from clip_jax.sentence_piece import RULES, VOCABULARIES, SentencePieceTokenizer
+from clip_jax.sentence_piece import RULES, VOCABULARIES, AnyTokenizer
 from clip_jax.shapes import check_blocks, parameter_shapes
 from clip_jax.weights.places import VERSION
 
@@ -40,7 +41,7 @@ def save(
     model: CLIP,
     folder: str | os.PathLike[str],
     *,
-    tokenizer: SentencePieceTokenizer | None = None,
+    tokenizer: AnyTokenizer | None = None,
 ) -> None:
     """Writes a model in the native format, which `load` reads exactly.
 
@@ -49,7 +50,8 @@ def save(
     Args:
         model: the model; its configuration and arrays are saved, not its `dtype` and `precision`.
         folder: the folder, which is created with its parents.
-        tokenizer: SigLIP's, as `load_tokenizer` gives it, to be saved beside the model.
+        tokenizer: the model's, as `load_tokenizer` gives it, to be saved beside it: SigLIP's, or
+            one with tokens that were added to CLIP's.
 
     Raises:
         FileExistsError: `folder` exists and is no native model.
@@ -76,7 +78,7 @@ def save_parameters(
         folder: as for `save`.
         dtype: the dtype to cast all arrays to; by default each keeps its own.
         replace: whether to replace a native model that exists at the end of the write.
-        tokenizer_files: what `SentencePieceTokenizer.files` gives, if the model needs it.
+        tokenizer_files: what the tokenizer's `files` gives, if it isn't CLIP's own.
 
     Raises:
         ValueError: arrays are missing, unexpected, misshapen or not floats; lists all of them.
@@ -209,7 +211,7 @@ def _check_replaceable(folder: Path) -> None:
         entries = set(os.listdir(folder))
         if not entries:
             return
-        if entries - {RULES, *VOCABULARIES} == {CONFIG, WEIGHTS}:
+        if entries - {RULES, SETTINGS, *VOCABULARIES} == {CONFIG, WEIGHTS}:
             with contextlib.suppress(ValueError):
                 CLIPConfig.from_json((folder / CONFIG).read_text(encoding="utf-8"))
                 return

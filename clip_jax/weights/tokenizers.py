@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from clip_jax.convert.json_file import read_json
 from clip_jax.convert.open_clip_config import from_document
 from clip_jax.errors import CheckpointError
 from clip_jax.messages import counted, some
-from clip_jax.model_tokenizer import VOCAB_SIZE, AddedToken, Rules, Tokenizer
+from clip_jax.model_tokenizer import SETTINGS, VOCAB_SIZE, AddedToken, Rules, Tokenizer
 from clip_jax.open_clip_catalog import lookup_tag
 from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.tokenizer import END
@@ -33,10 +33,7 @@ Preprocessing = Literal["openai", "huggingface"]
 
 # The files of transformers: vocabulary and merges in two, or all in one; and settings.
 _VOCABULARY, _MERGES, _ALL = "vocab.json", "merges.txt", "tokenizer.json"
-_SETTINGS, _SPECIAL, _ADDED = (
-    *("tokenizer_config.json", "special_tokens_map.json"),
-    "added_tokens.json",
-)
+_SPECIAL, _ADDED = "special_tokens_map.json", "added_tokens.json"
 # Of CLIP's tokens in the order of their ids, and of its merges; each as a list in JSON. To build
 # both for a comparison takes as long as a fifth of a load.
 _VOCABULARY_SHA256 = "1b471dc4527418e5992de992b19032daebf4b3a052ffb1332375b3edb22e5ca9"
@@ -142,14 +139,14 @@ def _of_folder(folder: Path, cleaning: Rules) -> AnyTokenizer:
             text = CLIPConfig.from_json(json.dumps(config)).text
         except ValueError as error:
             raise CheckpointError(f"{folder / CONFIG}: {error}") from None
-        return tokenizer_of(text, cleaning)
+        return _of_native(folder, names, text, cleaning)
     if OPEN_CLIP_CONFIG in names:
         try:
             text = from_document(read_json(folder / OPEN_CLIP_CONFIG)).text
         except CheckpointError as error:
             raise CheckpointError(f"{folder / OPEN_CLIP_CONFIG}: {error}") from None
         return _of_open_clip(text, cleaning)
-    if not names & {CONFIG, _VOCABULARY, _ALL, _SETTINGS}:
+    if not names & {CONFIG, _VOCABULARY, _ALL, SETTINGS}:
         raise CheckpointError(
             f"{folder}: has no tokenizer, expected {_VOCABULARY} with {_MERGES}, {_ALL}, or the "
             f"{CONFIG} of a model; it has {some(sorted(names)) or 'no files'}"
@@ -172,12 +169,23 @@ def _of_open_clip(text: TextConfig, cleaning: Rules) -> Tokenizer:
     return tokenizer_of(text, "open_clip" if cleaning == "openai" else cleaning)
 
 
+def _of_native(folder: Path, names: set[str], text: TextConfig, cleaning: Rules) -> Tokenizer:
+    """Returns the tokenizer of a folder of ours, with the tokens that were added to CLIP's."""
+    own = tokenizer_of(text, cleaning)
+    if SETTINGS not in names:
+        return own
+    settings = read_json(folder / SETTINGS, MAX_INDEX_BYTES)
+    added = _decoder(settings)
+    pad_id = _pad_id(settings.get("pad_token"), {"!": 0}, added.values(), 0)
+    return dataclasses.replace(own, pad_id=pad_id, added=_beyond(added), missing=text.tokenizer)
+
+
 def _of_hugging_face(
     folder: Path, names: set[str], config: dict[str, Any], cleaning: Rules
 ) -> Tokenizer:
     settings, special = (
         read_json(folder / file, MAX_INDEX_BYTES) if file in names else {}
-        for file in (_SETTINGS, _SPECIAL)
+        for file in (SETTINGS, _SPECIAL)
     )
     if str(config.get("model_type")).startswith(SIGLIP):
         return _of_siglip(folder, config, cleaning)
@@ -194,10 +202,9 @@ def _of_hugging_face(
         return Tokenizer(
             length, cleaning, missing=f"that it was trained with ({shown(str(size))} ids)"
         )
-    pad = _text_of(settings.get("pad_token", special.get("pad_token")))
-    ids = {**(vocabulary or {}), **{token.text: token.id for token in added}}
-    pad_id = END if pad is None else ids.get(pad, END if vocabulary else {"!": 0}.get(pad, END))
-    return Tokenizer(length, cleaning, pad_id, tuple(sorted(added, key=lambda token: token.id)))
+    pad = settings.get("pad_token", special.get("pad_token"))
+    pad_id = _pad_id(pad, vocabulary or {"!": 0}, added.values(), END)
+    return Tokenizer(length, cleaning, pad_id, _beyond(added))
 
 
 def _of_siglip(folder: Path, config: dict[str, Any], cleaning: Rules) -> Tokenizer:
@@ -214,8 +221,8 @@ def _of_siglip(folder: Path, config: dict[str, Any], cleaning: Rules) -> Tokeniz
 
 def _vocabulary(
     folder: Path, names: set[str], settings: dict[str, Any]
-) -> tuple[dict[str, int] | None, list[AddedToken]]:
-    """Returns a folder's vocabulary, if it has one, and the tokens beyond CLIP's.
+) -> tuple[dict[str, int] | None, dict[int, AddedToken]]:
+    """Returns a folder's vocabulary, if it has one, and the tokens that it names by their ids.
 
     Raises:
         CheckpointError: they aren't CLIP's.
@@ -227,26 +234,12 @@ def _vocabulary(
         _check_same(folder / _VOCABULARY, found)
         if _MERGES in names:
             _check_merges(folder / _MERGES, _lines(folder / _MERGES))
-    elif _ALL in names:
+    if _ALL in names:  # transformers 5 names added tokens there alone
         document = read_json(folder / _ALL, MAX_INDEX_BYTES)
-        model = document.get("model")
-        found = model.get("vocab") if isinstance(model, dict) else None
-        if not isinstance(model, dict) or not isinstance(found, dict):
-            raise CheckpointError(
-                f"{folder / _ALL}: has no model.vocab of names and ids, expected CLIP's byte pairs"
-            )
-        _check_same(folder / _ALL, found)
-        _check_merges(folder / _ALL, list(map(_pair, model.get("merges") or ())))
         added |= _added(document.get("added_tokens"))
-    decoder = settings.get("added_tokens_decoder")
-    if isinstance(decoder, Mapping):
-        added |= _added(
-            [
-                {**token, "id": int(number)}
-                for number, token in decoder.items()
-                if isinstance(token, Mapping) and number.isdecimal() and len(number) < 12
-            ]
-        )
+        if found is None:
+            found = _vocabulary_of(folder / _ALL, document.get("model"))
+    added |= _decoder(settings)
     if _ADDED in names:
         more = read_json(folder / _ADDED, MAX_INDEX_BYTES)
         listed = [
@@ -255,7 +248,44 @@ def _vocabulary(
         added = _added(listed) | added
     beyond = {number: text for text, number in (found or {}).items() if number >= VOCAB_SIZE}
     added = {number: AddedToken(text, number, True) for number, text in beyond.items()} | added
-    return found, [token for token in added.values() if token.id >= VOCAB_SIZE]
+    return found, added
+
+
+def _vocabulary_of(path: Path, model: Any) -> dict[str, int]:
+    """Returns the vocabulary of transformers' `tokenizer.json`; raises if it isn't CLIP's."""
+    found = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            f"{path}: has no model.vocab of names and ids, expected CLIP's byte pairs"
+        )
+    _check_same(path, found)
+    _check_merges(path, list(map(_pair, model.get("merges") or ())))
+    return found
+
+
+def _decoder(settings: Mapping[str, Any]) -> dict[int, AddedToken]:
+    """Returns the tokens that `tokenizer_config.json` names, by their ids."""
+    decoder = settings.get("added_tokens_decoder")
+    return _added(
+        [
+            {**token, "id": int(number)}
+            for number, token in (decoder.items() if isinstance(decoder, Mapping) else ())
+            if isinstance(token, Mapping) and number.isdecimal() and len(number) < 12
+        ]
+    )
+
+
+def _beyond(added: Mapping[int, AddedToken]) -> tuple[AddedToken, ...]:
+    """Returns the tokens beyond CLIP's own, in the order of their ids."""
+    return tuple(added[number] for number in sorted(added) if number >= VOCAB_SIZE)
+
+
+def _pad_id(
+    token: Any, vocabulary: Mapping[str, int], added: Iterable[AddedToken], default: int
+) -> int:
+    """Returns the id of a padding token, as text or as transformers' object."""
+    ids = {**vocabulary, "<|endoftext|>": END, **{token.text: token.id for token in added}}
+    return ids.get(_text_of(token) or "", default)
 
 
 def _added(tokens: Any) -> dict[int, AddedToken]:

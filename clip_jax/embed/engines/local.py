@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from clip_jax.embed.ahead import calling
 from clip_jax.embed.counts import Counts
 from clip_jax.embed.engines.embedding import commit, encoder_of
+from clip_jax.embed.engines.stopping import Stopping
 from clip_jax.embed.engines.work import Work
 from clip_jax.embed.part_builder import PartBuilder
 from clip_jax.embed.parts import Parts
@@ -51,6 +52,7 @@ class LocalEngine:
             ) as ready,
             calling(counts, is_threaded=not is_cpu) as ahead,
             _writing(job.parts, counts, job.check_ours) as write,
+            Stopping(work.grace, counts, has_texts=job.layout.what != "images") as stopping,
         ):
             while True:
                 with counts.timing("waiting"):
@@ -67,8 +69,10 @@ class LocalEngine:
                     )
                 builder.add(loaded)
                 work.after_row()
+                stopping.added(builder.num_left, builder.num_rows)
                 if builder.is_complete:
                     write(builder)
+                    stopping.handed_over(builder.num_rows)
                     builder = None
 
 

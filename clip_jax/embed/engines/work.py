@@ -21,6 +21,7 @@ class Work:
         begin: makes the output this job's; called once, before the first row is embedded.
         after_row: called as rows are done; may raise to end the job.
         formats: the accepted formats of pictures.
+        grace: the seconds after SIGTERM in which the process must end.
     """
 
     job: Job
@@ -29,6 +30,7 @@ class Work:
     begin: Callable[[], None]
     after_row: Callable[[], None]
     formats: Sequence[str]
+    grace: float = 0.0
 
 
 class Engine(Protocol):

@@ -1,0 +1,69 @@
+// The filters on the columns that the rows have besides.
+
+import { element } from "/cards.js";
+
+const form = document.getElementById("filters");
+const button = document.getElementById("filter");
+
+/** Fills the form with one field for each column; calls back with the conditions. */
+export function build(columns, onChange) {
+  const usable = columns.filter((column) => column.kind !== "other");
+  button.hidden = !usable.length;
+  button.addEventListener("click", () => {
+    form.hidden = !form.hidden;
+    button.setAttribute("aria-expanded", String(!form.hidden));
+  });
+  form.replaceChildren(...usable.map(field));
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("change", () => onChange(conditions()));
+}
+
+function field(column) {
+  const inner = { choice, number, text }[column.kind](column);
+  return element("label", {}, element("bdi", { textContent: column.name }), inner);
+}
+
+function input(column, operator, properties) {
+  const made = element("input", { ariaLabel: `${column.name} ${operator}`, ...properties });
+  [made.dataset.column, made.dataset.operator] = [column.name, operator];
+  return made;
+}
+
+function choice(column) {
+  const made = element("select", {}, element("option", { value: "", textContent: "any" }));
+  [made.dataset.column, made.dataset.operator] = [column.name, "="];
+  column.values.forEach((value, i) => {
+    const words = `${value} (${column.counts[i].toLocaleString("en")})`;
+    made.append(element("option", { value: String(value), textContent: words }));
+  });
+  return made;
+}
+
+function number(column) {
+  const bounds = { type: "number", step: "any" };
+  return element(
+    "span", {},
+    input(column, ">=", { ...bounds, placeholder: `from ${column.least}` }),
+    input(column, "<=", { ...bounds, placeholder: `to ${column.most}` }),
+  );
+}
+
+const text = (column) => input(column, "~", { type: "text", placeholder: "contains" });
+
+const fields = () => [...form.querySelectorAll("[data-column]")];
+
+function conditions() {
+  return fields()
+    .filter((each) => each.value.trim())
+    .map((each) => `${each.dataset.column}${each.dataset.operator}${each.value.trim()}`);
+}
+
+/** Puts conditions into the form, such as those of an address. */
+export function fill(where) {
+  for (const each of fields()) {
+    const begin = `${each.dataset.column}${each.dataset.operator}`;
+    const value = where.find((condition) => condition.startsWith(begin))?.slice(begin.length) ?? "";
+    if (each.value !== value) each.value = value;
+  }
+  button.textContent = where.length ? `Filters · ${where.length}` : "Filters";
+}
