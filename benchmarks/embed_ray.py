@@ -6,9 +6,11 @@ Expect: what benchmarks/results/embed_ray.md has, on a machine that does nothing
 """
 
 import argparse
+import datetime
 import json
 import os
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -45,22 +47,28 @@ def main() -> None:
             load = os.getloadavg()[1]
             rows = list(globals()[f"measure_{section}"](folder, options))
             busy = f"load {load:.0f} before and {os.getloadavg()[1]:.0f} after"
-            measured[section] = {"rows": rows, "busy": busy}
+            command = shlex.join(["python", "-m", "benchmarks.embed_ray", *sys.argv[1:]])
+            how = f"{section}: `{command}`, {datetime.date.today().isoformat()}; {busy}"
+            measured[section] = {"rows": rows, "how": how}
             if kept:
                 kept.write_text(json.dumps(measured, indent=1) + "\n")
     there = [section for section in SECTIONS if section in measured]
-    busy = "; ".join(f"{section}: {measured[section]['busy']}" for section in there)
+    how = "\n".join(f"- {measured[section]['how']}" for section in there)
     report.write(
         options.out,
         f"""# Embedding on Ray
 
 {report.header()}
 
+Measured section by section, by these commands; the load is that of all the machine's work over five
+minutes, on its two cores:
+
+{how}
+
 JPEGs of 500 x 375; ViT-B/32 of random weights, float32, batch {BATCH}. Each job is the command from
 its start to its end, in a process of its own; its rate from the first row on is what it prints. Ray
 starts a cluster on this machine for each. Kills: a small model and small pictures, on three nodes
-of `ray.cluster_utils.Cluster` beside a head; the load was that of other work on the same two cores.
-Average load of the machine over five minutes: {busy}.
+of `ray.cluster_utils.Cluster` beside a head.
 
 {
             report.table(

@@ -63,13 +63,16 @@ def joined(address: str) -> Iterator[None]:
             ray.shutdown()
 
 
-def processes_of(kind: str) -> list[int]:
-    """The processes of the cluster that this one has started, by what Ray calls them."""
-    found, mark = [], f"{MARK}={os.getpid()}".encode()
+def processes_of(kind: str, mark: str = "") -> list[int]:
+    """The processes of the cluster that this one has started, by what Ray calls them.
+
+    A command that starts a cluster of its own is given another mark.
+    """
+    found, marked = [], f"{MARK}={mark or os.getpid()}".encode()
     for folder in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if folder.name.isdecimal() and kind.encode() in (folder / "cmdline").read_bytes():
-                if mark in (folder / "environ").read_bytes().split(b"\0"):
+                if marked in (folder / "environ").read_bytes().split(b"\0"):
                     found.append(int(folder.name))
     return found
 

@@ -18,6 +18,8 @@ from tests.embedding_jobs import QUIET, contents, write_pictures
 from tests.models import SMALL_VIT, small
 
 pytest.importorskip("ray")
+# Marks the clusters that commands start.
+OWN = f"{os.getpid()} alone"
 
 
 @pytest.mark.parametrize("address", ["somewhere", "ray://localhost:10001", "localhost:", ":1"])
@@ -159,30 +161,36 @@ def start(folder: Path, out: Path, *options: str) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": root, ray_clusters.MARK: str(os.getpid())},
+        env=os.environ | {"PYTHONPATH": root, ray_clusters.MARK: OWN},
     )
+
+
+def without_progress(complained: str) -> list[str]:
+    """The lines on standard error that aren't progress, which slow machines have."""
+    return [line for line in complained.splitlines() if not line.startswith('{"rows"')]
 
 
 def test_is_quiet_and_leaves_what_the_local_engine_leaves(folder, tmp_path):
     local = start(folder, tmp_path / "local")
     ray = start(folder, tmp_path / "ray", "--engine", "ray")
     (said, complained), _ = ray.communicate(timeout=200), local.communicate(timeout=200)
-    assert (ray.returncode, complained) == (0, "")
+    assert (ray.returncode, without_progress(complained)) == (0, [])
     assert said.startswith("400 rows in 20 parts, 0 rows before, 0 errors; ")
     assert len(said.splitlines()) == 2
     assert contents(tmp_path / "ray") == contents(tmp_path / "local")
-    processes.wait_until(lambda: not ray_clusters.processes_of("raylet"))
+    processes.wait_until(lambda: not ray_clusters.processes_of("raylet", OWN))
 
 
 def test_ends_with_130_on_ctrl_c_and_its_cluster_with_it(folder, tmp_path):
     out = tmp_path / "out"
     process = start(folder, out, "--engine", "ray")
     processes.wait_until(lambda: any(out.glob("part-*")) or process.poll() is not None, 120)
+    assert ray_clusters.processes_of("raylet", OWN)
     begin = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, complained = process.communicate(timeout=60)
     assert time.monotonic() - begin < 5  # one second, where nobody else is at work
     assert process.returncode == 130
-    assert complained.startswith("clip-jax: interrupted; ")
-    assert len(complained.splitlines()) == 1
-    processes.wait_until(lambda: not ray_clusters.processes_of("ray"))
+    (line,) = without_progress(complained)
+    assert line.startswith("clip-jax: interrupted; ")
+    processes.wait_until(lambda: not ray_clusters.processes_of("ray", OWN))

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import re
+import shutil
 import signal
 import socket
 import sys
@@ -67,13 +68,19 @@ def connected(address: str | None, memory: int) -> Iterator[bool]:
         _check_answers(address)
     with _handlers_kept(), warnings.catch_warnings():
         _join(address, memory)
+    own = None if address else _folder()
     try:
         with _silent():
             if address is not None:
                 _check_nodes(address)
             yield True
+    except OSError:
+        own = None  # its logs may say more
+        raise
     finally:
         ray.shutdown()
+        if own is not None:
+            shutil.rmtree(own, ignore_errors=True)
 
 
 def nodes() -> list[Mapping[str, Any]]:
@@ -92,6 +99,16 @@ def accelerators() -> tuple[str, int]:
         if count := int(found.get(kind, 0)):
             return kind, count
     return "CPU", len(nodes())
+
+
+def _folder() -> str | None:
+    """Returns the folder in which a cluster of this machine keeps its logs and sockets."""
+    import ray
+
+    sockets = (node.get("ObjectStoreSocketName", "") for node in ray.nodes())
+    found = [os.path.dirname(os.path.dirname(path)) for path in sockets]
+    # Nothing is removed that isn't certainly Ray's.
+    return next((f for f in found if os.path.basename(f).startswith("session_")), None)
 
 
 def _join(address: str | None, memory: int) -> None:

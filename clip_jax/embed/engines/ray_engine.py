@@ -83,13 +83,14 @@ class RayEngine:
         kind, _ = accelerators()
         inputs = [shard.path for shard in job.rows.shards]
         remote = any(is_remote(path) for path in inputs)
+        here = [] if os.path.isabs(job.source) else [os.getcwd()]
         outline = Outline(
             job.outline(),
             work.formats,
             self.num_threads or (THREADS if remote else 1),
             kind == "CPU",
             os.getcwd(),
-            [] if remote else [absolute(inputs[0])],
+            [] if remote else [absolute(inputs[0]), *here],
             versions(),
             uuid.uuid4().hex,
         )
