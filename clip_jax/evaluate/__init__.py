@@ -8,11 +8,11 @@ from clip_jax.evaluate.c_sweep import Sweep as Sweep
 from clip_jax.evaluate.c_sweep import Trial as Trial
 from clip_jax.evaluate.c_sweep import sweep as sweep
 from clip_jax.evaluate.classifier import ZeroShotClassifier as ZeroShotClassifier
-from clip_jax.evaluate.jobs import probe as probe
 from clip_jax.evaluate.jobs import retrieval as retrieval
 from clip_jax.evaluate.jobs import zeroshot as zeroshot
 from clip_jax.evaluate.linear_probe import ConvergenceWarning as ConvergenceWarning
 from clip_jax.evaluate.linear_probe import LinearProbe as LinearProbe
+from clip_jax.evaluate.probing import probe as probe
 from clip_jax.evaluate.provenance import Provenance as Provenance
 from clip_jax.evaluate.recall import recall_at_k as recall_at_k
 from clip_jax.evaluate.report import write_report as write_report
