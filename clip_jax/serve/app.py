@@ -21,7 +21,7 @@ from clip_jax.serve.batches import Batcher
 from clip_jax.serve.bodies import Bodies
 from clip_jax.serve.guard import Guard
 from clip_jax.serve.pictures import Pictures
-from clip_jax.serve.queries import SEARCH, parsed
+from clip_jax.serve.queries import SEARCH, parsed, whole
 from clip_jax.serve.queries import Request as Wanted
 from clip_jax.serve.refusals import Refusal, bad
 from clip_jax.serve.searcher import REQUESTS, Embed, Ranking, Searcher, timed
@@ -77,8 +77,8 @@ class Application:
             Route("/api/similar", self._said(self._similar)),
             Route("/api/rows", self._said(self._rows)),
             Route("/api/about", self._said(self._about)),
-            Route("/thumbnails/{row:int}", self._said(self._thumbnail)),
-            Route("/originals/{row:int}", self._said(self._original)),
+            Route("/thumbnails/{row}", self._said(self._thumbnail)),
+            Route("/originals/{row}", self._said(self._original)),
             *(Route(path, _static(data, kind)) for path, (data, kind) in _files().items()),
         ]
         app: ASGIApp = Starlette(routes=routes, exception_handlers={HTTPException: _no_such})
@@ -195,8 +195,8 @@ class Application:
         return Response(data, headers=headers, media_type=media)
 
     def _path_of(self, request: Request) -> tuple[int, str | None]:
-        number = request.path_params["row"]
-        if number >= self._searcher.index.num_rows:
+        number = whole(request.path_params["row"])
+        if number is None or number >= self._searcher.index.num_rows:
             raise Refusal(404, "there is no such row")
         (row,) = self._searcher.rows([number])
         return number, row.get("path", row.get("image_path"))

@@ -129,14 +129,23 @@ class Columns:
         import pyarrow.compute as pc
 
         type_ = self.types[name]
+        is_category = pa.types.is_dictionary(type_)
+        type_ = type_.value_type if is_category else type_
         is_number = pa.types.is_integer(type_) or pa.types.is_floating(type_)
         if not (is_text(type_) or is_number or pa.types.is_boolean(type_)):
             return {"name": name, "kind": "other"}
         column = pa.chunked_array(
-            [chunk for table in self._held.values() for chunk in table[name].chunks], type_
+            [
+                chunk.cast(type_) if is_category else chunk
+                for table in self._held.values()
+                for chunk in table[name].chunks
+            ],
+            type_,
         )
         if is_text(type_) and (numbers := as_numbers(column)) is not None:  # as in a CSV file
             column, is_number = numbers, True
+        if pa.types.is_floating(column.type):  # NaN equals nothing: no condition finds it
+            column = column.filter(pc.call_function("equal", [column, column]))
         counted: Any = column.drop_null().value_counts()
         few = FEW_NUMBERS if is_number else CHOICES
         if 0 < len(counted) <= few and len(self._held) == len(self._parts):
@@ -220,7 +229,7 @@ def _as_written(value: Any) -> Any:
     """Returns a value as a condition has it."""
     if isinstance(value, bool):
         return str(value).lower()
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    return int(value) if isinstance(value, float) and value.is_integer() else _plain_number(value)
 
 
 def _plain_number(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Conditions on the columns of rows, such as `year>=1990`."""
 
 import dataclasses
+import datetime
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -77,9 +78,12 @@ def _comparison(condition: Condition, type_: Any) -> Callable[[Any], Any]:
     import pyarrow.compute as pc
 
     name, operator, value = condition.column, condition.operator, condition.value
+    if pa.types.is_dictionary(type_):  # categories
+        inner = _comparison(condition, type_.value_type)
+        return lambda column: inner(column.cast(type_.value_type))
     if operator == "~":
         if not is_text(type_):
-            raise bad(f"~ is for columns of text; {name} is {type_}: use =, <= or >=")
+            raise bad(f"~ is for columns of text; {name} is {type_}")
         options = pc.MatchSubstringOptions(value, ignore_case=True)
         return lambda column: pc.call_function("match_substring", [column], options)
     compare: Callable[..., Any] = getattr(pc, _COMPARISONS[operator])
@@ -104,7 +108,10 @@ def _comparison(condition: Condition, type_: Any) -> Callable[[Any], Any]:
         if wanted is None:
             raise bad(f"{name} has numbers: {name}{operator}10. Got {value!r}")
         return lambda column: compare(_comparable(column, wanted), wanted)
-    if pa.types.is_temporal(type_):  # ISO 8601, in which the order of texts is that of times
+    if pa.types.is_timestamp(type_) or pa.types.is_date(type_):
+        moment = pa.scalar(_moment(name, operator, value), pa.timestamp("us"))
+        return lambda column: compare(column.cast(moment.type, safe=False), moment)
+    if pa.types.is_time(type_):  # as they are written, in which order they come, too
         return lambda column: compare(column.cast(pa.string()), value)
     raise bad(f"{name} is {type_}, whose values can't be compared")
 
@@ -131,6 +138,21 @@ def _number(text: str) -> int | float | None:
         return int(text) if re.fullmatch(r"[+-]?\d{1,18}", text) else float(text)
     except ValueError:
         return None
+
+
+def _moment(name: str, operator: str, value: str) -> datetime.datetime:
+    """Reads a year, a month, a day or a moment in ISO 8601; the first moment of the longer ones."""
+    missing = {4: "-01-01", 7: "-01"}.get(len(value), "") if value.isascii() else ""
+    try:
+        moment = datetime.datetime.fromisoformat(value + missing)
+        if moment.tzinfo is not None:  # columns with a zone hold UTC
+            moment = moment.astimezone(datetime.UTC).replace(tzinfo=None)
+    except (ValueError, OverflowError):
+        raise bad(
+            f"{name} has times: {name}{operator}2020-01-31 or {name}{operator}2020-01-31T12:30. "
+            f"Got {value[:40]!r}"
+        ) from None
+    return moment
 
 
 def _comparable(column: Any, number: float) -> Any:

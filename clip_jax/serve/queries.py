@@ -118,15 +118,20 @@ def parsed(
     return Request(query, where, offset, k, **flags), one.get("key")
 
 
+def whole(text: str) -> int | None:
+    """Returns the whole number that a text is, of at most 15 digits; None if it is none."""
+    # Python refuses to read thousands of digits.
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else None
+
+
 def _whole(
     one: Mapping[str, str], name: str, least: int, most: int | None, default: int = 0
 ) -> int:
     text = one.get(name)
     if text is None:
         return default
-    is_whole = text.isascii() and text.isdecimal() and len(text) < 16
-    number = int(text) if is_whole else -1
-    if number < least or (most is not None and number > most):
+    number = whole(text)
+    if number is None or number < least or (most is not None and number > most):
         to = f"from {least} to {most:,}" if most is not None else f"from {least} on"
         raise bad(f"{name} must be a whole number {to}. Got {text[:40]!r}")
     return number

@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 import threading
+import urllib.parse
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -113,7 +114,9 @@ def serve(
             fetch=fetch,
         )
         where = _address(listener, host)
-        shown = where + (f"?token={token}" if token is not None else "")
+        shown = where + (
+            f"?{urllib.parse.urlencode({'token': token})}" if token is not None else ""
+        )
         print(f"{searcher.index.num_rows:,} rows at {shown} (Ctrl-C ends it)", flush=True)
         with deferred(grace=GRACE + 4) as stop_asked:
             _run(uvicorn.Server(_settings(application.app)), listener, searcher, stop_asked)
