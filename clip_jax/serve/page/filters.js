@@ -43,8 +43,8 @@ function number(column) {
   const bounds = { type: "number", step: "any" };
   return element(
     "span", {},
-    input(column, ">=", { ...bounds, placeholder: `from ${column.least}` }),
-    input(column, "<=", { ...bounds, placeholder: `to ${column.most}` }),
+    input(column, ">=", { ...bounds, placeholder: `from ${column.least ?? ""}` }),
+    input(column, "<=", { ...bounds, placeholder: `to ${column.most ?? ""}` }),
   );
 }
 

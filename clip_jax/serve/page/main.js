@@ -76,7 +76,11 @@ async function ask(request) {
     }
     grid.show(state, found);
     const many = found.total.toLocaleString("en");
-    status.textContent = isSearch(state) ? `${many} ranked in ${time(found.milliseconds)}` : `${many} ${found.total === 1 ? "row" : "rows"}`;
+    status.textContent = isSearch(state) ? `${many} ranked` : `${many} ${found.total === 1 ? "row" : "rows"}`;
+    if (isSearch(state)) {
+      const duration = ` in ${time(found.milliseconds)}`;
+      status.append(element("span", { className: "time", textContent: duration }));
+    }
     scrollTo(0, 0);
     return found;
   } catch (error) {
