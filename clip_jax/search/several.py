@@ -22,6 +22,10 @@ QUERIES = (1, 4, 16)
 MARGIN = 1e-5
 
 
+class AllDamaged(ValueError):
+    """No part is left that can be searched."""
+
+
 class ExactIndex:
     """The embeddings of a job, searched for several queries at once.
 
@@ -83,19 +87,23 @@ class ExactIndex:
         """Leaves out the rows of damaged parts from now on.
 
         Raises:
-            ValueError: no others are left.
+            AllDamaged: no others are left.
         """
         self.lost |= set(parts)
         is_there = np.ones(self.num_rows, bool)
         for name, begin, end in self._index.bounds():
             if name in self.lost:
                 is_there[begin:end] = False
-        if not is_there.any():
-            raise ValueError("all parts are damaged: run the same clip-jax embed command again")
         self._is_there = is_there
+        self._check_left()
+
+    def _check_left(self) -> None:
+        if self._is_there is not None and not self._is_there.any():
+            raise AllDamaged("all parts are damaged: run the same clip-jax embed command again")
 
     def present(self, mask: Bool[np.ndarray, " n"] | None) -> Bool[np.ndarray, " n"] | None:
         """Returns a mask of rows without those that are left out; None for all rows."""
+        self._check_left()
         if mask is None or self._is_there is None:
             return self._is_there if mask is None else mask
         return mask & self._is_there

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from clip_jax.search.several import AllDamaged
 from clip_jax.serve.batches import Batcher
 from clip_jax.serve.bodies import Bodies
 from clip_jax.serve.guard import Guard
@@ -94,6 +95,8 @@ class Application:
             except OSError as error:  # a disk or a store fails
                 why = error.strerror or str(error)
                 return _json({"error": f"the rows can't be read now: {why}"}, 503)
+            except AllDamaged as error:
+                return _json({"error": f"the rows can't be read: {error}"}, 503)
 
         return answer
 
