@@ -38,7 +38,7 @@ KEPT = {
 }
 # Of the pixels, these are the model's, or follow from it.
 PIXELS = {"size", "mean", "std", "interpolation", "resize_mode"}
-MODE = {"mode": "RGB", "fill_color": 0}
+USUAL = {"mode": "RGB", "fill_color": 0}
 
 
 def kept(document: Mapping[str, Any]) -> str | None:
@@ -57,7 +57,7 @@ def kept(document: Mapping[str, Any]) -> str | None:
     found["preprocess_cfg"] = {
         key: pixels[key]
         for key in sorted(pixels)
-        if key not in PIXELS and pixels[key] != MODE.get(key)
+        if key not in PIXELS and pixels[key] != USUAL.get(key)
     }
     if pixels.get("interpolation") == "random":  # in training; bicubic otherwise
         found["preprocess_cfg"]["interpolation"] = "random"

@@ -10,6 +10,7 @@ import pytest
 
 import clip_jax
 from clip_jax.embed import embed, job, read_embeddings
+from clip_jax.embed.part_builder import PartBuilder
 from clip_jax.search import search
 from clip_jax.sources.patterns import expand
 from tests.archives import parquet, write_tar
@@ -72,14 +73,14 @@ def test_a_row_taken_out_within_the_size_of_a_tar_file_is_refused(model, tmp_pat
 
 def test_a_row_appended_during_the_run_is_told(model, tmp_path, shard, monkeypatch):
     path, key, data = shard
-    save = job.PartBuilder.save
+    save = PartBuilder.save
 
     def save_and_append(self, parts):
         save(self, parts)
         if not (path.parent / f"{key}.bmp").exists():
             append(path, key, data)
 
-    monkeypatch.setattr(job.PartBuilder, "save", save_and_append)
+    monkeypatch.setattr(PartBuilder, "save", save_and_append)
     with pytest.raises(ValueError, match="changed during the run: it has 4 rows and had 3"):
         embed(path, model, tmp_path / "out", **TWO_A_PART)
     embed(path, model, tmp_path / "out", **TWO_A_PART)
@@ -99,7 +100,7 @@ def test_an_output_that_is_another_jobs_by_now_is_left_alone(model, tmp_path, mo
     source, out = tmp_path / "in.tar", tmp_path / "out"
     write_input(source, some(6))
     other = small(SMALL_VIT, seed=1)
-    save, saved = job.PartBuilder.save, []
+    save, saved = PartBuilder.save, []
 
     def save_and_be_replaced(self, parts):
         save(self, parts)
@@ -107,11 +108,11 @@ def test_an_output_that_is_another_jobs_by_now_is_left_alone(model, tmp_path, mo
         if len(saved) == 1:
             shutil.rmtree(out)
             with monkeypatch.context() as patch:
-                patch.setattr(job.PartBuilder, "save", save)
+                patch.setattr(PartBuilder, "save", save)
                 patch.setattr(job, "_alone", lambda *args: _unlocked())
                 embed(source, other, out, **TWO_A_PART)
 
-    monkeypatch.setattr(job.PartBuilder, "save", save_and_be_replaced)
+    monkeypatch.setattr(PartBuilder, "save", save_and_be_replaced)
     with pytest.raises(ValueError, match="holds the output of another job"):
         embed(source, model, out, **TWO_A_PART)
     digest = json.loads((out / "job.json").read_text())["identity"]["model"]
@@ -128,7 +129,7 @@ def _unlocked():
 def test_an_output_that_is_removed_during_the_run_is_told(model, tmp_path, monkeypatch):
     source, out = tmp_path / "in.tar", tmp_path / "out"
     write_input(source, some(6))
-    save, saved = job.PartBuilder.save, []
+    save, saved = PartBuilder.save, []
 
     def save_and_remove(self, parts):
         save(self, parts)
@@ -136,10 +137,10 @@ def test_an_output_that_is_removed_during_the_run_is_told(model, tmp_path, monke
         if len(saved) == 1:
             shutil.rmtree(out)
 
-    monkeypatch.setattr(job.PartBuilder, "save", save_and_remove)
+    monkeypatch.setattr(PartBuilder, "save", save_and_remove)
     with pytest.raises(FileNotFoundError, match="was removed during the run; start the same"):
         embed(source, model, out, **TWO_A_PART)
-    monkeypatch.setattr(job.PartBuilder, "save", save)
+    monkeypatch.setattr(PartBuilder, "save", save)
     embed(source, model, out, **TWO_A_PART)
     assert len(keys(out)) == 6
 
@@ -194,13 +195,13 @@ def test_the_output_stays_where_it_is_if_the_working_folder_changes(model, tmp_p
     write_input(source, some(6))
     elsewhere.mkdir()
     monkeypatch.chdir(tmp_path)
-    save = job.PartBuilder.save
+    save = PartBuilder.save
 
     def save_and_leave(self, parts):
         save(self, parts)
         os.chdir(elsewhere)
 
-    monkeypatch.setattr(job.PartBuilder, "save", save_and_leave)
+    monkeypatch.setattr(PartBuilder, "save", save_and_leave)
     embed(source, model, "out", **TWO_A_PART)
     assert len(keys(tmp_path / "out")) == 6
     assert list(elsewhere.iterdir()) == []

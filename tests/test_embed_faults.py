@@ -13,7 +13,7 @@ import clip_jax
 from clip_jax.cli import main
 from clip_jax.embed import Columns, embed
 from clip_jax.embed.engines import local
-from clip_jax.sources import inputs
+from clip_jax.sources import input_files
 from clip_jax.sources.parquet import ParquetShard
 from clip_jax.storage import Disk
 from tests import torture_embed
@@ -125,18 +125,23 @@ def test_a_file_that_can_not_be_read_for_a_moment_changes_no_columns_type(
         embed(tmp_path / "in.parquet", model, out, columns=columns, **OPTIONS)
         return contents(out)
 
+    schema, seen = ParquetShard.schema, []
+
     def unreadable(self):
-        raise OSError(errno.EIO, "Input/output error")
+        if seen:
+            raise OSError(errno.EIO, "Input/output error")
+        seen.append(self)
+        return schema(self)
 
     with monkeypatch.context() as patch:
-        # The columns' names could be read a moment before.
+        # The schema could be read a moment before.
         patch.setattr(ParquetShard, "schema", unreadable)
         with pytest.raises(OSError, match="no file with the column 'n' can be read now: start the"):
             run()
     assert not out.exists()
     undisturbed = run()
     (out / "part-000000-000000.parquet").unlink()
-    monkeypatch.setattr(inputs, "column_types", lambda *_: {"n": pa.int8()})
+    monkeypatch.setattr(input_files, "column_types", lambda *_: {"n": pa.int8()})
     assert run() == undisturbed
     monkeypatch.undo()
     note = json.loads((out / "job.json").read_text())

@@ -245,12 +245,12 @@ def test_a_file_that_can_not_be_read_is_one_among_others(run, monkeypatch, error
         def open(self):
             raise error
 
-    def records(source, columns=None):
+    def records(found):
         yield from opened(Broken())
-        yield from whole(source, columns)
+        yield from whole(found)
 
-    whole = data_module._records
-    monkeypatch.setattr(data_module, "_records", records)
+    whole = data_module._all_of
+    monkeypatch.setattr(data_module, "_all_of", records)
     status, out, err = run("zeroshot", "?.tar", "--label-column", "label", "--json")
     assert (status, json.loads(out)["count"], json.loads(out)["unreadable"]) == (1, 9, 1)
     assert len(err) == 1 and err[0].startswith("clip-jax: broken.tar: ")
@@ -267,7 +267,7 @@ def test_what_the_machine_lacks_ends_it_in_a_line_and_marks_nothing(run, monkeyp
 
     with monkeypatch.context() as patch:
         all_of = data_module._all
-        patch.setattr(data_module, "_records", lambda *_: all_of(Broken()))
+        patch.setattr(data_module, "_all_of", lambda _: all_of(Broken()))
         results = [run("zeroshot", "?.tar", "--label-column", "label")]
     with monkeypatch.context() as patch:
         patch.setattr(captions_module, "decode_image", lacking)

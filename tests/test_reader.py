@@ -59,7 +59,7 @@ def test_module_prefix_stays_unless_all_names_have_it(path):
 
 def test_two_nested_state_dicts_are_ambiguous(path):
     message = refusal(write(path, {"model": {"a": W}, "state_dict": {"a": W}}, FIVE))
-    assert "model: 1 arrays, state_dict: 1 arrays" in message
+    assert "model: 1 array, state_dict: 1 array" in message
 
 
 def test_ordered_dict_with_metadata_and_parameters(path):

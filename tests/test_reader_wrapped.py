@@ -76,7 +76,7 @@ def test_weights_by_a_known_key_win_over_others(path):
 def test_several_sets_of_weights_are_named_with_their_sizes(path, pair):
     root = {pair[0]: {"x": W}, pair[1]: {"x": W, "y": W}, "optimizer": MOMENTS}
     message = refusal(write(path, root, FIVE))
-    assert f"2 sets of weights ({pair[0]}: 1 arrays, {pair[1]}: 2 arrays)" in message
+    assert f"2 sets of weights ({pair[0]}: 1 array, {pair[1]}: 2 arrays)" in message
 
 
 def test_content_that_shares_itself_is_looked_at_once(path):

@@ -41,7 +41,7 @@ DOCUMENT = {
         | {"image_size": 32},
         "text_cfg": {"width": 64, "heads": 1, "layers": 2, **TEXT},
     },
-    "preprocess_cfg": {"interpolation": "random", "mode": "L", "fill_color": 7, "more": [1, 2]},
+    "preprocess_cfg": {"interpolation": "random", "mode": "RGB", "fill_color": 7, "more": [1, 2]},
 }
 
 

@@ -91,13 +91,14 @@ def untrained(layout: Design, dim: int) -> Any:
         size = _code_bytes(dim)
         index = faiss.IndexIVFPQ(*options, size, 8, faiss.METRIC_INNER_PRODUCT)
         index.pq.cp.max_points_per_centroid = CODE_ROWS
+        index.pq.cp.min_points_per_centroid = 1  # else it prints a warning
     else:
         numbers = faiss.ScalarQuantizer
         bits = numbers.QT_fp16 if layout.kind == "ivf" else numbers.QT_8bit
         index = faiss.IndexIVFScalarQuantizer(*options, bits, faiss.METRIC_INNER_PRODUCT)
     index.cp.seed = 0
     index.cp.niter = ITERATIONS
-    index.cp.min_points_per_centroid = 1  # else it prints a warning
+    index.cp.min_points_per_centroid = 1
     return index
 
 

@@ -90,7 +90,7 @@ def find(
     if isinstance(name_or_path, str) and (tag := _tag(name)):
         _check_absent(name, **of_repository)
         return _of_tag(tag)
-    if (own := _spelled(name)) is not None:
+    if isinstance(name_or_path, str) and (own := _spelled(name)) is not None:
         raise ValueError(f"{name!r} is no model's name: did you mean {own!r}?")
     if isinstance(name_or_path, str) and is_repository_name(name):
         path = repository_folder(name, revision=revision, subfolder=subfolder)
