@@ -7,7 +7,7 @@ from tests.ray_kills import KINDS, torture
 pytest.importorskip("ray")
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_no_kill_loses_doubles_or_changes_a_row(tmp_path):
     done = torture(tmp_path, pictures=600, kills=len(KINDS), seed=0)
     assert done.pop("finished") >= 1
