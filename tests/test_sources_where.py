@@ -236,3 +236,30 @@ def test_pairs_to_train_on_are_chosen_and_counted_and_no_fault(kind, tmp_path):
     assert f"{COUNT - len(wanted)} samples of" in str(pairs.left_out)
     with pytest.raises(ValueError, match="no sample fits where width>99"):
         open_pairs(source, where="width>99")
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "date"])
+def test_times_are_compared_as_times_in_jobs_and_in_training(unit, tmp_path):
+    import datetime
+
+    import pyarrow as pa
+
+    moments = [datetime.datetime(2020, 1, day, 5 * (unit != "date")) for day in range(1, 4)]
+    kind = pa.date32() if unit == "date" else pa.timestamp(unit)
+    table = {"caption": list("abc"), "jpg": [noise(0)] * 3, "at": pa.array(moments).cast(kind)}
+    source = parquet(tmp_path / "a.parquet", table)
+
+    def taken(where):
+        (shard,) = open_input(source, where=where).shards
+        opened = shard.open()
+        found = "".join(row.caption for row in opened.records(0, len(opened)))
+        pairs = open_pairs(source, where=where)
+        assert "".join(text for i in range(len(pairs)) for text in pairs[i].captions) == found
+        return found
+
+    assert taken("at>=2020") == taken("at>=2020-01-01") == "abc"
+    assert taken("at>2020-01-01T12:30") == "bc"
+    assert taken("at<2020-01-02T12:30+00:00") == "ab"
+    assert taken("at in 2020-01-01,2020-01-01T05:00") == "a"
+    with pytest.raises(ValueError, match=r"has times, such as .*Got 'soon'"):
+        taken("at>=soon")

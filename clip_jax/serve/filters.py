@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from clip_jax.serve.refusals import bad
+from clip_jax.sources.moments import moment_of
 
 # "~": contains, whatever the case of the letters.
 OPERATORS = ("!=", "<=", ">=", "=", "<", ">", "~")
@@ -141,17 +142,12 @@ def _number(text: str) -> int | float | None:
 
 
 def _moment(name: str, operator: str, value: str) -> datetime.datetime:
-    """Reads a year, a month, a day or a moment in ISO 8601; the first moment of the longer ones."""
-    missing = {4: "-01-01", 7: "-01"}.get(len(value), "") if value.isascii() else ""
-    try:
-        moment = datetime.datetime.fromisoformat(value + missing)
-        if moment.tzinfo is not None:  # columns with a zone hold UTC
-            moment = moment.astimezone(datetime.UTC).replace(tzinfo=None)
-    except (ValueError, OverflowError):
+    moment = moment_of(value)
+    if moment is None:
         raise bad(
             f"{name} has times: {name}{operator}2020-01-31 or {name}{operator}2020-01-31T12:30. "
             f"Got {value[:40]!r}"
-        ) from None
+        )
     return moment
 
 

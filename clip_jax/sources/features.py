@@ -8,7 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from clip_jax.sources.where import Where
+from clip_jax.sources.moments import as_written, moment_of
+from clip_jax.sources.where import Condition, Value, Where
 
 # What img2dataset and WebDataset's tar files, turned into Parquet, call a column of pictures.
 BYTES_NAMES = ("jpg", "jpeg", "png", "webp", "img")
@@ -66,7 +67,7 @@ def class_name(number: int | None, names: Sequence[str]) -> str | None:
 
 
 def fitted(where: Where, schema: Any) -> Where:
-    """Returns conditions with their numbers rounded as the columns of a schema are.
+    """Returns conditions with their numbers and moments as the columns of a schema have them.
 
     Raises:
         ValueError: a column is of a type that can't be compared, or with other values.
@@ -93,6 +94,9 @@ def fitted(where: Where, schema: Any) -> Where:
                     f"where {condition}: the column {condition.name!r} is {type_}, and {odd[0]!r} "
                     "is no number"
                 )
+        if types.is_timestamp(type_) or types.is_date(type_):
+            values = tuple(_of_time(condition, value.text, type_) for value in condition.values)
+            condition = dataclasses.replace(condition, values=values)
         if types.is_float32(type_) or types.is_float16(type_):
             kind = np.float32 if types.is_float32(type_) else np.float16
             values = tuple(
@@ -102,6 +106,16 @@ def fitted(where: Where, schema: Any) -> Where:
             condition = dataclasses.replace(condition, values=values)
         conditions.append(condition)
     return Where(tuple(conditions))
+
+
+def _of_time(condition: Condition, text: str, type_: Any) -> Value:
+    moment = moment_of(text)
+    if moment is None:
+        raise ValueError(
+            f"where {condition}: the column {condition.name!r} has times, such as 2020-01-31 or "
+            f"2020-01-31T12:30. Got {text!r}"
+        )
+    return Value(as_written(moment, type_))
 
 
 def _features(schema: Any) -> Mapping[str, Any]:
