@@ -5,6 +5,7 @@ release shows. Weights of the same architecture differ in what they were trained
 activation or mean gives embeddings that look right: so each tag has its own.
 """
 
+import copy
 import dataclasses
 import difflib
 import functools
@@ -76,8 +77,9 @@ class PretrainedTag:
         return "quick_gelu" if self.quick_gelu else other
 
     def open_clip_config(self) -> dict[str, Any]:
-        """Returns what `open_clip_config.json` would say of these weights."""
-        model = {**architectures()[self.architecture], "quick_gelu": self.quick_gelu}
+        """Returns what `open_clip_config.json` would say of these weights, as a copy to change."""
+        model = copy.deepcopy(architectures()[self.architecture])
+        model["quick_gelu"] = self.quick_gelu
         size = model["vision_cfg"]["image_size"]
         pixels = {"mean": self.mean, "std": self.std, "interpolation": self.interpolation}
         return {

@@ -93,6 +93,14 @@ def test_a_tag_has_the_configuration_that_its_weights_need():
     assert tag_of("ViT-B-32/openai").quick_gelu
 
 
+def test_what_is_changed_in_a_configuration_does_not_reach_the_next():
+    before = tag_of("ViT-B-16-SigLIP/webli").open_clip_config()
+    changed = tag_of("ViT-B-16-SigLIP/webli").open_clip_config()
+    changed["model_cfg"]["vision_cfg"]["image_size"] = 50
+    changed["preprocess_cfg"]["size"] = 50
+    assert tag_of("ViT-B-16-SigLIP/webli").open_clip_config() == before
+
+
 def test_a_wrong_tag_is_told_the_nearest_and_all():
     with pytest.raises(ValueError) as caught:
         lookup_tag("ViT-H-14/dfn5")
