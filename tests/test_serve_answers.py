@@ -97,6 +97,8 @@ def test_pages_are_the_parts_of_one_ranking(served):
         (["title~TITLE 1"], lambda i: i == 1 or 10 <= i < 20),
         (["title!=Title 1"], lambda i: i not in (1, 5)),
         (["caption~; drop table"], lambda i: i == 3),
+        (["group in sea, 'nothing'"], lambda i: i % 3 == 0),
+        (["year in 1990,1993"], lambda i: i % 40 in (0, 3)),
         (["group=nothing"], lambda i: False),
     ],
 )
@@ -108,7 +110,7 @@ def test_conditions_choose_among_the_rows(served, where, holds):
     assert keys(served.get("/api/rows", where=where, k=COUNT).json) == sorted(expected)
 
 
-def test_texts_in_a_table_are_compared_as_numbers_where_all_are(model, tmp_path):
+def test_texts_in_a_table_that_are_numbers_are_compared_as_numbers(model, tmp_path):
     from clip_jax.embed import Columns
 
     rows = "".join(f"t{i},{i},{i if i else 'none'}\n" for i in range(12))
@@ -119,8 +121,10 @@ def test_texts_in_a_table_are_compared_as_numbers_where_all_are(model, tmp_path)
     with serving(made.app) as found:
         hits = found.get("/api/rows", where="number>=9").json
         assert [hit["caption"] for hit in hits] == ["t9", "t10", "t11"]
-        hits = found.get("/api/rows", where="mixed>=9").json  # as texts
-        assert [hit["caption"] for hit in hits] == ["t0", "t9"]
+        hits = found.get("/api/rows", where="mixed>=9").json
+        assert [hit["caption"] for hit in hits] == ["t9", "t10", "t11"]
+        hits = found.get("/api/rows", where="mixed!=9").json  # of text that is no number, too
+        assert len(hits) == 11
         kinds = {each["name"]: each["kind"] for each in found.get("/api/about").json["columns"]}
         assert kinds == {"number": "choice", "mixed": "choice", "caption": "text"}
         hits = found.get("/api/search", q="t7", k=1).json

@@ -3,9 +3,12 @@
 import datetime
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from clip_jax.serve.filters import matching, parse
 from clip_jax.serve.refusals import Refusal
+from clip_jax.sources.where import OPERATORS, Condition, Value, number_of
 
 pa = pytest.importorskip("pyarrow")
 
@@ -41,6 +44,7 @@ def met(text: str) -> list[bool]:
         ("=2020-01-02T06:00:00+01:00", [False, True, False]),
         ("<2020-01", [False, False, False]),
         (">=2020", [True, True, True]),
+        (" in 2020-01-01T05:00,2020-01-03T05:00", [True, False, True]),
     ],
 )
 def test_moments_are_compared_as_moments_however_they_are_written(name, rest, expected):
@@ -57,7 +61,7 @@ def test_times_of_day_are_compared():
     assert met("hour>=09:00") == [False, True, True]
 
 
-@pytest.mark.parametrize("value", ["soon", "", "2020-13-01", "20", "9" * 400, "nan", "\0"])
+@pytest.mark.parametrize("value", ["soon", "''", "2020-13-01", "20", "9" * 400, "nan", "\0"])
 def test_what_is_no_moment_is_refused(value):
     with pytest.raises(Refusal, match="taken has times: taken>=2020-01-31 or"):
         parse(f"taken>={value}", TYPES)
@@ -73,3 +77,35 @@ def test_categories_are_compared_as_what_they_stand_for():
 def test_lists_are_refused(operator):
     with pytest.raises(Refusal, match="tags is list"):
         parse(f"tags{operator}a", TYPES)
+
+
+NUMBERS = st.integers(-(10**6), 10**6) | st.floats(-1e6, 1e6, width=32)
+TEXTS = st.text(max_size=4) | NUMBERS.map(repr) | st.sampled_from(["+7", " 7 ", "07", "7.", ".5"])
+VALUES = TEXTS.map(lambda text: Value(text, number_of(text)))
+
+
+@given(st.lists(TEXTS | st.none(), max_size=6), st.sampled_from(OPERATORS), VALUES)
+@settings(max_examples=400, deadline=None)
+def test_texts_meet_the_conditions_that_they_meet_in_jobs(texts, operator, value):
+    condition = Condition("text", operator, (value,))
+    expected = [condition.holds(text) for text in texts]
+    for type_ in (pa.string(), pa.large_string()):
+        column = pa.chunked_array([pa.array(texts, type_)])
+        assert matching(condition, column).tolist() == expected
+        assert matching(parse(str(condition), {"text": type_}), column).tolist() == expected
+
+
+@given(st.lists(NUMBERS | st.none(), max_size=6), st.sampled_from(OPERATORS[:6]), NUMBERS)
+@settings(max_examples=200, deadline=None)
+def test_numbers_meet_the_conditions_that_they_meet_in_jobs(numbers, operator, number):
+    condition = Condition("number", operator, (Value(repr(number), number),))
+    column = pa.chunked_array([pa.array(numbers, pa.float64())])
+    assert matching(condition, column).tolist() == [condition.holds(each) for each in numbers]
+
+
+@pytest.mark.parametrize("name", ["a=b", "in in in", "~", "'x'", 'say "a"', "café"])
+def test_names_of_columns_need_no_quotes_here(name):
+    for rest, operator, value in (("= 3", "=", "3"), (" in 3,4", "in", "3"), ("~x", "~", "x")):
+        condition = parse(name + rest, {name: pa.string(), "in": pa.string()})
+        assert (condition.name, condition.operator) == (name, operator)
+        assert condition.values[0].text == value

@@ -46,7 +46,7 @@ def test_any_text_is_a_condition_or_refused_in_one_sentence(text):
         assert Where.of(where.written()) == where
 
 
-@given(NUMBERS, st.sampled_from(OPERATORS[:-1]), NUMBERS)
+@given(NUMBERS, st.sampled_from(OPERATORS[:6]), NUMBERS)
 def test_numbers_compare_as_pythons_do(found, operator, number):
     expected = eval(f"found {operator.replace('=', '==') if operator == '=' else operator} number")
     where = Where.of(f"x{operator}{number!r}")
@@ -54,7 +54,7 @@ def test_numbers_compare_as_pythons_do(found, operator, number):
     assert where.holds({"x": repr(found)}) == expected  # as a table of text has it
 
 
-@given(st.text(), st.sampled_from(OPERATORS[:-1]), st.text())
+@given(st.text(), st.sampled_from(OPERATORS[:6]), st.text())
 def test_text_in_quotes_compares_as_pythons_does(found, operator, text):
     expected = eval(f"found {'==' if operator == '=' else operator} text")
     assert Where((Condition("x", operator, (Value(text),)),)).holds({"x": found}) == expected
@@ -84,6 +84,11 @@ def test_text_in_quotes_compares_as_pythons_does(found, operator, text):
         ("x=False", False, True),
         ("x!=true", False, True),
         ("x>=2024-05-01", "2024-11-28", True),
+        ("x~SEA", "by the sea", True),
+        ("x ~ 7", "1972", True),
+        ("x~sea", "land", False),
+        ("x~sea", None, False),
+        ("x~7", 7, False),  # ~ is for text
         ("x=en", ["en"], False),
         ("x=9007199254740993", 9007199254740992, False),  # not as floats
         ('"a col"=1', 1, False),  # another column
@@ -94,7 +99,7 @@ def test_what_fits(text, value, fits):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "width", "width=>3", "=3", "x=", "x in ", "a='x", "a='b','c'", "x ~ 3"]
+    "text", ["", "width", "width=>3", "=3", "x=", "x in ", "a='x", "a='b','c'", "x ~"]
 )
 def test_what_is_no_condition_is_refused_before_anything_is_read(text):
     with pytest.raises(ValueError, match="expected .* Got|expected a value|expected values|sever"):

@@ -100,17 +100,12 @@ def search(
         raise TypeError(f"query must be a text, an image or a path. Got {type(query).__name__}.")
     out = folder(out)
     job = finished_job(out)
-    told = {
-        "activation": activation,
-        "num_heads": num_heads,
-        "preprocessing": preprocessing,
-        "image_size": image_size,
-        "position_resize": position_resize,
-        "drop_remainder": drop_remainder or None,
-    }
+    options = LoadOptions(
+        activation, num_heads, preprocessing or "openai", image_size, position_resize, drop_remainder
+    )
     # Before the model is loaded, which takes longer than to find that the index is of no use.
     index = open_index(out) if approximate else None
-    opened = model_of(out, job, model, {k: v for k, v in told.items() if v is not None})
+    opened = model_of(out, job, model, options)
     check_given(out, job, model, "tokenizer" if isinstance(query, str) else "preprocessing")
     rotates = bool(job["identity"].get("exif_transpose"))
     embedding = embed_query(opened, query, picture_options(job, fit), rotates=rotates)
@@ -280,7 +275,7 @@ def model_of(
     out: str,
     job: dict[str, Any],
     model: CLIP | str | os.PathLike[str] | None,
-    told: dict[str, Any],
+    options: LoadOptions,
 ) -> Opened:
     """Returns the model of a job, loaded as the job did where nothing else is told.
 
@@ -288,7 +283,7 @@ def model_of(
         out: the job's folder.
         job: the content of its `job.json`.
         model: the model; what `clip_jax.load` takes; or None for the one that the job names.
-        told: arguments of `clip_jax.load`.
+        options: how to load it; where it says nothing, as the job did.
 
     Raises:
         ValueError: the job names none, or it is another model.
@@ -296,7 +291,6 @@ def model_of(
     model = job["model"] if model is None else model
     if model is None:
         raise ValueError(f"{out} doesn't know its model by name or path: give the model")
-    options = LoadOptions(**told)
     if not isinstance(model, CLIP):
         options = job_options(job, model, options)
     opened = open_model(model, options, load)

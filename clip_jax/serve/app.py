@@ -82,8 +82,9 @@ class Application:
             Route("/originals/{row}", self._said(self._original)),
             *(Route(path, _static(data, kind)) for path, (data, kind) in _files().items()),
         ]
-        app: ASGIApp = Starlette(routes=routes, exception_handlers={HTTPException: _no_such})
-        self.app = Guard(app, is_local=is_local, token=token)
+        app = Starlette(routes=routes, exception_handlers={HTTPException: _no_such})
+        app.router.redirect_slashes = False  # a name with a slash behind it is another name
+        self.app: ASGIApp = Guard(app, is_local=is_local, token=token)
 
     def _said(self, handler: Callable[[Request], Awaitable[Response]]) -> Callable:
         async def answer(request: Request) -> Response:

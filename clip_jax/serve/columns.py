@@ -13,7 +13,9 @@ import numpy as np
 
 from clip_jax.search.index import SHOWN, Damaged, Index
 from clip_jax.serve.cache import Cache
-from clip_jax.serve.filters import Condition, as_numbers, is_text, matching
+from clip_jax.serve.filters import as_numbers, matching
+from clip_jax.sources.features import is_text
+from clip_jax.sources.where import Condition
 
 # Bytes of all columns in memory; parts beyond are read when they are needed.
 MEMORY = 1 << 30
@@ -105,7 +107,7 @@ class Columns:
             if table is None:
                 parts.append(np.zeros(end - begin, bool))
                 continue
-            met = [matching(condition, table[condition.column]) for condition in conditions]
+            met = [matching(condition, table[condition.name]) for condition in conditions]
             parts.append(np.logical_and.reduce(met))
         mask = np.concatenate(parts)
         self._masks.put(key, mask)

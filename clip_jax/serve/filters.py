@@ -1,69 +1,50 @@
-"""Conditions on the columns of rows, such as `year>=1990`."""
+"""Conditions on the columns of rows, such as `year>=1990`, for Arrow's columns."""
 
-import dataclasses
-import datetime
-import re
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from clip_jax.serve.refusals import bad
+from clip_jax.sources.features import is_text
 from clip_jax.sources.moments import moment_of
+from clip_jax.sources.where import Condition, Value, parse_condition
 
-# "~": contains, whatever the case of the letters.
-OPERATORS = ("!=", "<=", ">=", "=", "<", ">", "~")
 _COMPARISONS = {
     "=": "equal",
+    "in": "equal",
     "!=": "not_equal",
     "<": "less",
     "<=": "less_equal",
     ">": "greater",
     ">=": "greater_equal",
 }
+# What `sources.where` takes for a number.
+_NUMBER = r"\A[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\z"
 
-
-@dataclasses.dataclass(frozen=True)
-class Condition:
-    """A condition on a column; rows without a value don't meet it.
-
-    Attributes:
-        column: the column's name.
-        operator: one of `OPERATORS`.
-        value: the value to compare with, as text.
-    """
-
-    column: str
-    operator: str
-    value: str
+Comparison = Callable[[Any], Any]
 
 
 def parse(text: str, types: Mapping[str, Any]) -> Condition:
-    """Reads a condition.
+    """Reads a condition as `clip_jax.sources.where` has it.
 
     Args:
-        text: column, operator and value, such as "year>=1990", "lang=en" or "title~sea".
+        text: column, operator and value, such as "year>=1990", "lang in en,de" or "title~sea".
         types: the Arrow type of each column by its name.
 
     Raises:
         Refusal: it is no condition, there is no such column, or its values can't be compared so.
     """
-    # Names may hold operators themselves.
-    for name in sorted(types, key=len, reverse=True):
-        rest = text.removeprefix(name).lstrip()
-        found = next((o for o in OPERATORS if rest.startswith(o)), None)
-        if text.startswith(name) and found:
-            condition = Condition(name, found, rest.removeprefix(found).strip())
-            _comparison(condition, types[name])
-            return condition
     names = ", ".join(types) or "none"
-    found = re.split("[!<>=~]", text, maxsplit=1)
-    if len(found) == 2 and found[0].strip():
-        raise bad(f"there is no column {found[0].strip()!r}; the columns are {names}")
-    raise bad(
-        f"where must be a column, one of {' '.join(OPERATORS)}, and a value, such as year>=1990. "
-        f"Got {text!r}; the columns are {names}"
-    )
+    try:
+        condition = parse_condition(text, types)
+    except ValueError as error:
+        raise bad(f"{error}; the columns are {names}") from None
+    if condition.name not in types:
+        raise bad(f"there is no column {condition.name!r}; the columns are {names}")
+    _comparison(condition, types[condition.name])
+    return condition
 
 
 def matching(condition: Condition, column: Any) -> np.ndarray:
@@ -74,81 +55,93 @@ def matching(condition: Condition, column: Any) -> np.ndarray:
     return met.to_numpy().astype(bool, copy=False)
 
 
-def _comparison(condition: Condition, type_: Any) -> Callable[[Any], Any]:
+def _comparison(condition: Condition, type_: Any) -> Comparison:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    name, operator, value = condition.column, condition.operator, condition.value
     if pa.types.is_dictionary(type_):  # categories
         inner = _comparison(condition, type_.value_type)
         return lambda column: inner(column.cast(type_.value_type))
-    if operator == "~":
+    each = [_with(condition, value, type_) for value in condition.values]
+    return lambda column: functools.reduce(pc.or_kleene, (compare(column) for compare in each))
+
+
+def _with(condition: Condition, value: Value, type_: Any) -> Comparison:
+    """Returns the comparison of a column with one value."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    name, sign = condition.name, condition.operator
+    example = f"{name} in " if sign == "in" else name + sign
+    if sign == "~":
         if not is_text(type_):
             raise bad(f"~ is for columns of text; {name} is {type_}")
-        options = pc.MatchSubstringOptions(value, ignore_case=True)
+        options = pc.MatchSubstringOptions(value.text, ignore_case=True)
         return lambda column: pc.call_function("match_substring", [column], options)
-    compare: Callable[..., Any] = getattr(pc, _COMPARISONS[operator])
+    compare: Callable[..., Any] = getattr(pc, _COMPARISONS[sign])
     if is_text(type_):
-        number = _number(value)
+        if value.number is None:
+            return lambda column: compare(column, pa.scalar(value.text, column.type))
+        # In tables of text, such as CSV files, numbers are text too; != holds of any other text.
+        number, is_not = float(value.number), sign == "!="
 
         def compared(column: Any) -> Any:
-            # In tables of text, such as CSV files, numbers are text too.
-            numbers = None if number is None else as_numbers(column)
-            if numbers is None or number is None:
-                return compare(column, pa.scalar(value, column.type))
-            return compare(numbers, float(number))
+            met = pc.fill_null(compare(_numbers(column), number), is_not)
+            return pc.and_(met, pc.is_valid(column))
 
         return compared
     if pa.types.is_boolean(type_):
-        truth = {"true": True, "1": True, "false": False, "0": False}.get(value.lower())
-        if truth is None or operator not in ("=", "!="):
-            raise bad(f"{name} is true or false: {name}=true. Got {operator}{value}")
+        truth = {"true": True, "1": True, "false": False, "0": False}.get(value.text.lower())
+        if truth is None or sign not in ("=", "!=", "in"):
+            raise bad(f"{name} is true or false: {name}=true. Got {sign}{value.text}")
         return lambda column: compare(column, truth)
     if pa.types.is_integer(type_) or pa.types.is_floating(type_) or pa.types.is_decimal(type_):
         wanted = _number(value)
         if wanted is None:
-            raise bad(f"{name} has numbers: {name}{operator}10. Got {value!r}")
+            raise bad(f"{name} has numbers: {example}10. Got {value.text!r}")
+        if pa.types.is_float32(type_):
+            wanted = float(np.float32(wanted))
         return lambda column: compare(_comparable(column, wanted), wanted)
     if pa.types.is_timestamp(type_) or pa.types.is_date(type_):
-        moment = pa.scalar(_moment(name, operator, value), pa.timestamp("us"))
-        return lambda column: compare(column.cast(moment.type, safe=False), moment)
+        moment = moment_of(value.text)
+        if moment is None:
+            raise bad(
+                f"{name} has times: {example}2020-01-31 or {example}2020-01-31T12:30. "
+                f"Got {value.text[:40]!r}"
+            )
+        scalar = pa.scalar(moment, pa.timestamp("us"))
+        return lambda column: compare(column.cast(scalar.type, safe=False), scalar)
     if pa.types.is_time(type_):  # as they are written, in which order they come, too
-        return lambda column: compare(column.cast(pa.string()), value)
+        return lambda column: compare(column.cast(pa.string()), value.text)
     raise bad(f"{name} is {type_}, whose values can't be compared")
-
-
-def is_text(type_: Any) -> bool:
-    """Whether an Arrow type is one of strings."""
-    import pyarrow as pa
-
-    return pa.types.is_string(type_) or pa.types.is_large_string(type_)
 
 
 def as_numbers(column: Any) -> Any:
     """Returns an Arrow column of texts as float64; None if not all of them are numbers."""
+    numbers = _numbers(column)
+    return numbers if numbers.null_count == column.null_count else None
+
+
+def _numbers(column: Any) -> Any:
+    """Returns the numbers of an Arrow column of texts as float64; null for other texts."""
     import pyarrow as pa
+    import pyarrow.compute as pc
 
-    try:
-        return column.cast(pa.float64())
-    except pa.ArrowException:
-        return None
-
-
-def _number(text: str) -> int | float | None:
-    try:
-        return int(text) if re.fullmatch(r"[+-]?\d{1,18}", text) else float(text)
-    except ValueError:
-        return None
+    texts = pc.call_function("utf8_trim_whitespace", [column])
+    are = pc.match_substring_regex(texts, _NUMBER)
+    texts = pc.if_else(are, pc.call_function("utf8_ltrim", [texts], pc.TrimOptions("+")), None)
+    return texts.cast(pa.float64())
 
 
-def _moment(name: str, operator: str, value: str) -> datetime.datetime:
-    moment = moment_of(value)
-    if moment is None:
-        raise bad(
-            f"{name} has times: {name}{operator}2020-01-31 or {name}{operator}2020-01-31T12:30. "
-            f"Got {value[:40]!r}"
-        )
-    return moment
+def _number(value: Value) -> int | float | None:
+    number = value.number
+    if number is None:
+        try:
+            return float(value.text)  # inf, too
+        except ValueError:
+            return None
+    fits = isinstance(number, float) or -(2**63) <= number < 2**63
+    return number if fits else float(value.text)
 
 
 def _comparable(column: Any, number: float) -> Any:

@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from clip_jax.serve.filters import Condition, parse
+from clip_jax.serve.filters import parse
 from clip_jax.serve.refusals import bad
+from clip_jax.sources.where import Condition
 
 # Rows of one answer, and the last place in a ranking that can be asked for.
 MOST_ROWS = 1_000

@@ -26,6 +26,7 @@ from clip_jax.search.exact import check_given, model_of, picture_options
 from clip_jax.search.index import Index
 from clip_jax.signals import Stop, deferred
 from clip_jax.storage import folder
+from clip_jax.weights.opened import LoadOptions
 from clip_jax.weights.positions import PositionResize
 from clip_jax.weights.tokenizers import Preprocessing
 
@@ -94,20 +95,15 @@ def serve(
             f"host={host} can be reached from other machines: give token=, which clients then have "
             "to show; or host=127.0.0.1"
         )
-    told = {
-        "activation": activation,
-        "num_heads": num_heads,
-        "preprocessing": preprocessing,
-        "image_size": image_size,
-        "position_resize": position_resize,
-        "drop_remainder": drop_remainder or None,
-    }
+    options = LoadOptions(
+        activation, num_heads, preprocessing or "openai", image_size, position_resize, drop_remainder
+    )
     with contextlib.closing(_listening(host, port)) as listener:
         announce("loading the model and the columns")
         application, searcher = _application(
             folder(out),
             model,
-            {name: value for name, value in told.items() if value is not None},
+            options,
             is_local=is_local,
             token=token,
             exact=exact,
@@ -123,7 +119,7 @@ def serve(
 
 
 def _application(
-    out: str, model: Any, told: dict[str, Any], *, exact: bool, fetch: bool, **guard: Any
+    out: str, model: Any, options: LoadOptions, *, exact: bool, fetch: bool, **guard: Any
 ) -> tuple[Any, Any]:
     from clip_jax.serve.app import Application
     from clip_jax.serve.columns import Columns
@@ -131,7 +127,7 @@ def _application(
     from clip_jax.serve.searcher import Searcher
 
     job = finished_job(out)
-    opened = model_of(out, job, model, told)
+    opened = model_of(out, job, model, options)
     for own in ("tokenizer", "preprocessing"):
         check_given(out, job, model, own)
     index = Index(out, job)

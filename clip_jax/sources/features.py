@@ -40,10 +40,18 @@ def not_pictures(schema: Any, name: str) -> str:
         return f"of the kind {kind}"
     if types.is_dictionary(type_):
         type_ = type_.value_type
-    is_text = types.is_string(type_) or types.is_large_string(type_) or types.is_string_view(type_)
-    if is_text or types.is_null(type_) or _is_bytes(type_) or _is_struct(type_):
+    if is_text(type_) or types.is_null(type_) or _is_bytes(type_) or _is_struct(type_):
         return ""
     return str(type_)
+
+
+def is_text(type_: Any) -> bool:
+    """Whether a column of this Arrow type holds text."""
+    from pyarrow import types
+
+    if types.is_dictionary(type_):
+        type_ = type_.value_type
+    return types.is_string(type_) or types.is_large_string(type_) or types.is_string_view(type_)
 
 
 def class_names(schema: Any, name: str) -> Sequence[str] | None:
@@ -87,8 +95,13 @@ def fitted(where: Where, schema: Any) -> Where:
                 f"where {condition}: the column {condition.name!r} is {type_}; expected one of "
                 "numbers, text, times, or true and false"
             )
+        is_class = class_names(schema, condition.name) is not None
+        if condition.operator == "~" and not (is_text(type_) or _is_bytes(type_) or is_class):
+            raise ValueError(
+                f"where {condition}: ~ is for columns of text; {condition.name!r} is {type_}"
+            )
         is_number = types.is_integer(type_) or types.is_floating(type_) or types.is_decimal(type_)
-        if is_number and class_names(schema, condition.name) is None:
+        if is_number and not is_class:
             if odd := [value.text for value in condition.values if value.number is None]:
                 raise ValueError(
                     f"where {condition}: the column {condition.name!r} is {type_}, and {odd[0]!r} "

@@ -11,7 +11,7 @@ from typing import Any
 from clip_jax.sources.batches import fields_of, rows_of
 from clip_jax.sources.columns import Columns
 from clip_jax.sources.faults import guarded, problem_of
-from clip_jax.sources.features import class_name, class_names
+from clip_jax.sources.features import class_name, class_names, is_text
 from clip_jax.sources.files import ListedFile
 from clip_jax.sources.lines import key_of, record
 from clip_jax.sources.records import Record
@@ -243,15 +243,6 @@ def _common(name: str, one: tuple[Any, str], other: tuple[Any, str]) -> Any:
             f"the column {name!r} is {one[0]} in {one[1]} and {other[0]} in {other[1]}: write it "
             "as one type"
         ) from None
-
-
-def is_text(type_: Any) -> bool:
-    """Whether a column of this Arrow type holds text."""
-    from pyarrow import types
-
-    if types.is_dictionary(type_):
-        type_ = type_.value_type
-    return types.is_string(type_) or types.is_large_string(type_) or types.is_string_view(type_)
 
 
 def _has_times(type_: Any) -> bool:

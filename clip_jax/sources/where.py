@@ -4,17 +4,19 @@ import dataclasses
 import decimal
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-OPERATORS = ("=", "!=", "<", "<=", ">", ">=", "in")
-FORMS = "such as width>=256, lang=en, 'lang in en,de' or \"caption!=''\""
+# "~": contains, whatever the case of the letters.
+OPERATORS = ("=", "!=", "<", "<=", ">", ">=", "~", "in")
+FORMS = "such as width>=256, lang=en, caption~sea, 'lang in en,de' or \"caption!=''\""
 
 _CONDITION = re.compile(
-    r"""\s*(?:"(?P<quoted>(?:[^"]|"")+)"\s*|(?P<bare>[^"<>=!]+?))
-    (?:\s*(?P<sign><=|>=|!=|==|=|<|>)|(?:(?<=")|\s+)(?P<word>in)(?=[\s(\["'])|\Z)(?P<rest>.*)""",
+    r"""\s*(?:"(?P<quoted>(?:[^"]|"")+)"\s*|(?P<bare>[^"<>=!~]+?))
+    (?:\s*(?P<sign><=|>=|!=|==|=|<|>|~)|(?:(?<=")|\s+)(?P<word>in)(?=[\s(\["'])|\Z)(?P<rest>.*)""",
     re.VERBOSE | re.DOTALL,
 )
+_OPERATOR = re.compile(r"""\s*[<>=!~]|\s+in(?=[\s(\["'])""")
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 # A value in quotes of either kind, doubled inside, or the text up to the next comma.
 _VALUE = re.compile(
@@ -56,6 +58,8 @@ class Condition:
         """Whether a value of the column fits; a missing one doesn't, whatever the operator."""
         if found is None or (isinstance(found, float) and math.isnan(found)):
             return False
+        if self.operator == "~":
+            return isinstance(found, str | bytes) and _contains(found, self.values[0].text)
         if self.operator in ("=", "in"):
             return any(_order(found, value) == 0 for value in self.values)
         order = _order(found, self.values[0])
@@ -75,7 +79,8 @@ class Where:
     """Conditions that must all hold.
 
     Numbers are compared as numbers, also where a table of text holds them; text in the order of its
-    characters, which is that of dates such as 2024-05-01. A missing value fits no condition.
+    characters, which is that of dates such as 2024-05-01. Text that is no number fits no comparison
+    with a number but !=, and a missing value fits no condition.
 
     Attributes:
         conditions: the conditions; none for all rows.
@@ -92,7 +97,7 @@ class Where:
         """
         if given is None or isinstance(given, Where):
             return given or cls()
-        return cls(tuple(_parsed(text) for text in ([given] if isinstance(given, str) else given)))
+        return cls(tuple(map(parse_condition, [given] if isinstance(given, str) else given)))
 
     def __bool__(self) -> bool:
         return bool(self.conditions)
@@ -118,7 +123,20 @@ class Where:
         return sorted(map(str, self.conditions))
 
 
-def _parsed(text: str) -> Condition:
+def parse_condition(text: str, names: Collection[str] = ()) -> Condition:
+    """Reads a condition: a column, an operator, and a value or several.
+
+    Args:
+        text: such as `width>=256`, `caption~sea` or `lang in en,de`.
+        names: columns that are known, whose names need no quotes whatever they hold.
+
+    Raises:
+        ValueError: it is none; the message says what was expected.
+    """
+    for name in sorted(names, key=len, reverse=True):
+        if text.startswith(name) and _OPERATOR.match(text, len(name)):
+            text = _in_quotes(name, '"') + text[len(name) :]
+            break
     found = _CONDITION.fullmatch(text)
     if found is None or not (found["sign"] or found["word"]):
         raise ValueError(
@@ -138,7 +156,7 @@ def _parsed(text: str) -> Condition:
         values = tuple(_values(rest, text))
         if len(values) > 1:
             raise ValueError(f"{text!r} has several values: compare with them by 'in'")
-    elif not rest or rest[0] in "<>=!":
+    elif not rest or rest[0] in "<>=!~":
         raise ValueError(
             f"expected a value after {operator} in {text!r}, in quotes where it is empty or begins "
             f"with such a sign; {FORMS}"
@@ -187,14 +205,21 @@ def number_of(text: str) -> int | float | None:
         return float(text)
 
 
+def _contains(found: str | bytes, text: str) -> bool:
+    return text.lower() in _text(found).lower()
+
+
+def _text(found: str | bytes) -> str:
+    return found.decode("utf-8", "surrogateescape") if isinstance(found, bytes) else found
+
+
 def _order(found: Any, value: Value) -> int | None:
     """Returns -1, 0 or 1 for less, equal and greater; None for values of different kinds."""
     if isinstance(found, bool):
         truth = {"true": True, "1": True, "false": False, "0": False}.get(value.text.lower())
         return None if truth is None else 0 if found == truth else 1 if found else -1
-    if isinstance(found, bytes):
-        found = found.decode("utf-8", "surrogateescape")
-    if isinstance(found, str):
+    if isinstance(found, str | bytes):
+        found = _text(found)
         if value.number is None:
             return (found > value.text) - (found < value.text)
         found = number_of(found)

@@ -34,7 +34,7 @@ function choice(column) {
   [made.dataset.column, made.dataset.operator] = [column.name, "="];
   column.values.forEach((value, i) => {
     const words = `${value} (${column.counts[i].toLocaleString("en")})`;
-    made.append(element("option", { value: String(value), textContent: words }));
+    made.append(element("option", { value: written(value), textContent: words }));
   });
   return made;
 }
@@ -50,19 +50,41 @@ function number(column) {
 
 const text = (column) => input(column, "~", { type: "text", placeholder: "contains" });
 
+const NUMBER = /^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$/;
+
+/** Returns a value as a condition has it: text in quotes, where it would be taken for more. */
+function written(value) {
+  const text = String(value);
+  const isPlain = /^[^'"<>=!~\s]/.test(text) && text === text.trim();
+  if (isPlain && !(typeof value === "string" && NUMBER.test(text))) return text;
+  return `'${text.replaceAll("'", "''")}'`;
+}
+
+/** Returns the text of a value that is written in a condition. */
+function read(value) {
+  return /^'.*'$/s.test(value) ? value.slice(1, -1).replaceAll("''", "'") : value;
+}
+
+// Texts are typed; the options of a list are values as conditions have them already.
+const isTyped = (each) => each.dataset.operator === "~";
+
 const fields = () => [...form.querySelectorAll("[data-column]")];
 
 function conditions() {
   return fields()
     .filter((each) => each.value.trim())
-    .map((each) => `${each.dataset.column}${each.dataset.operator}${each.value.trim()}`);
+    .map((each) => {
+      const value = each.value.trim();
+      return `${each.dataset.column}${each.dataset.operator}${isTyped(each) ? written(value) : value}`;
+    });
 }
 
 /** Puts conditions into the form, such as those of an address. */
 export function fill(where) {
   for (const each of fields()) {
     const begin = `${each.dataset.column}${each.dataset.operator}`;
-    const value = where.find((condition) => condition.startsWith(begin))?.slice(begin.length) ?? "";
+    const found = where.find((condition) => condition.startsWith(begin))?.slice(begin.length) ?? "";
+    const value = isTyped(each) ? read(found) : found;
     if (each.value !== value) each.value = value;
   }
   button.textContent = where.length ? `Filters · ${where.length}` : "Filters";
