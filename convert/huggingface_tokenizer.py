@@ -10,7 +10,7 @@ from clip_jax.config import TextConfig
 from clip_jax.errors import CheckpointError
 from clip_jax.model_tokenizer import SETTINGS, Tokenizer
 from clip_jax.sentence_piece import END as SIGLIP_END
-from clip_jax.sentence_piece import SentencePieceTokenizer
+from clip_jax.sentence_piece import AnyTokenizer, SentencePieceTokenizer
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 SPECIAL = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": END}
@@ -49,6 +49,19 @@ def tokenizer_files(text: TextConfig, tokenizer: Tokenizer | None = None) -> dic
         SETTINGS: (json.dumps(config, indent=2) + "\n").encode(),
         "special_tokens_map.json": (json.dumps(SPECIAL, indent=2) + "\n").encode(),
     }
+
+
+def folder_files(text: TextConfig, tokenizer: AnyTokenizer | None) -> dict[str, bytes]:
+    """Returns the content of a folder's tokenizer files by name, for this package to read too.
+
+    Args:
+        text: the model's text tower.
+        tokenizer: the model's own; None for CLIP's, if that makes its ids.
+    """
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        return tokenizer_files(text, tokenizer)
+    is_theirs = tokenizer.cleaning != "open_clip"
+    return {**(siglip_tokenizer_files(tokenizer) if is_theirs else {}), **tokenizer.files()}
 
 
 def siglip_tokenizer_files(tokenizer: SentencePieceTokenizer) -> dict[str, bytes]:

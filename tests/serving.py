@@ -16,6 +16,7 @@ import pytest
 
 import clip_jax
 from clip_jax.embed import Columns, embed
+from clip_jax.weights.opened import DEFAULTS
 from tests.archives import parquet
 from tests.embedding_jobs import QUIET, shared_programs
 from tests.pictures import noise
@@ -92,7 +93,7 @@ def application(out: Path, model: Any = None, **options: Any) -> Any:
     from clip_jax.serve import server
 
     how = {"exact": False, "fetch": False, "is_local": True, "token": None} | options
-    made, searcher = server._application(str(out), model, {}, **how)
+    made, searcher = server._application(str(out), model, DEFAULTS, **how)
     searcher.prepare()
     return made
 

@@ -14,7 +14,7 @@ from clip_jax.model_tokenizer import AddedToken, Tokenizer
 from clip_jax.nn import from_parameters
 from clip_jax.tokenizer import END
 from tests.calls import runner
-from tests.models import SMALL_VIT, random_parameters
+from tests.models import SMALL_VIT, random_parameters, relative_error
 from tests.reference import requires_reference
 
 TOY, SKS = AddedToken("<cat-toy>", 49408, True), AddedToken("<sks>", 49409)
@@ -87,6 +87,16 @@ def test_transformers_reads_the_added_tokens_of_a_converted_folder(hugging_face,
     runner(capsys)("convert", hugging_face, tmp_path / "new", "--to", "huggingface")
     theirs = CLIPTokenizer.from_pretrained(tmp_path / "new")("a <sks> cat")["input_ids"]
     assert theirs == [49406, 320, 49409, 2368, END]
+
+
+def test_an_exported_model_keeps_added_tokens(hugging_face, tmp_path, capsys):
+    command = ("export", hugging_face, tmp_path / "new", "--platforms", "cpu")
+    assert runner(capsys)(*command)[0] == 0
+    model, _ = clip_jax.load(hugging_face)
+    ids = clip_jax.load_tokenizer(hugging_face)(WORDS)
+    exported = clip_jax.export.load(tmp_path / "new")
+    assert relative_error(exported.texts(WORDS), model.encode_text(ids)) < 1e-6
+    np.testing.assert_array_equal(clip_jax.load_tokenizer(tmp_path / "new")(WORDS), ids)
 
 
 def unsaid():

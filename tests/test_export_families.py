@@ -7,7 +7,9 @@ import pytest
 
 from clip_jax import export
 from clip_jax.image_size import sides_of
+from clip_jax.sentence_piece import SentencePieceTokenizer
 from tests.models import SMALL_VIT, relative_error, small
+from tests.sentence_pieces import siglip_model
 from tests.siglip import SIGLIP
 
 EXPORTED = 1e-6  # relative, in float32
@@ -26,3 +28,19 @@ def test_embeddings_are_the_models(config, tmp_path):
     text = config.text
     tokens = rng.integers(0, text.vocab_size, (3, text.context_length), np.int32)
     assert relative_error(exported.texts(tokens), model.encode_text(tokens)) < EXPORTED
+
+
+@pytest.mark.parametrize("cleaning", ["siglip", "open_clip"])
+def test_a_tokenizer_travels_with_its_model(cleaning, tmp_path):
+    pytest.importorskip("sentencepiece")
+    length, content = SIGLIP.text.context_length, siglip_model()
+    tokenizer = SentencePieceTokenizer(length, "spiece.model", content, cleaning, pad_id=1)
+    text = dataclasses.replace(SIGLIP.text, vocab_size=tokenizer.vocab_size)
+    model = small(dataclasses.replace(SIGLIP, text=text))
+    export.export(model, tmp_path / "with", platforms=["cpu"], tokenizer=tokenizer)
+    texts = ["A pear", "two cats!"]
+    exported = export.load(tmp_path / "with")
+    assert relative_error(exported.texts(texts), model.encode_text(tokenizer(texts))) < EXPORTED
+    export.export(model, tmp_path / "without", platforms=["cpu"])
+    with pytest.raises(ValueError, match="spiece.model, a file that belongs in"):
+        export.load(tmp_path / "without").texts(texts)

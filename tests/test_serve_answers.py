@@ -88,7 +88,7 @@ def test_pages_are_the_parts_of_one_ranking(served):
     ("where", "holds"),
     [
         (["group=sea"], lambda i: i % 3 == 0),
-        ([f"group={GROUPS[2]}"], lambda i: i % 3 == 2),
+        ([f"group='{GROUPS[2]}'"], lambda i: i % 3 == 2),
         (["group!=sea"], lambda i: i % 3),
         (["year>=2000", "year < 2005"], lambda i: 2000 <= 1990 + i % 40 < 2005),
         (["year=1993"], lambda i: i % 40 == 3),
@@ -123,7 +123,7 @@ def test_texts_in_a_table_that_are_numbers_are_compared_as_numbers(model, tmp_pa
         assert [hit["caption"] for hit in hits] == ["t9", "t10", "t11"]
         hits = found.get("/api/rows", where="mixed>=9").json
         assert [hit["caption"] for hit in hits] == ["t9", "t10", "t11"]
-        hits = found.get("/api/rows", where="mixed!=9").json  # of text that is no number, too
+        hits = found.get("/api/rows", where="mixed!=9", k=20).json  # of text that is no number, too
         assert len(hits) == 11
         kinds = {each["name"]: each["kind"] for each in found.get("/api/about").json["columns"]}
         assert kinds == {"number": "choice", "mixed": "choice", "caption": "text"}

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from clip_jax.search.several import AllDamaged
+from clip_jax.weights.opened import DEFAULTS
 from tests.serving import serving
 
 pytest.importorskip("pyarrow")
@@ -18,7 +19,7 @@ def test_where_all_parts_are_gone_searches_say_so_and_go_on_saying_so(collection
 
     out = Path(shutil.copytree(collection / "out", tmp_path / "out"))
     how = {"exact": False, "fetch": False, "is_local": True, "token": None}
-    made, searcher = server._application(str(out), None, {}, **how)
+    made, searcher = server._application(str(out), None, DEFAULTS, **how)
     for part in out.glob("part-*.parquet"):
         part.unlink()
     with pytest.raises(AllDamaged):  # the command ends by this

@@ -88,7 +88,7 @@ def test_html_and_sql_are_words_like_others(served):
         found = served.get("/api/search", q=text, k=2)
         assert found.status == 200 and len(found.json) == 2
         assert found.headers["content-type"] == "application/json"
-    assert len(served.get("/api/rows", where=f"group={GROUPS[2]}", k=COUNT).json) == COUNT // 3
+    assert len(served.get("/api/rows", where=f"group='{GROUPS[2]}'", k=COUNT).json) == COUNT // 3
 
 
 @pytest.mark.parametrize("kind", ["bomb", "cut", "text", "svg", "nothing"])

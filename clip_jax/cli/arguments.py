@@ -253,8 +253,8 @@ def add_where(parser: argparse.ArgumentParser) -> None:
         type=condition,
         metavar="CONDITION",
         help="take only rows whose columns (of .tar files: fields of their .json members) fit: "
-        "'width>=256', lang=en, caption~sea, 'lang in en,de', \"caption!=''\"; of several, all must "
-        "hold",
+        "'width>=256', lang=en, caption~sea, 'lang in en,de', \"caption!=''\"; of several, all "
+        "must hold",
     )
 
 

@@ -80,15 +80,22 @@ def run(args: argparse.Namespace) -> int:
     from clip_jax import export, load
     from clip_jax.export.exporting import check_flatbuffers, check_replaceable
     from clip_jax.export.onnx import check_jax2onnx
+    from clip_jax.weights.opened import DEFAULTS, open_model
 
     to_onnx = args.to == "onnx"
     _check_options(args, to_onnx)
     # Before weights are loaded in vain, or even downloaded.
     check_jax2onnx() if to_onnx else check_flatbuffers()
     check_replaceable(args.folder, args.force)
-    model, _ = load(args.model)
+    opened = open_model(args.model, DEFAULTS, load)
+    model = opened.model
     complain("tracing the towers and lowering them ...")
-    common = {"batch": args.batch, "normalize": args.normalize, "replace": args.force}
+    common = {
+        "batch": args.batch,
+        "normalize": args.normalize,
+        "tokenizer": opened.tokenizer,
+        "replace": args.force,
+    }
     try:
         if to_onnx:
             export.export_onnx(model, args.folder, layout=args.layout or "nhwc", **common)

@@ -13,7 +13,7 @@ import numpy as np
 from jax import export as jax_export
 from jax.typing import DTypeLike
 
-from clip_jax.convert.huggingface_tokenizer import tokenizer_files
+from clip_jax.convert.huggingface_tokenizer import folder_files
 from clip_jax.convert.safetensors import write_safetensors
 from clip_jax.export.manifest import (
     FORMAT,
@@ -31,6 +31,7 @@ from clip_jax.export.programs import Function, Functions, ImageInput, functions_
 from clip_jax.image_size import sides_of
 from clip_jax.nn import CLIP
 from clip_jax.replace import replacing
+from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.version import __version__
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -48,6 +49,7 @@ def export(
     dtype: DTypeLike | None = None,
     normalize: bool = False,
     weights: Literal["beside", "inside"] = "beside",
+    tokenizer: AnyTokenizer | None = None,
     replace: bool = False,
 ) -> None:
     """Writes a folder from which JAX embeds images and texts without this package.
@@ -70,6 +72,8 @@ def export(
             model's.
         normalize: whether to divide each embedding by its L2 norm.
         weights: "beside" the programs in a file, or "inside" both of them, below 2 GB.
+        tokenizer: a SigLIP model's own, or one with tokens added to CLIP's, as
+            `clip_jax.load_tokenizer` returns it; its files are written in place of CLIP's.
         replace: whether to replace an exported folder that exists.
 
     Raises:
@@ -107,7 +111,7 @@ def export(
         )
     }
     with replacing(target, replace=True) as new:
-        for name, content in tokenizer_files(model.config.text).items():
+        for name, content in folder_files(model.config.text, tokenizer).items():
             (new / name).write_bytes(content)
         script = resources.files("clip_jax.data").joinpath("run_exported.py").read_bytes()
         (new / RUN).write_bytes(script)

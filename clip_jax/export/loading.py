@@ -1,5 +1,6 @@
 """`load`: encode functions from an exported folder."""
 
+import functools
 import json
 import os
 from collections.abc import Sequence
@@ -19,7 +20,8 @@ from clip_jax.export.manifest import WEIGHTS, Manifest, check_content, read_mani
 from clip_jax.inputs import as_tokens
 from clip_jax.nn.pixels import normalize_pixels
 from clip_jax.nn.text import pooled_positions
-from clip_jax.tokenizer import tokenize
+from clip_jax.sentence_piece import AnyTokenizer
+from clip_jax.weights.tokenizers import tokenizer_beside
 
 BATCH_SIZE = 32
 TEXT_LENGTHS = (8, 16, 32)  # and the context length
@@ -39,9 +41,10 @@ class ExportedModel:
         manifest: Manifest,
         programs: dict[str, jax_export.Exported],
         weights: tuple[dict[str, jax.Array], ...],
+        folder: Path,
     ):
-        """Takes what `load` has read."""
-        self.manifest = manifest
+        """Takes what `load` has read; the tokenizer is read from the folder for the first texts."""
+        self.manifest, self._folder = manifest, folder
         self.config = CLIPConfig.from_json(json.dumps(manifest.config))
         self._programs = {kind: jax.jit(program.call) for kind, program in programs.items()}
         self._weights = weights
@@ -88,18 +91,22 @@ class ExportedModel:
 
         Raises:
             ValueError: a text is too long, ids have a wrong shape or are out of range, or strings
-                are given to a model whose tokenizer isn't CLIP's.
+                are given where the tokenizer isn't CLIP's and wasn't exported.
+            ModuleNotFoundError: the extra `siglip` is missing, for strings of SigLIP.
         """
         text = self.config.text
         if not hasattr(texts, "dtype"):
-            text.check_strings()
-            texts = tokenize(texts, text.context_length)  # pyright: ignore[reportArgumentType]
+            texts = self._tokenizer(texts)  # pyright: ignore[reportArgumentType]
         tokens = np.asarray(as_tokens(np.asarray(texts), text), np.int32)
         if self.manifest.programs["text"].input.shape[1] == "l" and len(tokens):
             # The same few lengths as an encoder's, so that few programs are compiled.
             longest = int(np.max(pooled_positions(tokens, text))) + 1
             tokens = tokens[:, : next((n for n in TEXT_LENGTHS if n >= longest), None)]
         return self._run("text", tokens)
+
+    @functools.cached_property
+    def _tokenizer(self) -> AnyTokenizer:
+        return tokenizer_beside(self._folder, self.config)
 
     def _run(self, kind: str, rows: np.ndarray) -> Float[np.ndarray, "b d"]:
         parts = []
@@ -149,7 +156,7 @@ def load(folder: str | os.PathLike[str]) -> ExportedModel:
         kind: _program(folder / program.file) for kind, program in manifest.programs.items()
     }
     weights = (_weights(folder / WEIGHTS),) if manifest.weights == "beside" else ()
-    return ExportedModel(manifest, programs, weights)
+    return ExportedModel(manifest, programs, weights, folder)
 
 
 def _program(path: Path) -> jax_export.Exported:

@@ -17,12 +17,13 @@ from clip_jax.backends.half import cast
 from clip_jax.backends.onnx.apply import use_onnx_operators
 from clip_jax.backends.onnx.node import OPSET, node
 from clip_jax.backends.onnx.towers import text_features
-from clip_jax.convert.huggingface_tokenizer import tokenizer_files
+from clip_jax.convert.huggingface_tokenizer import folder_files
 from clip_jax.export.exporting import check_batch, check_evaluating, check_replaceable, image_sides
 from clip_jax.export.manifest import NAME, ONNX_FORMAT, VERSION, File
 from clip_jax.nn import CLIP, normalize
 from clip_jax.nn.tree import variables
 from clip_jax.replace import replacing
+from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.version import __version__
 
 Layout = Literal["nhwc", "nchw"]
@@ -39,6 +40,7 @@ def export_onnx(
     layout: Layout = "nhwc",
     batch: int | None = None,
     normalize: bool = False,
+    tokenizer: AnyTokenizer | None = None,
     replace: bool = False,
 ) -> None:
     """Writes a folder of ONNX graphs, which embed images and texts by ONNX Runtime and others.
@@ -54,6 +56,8 @@ def export_onnx(
             (b, 3, n, n), which most other programs make.
         batch: rows of a batch; by default any number from 1 on.
         normalize: whether to divide each embedding by its L2 norm.
+        tokenizer: a SigLIP model's own, or one with tokens added to CLIP's, as
+            `clip_jax.load_tokenizer` returns it; its files are written in place of CLIP's.
         replace: whether to replace an exported folder that exists.
 
     Raises:
@@ -76,7 +80,7 @@ def export_onnx(
         "text": _text_graph(model, batch, normalize),
     }
     with replacing(target, replace=True) as new:
-        for name, content in tokenizer_files(model.config.text).items():
+        for name, content in folder_files(model.config.text, tokenizer).items():
             (new / name).write_bytes(content)
         for name, graph in ((IMAGE, graphs["image"]), (TEXT, graphs["text"])):
             _write(graph, new / name)

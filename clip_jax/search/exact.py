@@ -101,7 +101,12 @@ def search(
     out = folder(out)
     job = finished_job(out)
     options = LoadOptions(
-        activation, num_heads, preprocessing or "openai", image_size, position_resize, drop_remainder
+        activation=activation,
+        num_heads=num_heads,
+        preprocessing=preprocessing or "openai",
+        image_size=image_size,
+        position_resize=position_resize,
+        drop_remainder=drop_remainder,
     )
     # Before the model is loaded, which takes longer than to find that the index is of no use.
     index = open_index(out) if approximate else None

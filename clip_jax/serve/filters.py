@@ -63,7 +63,11 @@ def _comparison(condition: Condition, type_: Any) -> Comparison:
         inner = _comparison(condition, type_.value_type)
         return lambda column: inner(column.cast(type_.value_type))
     each = [_with(condition, value, type_) for value in condition.values]
-    return lambda column: functools.reduce(pc.or_kleene, (compare(column) for compare in each))
+
+    def either(one: Any, other: Any) -> Any:
+        return pc.call_function("or_kleene", [one, other])
+
+    return lambda column: functools.reduce(either, (met(column) for met in each))
 
 
 def _with(condition: Condition, value: Value, type_: Any) -> Comparison:
@@ -87,7 +91,7 @@ def _with(condition: Condition, value: Value, type_: Any) -> Comparison:
 
         def compared(column: Any) -> Any:
             met = pc.fill_null(compare(_numbers(column), number), is_not)
-            return pc.and_(met, pc.is_valid(column))
+            return pc.call_function("and", [met, column.is_valid()])
 
         return compared
     if pa.types.is_boolean(type_):
@@ -118,8 +122,12 @@ def _with(condition: Condition, value: Value, type_: Any) -> Comparison:
 
 def as_numbers(column: Any) -> Any:
     """Returns an Arrow column of texts as float64; None if not all of them are numbers."""
-    numbers = _numbers(column)
-    return numbers if numbers.null_count == column.null_count else None
+    import pyarrow as pa
+
+    try:
+        return column.cast(pa.float64())
+    except pa.ArrowException:
+        return None
 
 
 def _numbers(column: Any) -> Any:
@@ -128,8 +136,10 @@ def _numbers(column: Any) -> Any:
     import pyarrow.compute as pc
 
     texts = pc.call_function("utf8_trim_whitespace", [column])
-    are = pc.match_substring_regex(texts, _NUMBER)
-    texts = pc.if_else(are, pc.call_function("utf8_ltrim", [texts], pc.TrimOptions("+")), None)
+    options = pc.MatchSubstringOptions(_NUMBER)
+    are = pc.call_function("match_substring_regex", [texts], options)
+    plain = pc.call_function("utf8_ltrim", [texts], pc.TrimOptions("+"))
+    texts = pc.call_function("if_else", [are, plain, pa.scalar(None, plain.type)])
     return texts.cast(pa.float64())
 
 

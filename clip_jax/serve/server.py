@@ -96,7 +96,12 @@ def serve(
             "to show; or host=127.0.0.1"
         )
     options = LoadOptions(
-        activation, num_heads, preprocessing or "openai", image_size, position_resize, drop_remainder
+        activation=activation,
+        num_heads=num_heads,
+        preprocessing=preprocessing or "openai",
+        image_size=image_size,
+        position_resize=position_resize,
+        drop_remainder=drop_remainder,
     )
     with contextlib.closing(_listening(host, port)) as listener:
         announce("loading the model and the columns")

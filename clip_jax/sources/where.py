@@ -133,18 +133,19 @@ def parse_condition(text: str, names: Collection[str] = ()) -> Condition:
     Raises:
         ValueError: it is none; the message says what was expected.
     """
+    quoted = text
     for name in sorted(names, key=len, reverse=True):
         if text.startswith(name) and _OPERATOR.match(text, len(name)):
-            text = _in_quotes(name, '"') + text[len(name) :]
+            quoted = _in_quotes(name, '"') + text[len(name) :]
             break
-    found = _CONDITION.fullmatch(text)
+    found = _CONDITION.fullmatch(quoted)
     if found is None or not (found["sign"] or found["word"]):
         raise ValueError(
             f"expected a condition as where: a column, one of {', '.join(OPERATORS)}, and a "
             f"value; {FORMS}. Got {text!r}"
         )
-    bare, quoted = found["bare"], found["quoted"]
-    name = bare.strip() if bare else quoted.replace('""', '"')
+    bare = found["bare"]
+    name = bare.strip() if bare else found["quoted"].replace('""', '"')
     operator = found["word"] or found["sign"].replace("==", "=")
     rest = found["rest"].strip()
     if operator == "in":

@@ -129,6 +129,18 @@ def with_tokenizer_of(folder: Path, config: CLIPConfig) -> CLIPConfig:
     return dataclasses.replace(config, text=dataclasses.replace(config.text, tokenizer=other))
 
 
+def tokenizer_beside(folder: Path, config: CLIPConfig) -> AnyTokenizer:
+    """Returns the tokenizer whose files lie in a folder, of a model of that configuration.
+
+    Raises:
+        CheckpointError: the files are damaged, or another model's.
+        ModuleNotFoundError: the library that reads it isn't installed.
+    """
+    names = set(os.listdir(folder))
+    found = sentence_piece_of(folder, names, json.loads(config.to_json()))
+    return found or _of_native(folder, names, config.text, "openai")
+
+
 def _of_folder(folder: Path, cleaning: Rules) -> AnyTokenizer:
     names = set(os.listdir(folder))
     config = read_json(folder / CONFIG) if CONFIG in names else {}
@@ -176,6 +188,8 @@ def _of_native(folder: Path, names: set[str], text: TextConfig, cleaning: Rules)
         return own
     settings = read_json(folder / SETTINGS, MAX_INDEX_BYTES)
     added = _decoder(settings)
+    if not _beyond(added):
+        return own
     pad_id = _pad_id(settings.get("pad_token"), {"!": 0}, added.values(), 0)
     return dataclasses.replace(own, pad_id=pad_id, added=_beyond(added), missing=text.tokenizer)
 
