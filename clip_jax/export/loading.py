@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +48,7 @@ class ExportedModel:
         self.manifest, self._folder = manifest, folder
         self.config = CLIPConfig.from_json(json.dumps(manifest.config))
         self._programs = {kind: jax.jit(program.call) for kind, program in programs.items()}
+        self._of_pixels = jax.jit(self._from_pixels)
         self._weights = weights
         rows = manifest.programs["image"].input.shape[0]
         self.batch_size = rows if isinstance(rows, int) else BATCH_SIZE
@@ -122,10 +124,15 @@ class ExportedModel:
         argument = jnp.asarray(batch)
         if kind == "image" and self.manifest.programs["image"].input.dtype != "uint8":
             if argument.dtype == jnp.uint8:
-                with jax.numpy_rank_promotion("allow"):
-                    argument = normalize_pixels(argument, self.manifest.mean, self.manifest.std)
+                return np.asarray(self._of_pixels(*self._weights, argument))
             argument = argument.astype(jnp.float32)
         return np.asarray(self._programs[kind](*self._weights, argument))
+
+    def _from_pixels(self, *arguments: Any) -> jax.Array:
+        *weights, pixels = arguments
+        with jax.numpy_rank_promotion("allow"):
+            images = normalize_pixels(pixels, self.manifest.mean, self.manifest.std)
+        return self._programs["image"](*weights, images)
 
 
 def load(folder: str | os.PathLike[str]) -> ExportedModel:
