@@ -90,20 +90,12 @@ def save_parameters(
         raise ValueError(f"the parameters do not fit the configuration:\n{listed(problems)}")
     target = Path(os.path.realpath(folder))  # a link stays a link
     _check_replaceable(target)
-    try:
-        with replacing(target, replace=replace) as new:
-            _write(new / CONFIG, config.to_json().encode())
-            for name, content in (tokenizer_files or {}).items():
-                _write(new / name, content)
-            write_safetensors(
-                new / WEIGHTS, arrays, dtype, {"format": "clip_jax", "version": VERSION}
-            )
-            _check_replaceable(target)  # again: it may have changed meanwhile
-    except FileExistsError:
-        raise
-    except OSError as error:
-        # A full disk's own error names no path.
-        raise OSError(error.errno, error.strerror, str(error.filename or target)) from None
+    with replacing(target, replace=replace) as new:
+        _write(new / CONFIG, config.to_json().encode())
+        for name, content in (tokenizer_files or {}).items():
+            _write(new / name, content)
+        write_safetensors(new / WEIGHTS, arrays, dtype, {"format": "clip_jax", "version": VERSION})
+        _check_replaceable(target)  # again: it may have changed meanwhile
 
 
 def _write(path: Path, content: bytes) -> None:
