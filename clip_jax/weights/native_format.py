@@ -24,7 +24,7 @@ from clip_jax.model_tokenizer import SETTINGS
 from clip_jax.nn import CLIP, flatten, misfits, parameters, unflatten
 from clip_jax.nn.tree import listed
 from clip_jax.replace import replacing
-from clip_jax.sentence_piece import RULES, VOCABULARIES, AnyTokenizer
+from clip_jax.sentence_piece import RULES, VOCABULARIES, AnyTokenizer, check_belongs
 from clip_jax.shapes import check_blocks, parameter_shapes
 from clip_jax.weights.places import VERSION
 
@@ -56,8 +56,18 @@ def save(
     Raises:
         FileExistsError: `folder` exists and is no native model.
         OSError: it can't be written; nothing is left behind.
+        TypeError: `model` is no model of both towers, or `tokenizer` no tokenizer.
+        ValueError: `tokenizer` is another model's.
     """
-    files = {} if tokenizer is None else tokenizer.files()
+    if not isinstance(getattr(model, "config", None), CLIPConfig):
+        raise TypeError(
+            f"model must be one of both towers, as clip_jax.load returns it. "
+            f"Got {type(model).__name__}."
+        )
+    files = {}
+    if tokenizer is not None:
+        check_belongs(tokenizer, model.config.text.vocab_size)
+        files = tokenizer.files()
     save_parameters(model.config, parameters(model), folder, tokenizer_files=files)
 
 
