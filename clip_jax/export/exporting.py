@@ -1,8 +1,9 @@
 """`export`: writes a model as StableHLO programs, its weights and a manifest."""
 
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Literal
@@ -172,7 +173,24 @@ def _exported(
         jitted, shapes = jax.jit(function), (shapes_of(functions.weights), argument)
     else:
         jitted, shapes = jax.jit(lambda rows: function(functions.weights, rows)), (argument,)
-    return jax_export.export(jitted, platforms=platforms)(*shapes)
+    with _without_folders():
+        return jax_export.export(jitted, platforms=platforms)(*shapes)
+
+
+@contextlib.contextmanager
+def _without_folders() -> Iterator[None]:
+    """Keeps the names of this machine's folders out of the programs lowered in the block.
+
+    Programs say from which lines of code their operations come. With its folders, two machines
+    would write different files of one model, and give away where its owner keeps what.
+    """
+    name = "jax_hlo_source_file_canonicalization_regex"
+    before = getattr(jax.config, name)
+    jax.config.update(name, "^.*/")
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _manifest(
