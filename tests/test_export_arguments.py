@@ -1,14 +1,17 @@
 """What is asked of an export is checked before anything is traced or written."""
 
 import dataclasses
+import json
 import os
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import clip_jax
 from clip_jax import export
-from clip_jax.convert import to_huggingface
+from clip_jax.convert import to_huggingface, to_pytorch
+from clip_jax.model_tokenizer import Tokenizer
 from clip_jax.nn import parameters
 from clip_jax.sentence_piece import SentencePieceTokenizer
 from tests.calls import runner
@@ -88,6 +91,12 @@ def test_another_models_tokenizer_is_not_written(model, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_cleaning_that_the_folder_does_not_keep_is_refused(model, tmp_path):
+    """Its strings would have other ids there than from the tokenizer that was given."""
+    tokenizer = Tokenizer(77, "huggingface")
+    refused(model, tmp_path, ValueError, "cleaned as OpenAI's", tokenizer=tokenizer)
+
+
 def test_a_link_that_leads_to_itself_is_no_exported_model(model, tmp_path):
     (tmp_path / "loop").symlink_to("loop")
     with pytest.raises(FileExistsError, match="loop exists and is no exported model"):
@@ -106,6 +115,21 @@ def test_the_command_says_it_before_it_looks_for_the_model(tmp_path, capsys, opt
     pytest.importorskip("flatbuffers")
     status, _, errors = runner(capsys)("export", tmp_path / "none", tmp_path / "out", *options)
     assert status == 2 and len(errors) == 1 and message in errors[0]
+
+
+def test_the_command_takes_what_a_bare_file_does_not_say(tmp_path, capsys):
+    config = dataclasses.replace(
+        SMALL_VIT,
+        activation="gelu",
+        text=dataclasses.replace(SMALL_VIT.text, num_heads=2),
+    )
+    save_file(to_pytorch(config, parameters(small(config))), tmp_path / "bare.safetensors")
+    folders = (str(tmp_path / name) for name in ("bare.safetensors", "out"))
+    run = runner(capsys, "export", *folders, "--platforms", "cpu")
+    heads = f"{config.vision.num_heads},2"
+    assert run("--activation", "gelu", "--num-heads", heads)[0] == 0
+    written = json.loads((tmp_path / "out" / "manifest.json").read_text())["config"]
+    assert written["activation"] == "gelu" and written["text"]["num_heads"] == 2
 
 
 def test_the_command_exports_at_another_image_size(tmp_path, capsys):

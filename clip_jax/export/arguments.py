@@ -86,6 +86,16 @@ def check_tokenizer(tokenizer: AnyTokenizer | None, text: TextConfig) -> None:
         check_belongs(tokenizer, text.vocab_size)
 
 
+def check_cleaning(tokenizer: AnyTokenizer | None) -> None:
+    """Raises ValueError for a cleaning of CLIP's texts that no exported folder keeps."""
+    if getattr(tokenizer, "rules", "openai") == "huggingface":
+        raise ValueError(
+            "texts of an exported folder are cleaned as OpenAI's, and this tokenizer cleans them "
+            "as Hugging Face's: give one that was loaded without preprocessing=, and the ids that "
+            "this one makes to the exported model in place of strings."
+        )
+
+
 def as_batch(batch: int | None) -> int | None:
     """Returns a number of rows, or None for any; raises ValueError for anything else."""
     if batch is None:

@@ -18,6 +18,7 @@ from clip_jax.convert.huggingface_tokenizer import folder_files
 from clip_jax.convert.safetensors import write_safetensors
 from clip_jax.export.arguments import (
     Options,
+    check_cleaning,
     check_flatbuffers,
     check_model,
     check_replaceable,
@@ -98,6 +99,7 @@ def export(
     """
     check_model(model)
     check_tokenizer(tokenizer, model.config.text)
+    check_cleaning(tokenizer)
     options = Options.of(
         platforms=platforms,
         batch=batch,
