@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.channels import CLIPPED, Losses, is_clipped
+from clip_jax.channels import CLIPPED, FRAMES, Losses, has_frames, is_clipped
 from clip_jax.errors import Unreachable, is_exhausted
 from clip_jax.naming import reading
 from clip_jax.preprocess import Fit, decode_image
@@ -154,6 +154,8 @@ def batches(
             _check_shape(image.size, image_size * config.scale[1], config.fit)
             if is_clipped(image) and (not config.scale_16_bit or image.mode == "F"):
                 skipped.losses.add((CLIPPED,), pair.key)
+            if has_frames(image):
+                skipped.losses.add((FRAMES,), pair.key)
             pixels = augment(image, image_size, config, rng)
         except Exception as error:  # decoders raise errors of any kind
             _raise_if_exhausted(error, pair.key)
