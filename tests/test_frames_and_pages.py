@@ -11,6 +11,7 @@ from clip_jax.channels import FRAMES
 from clip_jax.embed import embed
 from clip_jax.evaluate import zeroshot
 from clip_jax.preprocess import Preprocess, decode_image, open_image
+from clip_jax.train.data import Skipped
 from tests.calls import runner
 from tests.models import SMALL_VIT, random_images, small
 
@@ -39,10 +40,9 @@ def test_further_frames_are_known_and_change_no_pixel(ending):
 def test_a_gif_that_is_cut_behind_its_first_frame_is_read():
     whole = encoded("gif", 3)
     begin = len(encoded("gif", 1))  # somewhere in the second
-    for end in range(begin, len(whole), 97):
-        image = decode_image(whole[:end])
-        assert PREPROCESS.pixels(image).shape == (32, 32, 3)
-    assert PREPROCESS.losses(image) == (FRAMES,)
+    for end in (*range(begin, len(whole), 97), len(whole) - 1):
+        assert PREPROCESS.pixels(decode_image(whole[:end])).shape == (32, 32, 3)
+    assert PREPROCESS.losses(decode_image(whole[:-1])) == (FRAMES,)
 
 
 def test_a_phones_picture_in_two_sizes_is_one_picture(tmp_path):
@@ -78,3 +78,12 @@ def test_a_job_an_evaluation_and_classify_tell_how_many(folder, tmp_path_factory
     status, out, err = run(folder, "--labels", "cat", "dog", "--model", "emoji", "--json")
     assert status == 0 and len(json.loads(out)) == 4
     assert told in " ".join(err)
+
+
+def test_a_training_counts_a_picture_once_however_many_epochs_it_takes():
+    skipped = Skipped(1.0, num_pairs=2)
+    for key in ("a", "b") * 3:
+        skipped.lost([FRAMES], key)
+        skipped.add(None)
+    (sentence,) = skipped.losses.sentences()
+    assert sentence.startswith("2 pictures have several frames") and sentence.endswith("(a, b)")
