@@ -1,6 +1,7 @@
 """Names of classes that can't be told apart, or are no names."""
 
 import warnings
+from typing import Any
 
 import pytest
 
@@ -45,7 +46,8 @@ def test_names_that_differ_to_a_tokenizer_are_two(model):
 
 
 def test_a_dictionary_or_a_text_are_no_list_of_names(model, tmp_path):
-    for names in ({"cat": "a cat", "dog": "a dog"}, "cat"):
+    wrong: tuple[Any, ...] = ({"cat": "a cat", "dog": "a dog"}, "cat")
+    for names in wrong:
         with pytest.raises(TypeError, match="class_names must be a sequence of strings"):
             ZeroShotClassifier(model, names)
         for folder in ("cat", "dog"):

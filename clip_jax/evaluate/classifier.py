@@ -18,6 +18,7 @@ from clip_jax.evaluate.scores import sigmoid
 from clip_jax.inputs import as_tokens
 from clip_jax.messages import counted, some
 from clip_jax.nn import CLIP, model_digest
+from clip_jax.nn.clip import check_model
 from clip_jax.nn.text import pooled_positions
 from clip_jax.tokenizer import tokenize
 
@@ -78,13 +79,14 @@ class ZeroShotClassifier:
         Raises:
             ValueError: a name is blank, a template has no `{}`, a prompt is too long for the model,
                 or the weights are damaged.
-            TypeError: a name or a template is not a string.
+            TypeError: a name or a template is not a string; or it is no model.
 
         Warns:
             UserWarning: classes have the same name, as two pairs of ImageNet's published 1,000
                 have. Their scores are equal, so that the first is predicted for both. Or there is
                 one class only, which has all of the softmax.
         """
+        check_model(model)
         self.class_names, self.templates = check_prompts(class_names, templates)
         self.is_independent = isinstance(model.config, SigLIPConfig)
         self._encoder = Encoder(model, batch_size=batch_size)
