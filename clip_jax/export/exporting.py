@@ -30,6 +30,7 @@ from clip_jax.export.manifest import (
 from clip_jax.export.programs import Function, Functions, ImageInput, functions_of, shapes_of
 from clip_jax.image_size import sides_of
 from clip_jax.nn import CLIP
+from clip_jax.nn.clip import check_model
 from clip_jax.replace import replacing
 from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.version import __version__
@@ -90,8 +91,9 @@ def export(
         >>> clip_jax.export.load(folder).texts(["a pear"]).shape
         (1, 128)
     """
+    check_evaluating(model)
     dtype = np.dtype(model.dtype if dtype is None else dtype)
-    _check(model, platforms, batch, image_input, frame_size, dtype, weights)
+    _check(platforms, batch, image_input, frame_size, dtype, weights)
     check_flatbuffers()
     target = Path(os.path.realpath(folder))  # a link stays a link
     check_replaceable(target, replace)
@@ -137,7 +139,8 @@ def check_flatbuffers() -> None:
 
 
 def check_evaluating(model: CLIP) -> None:
-    """Raises ValueError if a model is in training mode."""
+    """Raises ValueError if a model is in training mode, TypeError if it is none."""
+    check_model(model)
     if not model.use_running_average:
         raise ValueError("the model is in training mode: call model.eval() first.")
 
@@ -149,7 +152,6 @@ def check_batch(batch: int | None) -> None:
 
 
 def _check(
-    model: CLIP,
     platforms: Sequence[str],
     batch: int | None,
     image_input: str,
@@ -157,7 +159,6 @@ def _check(
     dtype: np.dtype,
     weights: str,
 ) -> None:
-    check_evaluating(model)
     names = [platforms] if isinstance(platforms, str) else list(platforms)
     if unknown := [name for name in names if name not in PLATFORMS]:
         hint = "; for GPUs say cuda or rocm" if "gpu" in unknown else ""

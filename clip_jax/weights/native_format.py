@@ -22,6 +22,7 @@ from clip_jax.convert.safetensors import NAMES, read_safetensors, write_safetens
 from clip_jax.errors import CheckpointError, is_exhausted
 from clip_jax.model_tokenizer import SETTINGS
 from clip_jax.nn import CLIP, flatten, misfits, parameters, unflatten
+from clip_jax.nn.clip import check_model
 from clip_jax.nn.tree import listed
 from clip_jax.replace import replacing
 from clip_jax.sentence_piece import RULES, VOCABULARIES, AnyTokenizer
@@ -56,7 +57,9 @@ def save(
     Raises:
         FileExistsError: `folder` exists and is no native model.
         OSError: it can't be written; nothing is left behind.
+        TypeError: it is no model.
     """
+    check_model(model)
     files = {} if tokenizer is None else tokenizer.files()
     save_parameters(model.config, parameters(model), folder, tokenizer_files=files)
 
