@@ -1,6 +1,7 @@
 """Checks a model's inputs."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from clip_jax.config import CLIP_VOCAB_SIZE, TextConfig
 from clip_jax.image_size import ImageSize, sides_of
 from clip_jax.messages import some
 
+# No model's normalised pixels come near: white is at 2.8 with CLIP's constants, at 1 with SigLIP's.
+NORMALISED = 20
+_STRIDE = 101  # no multiple of 3, so that all channels are looked at
 # What to do about a model with ids behind CLIP's end token of which nothing says what they are.
 SAY_THE_END = (
     f'say in the configuration, config.text, pooling="eos" and eos_id={CLIP_VOCAB_SIZE - 1} if '
@@ -49,7 +53,7 @@ def as_images(
             hint = " That is NCHW, PyTorch's order: give images.transpose(0, 2, 3, 1)."
         elif _is_picture(given):
             hint = " Make arrays of pictures with the model's preprocess: preprocess([picture])."
-        elif len(shape) == 3:
+        elif len(shape) == 3 and shape[2] == 3:
             hint = " One image needs a batch axis too: give images[None]."
         elif len(shape) == 4 and shape[3] == 3:
             hint = (
@@ -59,7 +63,20 @@ def as_images(
         raise ValueError(f"images must have shape (batch, {n}, {m}, 3). Got {shape}.{hint}")
     if dtype != jnp.uint8 and not is_float(dtype):
         raise ValueError(f"images must be uint8 pixels or normalised floats. Got {dtype}.")
+    if isinstance(images, np.ndarray) and dtype != jnp.uint8:
+        _warn_of_pixels(images)
     return for_layers(images)
+
+
+def _warn_of_pixels(images: np.ndarray) -> None:
+    """Warns of floats that are pixels, by some of them; only on the host, as for ids."""
+    largest = float(np.max(images.reshape(-1)[::_STRIDE], initial=0))
+    if NORMALISED < largest < float("inf"):
+        warnings.warn(
+            f"images are floats up to {largest:.4g}, but normalised ones are below {NORMALISED}: "
+            f"give pixels as uint8, or take the floats of the model's preprocess",
+            stacklevel=4,
+        )
 
 
 def as_tokens(

@@ -96,7 +96,8 @@ class SentencePieceTokenizer:
             if len(ids) >= self.context_length and not truncate:
                 raise ValueError(
                     f"{shortened(text)} has {len(ids) + 1} tokens with its end, more than the "
-                    f"context length of {self.context_length}; pass truncate=True to cut it"
+                    f"context length of {self.context_length}; its tokenizer, called with "
+                    "truncate=True, cuts it"
                 )
             ids = ids[: self.context_length - 1]
             flat.extend(ids)

@@ -130,6 +130,9 @@ def handled(say: Callable[[str], None]) -> Iterator[None]:
         stop = state.stop
         if stop is None or type(error) is type(stop):
             raise
+        notes = getattr(error, "__notes__", ()) if isinstance(error, Stop) else ()
+        for note in notes or filter(None, (state.kept,)):
+            stop.add_note(note)
         raise stop from error
     finally:
         state.is_over = True  # signals are ignored from here on
@@ -167,7 +170,7 @@ def limit(grace: float) -> None:
 
 @contextlib.contextmanager
 def deferred(
-    grace: float = GRACE,
+    grace: float | None = GRACE,
     *,
     numbers: Collection[int] = tuple(_STOPS),
     may_go_on: Callable[[], bool] | None = None,
@@ -187,7 +190,7 @@ def deferred(
                     raise stop
 
     Args:
-        grace: seconds after the signal in which the process must end.
+        grace: seconds after the signal in which the process must end; None for what it has anyway.
         numbers: the signals to defer; others are raised at once.
         may_go_on: called when the signal comes, anywhere in the block; whether to defer it, as what
             is under way is likely to end in time (`LIKELY`). It is raised then if it hasn't. By
@@ -200,6 +203,7 @@ def deferred(
     if state is None:
         yield lambda: None
         return
+    grace = state.limit / WHOLE if grace is None else grace
     state.deferred, state.granted, state.may_go_on = numbers, numbers, may_go_on
     state.within = math.inf if may_go_on is None else LIKELY * grace
     state.grace = WHOLE * grace

@@ -70,7 +70,9 @@ def test_a_tower_alone_is_not_exported(model, tmp_path):
     refused(model.visual, tmp_path, TypeError, "Got VisionTransformer")
 
 
-@pytest.mark.parametrize("what", [5, "spiece.model", clip_jax.tokenize], ids=repr)
+@pytest.mark.parametrize(
+    "what", [5, "spiece.model", clip_jax.tokenize], ids=["number", "name", "function"]
+)
 def test_what_is_no_tokenizer_is_refused(model, tmp_path, what):
     message = "tokenizer must be one that clip_jax.load_tokenizer returns"
     refused(model, tmp_path, TypeError, message, tokenizer=what)

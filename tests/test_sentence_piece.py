@@ -139,7 +139,10 @@ def test_texts_are_always_padded_to_the_context_and_end_with_1():
         assert 0 < length < 8 and (rows[1, length + 1 :] == tokenizer.pad_id).all()
         assert tokenizer([]).shape == (0, LENGTH)
         np.testing.assert_array_equal(tokenizer("a dog"), rows[1:2])
-        with pytest.raises(ValueError, match="more than the context length of 16; pass truncate"):
+        with pytest.raises(
+            ValueError,
+            match="more than the context length of 16; its tokenizer, called with truncate",
+        ):
             tokenizer("a dog " * 20)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import os
 import re
 import signal
 from typing import Any, get_args
@@ -66,10 +67,14 @@ def label(text: str) -> str:
     """Returns a label.
 
     Raises:
-        argparse.ArgumentTypeError: it is blank or not valid UTF-8.
+        argparse.ArgumentTypeError: it is blank, not valid UTF-8, or a file.
     """
     if not text.strip():
         raise argparse.ArgumentTypeError("a label must not be empty or blank")
+    if os.path.splitext(text)[1] and os.path.isfile(text):
+        raise argparse.ArgumentTypeError(
+            f"{text} is a file, expected a label: give what the pictures may show, such as dog cat"
+        )
     return _encodable(text)
 
 

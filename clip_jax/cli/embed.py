@@ -161,7 +161,12 @@ def add(commands: Any) -> None:
         metavar="N",
         help="stop when more rows than this fail",
     )
-    add_stopping(parser, 30, "the part under way is finished if that is likely in time, or dropped")
+    add_stopping(
+        parser,
+        30,
+        "the part under way is finished if that is likely in time, or dropped; on a Ray cluster "
+        "all parts under way are dropped",
+    )
     parser.set_defaults(run=run, kept=GOES_ON)
 
 

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from clip_jax.config import CLIPConfig, TextConfig
+from clip_jax.config import TextConfig
 from clip_jax.export.manifest import FORMAT, NAME
 from clip_jax.export.programs import ImageInput
 from clip_jax.nn import CLIP
-from clip_jax.nn.clip import check_dtype
+from clip_jax.nn.clip import check_dtype, check_model
 from clip_jax.sentence_piece import AnyTokenizer, check_belongs
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -51,7 +51,7 @@ class Options:
         weights: str,
     ) -> "Options":
         """Returns the options; raises ValueError if one is wrong, or they don't go together."""
-        names, computed = _as_platforms(platforms), _as_dtype(dtype)
+        names, computed = _as_platforms(platforms), check_dtype(dtype)
         if computed == jnp.float16 and "tpu" in names:
             raise ValueError(
                 "TPUs don't compute in float16: give bfloat16, or platforms without tpu."
@@ -69,13 +69,9 @@ class Options:
         return cls(names, as_batch(batch), sides, computed)
 
 
-def check_model(model: CLIP) -> None:
-    """Raises TypeError if it is no model of both towers, ValueError if it is in training mode."""
-    if not isinstance(getattr(model, "config", None), CLIPConfig):
-        raise TypeError(
-            f"model must be one of both towers, as clip_jax.load returns it. "
-            f"Got {type(model).__name__}."
-        )
+def check_evaluating(model: CLIP) -> None:
+    """Raises ValueError if a model is in training mode, TypeError if it is none."""
+    check_model(model)
     if not model.use_running_average:
         raise ValueError("the model is in training mode: call model.eval() first.")
 
@@ -148,13 +144,6 @@ def _as_platforms(platforms: Sequence[str]) -> tuple[str, ...]:
     if not names or len(set(names)) < len(names):
         raise ValueError(f"platforms must be named once each, at least one. Got {names}.")
     return tuple(names)
-
-
-def _as_dtype(dtype: DTypeLike) -> np.dtype:
-    try:
-        return check_dtype(dtype)
-    except TypeError:  # NumPy's message doesn't say what is expected
-        raise ValueError(f"dtype must be float32, bfloat16 or float16. Got {dtype!r}.") from None
 
 
 def _as_frame_size(size: Any) -> tuple[int, int]:

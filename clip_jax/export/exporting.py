@@ -19,8 +19,8 @@ from clip_jax.convert.safetensors import write_safetensors
 from clip_jax.export.arguments import (
     Options,
     check_cleaning,
+    check_evaluating,
     check_flatbuffers,
-    check_model,
     check_replaceable,
     check_tokenizer,
 )
@@ -97,7 +97,7 @@ def export(
         >>> clip_jax.export.load(folder).texts(["a pear"]).shape
         (1, 128)
     """
-    check_model(model)
+    check_evaluating(model)
     check_tokenizer(tokenizer, model.config.text)
     check_cleaning(tokenizer)
     options = Options.of(

@@ -22,6 +22,7 @@ from clip_jax.convert.safetensors import NAMES, read_safetensors, write_safetens
 from clip_jax.errors import CheckpointError, is_exhausted
 from clip_jax.model_tokenizer import SETTINGS
 from clip_jax.nn import CLIP, flatten, misfits, parameters, unflatten
+from clip_jax.nn.clip import check_model
 from clip_jax.nn.tree import listed
 from clip_jax.replace import replacing
 from clip_jax.sentence_piece import RULES, VOCABULARIES, AnyTokenizer, check_belongs
@@ -59,11 +60,7 @@ def save(
         TypeError: `model` is no model of both towers, or `tokenizer` no tokenizer.
         ValueError: `tokenizer` is another model's.
     """
-    if not isinstance(getattr(model, "config", None), CLIPConfig):
-        raise TypeError(
-            f"model must be one of both towers, as clip_jax.load returns it. "
-            f"Got {type(model).__name__}."
-        )
+    check_model(model)
     files = {}
     if tokenizer is not None:
         check_belongs(tokenizer, model.config.text.vocab_size)

@@ -1,6 +1,7 @@
 """Joins a Ray cluster, or starts one on this machine; refuses one that can't do the work."""
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -15,7 +16,7 @@ from typing import Any
 
 from clip_jax.embed.engines.local import num_cores
 from clip_jax.embed.engines.places import unlike, versions
-from clip_jax.signals import Terminated
+from clip_jax.signals import deferred
 
 # Seconds in which a cluster must answer, and each of its nodes.
 ANSWER, NODES = 5.0, 60.0
@@ -26,6 +27,8 @@ _QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_raylet_start_wait_time_s": "15",
+    # A handler of SIGTERM in place of Python's, which prints a stack and may crash.
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
 }
 # The same of a cluster of our own. Its history of tasks, which nobody would read, is what the end
 # of a driver waits for where a signal has ended the cluster, too.
@@ -66,10 +69,13 @@ def connected(address: str | None, memory: int) -> Iterator[bool]:
         return
     if address is not None:
         _check_answers(address)
-    with _handlers_kept(), warnings.catch_warnings():
-        _join(address, memory)
-    own = None if address else _folder()
+    own = None
     try:
+        # What is half started could not be ended in order.
+        with contextlib.nullcontext() if address else deferred(None):
+            with _handlers_kept(), _starting_apart(), warnings.catch_warnings():
+                _join(address, memory)
+            own = None if address else _folder()
         with _silent():
             if address is not None:
                 _check_nodes(address)
@@ -132,12 +138,6 @@ def _join(address: str | None, memory: int) -> None:
         raise _none_at(address, "none is running") from None
     except RuntimeError as error:
         raise _refusal(address, error) from None
-    except SystemExit:  # how Ray answers SIGTERM
-        ray.shutdown()
-        raise Terminated from None
-    except KeyboardInterrupt:
-        ray.shutdown()
-        raise
 
 
 def _refusal(address: str | None, error: RuntimeError) -> Exception:
@@ -244,13 +244,35 @@ def _check_nodes(where: str) -> None:
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
     """Keeps what befalls processes of the cluster off standard output, where Ray prints it."""
-    worker: Any = sys.modules["ray._private.worker"]
-    before = getattr(worker, "print_to_stdstream", None)
-    worker.print_to_stdstream = lambda *_, **__: None
+    with _replaced("ray._private.worker", "print_to_stdstream", lambda *_, **__: None):
+        yield
+
+
+@contextlib.contextmanager
+def _starting_apart() -> Iterator[None]:
+    """Has Ray start its processes in a process group of their own each, and leave SIGTERM alone.
+
+    A signal to the group of this process is for this process, which ends the cluster in order.
+    """
+    popen: Any = sys.modules["ray._private.services"].ConsolePopen
+    apart = functools.partial(popen, process_group=0) if os.name == "posix" else popen
+    with (
+        _replaced("ray._private.services", "ConsolePopen", apart),
+        _replaced("ray._private.utils", "set_sigterm_handler", lambda *_: None),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(module: str, name: str, value: Any) -> Iterator[None]:
+    """Has a name in a module of Ray's mean something else in the block."""
+    found = sys.modules[module]
+    before = getattr(found, name)
+    setattr(found, name, value)
     try:
         yield
     finally:
-        worker.print_to_stdstream = before
+        setattr(found, name, before)
 
 
 @contextlib.contextmanager
