@@ -8,7 +8,7 @@ import signal
 from typing import Any, get_args
 
 from clip_jax.config import Activation
-from clip_jax.image_size import as_image_size
+from clip_jax.image_size import MOST_PIXELS_A_SIDE, as_image_size
 
 # What Ctrl-C leaves of a command that says nothing better itself.
 GOES_ON = "what was finished is kept, and the same command goes on"
@@ -342,8 +342,8 @@ def image_size(text: str) -> int | tuple[int, int]:
         return as_image_size(tuple(sides) if len(sides) == 2 else sides[0])
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"expected a side in pixels, such as 336, or HEIGHTxWIDTH, such as 224x336. Got "
-            f"{text!r}"
+            f"expected a side in pixels, such as 336, or HEIGHTxWIDTH, such as 224x336, below "
+            f"{MOST_PIXELS_A_SIDE:,}. Got {text!r}"
         ) from None
 
 

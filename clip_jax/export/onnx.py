@@ -18,7 +18,8 @@ from clip_jax.backends.onnx.apply import use_onnx_operators
 from clip_jax.backends.onnx.node import OPSET, node
 from clip_jax.backends.onnx.towers import text_features
 from clip_jax.convert.huggingface_tokenizer import folder_files
-from clip_jax.export.exporting import check_batch, check_evaluating, check_replaceable, image_sides
+from clip_jax.export.arguments import as_batch, check_evaluating, check_replaceable, check_tokenizer
+from clip_jax.export.exporting import image_sides
 from clip_jax.export.manifest import NAME, ONNX_FORMAT, VERSION, File
 from clip_jax.nn import CLIP, normalize
 from clip_jax.nn.tree import variables
@@ -64,12 +65,14 @@ def export_onnx(
     Raises:
         ValueError: an argument is wrong; the model has an operation that jax2onnx can't translate,
             which is named.
+        TypeError: `model` is no model of both towers, or `tokenizer` no tokenizer.
         FileExistsError: the folder exists, and is no exported one or not to be replaced.
         ModuleNotFoundError: jax2onnx isn't installed.
         OSError: it can't be written; nothing is left behind.
     """
     check_evaluating(model)
-    check_batch(batch)
+    check_tokenizer(tokenizer, model.config.text)
+    batch = as_batch(batch)
     if layout not in get_args(Layout):
         raise ValueError(f'layout must be "nhwc" or "nchw". Got {layout!r}.')
     check_jax2onnx()
