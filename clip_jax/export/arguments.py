@@ -70,7 +70,7 @@ class Options:
 
 
 def check_evaluating(model: CLIP) -> None:
-    """Raises ValueError if a model is in training mode, TypeError if it is none."""
+    """Raises TypeError if it is no model of both towers, ValueError if it is in training mode."""
     check_model(model)
     if not model.use_running_average:
         raise ValueError("the model is in training mode: call model.eval() first.")
