@@ -9,7 +9,7 @@ import numpy as np
 from clip_jax.serve.refusals import bad
 from clip_jax.sources.features import is_text
 from clip_jax.sources.moments import moment_of
-from clip_jax.sources.where import Condition, Value, parse_condition
+from clip_jax.sources.where import TRUTH, Condition, Value, parse_condition
 
 _COMPARISONS = {
     "=": "equal",
@@ -95,7 +95,7 @@ def _with(condition: Condition, value: Value, type_: Any) -> Comparison:
 
         return compared
     if pa.types.is_boolean(type_):
-        truth = {"true": True, "1": True, "false": False, "0": False}.get(value.text.lower())
+        truth = TRUTH.get(value.text.lower())
         if truth is None or sign not in ("=", "!=", "in"):
             raise bad(f"{name} is true or false: {name}=true. Got {sign}{value.text}")
         return lambda column: compare(column, truth)

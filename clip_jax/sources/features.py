@@ -5,11 +5,12 @@ Hugging Face's data sets say it in the schema's metadata, under "huggingface".
 
 import contextlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clip_jax.sources.moments import as_written, moment_of
-from clip_jax.sources.where import Condition, Value, Where
+from clip_jax.sources.where import TRUTH, Condition, Value, Where
 
 # What img2dataset and WebDataset's tar files, turned into Parquet, call a column of pictures.
 BYTES_NAMES = ("jpg", "jpeg", "png", "webp", "img")
@@ -90,7 +91,7 @@ def fitted(where: Where, schema: Any) -> Where:
         type_ = schema.field(condition.name).type
         if types.is_dictionary(type_):
             type_ = type_.value_type
-        if types.is_nested(type_):
+        if types.is_nested(type_) or types.is_duration(type_) or types.is_interval(type_):
             raise ValueError(
                 f"where {condition}: the column {condition.name!r} is {type_}; expected one of "
                 "numbers, text, times, or true and false"
@@ -107,18 +108,38 @@ def fitted(where: Where, schema: Any) -> Where:
                     f"where {condition}: the column {condition.name!r} is {type_}, and {odd[0]!r} "
                     "is no number"
                 )
+        if types.is_boolean(type_):
+            _check_truth(condition)
         if types.is_timestamp(type_) or types.is_date(type_):
             values = tuple(_of_time(condition, value.text, type_) for value in condition.values)
             condition = dataclasses.replace(condition, values=values)
         if types.is_float32(type_) or types.is_float16(type_):
             kind = np.float32 if types.is_float32(type_) else np.float16
             values = tuple(
-                dataclasses.replace(value, number=float(kind(value.number)))
+                dataclasses.replace(value, number=_rounded(kind, value.number))
                 for value in condition.values
             )
             condition = dataclasses.replace(condition, values=values)
         conditions.append(condition)
     return Where(tuple(conditions))
+
+
+def _check_truth(condition: Condition) -> None:
+    odd = [value.text for value in condition.values if value.text.lower() not in TRUTH]
+    if odd or condition.operator not in ("=", "!=", "in"):
+        raise ValueError(
+            f"where {condition}: the column {condition.name!r} is true or false; expected "
+            f"{condition.name}=true or {condition.name}=false"
+        )
+
+
+def _rounded(kind: Any, number: int | float) -> float:
+    """Returns a number as a type of floats has it; infinite where it is too large for that."""
+    import numpy as np
+
+    with np.errstate(over="ignore"), contextlib.suppress(OverflowError):
+        return float(kind(number))
+    return math.inf if number > 0 else -math.inf
 
 
 def _of_time(condition: Condition, text: str, type_: Any) -> Value:

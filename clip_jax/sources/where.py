@@ -9,6 +9,7 @@ from typing import Any
 
 # "~": contains, whatever the case of the letters.
 OPERATORS = ("=", "!=", "<", "<=", ">", ">=", "~", "in")
+TRUTH = {"true": True, "1": True, "false": False, "0": False}
 FORMS = "such as width>=256, lang=en, caption~sea, 'lang in en,de' or \"caption!=''\""
 
 _CONDITION = re.compile(
@@ -17,6 +18,8 @@ _CONDITION = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _OPERATOR = re.compile(r"""\s*[<>=!~]|\s+in(?=[\s(\["'])""")
+# What looks like a further condition behind a value.
+_FURTHER = re.compile(r"\s(?:and|or|&&?|\|\|?)\s.*(?:[<>=!~]|\sin[\s(])", re.DOTALL | re.IGNORECASE)
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 # A value in quotes of either kind, doubled inside, or the text up to the next comma.
 _VALUE = re.compile(
@@ -162,6 +165,11 @@ def parse_condition(text: str, names: Collection[str] = ()) -> Condition:
             f"expected a value after {operator} in {text!r}, in quotes where it is empty or begins "
             f"with such a sign; {FORMS}"
         )
+    elif _FURTHER.search(rest):
+        raise ValueError(
+            "expected one condition at a time; give each by itself, as all must hold, or the value "
+            f"in quotes if it is text. Got {text!r}"
+        )
     else:
         values = (_value(rest),)
     if not name:
@@ -217,7 +225,7 @@ def _text(found: str | bytes) -> str:
 def _order(found: Any, value: Value) -> int | None:
     """Returns -1, 0 or 1 for less, equal and greater; None for values of different kinds."""
     if isinstance(found, bool):
-        truth = {"true": True, "1": True, "false": False, "0": False}.get(value.text.lower())
+        truth = TRUTH.get(value.text.lower())
         return None if truth is None else 0 if found == truth else 1 if found else -1
     if isinstance(found, str | bytes):
         found = _text(found)
@@ -230,8 +238,17 @@ def _order(found: Any, value: Value) -> int | None:
         or not isinstance(found, int | float | decimal.Decimal)
     ):
         return None
-    number = decimal.Decimal(value.text) if isinstance(found, decimal.Decimal) else value.number
+    number = value.number
+    if isinstance(found, decimal.Decimal):
+        number = _decimal(value.text, number)
     return (found > number) - (found < number)
+
+
+def _decimal(text: str, number: int | float) -> decimal.Decimal | int | float:
+    try:
+        return decimal.Decimal(text)
+    except decimal.InvalidOperation:  # an exponent beyond all decimals
+        return number
 
 
 _ORDERS = {
