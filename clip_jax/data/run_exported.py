@@ -30,7 +30,7 @@ form = manifest["programs"][kind]["input"]
 # What is given is checked first: a program takes numbers of any meaning.
 if options.batch < 1:
     parser.error(f"--batch must be at least 1. Got {options.batch}")
-name = options.images if kind == "image" else options.texts
+name = str(options.images if kind == "image" else options.texts)
 try:
     given = np.load(name)
     given = given.astype(given.dtype.newbyteorder("="), copy=False)

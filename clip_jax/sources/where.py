@@ -238,15 +238,17 @@ def _order(found: Any, value: Value) -> int | None:
         or not isinstance(found, int | float | decimal.Decimal)
     ):
         return None
-    number = _decimal(value) if isinstance(found, decimal.Decimal) else value.number
+    number = value.number
+    if isinstance(found, decimal.Decimal):
+        number = _decimal(value.text, number)
     return (found > number) - (found < number)
 
 
-def _decimal(value: Value) -> decimal.Decimal | int | float | None:
+def _decimal(text: str, number: int | float) -> decimal.Decimal | int | float:
     try:
-        return decimal.Decimal(value.text)
+        return decimal.Decimal(text)
     except decimal.InvalidOperation:  # an exponent beyond all decimals
-        return value.number
+        return number
 
 
 _ORDERS = {
