@@ -1,7 +1,8 @@
 """Pictures that lose something to become pixels: what becomes of them, and how many there were.
 
 The reference clips values above 255, so that most of a 16-bit picture is white; and it drops the
-alpha channel, so that the colours beneath show, whatever they are. It doesn't rotate pictures.
+alpha channel, so that the colours beneath show, whatever they are. It doesn't rotate pictures. Of
+several frames or pages it takes the first.
 """
 
 import threading
@@ -17,10 +18,12 @@ from clip_jax.bands import bands, in_bands
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 MOST_OF_16_BITS = 65535
 
-CLIPPED, ROTATED, UNCOVERED = "clipped", "rotated", "uncovered"
+CLIPPED, FRAMES, ROTATED, UNCOVERED = "clipped", "frames", "rotated", "uncovered"
 _SENTENCES = {
     CLIPPED: "more than 8 bits a channel, of which values above 255 are white, as in the "
     "reference: --scale-16-bit (scale_16_bit) keeps their range",
+    FRAMES: "several frames or pages, of which only the first is taken: to have the others, write "
+    "each into a file of its own",
     ROTATED: "EXIF data of another orientation, which isn't followed, as in the reference: "
     "clip-jax embed --exif-transpose (exif_transpose) does",
     UNCOVERED: "transparent parts, where the colour beneath them shows, as in the reference: "
@@ -29,6 +32,11 @@ _SENTENCES = {
 # The order of bytes of EXIF data, by how they begin; and how many entries are looked at.
 _ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
 _MOST_ENTRIES = 500
+# Formats whose further frames are other pictures. Those of phones' JPEG and HEIF files are the same
+# photograph again, in another size or range; those of ICO files are other sizes.
+_FRAMED = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
+# Where an image, also one that is rotated or copied, keeps that its file has several frames.
+_MARK = "clip_jax_frames"
 # How many pictures a sentence names.
 NAMED = 3
 
@@ -65,6 +73,19 @@ def is_rotated(image: Image.Image) -> bool:
     return False
 
 
+def mark_frames(image: Image.Image) -> None:
+    """Notes whether a file has several frames, between its opening and its loading.
+
+    Later, Pillow would have to decode a GIF's first frame again.
+    """
+    if image.format not in _FRAMED:
+        return
+    try:
+        image.info[_MARK] = getattr(image, "is_animated", False)
+    except Exception:  # damage behind the first frame, which is all that is taken
+        image.info[_MARK] = True
+
+
 def scaled(image: Image.Image) -> Image.Image:
     """Returns a grey picture of 16 bits in 8; any other as it is.
 
@@ -98,6 +119,11 @@ def is_clipped(image: Image.Image) -> bool:
     return image.mode in DEEP
 
 
+def has_frames(image: Image.Image) -> bool:
+    """Whether the file of a picture that `clip_jax.open_image` has read has several frames."""
+    return bool(image.info.get(_MARK))
+
+
 def is_uncovered(image: Image.Image) -> bool:
     """Whether a picture has pixels that aren't opaque."""
     if not _has_transparency(image):
@@ -129,6 +155,7 @@ def losses_of(image: Image.Image, *, scales: bool, covers: bool) -> tuple[str, .
     """
     is_lost = {
         CLIPPED: is_clipped(image) and (not scales or image.mode == "F"),
+        FRAMES: has_frames(image),
         ROTATED: is_rotated(image),
         UNCOVERED: not covers and is_uncovered(image),
     }

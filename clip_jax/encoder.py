@@ -10,7 +10,7 @@ import functools
 import operator
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -33,16 +33,17 @@ from clip_jax.backends.adapted import adapted_copy, is_plain
 from clip_jax.backends.defaults import Attention
 from clip_jax.backends.half import cast
 from clip_jax.compilation import compile_cache
-from clip_jax.config import CLIPConfig, ViTConfig
+from clip_jax.config import ViTConfig
 from clip_jax.errors import NotFiniteError
 from clip_jax.inputs import as_images, as_tokens
 from clip_jax.messages import counted, some
 from clip_jax.nn import CLIP, normalize
-from clip_jax.nn.clip import check_dtype, computing
+from clip_jax.nn.clip import check_dtype, check_model, computing
 from clip_jax.nn.text import pooled_positions
 from clip_jax.placement import Device, Parallel, place
 from clip_jax.preprocess import Preprocess
 from clip_jax.progress import announce_compilation
+from clip_jax.sources.records import IMAGES
 from clip_jax.tokenizer import tokenize
 
 # Lengths of the programs for texts; the context length is added as the last.
@@ -120,11 +121,7 @@ class Encoder:
             ValueError: a number is out of range, or the placement isn't possible here.
             TypeError: it is no model of both towers.
         """
-        if not isinstance(getattr(model, "config", None), CLIPConfig):
-            raise TypeError(
-                f"model must be one of both towers, as clip_jax.load returns it. "
-                f"Got {type(model).__name__}."
-            )
+        check_model(model)
         self._placement = place(parallel, mesh, model)
         self.device, devices = self._placement.device, self._placement.num_local_devices
         if batch_size is None:
@@ -184,13 +181,18 @@ class Encoder:
 
         Raises:
             TypeError: an element is neither.
-            ValueError: as for `images` and `texts`.
+            ValueError: as for `images` and `texts`; or a string is the path of a picture.
         """
         if isinstance(inputs, (str, Image.Image)):
             return self.encode([inputs])[0]
-        rows = list(inputs)
+        is_one = isinstance(inputs, Mapping) or not isinstance(inputs, Iterable)
+        rows = [inputs] if is_one else list(inputs)
         if wrong := [type(x).__name__ for x in rows if not isinstance(x, (str, Image.Image))]:
-            raise TypeError(f"inputs must be strings and PIL images. Got {some(wrong, 3)}.")
+            raise TypeError(
+                f"inputs must be strings and PIL images. Got {some(wrong, 3)}. A picture's file is "
+                f"read by clip_jax.open_image(path)."
+            )
+        _check_no_paths([x for x in rows if isinstance(x, str)])
         embeddings = np.empty((len(rows), self.embed_dim), np.float32)
         texts = {i: x for i, x in enumerate(rows) if isinstance(x, str)}
         if texts:
@@ -385,3 +387,13 @@ def _filled(rows: np.ndarray, size: int) -> np.ndarray:
 
 def _round_up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple
+
+
+def _check_no_paths(texts: Sequence[str]) -> None:
+    """Raises ValueError if a text is the path of a picture, whose name would be embedded."""
+    for text in texts:
+        if text.rpartition(".")[2].lower() in IMAGES and os.path.isfile(text):
+            raise ValueError(
+                f"{text} is a picture's file, expected a text or a picture: give "
+                f"clip_jax.open_image({text!r})"
+            )

@@ -1,6 +1,7 @@
 """Checks a model's inputs."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,6 +17,9 @@ from clip_jax.config import CLIP_VOCAB_SIZE, TextConfig
 from clip_jax.image_size import ImageSize, sides_of
 from clip_jax.messages import some
 
+# No model's normalised pixels come near: white is at 2.8 with CLIP's constants, at 1 with SigLIP's.
+NORMALISED = 20
+_STRIDE = 101  # no multiple of 3, so that all channels are looked at
 # What to do about a model with ids behind CLIP's end token of which nothing says what they are.
 SAY_THE_END = (
     f'say in the configuration, config.text, pooling="eos" and eos_id={CLIP_VOCAB_SIZE - 1} if '
@@ -39,7 +43,7 @@ def as_images(
     """
     n, m = sides_of(image_size)
     given = images
-    images = _as_array(images, "images")
+    images = as_array(images, "images")
     if images.shape == (0,):  # an empty list
         images = np.zeros((0, n, m, 3), np.uint8)
     shape, dtype = images.shape, images.dtype
@@ -49,7 +53,7 @@ def as_images(
             hint = " That is NCHW, PyTorch's order: give images.transpose(0, 2, 3, 1)."
         elif _is_picture(given):
             hint = " Make arrays of pictures with the model's preprocess: preprocess([picture])."
-        elif len(shape) == 3:
+        elif len(shape) == 3 and shape[2] == 3:
             hint = " One image needs a batch axis too: give images[None]."
         elif len(shape) == 4 and shape[3] == 3:
             hint = (
@@ -57,9 +61,22 @@ def as_images(
                 "for the other size, clip_jax.load(..., image_size=)."
             )
         raise ValueError(f"images must have shape (batch, {n}, {m}, 3). Got {shape}.{hint}")
-    if dtype != jnp.uint8 and not _is_float(dtype):
+    if dtype != jnp.uint8 and not is_float(dtype):
         raise ValueError(f"images must be uint8 pixels or normalised floats. Got {dtype}.")
+    if isinstance(images, np.ndarray) and dtype != jnp.uint8:
+        _warn_of_pixels(images)
     return for_layers(images)
+
+
+def _warn_of_pixels(images: np.ndarray) -> None:
+    """Warns of floats that are pixels, by some of them; only on the host, as for ids."""
+    largest = float(np.max(images.reshape(-1)[::_STRIDE], initial=0))
+    if NORMALISED < largest < float("inf"):
+        warnings.warn(
+            f"images are floats up to {largest:.4g}, but normalised ones are below {NORMALISED}: "
+            f"give pixels as uint8, or take the floats of the model's preprocess",
+            stacklevel=4,
+        )
 
 
 def as_tokens(
@@ -70,7 +87,7 @@ def as_tokens(
     Raises:
         ValueError: the shape or dtype is wrong, or (checked on NumPy arrays) an id is out of range.
     """
-    tokens = _as_array(tokens, "tokens")
+    tokens = as_array(tokens, "tokens")
     shape, dtype = tokens.shape, tokens.dtype
     if dtype.kind in "USOT":  # NumPy's kinds of strings and of objects
         raise ValueError(
@@ -113,14 +130,14 @@ def as_embeddings(
     Raises:
         ValueError: a shape or a dtype is wrong, or the end isn't told.
     """
-    embeddings = _as_array(embeddings, "embeddings")
+    embeddings = as_array(embeddings, "embeddings")
     shape, width = embeddings.shape, config.width
     if len(shape) != 3 or shape[2] != width or not 1 <= shape[1] <= config.context_length:
         raise ValueError(
             f"embeddings must have shape (batch, length, {width}) with length 1 to "
             f"{config.context_length}. Got {shape}."
         )
-    if not _is_float(embeddings.dtype):
+    if not is_float(embeddings.dtype):
         raise ValueError(f"embeddings must be floats. Got {embeddings.dtype}.")
     if tokens is None:
         if config.pooling in ("argmax", "eos"):
@@ -164,13 +181,18 @@ def as_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> dict[str, Array]:
     """
     if mask is None:
         return {}
-    mask = _as_array(mask, "attention_mask")
+    mask = as_array(mask, "attention_mask")
     if mask.shape != shape:
         raise ValueError(f"attention_mask must have the tokens' shape, {shape}. Got {mask.shape}.")
     return {"visible": jnp.asarray(mask) != 0}
 
 
-def _as_array(values: ArrayLike | Sequence[Any], name: str) -> np.ndarray | Array:
+def as_array(values: ArrayLike | Sequence[Any], name: str) -> np.ndarray | Array:
+    """Returns values as an array in the machine's byte order, which JAX needs.
+
+    Raises:
+        ValueError: they are a list of several shapes, or an array that no program takes here.
+    """
     if isinstance(values, Array):
         check_axes(values, name)
         return values
@@ -178,7 +200,7 @@ def _as_array(values: ArrayLike | Sequence[Any], name: str) -> np.ndarray | Arra
         array = np.asarray(values)
     except ValueError:  # NumPy's message doesn't name the argument
         raise ValueError(f"{name} must have one shape. Got a list of several.") from None
-    return array.astype(array.dtype.newbyteorder("="), copy=False)  # JAX needs native byte order
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 def _is_picture(value: Any) -> bool:
@@ -187,6 +209,7 @@ def _is_picture(value: Any) -> bool:
     return isinstance(first, (str, os.PathLike)) or hasattr(first, "getbands")  # without Pillow
 
 
-def _is_float(dtype: np.dtype) -> bool:
+def is_float(dtype: np.dtype) -> bool:
+    """Whether it is a dtype of floats that JAX has."""
     # Not NumPy's long double, which JAX doesn't support.
     return jnp.issubdtype(dtype, jnp.floating) and dtype.itemsize <= 8

@@ -25,7 +25,7 @@ VOCAB_SIZE = 49408
 SETTINGS = "tokenizer_config.json"
 
 _HUGGING_FACES = {"<|startoftext|>": START, "<|endoftext|>": END}
-_PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+PIECES = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +41,11 @@ class AddedToken:
     text: str
     id: int
     is_normalized: bool = False
+
+    def document(self) -> dict[str, Any]:
+        """Returns what the files of transformers say of it beside its id."""
+        flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "special"), False)
+        return {"content": self.text, "normalized": self.is_normalized, **flags}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +124,7 @@ class Tokenizer:
             "tokenizer_class": "CLIPTokenizer",
             "model_max_length": self.context_length,
             **({"pad_token": names[self.pad_id]} if self.pad_id in names else {}),
-            "added_tokens_decoder": {str(token.id): _document(token) for token in self.added},
+            "added_tokens_decoder": {str(token.id): token.document() for token in self.added},
         }
         return {SETTINGS: (json.dumps(settings, indent=2) + "\n").encode()}
 
@@ -144,11 +149,6 @@ class Tokenizer:
         cleaned = "".join(map(str.lower, cleaned))
         words = tuple((_lower(t.text), t.id) for t in self.added if t.is_normalized)
         return _parts(cleaned, words, _hugging_face_ids)
-
-
-def _document(token: AddedToken) -> dict[str, Any]:
-    flags = dict.fromkeys(("lstrip", "rstrip", "single_word", "special"), False)
-    return {"content": token.text, "normalized": token.is_normalized, **flags}
 
 
 def _parts(
@@ -205,4 +205,4 @@ def _spaces():
 def _pattern():
     import regex  # here, so that `import clip_jax` stays fast for those who don't tokenize
 
-    return regex.compile(_PIECES)
+    return regex.compile(PIECES)

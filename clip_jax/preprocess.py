@@ -13,7 +13,7 @@ from jaxtyping import Float32, UInt8
 from PIL import Image, ImageOps
 
 from clip_jax.bombs import MOST_PIXELS, TooThin, check_area, check_bomb
-from clip_jax.channels import color_of, covered, losses_of, scaled
+from clip_jax.channels import color_of, covered, losses_of, mark_frames, scaled
 from clip_jax.config import PixelConfig, Resize
 from clip_jax.errors import Unreachable, exhausted
 from clip_jax.geometry import Geometry, geometry
@@ -379,6 +379,7 @@ def _loaded(
                 image.draft(None, reduced_to)
             if preprocess is not None and preprocess.decode == "fast":
                 reduce(image, preprocess.geometry)
+            mark_frames(image)
             image.load()
             return image
     except Exception as error:

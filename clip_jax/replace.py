@@ -36,7 +36,7 @@ def replacing(folder: Path, *, replace: bool = True) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `folder` exists and `replace` is False.
-        OSError: it can't be written or replaced.
+        OSError: it can't be written or replaced; names `folder`.
     """
     if os.path.ismount(folder):
         reason = "a mounted disk can't be replaced: name a folder in it"
@@ -47,6 +47,12 @@ def replacing(folder: Path, *, replace: bool = True) -> Iterator[Path]:
         try:
             yield new
             _put(new, folder) if replace else _put_new(new, folder)
+        except OSError as error:
+            # A full disk's own error names no path, and the temporary one says nothing to anybody.
+            inside = str(error.filename or new).startswith(str(new))
+            if error.errno is None or not inside:
+                raise
+            raise OSError(error.errno, error.strerror, str(folder)) from None
         finally:
             shutil.rmtree(new, ignore_errors=True)
     sync_folder(folder)

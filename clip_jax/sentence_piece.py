@@ -68,6 +68,11 @@ class SentencePieceTokenizer:
         """The number of ids."""
         return self._words.size
 
+    def fits(self, vocab_size: int) -> bool:
+        """Whether it may be the tokenizer of a model of that many ids."""
+        # The i18n models lack the last rows of mT5's vocabulary, which no text has.
+        return vocab_size <= self.vocab_size <= vocab_size + 100
+
     def __call__(
         self, texts: str | Iterable[str], truncate: bool = False
     ) -> Int32[np.ndarray, "b l"]:
@@ -91,7 +96,8 @@ class SentencePieceTokenizer:
             if len(ids) >= self.context_length and not truncate:
                 raise ValueError(
                     f"{shortened(text)} has {len(ids) + 1} tokens with its end, more than the "
-                    f"context length of {self.context_length}; pass truncate=True to cut it"
+                    f"context length of {self.context_length}; its tokenizer, called with "
+                    "truncate=True, cuts it"
                 )
             ids = ids[: self.context_length - 1]
             flat.extend(ids)
@@ -179,6 +185,25 @@ class SentencePieceTokenizer:
 
 # What `load_tokenizer` returns.
 AnyTokenizer = Tokenizer | SentencePieceTokenizer
+
+
+def check_belongs(tokenizer: AnyTokenizer, vocab_size: int) -> None:
+    """Checks that a tokenizer may be written beside a model of that many ids.
+
+    Raises:
+        TypeError: it is no tokenizer.
+        ValueError: it is another model's.
+    """
+    if not isinstance(tokenizer, Tokenizer | SentencePieceTokenizer):
+        raise TypeError(
+            f"tokenizer must be one that clip_jax.load_tokenizer returns. "
+            f"Got {type(tokenizer).__name__}."
+        )
+    if isinstance(tokenizer, SentencePieceTokenizer) and not tokenizer.fits(vocab_size):
+        raise ValueError(
+            f"the tokenizer in {tokenizer.file} has {tokenizer.vocab_size:,} ids, expected the "
+            f"{vocab_size:,} of the model: it belongs to another; give that of the model's folder."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ import html
 import operator
 import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import resources
 from itertools import chain, islice, pairwise
 
@@ -115,7 +115,8 @@ def rows(
         if len(row) > context_length:
             raise ValueError(
                 f"{shortened(text)} has {len(row)} tokens with its start and end, more than the "
-                f"context length of {context_length}; pass truncate=True to cut it"
+                f"context length of {context_length}; its tokenizer, called with truncate=True, "
+                "cuts it"
             )
         flat.extend(row)
         lengths.append(len(row))
@@ -188,7 +189,7 @@ def as_strings(texts: object) -> Iterable[object]:
     if isinstance(texts, np.ndarray):
         texts = texts.tolist()
         return texts if isinstance(texts, list) else [texts]
-    if isinstance(texts, (bytes, bytearray)) or not isinstance(texts, Iterable):
+    if isinstance(texts, bytes | bytearray | Mapping) or not isinstance(texts, Iterable):
         raise TypeError(f"texts must be a string or a list of strings, got {described(texts)}")
     return texts
 

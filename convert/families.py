@@ -151,6 +151,9 @@ def check_model_type(folder: Path, kind: object) -> None:
 
 def check_open_clip(names: Collection[str]) -> None:
     """Raises CheckpointError if arrays' names are not those of OpenAI's or OpenCLIP's CLIP."""
+    if any(name.startswith("visual.") for name in names):
+        # A classifier's, that was trained on top.
+        names = [name for name in names if not name.startswith("head.")]
     for pattern, what in (*FOREIGN, HUGGING_FACE):
         if any(map(re.compile(pattern).match, names)):
             raise CheckpointError(what)

@@ -42,20 +42,14 @@ def write_folder(
         raise CheckpointError(f"safetensors has no dtype for {some(bad)}: cast these arrays")
     target = Path(os.path.realpath(folder))  # a link stays a link
     _check_replaceable(target, {*files, weights}, replace)
-    try:
-        with replacing(target, replace=replace) as new:
-            for name, content in files.items():
-                with open(new / name, "wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-            write_safetensors(new / weights, arrays, None, METADATA)
-            _check_replaceable(target, {*files, weights}, replace)  # it may have changed meanwhile
-    except FileExistsError:
-        raise
-    except OSError as error:
-        # A full disk's own error names no path.
-        raise OSError(error.errno, error.strerror, str(error.filename or target)) from None
+    with replacing(target, replace=replace) as new:
+        for name, content in files.items():
+            with open(new / name, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        write_safetensors(new / weights, arrays, None, METADATA)
+        _check_replaceable(target, {*files, weights}, replace)  # it may have changed meanwhile
 
 
 def _check_replaceable(folder: Path, names: set[str], replace: bool) -> None:

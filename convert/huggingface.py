@@ -30,7 +30,7 @@ from clip_jax.convert.parts import model_arrays
 from clip_jax.convert.rules import HUGGING_FACE
 from clip_jax.convert.table import check_arrays, count_blocks, from_tree, to_tree
 from clip_jax.errors import CheckpointError
-from clip_jax.sentence_piece import AnyTokenizer, SentencePieceTokenizer
+from clip_jax.sentence_piece import AnyTokenizer, SentencePieceTokenizer, check_belongs
 from clip_jax.shapes import blocks, check_num_blocks, parameter_shapes
 
 WEIGHTS = "model.safetensors"
@@ -168,6 +168,8 @@ def to_huggingface(
         replace: whether to replace such a folder that exists.
 
     Raises:
+        TypeError: `tokenizer` is no tokenizer.
+        ValueError: `tokenizer` is another model's.
         CheckpointError: Hugging Face's classes can't express the model or the tokenizer, or the
             parameters don't fit; lists all reasons. Nothing is written then.
         FileExistsError: the folder exists.
@@ -188,6 +190,8 @@ def to_huggingface(
     document["dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"
     is_own = isinstance(tokenizer, SentencePieceTokenizer)
     own = siglip_tokenizer_files(tokenizer) if is_own else tokenizer_files(config.text, tokenizer)
+    if tokenizer is not None:
+        check_belongs(tokenizer, config.text.vocab_size)
     files = {CONFIG: _json(document), PREPROCESSOR: _json(pixels), **own}
     write_folder(folder, files, WEIGHTS, arrays, replace=replace)
 

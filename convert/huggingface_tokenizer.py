@@ -2,13 +2,14 @@
 
 import functools
 import json
+from collections.abc import Sequence
 from importlib import resources
 
 import numpy as np
 
 from clip_jax.config import TextConfig
 from clip_jax.errors import CheckpointError
-from clip_jax.model_tokenizer import SETTINGS, Tokenizer
+from clip_jax.model_tokenizer import PIECES, SETTINGS, AddedToken, Tokenizer
 from clip_jax.sentence_piece import END as SIGLIP_END
 from clip_jax.sentence_piece import AnyTokenizer, SentencePieceTokenizer
 
@@ -43,9 +44,11 @@ def tokenizer_files(text: TextConfig, tokenizer: Tokenizer | None = None) -> dic
         **(json.loads(own[SETTINGS]) if own else {}),
     }
     vocabulary, merges = _tables()
+    added = () if tokenizer is None else tokenizer.added
     return {
         "vocab.json": vocabulary,
         "merges.txt": merges,
+        "tokenizer.json": _all_in_one(added),  # for readers in other languages than Python
         SETTINGS: (json.dumps(config, indent=2) + "\n").encode(),
         "special_tokens_map.json": (json.dumps(SPECIAL, indent=2) + "\n").encode(),
     }
@@ -96,6 +99,62 @@ def siglip_tokenizer_files(tokenizer: SentencePieceTokenizer) -> dict[str, bytes
         tokenizer.file: tokenizer.vocabulary,
         "tokenizer_config.json": (json.dumps(config, indent=2) + "\n").encode(),
     }
+
+
+def _all_in_one(added: Sequence[AddedToken]) -> bytes:
+    """Returns the content of `tokenizer.json`, from which the library tokenizers makes the ids."""
+    vocabulary, merges = _tables()
+    ids = json.loads(vocabulary)
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    own = [{"id": ids[text], "content": text, **flags, "special": True} for text in (START, END)]
+    words = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    document = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [*own, *({"id": token.id, **token.document()} for token in added)],
+        "normalizer": {
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "NFC"},
+                {"type": "Replace", "pattern": {"Regex": r"\s+"}, "content": " "},
+                {"type": "Lowercase"},
+            ],
+        },
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": PIECES},
+                    "behavior": "Removed",
+                    "invert": True,
+                },
+                {"type": "ByteLevel", **words},
+            ],
+        },
+        "post_processor": {
+            "type": "RobertaProcessing",
+            "sep": [END, ids[END]],
+            "cls": [START, ids[START]],
+            "trim_offsets": False,
+            "add_prefix_space": False,
+        },
+        "decoder": {"type": "ByteLevel", **words, "add_prefix_space": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": END,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "</w>",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": ids,
+            "merges": merges.decode().splitlines()[1:],
+        },
+    }
+    return (json.dumps(document, ensure_ascii=False) + "\n").encode()
 
 
 @functools.cache

@@ -68,6 +68,11 @@ _PLAIN = frozenset(
     range set slice str tuple type unicode xrange
     """.split()
 )
+# NumPy's ways to make generators of random numbers, which scripts save with their state.
+_GENERATORS = {
+    "numpy.random._pickle": {"__generator_ctor", "__bit_generator_ctor", "__randomstate_ctor"},
+    "numpy.random.bit_generator": {"__pyx_unpickle_SeedSequence"},
+}
 _DTYPES = re.compile(r"(b?float|u?int|complex|q?u?int|bits)\d+\w*|bool|strided|sparse_\w+")
 
 # Bounds on values that a pickle can mention once and use a million times.
@@ -157,6 +162,8 @@ def admit(found: Global) -> Global:
         CheckpointError: it would act on a machine, or make a tensor of a kind that isn't read.
     """
     if found.is_modelled and len(found.module) + len(found.name) <= MAX_CLASS_LENGTH:
+        return found
+    if found.name in _GENERATORS.get(found.module, ()):
         return found
     root, _, _ = found.module.partition(".")
     is_torch = root == "torch"

@@ -76,8 +76,9 @@ def test_pictures_fill_their_batches(folder, monkeypatch, capsys, count, batches
     assert sizes == batches
 
 
+@pytest.mark.filterwarnings("default:one class alone")
 def test_one_label_alone_is_told_to_mean_nothing(capsys):
     picture = str(Path(__file__).parent.parent / "examples/emoji/pictures/pear.png")
     for labels, told in ((["pear"], True), (["pear", "moon"], False)):
         assert main(["classify", picture, "--labels", *labels, "--model", "emoji", "--json"]) == 0
-        assert ("one label alone always has 100%" in capsys.readouterr().err) == told
+        assert ("one class alone always has 100%" in capsys.readouterr().err) == told

@@ -132,11 +132,14 @@ def test_run_py_embeds_without_this_package(model, folder, tmp_path, kind):
         ({"platforms": []}, "at least one"),
         ({"platforms": ["cpu", "cpu"]}, "once each"),
         ({"platforms": ["tpu"], "dtype": "float16"}, "TPUs don't compute in float16"),
-        ({"batch": 0}, "batch must be at least 1, or None for any number. Got 0"),
+        ({"batch": 0}, "batch must be a whole number from 1 to .*, or None for any number. Got 0"),
         ({"image_input": "photos"}, '"pixels" or "frames". Got \'photos\''),
         ({"image_input": "frames"}, "go together"),
         ({"frame_size": (4, 4)}, "go together"),
-        ({"image_input": "frames", "frame_size": (0, 4)}, "at least one pixel"),
+        (
+            {"image_input": "frames", "frame_size": (0, 4)},
+            r"a height and a width in whole pixels, .* Got \(0, 4\)",
+        ),
         ({"weights": "near"}, '"beside" or "inside"'),
     ],
 )

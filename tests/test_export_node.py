@@ -9,6 +9,7 @@ import pytest
 
 import clip_jax
 from clip_jax import export
+from clip_jax.convert import to_huggingface
 from tests.models import random_images, relative_error, to_float
 
 EXACT = 1e-5  # relative, in float32
@@ -29,14 +30,49 @@ main();
 """
 
 
+def install(folder, package):
+    if shutil.which("npm") is None:
+        pytest.skip("Node isn't installed")
+    # Its scripts would download what GPUs need.
+    options = ["--ignore-scripts", "--no-audit", "--no-fund"]
+    subprocess.run(["npm", "install", *options, package], cwd=folder, check=True, timeout=600)
+
+
+TRANSFORMERS = """
+import { AutoTokenizer, CLIPTextModelWithProjection, env } from "@huggingface/transformers";
+env.allowRemoteModels = false;
+env.localModelPath = "./";
+const tokenizer = await AutoTokenizer.from_pretrained("web");
+const model = await CLIPTextModelWithProjection.from_pretrained("web", { dtype: "fp32" });
+const inputs = tokenizer(["a pear", "Two cats on a MAT!"], { padding: true });
+const { text_embeds } = await model(inputs);
+console.log(JSON.stringify([inputs.input_ids.tolist().flat().map(Number), text_embeds.tolist()]));
+"""
+
+
+@pytest.mark.slow
+def test_transformers_js_makes_the_ids_and_embeddings_of_a_folder(tmp_path):
+    pytest.importorskip("jax2onnx")
+    install(tmp_path, "@huggingface/transformers")
+    model, _ = clip_jax.load("emoji")
+    export.export_onnx(model, tmp_path / "graphs", layout="nchw")
+    to_huggingface(model.config, clip_jax.parameters(model), tmp_path / "web")
+    (tmp_path / "web" / "onnx").mkdir()
+    shutil.move(tmp_path / "graphs" / "text.onnx", tmp_path / "web" / "onnx" / "text_model.onnx")
+    (tmp_path / "run.mjs").write_text(TRANSFORMERS)
+    done = subprocess.run(["node", "run.mjs"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    ids, embeddings = json.loads(done.stdout)
+    tokens = clip_jax.load_tokenizer(tmp_path / "web")(["a pear", "Two cats on a MAT!"])
+    length = len(ids) // 2
+    assert ids == tokens[:, :length].ravel().tolist()
+    assert relative_error(embeddings, model.encode_text(tokens)) < EXACT
+
+
 @pytest.mark.slow
 def test_onnxruntime_node_embeds_as_the_model_does(tmp_path):
     pytest.importorskip("jax2onnx")
-    if shutil.which("npm") is None:
-        pytest.skip("Node isn't installed")
-    # Its script would download what GPUs need.
-    install = ["npm", "install", "--ignore-scripts", "--no-audit", "--no-fund", "onnxruntime-node"]
-    subprocess.run(install, cwd=tmp_path, check=True, timeout=600)
+    install(tmp_path, "onnxruntime-node")
     model, _ = clip_jax.load("emoji")
     export.export_onnx(model, tmp_path / "exported", layout="nchw")
     images = np.array(to_float(random_images(3, 48)))

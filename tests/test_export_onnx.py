@@ -176,10 +176,19 @@ def test_an_operation_that_jax2onnx_lacks_is_named(monkeypatch, tmp_path, operat
     assert not (tmp_path / "out").exists()
 
 
-def test_a_tower_too_large_for_a_file_is_refused(model, tmp_path, monkeypatch):
+def test_weights_too_large_for_a_graphs_file_get_one_of_their_own(model, tmp_path, monkeypatch):
     monkeypatch.setattr("clip_jax.export.onnx.MOST", 1000)
-    with pytest.raises(ValueError, match="holds less than 2 GB; the image tower has"):
-        export.export_onnx(model, tmp_path / "out")
+    out = tmp_path / "out"
+    export.export_onnx(model, out)
+    tokens, pixels = ids(model.config, 3), floats(model.config, 2)
+    for kind, given, expected in (
+        ("image", pixels, model.encode_image(pixels)),
+        ("text", tokens, model.encode_text(tokens)),
+    ):
+        assert (out / f"{kind}.onnx.data").stat().st_size > (out / f"{kind}.onnx").stat().st_size
+        assert relative_error(run(out, kind, given), expected) < EXACT
+    listed = {file["name"] for file in json.loads((out / "manifest.json").read_text())["files"]}
+    assert {"image.onnx.data", "text.onnx.data"} <= listed
 
 
 def test_graphs_are_no_programs_to_load(folder):

@@ -408,6 +408,7 @@ def test_the_command_converts_between_the_libraries_and_refuses_in_one_line(tmp_
         "model.safetensors",
         "preprocessor_config.json",
         "special_tokens_map.json",
+        "tokenizer.json",
         "tokenizer_config.json",
         "vocab.json",
     ]

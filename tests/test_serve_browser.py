@@ -304,3 +304,12 @@ def test_10_000_rows_are_scrolled_through_and_found_again_by_the_back_button(
         expect(page.locator("[data-place='7321']")).to_be_in_viewport()
         assert visit.keys() == names and not visit.complaints
     context.close()
+
+
+def test_what_is_typed_at_once_is_searched_for(visit):
+    visit.open()
+    expect(visit.page.locator("#q")).to_be_focused()
+    visit.page.keyboard.press("/")  # begins a search, as the page says
+    visit.page.keyboard.type("a dog")
+    visit.page.keyboard.press("Enter")
+    visit.until("location.search === '?q=a+dog'")

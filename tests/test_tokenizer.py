@@ -204,7 +204,8 @@ def test_a_row_may_be_full():
 
 def test_too_long_is_an_error_that_says_how_to_go_on():
     with pytest.raises(
-        ValueError, match=r"'hi hi .*\.\.\. has 102 tokens.* 77; pass truncate=True"
+        ValueError,
+        match=r"'hi hi .*\.\.\. has 102 tokens.* 77; its tokenizer, called with truncate=True",
     ):
         tokenize(["fine", "hi " * 100])
     with pytest.raises(ValueError, match=r"'a b c' has 5 tokens .* context length of 4;"):

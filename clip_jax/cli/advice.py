@@ -8,7 +8,7 @@ import re
 
 # What commands without such an option say instead.
 _NOT_HERE = {
-    "truncate": (r"; pass truncate=True to cut it", ": make it shorter"),
+    "truncate": (r"; its tokenizer, called with truncate=True, cuts it", ": make it shorter"),
     "caption-column": (r", caption_column, key_column, in a TOML file in \[data\]", ""),
     "label-column": (r"label_column or (?=extra_columns)", ""),
     "columns": (r"(?<=label_column) or extra_columns", ""),

@@ -2,12 +2,13 @@
 
 import argparse
 import collections
+import os
 import re
 import signal
 from typing import Any, get_args
 
 from clip_jax.config import Activation
-from clip_jax.image_size import as_image_size
+from clip_jax.image_size import MOST_PIXELS_A_SIDE, as_image_size
 
 # What Ctrl-C leaves of a command that says nothing better itself.
 GOES_ON = "what was finished is kept, and the same command goes on"
@@ -66,10 +67,14 @@ def label(text: str) -> str:
     """Returns a label.
 
     Raises:
-        argparse.ArgumentTypeError: it is blank or not valid UTF-8.
+        argparse.ArgumentTypeError: it is blank, not valid UTF-8, or a file.
     """
     if not text.strip():
         raise argparse.ArgumentTypeError("a label must not be empty or blank")
+    if os.path.splitext(text)[1] and os.path.isfile(text):
+        raise argparse.ArgumentTypeError(
+            f"{text} is a file, expected a label: give what the pictures may show, such as dog cat"
+        )
     return _encodable(text)
 
 
@@ -337,8 +342,8 @@ def image_size(text: str) -> int | tuple[int, int]:
         return as_image_size(tuple(sides) if len(sides) == 2 else sides[0])
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"expected a side in pixels, such as 336, or HEIGHTxWIDTH, such as 224x336. Got "
-            f"{text!r}"
+            f"expected a side in pixels, such as 336, or HEIGHTxWIDTH, such as 224x336, below "
+            f"{MOST_PIXELS_A_SIDE:,}. Got {text!r}"
         ) from None
 
 

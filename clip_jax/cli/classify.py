@@ -117,8 +117,6 @@ def _results(args: argparse.Namespace, paths: Sequence[str]) -> Iterator[dict[st
             "each label has a probability of its own, as SigLIP was trained; they need not add up "
             "to 100%"
         )
-    elif len(args.labels) == 1:
-        complain("one label alone always has 100%: give others too, that it is compared with")
     count = min(args.top or len(args.labels), len(args.labels))
     for batch, pixels in _batches(paths, preprocess):
         try:

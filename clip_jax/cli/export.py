@@ -5,7 +5,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from clip_jax.cli.arguments import Distinct, positive_int
+from clip_jax.cli.arguments import (
+    Distinct,
+    add_bare_file,
+    add_image_size,
+    load_options,
+    positive_int,
+)
 from clip_jax.cli.output import complain, printable
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -25,6 +31,8 @@ def add(commands: Any) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="as for `clip-jax classify --model`")
     parser.add_argument("folder", metavar="DIR", type=Path, help="the folder to write")
+    add_bare_file(parser)
+    add_image_size(parser)
     parser.add_argument(
         "--to",
         choices=("stablehlo", "onnx"),
@@ -72,22 +80,38 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--force", action="store_true", help="replace DIR if it was exported before"
     )
-    parser.set_defaults(run=run)
+    # Whose pixels and ids is no part of the programs, and whoever runs them decides.
+    parser.set_defaults(run=run, preprocessing="openai")
 
 
 def run(args: argparse.Namespace) -> int:
     """Exports, and prints what was written."""
     from clip_jax import export, load
-    from clip_jax.export.exporting import check_flatbuffers, check_replaceable
+    from clip_jax.export.arguments import Options, as_batch, check_flatbuffers, check_replaceable
     from clip_jax.export.onnx import check_jax2onnx
-    from clip_jax.weights.opened import DEFAULTS, open_model
+    from clip_jax.weights.opened import LoadOptions, open_model
 
     to_onnx = args.to == "onnx"
     _check_options(args, to_onnx)
     # Before weights are loaded in vain, or even downloaded.
+    options: dict[str, Any] = {"layout": args.layout or "nhwc"}
+    try:
+        if to_onnx:
+            as_batch(args.batch)
+        else:
+            options = {
+                "platforms": args.platforms or ("cpu", "cuda", "tpu"),
+                "image_input": "frames" if args.frames else "pixels",
+                "frame_size": args.frames,
+                "dtype": args.dtype or "float32",
+                "weights": args.weights or "beside",
+            }
+            Options.of(batch=args.batch, **options)
+    except ValueError as error:
+        raise argparse.ArgumentError(None, str(error).removesuffix(".")) from None
     check_jax2onnx() if to_onnx else check_flatbuffers()
     check_replaceable(args.folder, args.force)
-    opened = open_model(args.model, DEFAULTS, load)
+    opened = open_model(args.model, LoadOptions(**load_options(args)), load)
     model = opened.model
     complain("tracing the towers and lowering them ...")
     common = {
@@ -98,18 +122,9 @@ def run(args: argparse.Namespace) -> int:
     }
     try:
         if to_onnx:
-            export.export_onnx(model, args.folder, layout=args.layout or "nhwc", **common)
+            export.export_onnx(model, args.folder, **options, **common)
         else:
-            export.export(
-                model,
-                args.folder,
-                platforms=args.platforms or ("cpu", "cuda", "tpu"),
-                image_input="frames" if args.frames else "pixels",
-                frame_size=args.frames,
-                dtype=args.dtype or "float32",
-                weights=args.weights or "beside",
-                **common,
-            )
+            export.export(model, args.folder, **options, **common)
     except ValueError as error:
         raise argparse.ArgumentError(None, str(error)) from None
     for path in sorted(args.folder.iterdir()):

@@ -17,14 +17,50 @@ from jax import export
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 rows = parser.add_mutually_exclusive_group(required=True)
 rows.add_argument("--images", help="images as manifest.json describes them, or uint8 pixels")
-rows.add_argument("--texts", help="token ids, int32")
+rows.add_argument("--texts", help="token ids, whole numbers")
 parser.add_argument("--out", required=True, help="the file for the embeddings, float32")
 parser.add_argument("--batch", type=int, default=32, help="rows that are computed at once")
 options = parser.parse_args()
 
 folder = Path(__file__).resolve().parent
 manifest = json.loads((folder / "manifest.json").read_text())
-kind = "image" if options.images else "text"
+kind = "image" if options.images is not None else "text"
+form = manifest["programs"][kind]["input"]
+
+# What is given is checked first: a program takes numbers of any meaning.
+if options.batch < 1:
+    parser.error(f"--batch must be at least 1. Got {options.batch}")
+name = str(options.images if kind == "image" else options.texts)
+try:
+    given = np.load(name)
+    given = given.astype(given.dtype.newbyteorder("="), copy=False)
+except (OSError, ValueError, EOFError, AttributeError) as error:
+    parser.error(f"{name} is no file with one array, as numpy.save writes it ({error})")
+sides = [side for side in form["shape"][1:] if side != "l"]
+if given.ndim != len(form["shape"]) or list(given.shape[1:])[: len(sides)] != sides:
+    parser.error(f"the program takes the shape {form['shape']}. Got {list(given.shape)}")
+if kind == "image":
+    is_float = given.dtype.kind == "f" and form["dtype"] != "uint8"
+    if given.dtype != np.uint8 and not is_float:
+        more = "" if form["dtype"] == "uint8" else " pixels, or normalised floats"
+        parser.error(f"images must be uint8{more}. Got {given.dtype}")
+else:
+    text = manifest["config"]["text"]
+    length, size = text.get("context_length", 77), text.get("vocab_size", 49408)
+    if not 1 <= given.shape[1] <= length:
+        parser.error(f"texts must have 1 to {length} ids. Got {given.shape[1]}")
+    if given.dtype.kind not in "iu":
+        parser.error(f"token ids must be whole numbers. Got {given.dtype}")
+    if given.size and (given.min() < 0 or given.max() >= size):
+        parser.error(f"token ids must be 0 to {size - 1}. Got {given.min()} to {given.max()}")
+out = Path(options.out)
+if out.is_dir() or not out.parent.is_dir():
+    parser.error(f"--out must be a file in a folder that exists. Got {out}")
+platform = jax.default_backend()
+if not {platform, *(("cuda", "rocm") if platform == "gpu" else ())} & set(manifest["platforms"]):
+    names = ", ".join(manifest["platforms"])
+    parser.error(f"these programs are for {names}; JAX computes on {platform} here")
+
 program = export.deserialize(bytearray((folder / manifest["programs"][kind]["file"]).read_bytes()))
 weights = []
 if manifest["weights"] == "beside":
@@ -51,11 +87,6 @@ if manifest["weights"] == "beside":
             for i, ((name, array), aval) in enumerate(places)
         }
     )
-form = manifest["programs"][kind]["input"]
-given = np.load(options.images or options.texts)
-sides = [side for side in form["shape"][1:] if side != "l"]
-if given.ndim != len(form["shape"]) or list(given.shape[1:])[: len(sides)] != sides:
-    parser.error(f"the program takes the shape {form['shape']}. Got {list(given.shape)}")
 
 
 @jax.jit
@@ -75,4 +106,5 @@ for begin in range(0, len(given), size):
     part = given[begin : begin + size]
     batch = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
     parts.append(np.asarray(embed(weights, batch))[: len(part)])
-np.save(options.out, np.concatenate(parts))
+with open(out, "wb") as file:  # by its very name: numpy.save would add to it
+    np.save(file, np.concatenate(parts))

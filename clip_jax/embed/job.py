@@ -34,6 +34,7 @@ from clip_jax.nn import CLIP
 from clip_jax.preprocess import PictureOptions, known_formats
 from clip_jax.progress import Progress, announcing
 from clip_jax.sources import Columns
+from clip_jax.sources.columns import as_columns
 from clip_jax.storage import storage
 from clip_jax.weights.opened import LoadOptions
 from clip_jax.weights.positions import PositionResize
@@ -180,7 +181,7 @@ def embed(
             dtype=dtype,
             format=format,
             rows_per_part=rows_per_part,
-            columns=columns or Columns(),
+            columns=as_columns(columns),
             exif_transpose=exif_transpose,
             pictures=pictures or PictureOptions(),
             formats=formats,

@@ -16,6 +16,7 @@ from clip_jax.embed.parts import Expected, NpyParts, Parts
 from clip_jax.embed.results import parts_of
 from clip_jax.embed.tables import check_unclaimed
 from clip_jax.loading import CpuGate, Loader
+from clip_jax.messages import some
 from clip_jax.nn import CLIP, model_digest
 from clip_jax.preprocess import PictureOptions, suffixes_of
 from clip_jax.sources import Columns, Input, open_input
@@ -176,6 +177,8 @@ def prepare(
     )
     if rows.instead and what != "texts":
         raise ValueError(rows.instead)
+    if what is None and not rows.has_images and rows.unused:
+        rows = dataclasses.replace(rows, remark=_texts_alone(source, rows))
     what = what or ("images" if rows.has_images else "texts")
     _check_has(source, rows, what)
     Layout(rows, what, columns.others, np.dtype(dtype), format)  # checks the columns
@@ -293,6 +296,17 @@ def _check_has(source: str, rows: Input, what: str) -> None:
         raise ValueError(f"{source} has no pictures; what={what!r} needs some")
     if what != "images" and not rows.has_captions:
         raise ValueError(f"{source} has no texts; what={what!r} needs some")
+
+
+def _texts_alone(source: str, rows: Input) -> str:
+    """Returns what is told where a table's pictures may be in a column of another name."""
+    others = f"its other columns are {some(map(repr, rows.unused))}"
+    remark = (
+        f"{source} has no column {rows.columns.image!r}, and {others}: the texts in "
+        f"{rows.columns.caption!r} are embedded. If one holds pictures, say so by "
+        f"--image-column (image_column)"
+    )
+    return "; ".join(filter(None, (rows.remark, remark)))
 
 
 def _check_apart(source: str, rows: Input, parts: Parts) -> None:

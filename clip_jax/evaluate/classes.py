@@ -1,15 +1,18 @@
 """The names of classes, from labels or from a text file, and rows held out of each class."""
 
 import collections
+import io
 import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
 
 from clip_jax.messages import some
+from clip_jax.sources.utf8 import check_utf_8
 
 # One row in so many of each class is held out.
 FIFTH = 5
@@ -34,11 +37,12 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
         OSError: the file can't be read.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = [line.strip() for line in file if line.strip()]
-    except UnicodeDecodeError:
+        text = Path(path).read_bytes()
+        check_utf_8(text)
+        whole = io.StringIO(text.decode("utf-8-sig"), None)
+    except ValueError:
         raise ValueError(f"{os.fspath(path)} is not UTF-8: save it as that") from None
-    if not lines:
+    if not (lines := [line.strip() for line in whole if line.strip()]):
         raise ValueError(f"{os.fspath(path)} is empty: expected one entry a line")
     if quoted := [line for line in lines if _QUOTED.fullmatch(line)]:
         raise ValueError(
@@ -61,7 +65,13 @@ def name_classes(
 
     Raises:
         ValueError: a label has no line, or two; names it. Or the names begin with their numbers.
+        TypeError: the lines are one text, or a dictionary.
     """
+    if isinstance(lines, str | Mapping):
+        raise TypeError(
+            f"class_names must be a sequence of strings, one a class: the label; or the label, a "
+            f"tab and the name. Got {lines!r:.100}"
+        )
     if lines is None:
         lines = sorted(set(labels))
     pairs = [line.partition("\t") for line in lines]

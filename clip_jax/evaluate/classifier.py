@@ -2,7 +2,7 @@
 
 import collections
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,12 @@ from jaxtyping import Float, Int
 from clip_jax.config import SigLIPConfig
 from clip_jax.encoder import Encoder
 from clip_jax.errors import NotFiniteError
+from clip_jax.evaluate.labels import as_labels
 from clip_jax.evaluate.scores import sigmoid
 from clip_jax.inputs import as_tokens
 from clip_jax.messages import counted, some
 from clip_jax.nn import CLIP, model_digest
+from clip_jax.nn.clip import check_model
 from clip_jax.nn.text import pooled_positions
 from clip_jax.tokenizer import tokenize
 
@@ -77,27 +79,33 @@ class ZeroShotClassifier:
         Raises:
             ValueError: a name is blank, a template has no `{}`, a prompt is too long for the model,
                 or the weights are damaged.
-            TypeError: a name or a template is not a string.
+            TypeError: a name or a template is not a string; or it is no model.
 
         Warns:
             UserWarning: classes have the same name, as two pairs of ImageNet's published 1,000
-                have. Their scores are equal, so that the first is predicted for both.
+                have. Their scores are equal, so that the first is predicted for both. Or there is
+                one class only, which has all of the softmax.
         """
+        check_model(model)
         self.class_names, self.templates = check_prompts(class_names, templates)
-        counts = collections.Counter(self.class_names)
-        if twice := [name for name, count in counts.items() if count > 1]:
-            warnings.warn(
-                f"several classes are called {some(map(repr, twice))}: their scores are equal, and "
-                f"the first of them is predicted",
-                stacklevel=2,
-            )
+        self.is_independent = isinstance(model.config, SigLIPConfig)
         self._encoder = Encoder(model, batch_size=batch_size)
         self._scale, self._bias = _logit_scale(model), _logit_bias(model)
-        self.is_independent = isinstance(model.config, SigLIPConfig)
         if tokenizer is None:
             model.config.text.check_strings()
         self._tokenizer = tokenizer
+        if twice := self._alike(model.config.text.context_length):
+            warnings.warn(
+                f"several classes are called {some(twice)}: their scores are equal, and the first "
+                f"of them is predicted",
+                stacklevel=2,
+            )
         self.weights = self._class_embeddings(model)
+        if len(self.class_names) == 1 and not self.is_independent:
+            warnings.warn(
+                "one class alone always has 100%: give others too, that it is compared with",
+                stacklevel=2,
+            )
 
     def __repr__(self) -> str:
         counts = counted(len(self.class_names), "name"), counted(len(self.templates), "template")
@@ -107,7 +115,7 @@ class ZeroShotClassifier:
         names, templates = self.class_names, self.templates
         text = model.config.text
         if len(names) * len(templates) <= FEW:
-            tokens = self._tokens(text.context_length)
+            tokens = self._tokens(text.context_length, names, templates)
             as_tokens(
                 tokens, text
             )  # before they are cut, and the end of a text isn't seen any more
@@ -118,15 +126,29 @@ class ZeroShotClassifier:
         compute = f"{model.dtype} {model.precision}"
         key = (model_digest(model), compute, names, templates, self._tokenizer)
         if key not in _kept:
-            tokens = self._tokens(text.context_length)
+            tokens = self._tokens(text.context_length, names, templates)
             _kept[key] = _class_means(self._encoder.texts(tokens), len(names))
             while len(_kept) > KEPT:
                 _kept.popitem(last=False)
         return _kept[key]
 
-    def _tokens(self, context_length: int) -> Int[np.ndarray, "p l"]:
+    def _alike(self, context_length: int) -> list[str]:
+        """Returns the names that are the same to the tokenizer, in quotes: those of two classes."""
+        spelled: dict[str, list[str]] = collections.defaultdict(list)
+        for name in self.class_names:
+            spelled[" ".join(name.casefold().split())].append(name)
+        likely = [name for names in spelled.values() if len(names) > 1 for name in names]
+        named: dict[bytes, list[str]] = collections.defaultdict(list)
+        for name in likely:  # the others needn't be tokenized if their embeddings are kept
+            tokens = self._tokens(context_length, [name], self.templates[:1])
+            named[tokens.tobytes()].append(name)
+        alike = [dict.fromkeys(names) for names in named.values() if len(names) > 1]
+        return [" and ".join(map(repr, names)) for names in alike]
+
+    def _tokens(
+        self, context_length: int, names: Sequence[str], templates: Sequence[str]
+    ) -> Int[np.ndarray, "p l"]:
         """Returns the prompts of the first class, then those of the second, and so on."""
-        names, templates = self.class_names, self.templates
         prompts = [template.replace("{}", name) for name in names for template in templates]
         if self._tokenizer is None:
             return tokenize(prompts, context_length)
@@ -208,11 +230,13 @@ def check_prompts(
         TypeError: one is not a string.
     """
     for what, texts in (("class_names", class_names), ("templates", templates)):
-        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+        if isinstance(texts, str | Mapping) or not all(isinstance(text, str) for text in texts):
             raise TypeError(f"{what} must be a sequence of strings. Got {texts!r}.")
         if not len(texts):
             raise ValueError(f"{what} must not be empty.")
     names, templates = tuple(class_names), tuple(templates)
+    if lists := [name for name in names if len(as_labels(name)) > 1]:
+        raise ValueError(f"a class name must be one name. Got a list of them as text: {lists[0]}")
     if not all(name.strip() for name in names):
         raise ValueError(f"class names must not be blank. Got {names!r}.")
     if bad := [template for template in templates if "{}" not in template]:

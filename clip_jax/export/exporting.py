@@ -1,11 +1,12 @@
 """`export`: writes a model as StableHLO programs, its weights and a manifest."""
 
+import contextlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +16,19 @@ from jax.typing import DTypeLike
 
 from clip_jax.convert.huggingface_tokenizer import folder_files
 from clip_jax.convert.safetensors import write_safetensors
+from clip_jax.export.arguments import (
+    Options,
+    check_evaluating,
+    check_flatbuffers,
+    check_replaceable,
+    check_tokenizer,
+)
 from clip_jax.export.manifest import (
-    FORMAT,
     IMAGE,
     NAME,
     RUN,
     TEXT,
     WEIGHTS,
-    Array,
     File,
     Manifest,
     Program,
@@ -34,7 +40,6 @@ from clip_jax.replace import replacing
 from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.version import __version__
 
-PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 MOST_INSIDE = (1 << 31) - (1 << 24)  # bytes: a serialised program must stay below 2 GiB
 
 
@@ -78,6 +83,7 @@ def export(
 
     Raises:
         ValueError: an argument is wrong, or they don't go together.
+        TypeError: `model` is no model of both towers, or `tokenizer` no tokenizer.
         FileExistsError: the folder exists, and is no exported one or not to be replaced.
         ModuleNotFoundError: flatbuffers isn't installed, without which JAX can't serialise.
         OSError: it can't be written; nothing is left behind.
@@ -90,13 +96,21 @@ def export(
         >>> clip_jax.export.load(folder).texts(["a pear"]).shape
         (1, 128)
     """
-    dtype = np.dtype(model.dtype if dtype is None else dtype)
-    _check(model, platforms, batch, image_input, frame_size, dtype, weights)
+    check_evaluating(model)
+    check_tokenizer(tokenizer, model.config.text)
+    options = Options.of(
+        platforms=platforms,
+        batch=batch,
+        image_input=image_input,
+        frame_size=frame_size,
+        dtype=model.dtype if dtype is None else dtype,
+        weights=weights,
+    )
     check_flatbuffers()
     target = Path(os.path.realpath(folder))  # a link stays a link
     check_replaceable(target, replace)
     functions = functions_of(
-        model, dtype=dtype, normalized=normalize, frame_size=frame_size if frame_size else None
+        model, dtype=options.dtype, normalized=normalize, frame_size=options.frame_size
     )
     if weights == "inside" and (size := _size(functions)) > MOST_INSIDE:
         raise ValueError(
@@ -104,10 +118,10 @@ def export(
             f'give dtype="bfloat16".'
         )
     exported = {
-        kind: _exported(function, functions, arguments, tuple(platforms), weights)
+        kind: _exported(function, functions, arguments, options.platforms, weights)
         for kind, function, arguments in (
-            ("image", functions.image, _image_shape(model, batch, frame_size)),
-            ("text", functions.text, _text_shape(model, batch)),
+            ("image", functions.image, _image_shape(model, options.batch, options.frame_size)),
+            ("text", functions.text, _text_shape(model, options.batch)),
         )
     }
     with replacing(target, replace=True) as new:
@@ -120,62 +134,9 @@ def export(
         if weights == "beside":
             write_safetensors(new / WEIGHTS, functions.weights, None, {"format": "clip_jax"})
         files = tuple(File.of(path) for path in sorted(new.iterdir()))
-        manifest = _manifest(model, exported, files, image_input, normalize, dtype, weights)
+        manifest = _manifest(model, exported, files, image_input, normalize, options.dtype, weights)
         (new / NAME).write_text(manifest.to_json(), encoding="utf-8")
         check_replaceable(target, replace)  # again: it may have changed meanwhile
-
-
-def check_flatbuffers() -> None:
-    """Raises ModuleNotFoundError if JAX lacks what it serialises programs with."""
-    try:
-        import flatbuffers  # noqa: F401
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "jax.export keeps programs with flatbuffers: pip install 'clip-jax-flax[export]'",
-            name="flatbuffers",
-        ) from None
-
-
-def check_evaluating(model: CLIP) -> None:
-    """Raises ValueError if a model is in training mode."""
-    if not model.use_running_average:
-        raise ValueError("the model is in training mode: call model.eval() first.")
-
-
-def check_batch(batch: int | None) -> None:
-    """Raises ValueError if it isn't a number of rows, or None for any."""
-    if batch is not None and (not isinstance(batch, int) or batch < 1):
-        raise ValueError(f"batch must be at least 1, or None for any number. Got {batch}.")
-
-
-def _check(
-    model: CLIP,
-    platforms: Sequence[str],
-    batch: int | None,
-    image_input: str,
-    frame_size: tuple[int, int] | None,
-    dtype: np.dtype,
-    weights: str,
-) -> None:
-    check_evaluating(model)
-    names = [platforms] if isinstance(platforms, str) else list(platforms)
-    if unknown := [name for name in names if name not in PLATFORMS]:
-        hint = "; for GPUs say cuda or rocm" if "gpu" in unknown else ""
-        raise ValueError(f"platforms must be some of {', '.join(PLATFORMS)}{hint}. Got {unknown}.")
-    if not names or len(set(names)) < len(names):
-        raise ValueError(f"platforms must be named once each, at least one. Got {names}.")
-    if dtype == jnp.float16 and "tpu" in names:
-        raise ValueError("TPUs don't compute in float16: give bfloat16, or platforms without tpu.")
-    check_batch(batch)
-    if image_input not in get_args(ImageInput):
-        raise ValueError(f'image_input must be "pixels" or "frames". Got {image_input!r}.')
-    if (image_input == "frames") != (frame_size is not None):
-        raise ValueError(
-            'image_input="frames" and frame_size=(height, width) go together. '
-            f"Got {image_input!r} and {frame_size}."
-        )
-    if weights not in ("beside", "inside"):
-        raise ValueError(f'weights must be "beside" or "inside". Got {weights!r}.')
 
 
 def image_sides(model: CLIP) -> tuple[int, int]:
@@ -212,7 +173,24 @@ def _exported(
         jitted, shapes = jax.jit(function), (shapes_of(functions.weights), argument)
     else:
         jitted, shapes = jax.jit(lambda rows: function(functions.weights, rows)), (argument,)
-    return jax_export.export(jitted, platforms=platforms)(*shapes)
+    with _without_folders():
+        return jax_export.export(jitted, platforms=platforms)(*shapes)
+
+
+@contextlib.contextmanager
+def _without_folders() -> Iterator[None]:
+    """Keeps the names of this machine's folders out of the programs lowered in the block.
+
+    Programs say from which lines of code their operations come. With its folders, two machines
+    would write different files of one model, and give away where its owner keeps what.
+    """
+    name = "jax_hlo_source_file_canonicalization_regex"
+    before = getattr(jax.config, name)
+    jax.config.update(name, "^.*/")
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 def _manifest(
@@ -225,7 +203,7 @@ def _manifest(
     weights: str,
 ) -> Manifest:
     programs = {
-        kind: Program(name, _array(program.in_avals[-1]), _array(program.out_avals[0]))
+        kind: Program.of(name, program)
         for name, (kind, program) in zip((IMAGE, TEXT), exported.items(), strict=True)
     }
     pixels = model.config.pixels
@@ -245,24 +223,5 @@ def _manifest(
     )
 
 
-def _array(aval: Any) -> Array:
-    shape = tuple(side if isinstance(side, int) else str(side) for side in aval.shape)
-    return Array(np.dtype(aval.dtype).name, shape)
-
-
 def _size(functions: Functions) -> int:
     return sum(array.size * array.dtype.itemsize for array in functions.weights.values())
-
-
-def check_replaceable(folder: Path, replace: bool) -> None:
-    """Raises FileExistsError if the folder is something else, or not to be replaced."""
-    if not folder.exists() or (folder.is_dir() and not os.listdir(folder)):
-        return
-    manifest = folder / NAME
-    is_ours = manifest.is_file() and FORMAT.encode() in manifest.read_bytes()[:1000]
-    if not is_ours:
-        raise FileExistsError(
-            f"{folder} exists and is no exported model: choose another name, or remove it first"
-        )
-    if not replace:
-        raise FileExistsError(f"{folder} exists already: choose another name, or remove it first")

@@ -16,9 +16,9 @@ from jaxtyping import Float
 from clip_jax.config import CLIPConfig
 from clip_jax.convert.safetensors import read_safetensors
 from clip_jax.errors import CheckpointError
-from clip_jax.export.exporting import check_flatbuffers
-from clip_jax.export.manifest import WEIGHTS, Manifest, check_content, read_manifest
-from clip_jax.inputs import as_tokens
+from clip_jax.export.arguments import check_flatbuffers
+from clip_jax.export.manifest import WEIGHTS, Manifest, check_content, check_programs, read_manifest
+from clip_jax.inputs import as_array, as_tokens, is_float
 from clip_jax.nn.pixels import normalize_pixels
 from clip_jax.nn.text import pooled_positions
 from clip_jax.sentence_piece import AnyTokenizer
@@ -67,15 +67,17 @@ class ExportedModel:
         Raises:
             ValueError: the shape or dtype is another than the exported; both are said.
         """
-        images = np.asarray(images)
+        images = np.asarray(as_array(images, "images"))
         program = self.manifest.programs["image"].input
-        sides = program.shape[1:]
-        floats = () if program.dtype == "uint8" else ("float16", "float32", "float64")
-        kinds = ("uint8", *floats)
-        if images.ndim != 4 or images.shape[1:] != sides or images.dtype.name not in kinds:
+        sides, takes_floats = program.shape[1:], program.dtype != "uint8"
+        if images.shape == (0,):  # an empty list
+            images = np.zeros((0, *map(int, sides)), np.uint8)
+        fits = images.dtype == np.uint8 or (takes_floats and is_float(images.dtype))
+        if images.ndim != 4 or images.shape[1:] != sides or not fits:
             raise ValueError(
                 f"the program was exported for {self.manifest.image_input} of shape "
-                f"(b, {', '.join(map(str, sides))}) and dtype {' or '.join(kinds)}. Got shape "
+                f"(b, {', '.join(map(str, sides))}) and dtype uint8"
+                f"{', or normalised floats' if takes_floats else ''}. Got shape "
                 f"{images.shape} and dtype {images.dtype}."
             )
         return self._run("image", images)
@@ -99,7 +101,7 @@ class ExportedModel:
         text = self.config.text
         if not hasattr(texts, "dtype"):
             texts = self._tokenizer(texts)  # pyright: ignore[reportArgumentType]
-        tokens = np.asarray(as_tokens(np.asarray(texts), text), np.int32)
+        tokens = np.asarray(as_tokens(np.asarray(as_array(texts, "tokens")), text), np.int32)
         if self.manifest.programs["text"].input.shape[1] == "l" and len(tokens):
             # The same few lengths as an encoder's, so that few programs are compiled.
             longest = int(np.max(pooled_positions(tokens, text))) + 1
@@ -162,6 +164,7 @@ def load(folder: str | os.PathLike[str]) -> ExportedModel:
     programs = {
         kind: _program(folder / program.file) for kind, program in manifest.programs.items()
     }
+    check_programs(folder, manifest, programs)
     weights = (_weights(folder / WEIGHTS),) if manifest.weights == "beside" else ()
     return ExportedModel(manifest, programs, weights, folder)
 

@@ -3,14 +3,20 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clip_jax.config import Color
+import numpy as np
+from jax.export import Exported
+
+from clip_jax.config import CLIPConfig, Color
 from clip_jax.convert.archive import shown
 from clip_jax.convert.json_file import read_json
 from clip_jax.errors import CheckpointError
+from clip_jax.image_size import sides_of
 from clip_jax.messages import some
+from clip_jax.shapes import blocks, parameter_shapes
 
 NAME = "manifest.json"
 FORMAT, VERSION = "clip_jax.export", 1
@@ -41,6 +47,12 @@ class Array:
     dtype: str
     shape: tuple[int | str, ...]
 
+    @classmethod
+    def of(cls, aval: Any) -> "Array":
+        """Returns JAX's description of an array as ours."""
+        shape = tuple(side if isinstance(side, int) else str(side) for side in aval.shape)
+        return cls(np.dtype(aval.dtype).name, shape)
+
 
 @dataclasses.dataclass(frozen=True)
 class Program:
@@ -55,6 +67,11 @@ class Program:
     file: str
     input: Array
     output: Array
+
+    @classmethod
+    def of(cls, file: str, program: Exported) -> "Program":
+        """Returns what is true of a program."""
+        return cls(file, Array.of(program.in_avals[-1]), Array.of(program.out_avals[0]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +147,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         manifest = _parsed(document)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} is damaged ({type(error).__name__}: {shown(str(error))}): export the model "
             f"again, or copy the folder again"
@@ -149,9 +166,39 @@ def check_content(folder: Path, manifest: Manifest) -> None:
         )
 
 
+def check_programs(folder: Path, manifest: Manifest, programs: Mapping[str, Exported]) -> None:
+    """Raises CheckpointError if the programs aren't what the manifest says; names all fields."""
+    wrong = []
+    for kind, program in programs.items():
+        if Program.of(manifest.programs[kind].file, program) != manifest.programs[kind]:
+            wrong.append(f"programs.{kind}")
+        if (len(program.in_avals) == 1) != (manifest.weights == "inside"):
+            wrong.append("weights")
+        if set(program.platforms) != set(manifest.platforms):
+            wrong.append("platforms")
+        if manifest.weights == "beside" and not _takes_weights(program, manifest):
+            wrong.append("config")
+    if (manifest.programs["image"].input.dtype == "uint8") != (manifest.image_input == "frames"):
+        wrong.append("image_input")
+    if wrong:
+        raise CheckpointError(
+            f"{folder / NAME} says something else than its programs of {some(sorted(set(wrong)))}: "
+            f"it has been changed; copy the folder again, or export the model again"
+        )
+
+
+def _takes_weights(program: Exported, manifest: Manifest) -> bool:
+    """Whether a program's first argument has the arrays of the manifest's configuration."""
+    config = CLIPConfig.from_json(json.dumps(manifest.config))
+    arrays = [aval.shape for aval in program.in_avals[:-1]]
+    if sum(blocks(config).values()) > len(arrays):  # or there would be no end to listing them
+        return False
+    shapes = parameter_shapes(config)
+    return arrays == [shapes[path] for path in sorted(shapes)]
+
+
 def _parsed(document: dict[str, Any]) -> Manifest:
-    names = [field.name for field in dataclasses.fields(Manifest)]
-    values = {name: document[name] for name in names}
+    values = {field.name: document[field.name] for field in dataclasses.fields(Manifest)}
     for name in ("platforms", "mean", "std"):
         values[name] = tuple(values[name])
     values["files"] = tuple(File(**file) for file in values["files"])
@@ -159,11 +206,54 @@ def _parsed(document: dict[str, Any]) -> Manifest:
         kind: Program(program["file"], *(_array(program[end]) for end in ("input", "output")))
         for kind, program in values["programs"].items()
     }
-    if set(values["programs"]) != {"image", "text"}:
-        raise ValueError(f"programs are {sorted(values['programs'])}, expected image and text")
-    if bad := [file.name for file in values["files"] if Path(file.name).name != file.name]:
+    manifest = Manifest(**values)
+    if bad := [file.name for file in manifest.files if not _is_name(file.name)]:
         raise ValueError(f"{bad[0]!r} is no name of a file in this folder")
-    return Manifest(**values)
+    for field, is_right in _rightness(manifest):
+        if not is_right:
+            raise ValueError(f"{field} is {document[field]!r}")
+    _check_config(manifest)
+    return manifest
+
+
+def _rightness(manifest: Manifest) -> Iterator[tuple[str, bool]]:
+    """Yields the fields, each with whether it may be so."""
+    yield "platforms", bool(manifest.platforms) and all(map(_is_text, manifest.platforms))
+    yield "image_input", manifest.image_input in ("pixels", "frames")
+    yield "normalized", isinstance(manifest.normalized, bool)
+    yield "weights", manifest.weights in ("beside", "inside")
+    yield "files", all(type(file.size) is int for file in manifest.files)
+    names = {file.name for file in manifest.files}
+    # Only files whose content is compared with what was exported are ever read.
+    yield "weights", manifest.weights == "inside" or WEIGHTS in names
+    programs = manifest.programs
+    yield "programs", set(programs) == {"image", "text"}
+    yield "programs", all(_is_text(p.file) and p.file in names for p in programs.values())
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_name(value: Any) -> bool:
+    return _is_text(value) and Path(value).name == value not in ("", "..") and "\0" not in value
+
+
+def _check_config(manifest: Manifest) -> None:
+    """Raises ValueError if the configuration is none, or says something else than the rest."""
+    config = CLIPConfig.from_json(json.dumps(manifest.config))
+    image, text = (manifest.programs[kind] for kind in ("image", "text"))
+    length, dimension = config.text.context_length, config.embed_dim
+    takes_sides = image.input.shape[1:] == (*sides_of(config.vision.image_size), 3)
+    for what, agrees in (
+        ("mean", manifest.mean == config.pixels.mean),
+        ("std", manifest.std == config.pixels.std),
+        ("image_size", manifest.image_input == "frames" or takes_sides),
+        ("context_length", text.input.shape[1:] in ((length,), ("l",))),
+        ("embed_dim", all(program.output.shape[1:] == (dimension,) for program in (image, text))),
+    ):
+        if not agrees:
+            raise ValueError(f"config and the other fields differ in {what}")
 
 
 def _array(document: dict[str, Any]) -> Array:

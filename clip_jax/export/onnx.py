@@ -18,7 +18,8 @@ from clip_jax.backends.onnx.apply import use_onnx_operators
 from clip_jax.backends.onnx.node import OPSET, node
 from clip_jax.backends.onnx.towers import text_features
 from clip_jax.convert.huggingface_tokenizer import folder_files
-from clip_jax.export.exporting import check_batch, check_evaluating, check_replaceable, image_sides
+from clip_jax.export.arguments import as_batch, check_evaluating, check_replaceable, check_tokenizer
+from clip_jax.export.exporting import image_sides
 from clip_jax.export.manifest import NAME, ONNX_FORMAT, VERSION, File
 from clip_jax.nn import CLIP, normalize
 from clip_jax.nn.tree import variables
@@ -28,7 +29,7 @@ from clip_jax.version import __version__
 
 Layout = Literal["nhwc", "nchw"]
 
-IMAGE, TEXT = "image.onnx", "text.onnx"
+FILES = {"image": "image.onnx", "text": "text.onnx"}
 BATCH, LENGTH = "batch_size", "sequence_length"  # of any size; transformers' names
 MOST = (1 << 31) - (1 << 24)  # bytes: a file of protobuf must stay below 2 GiB
 
@@ -46,8 +47,9 @@ def export_onnx(
     """Writes a folder of ONNX graphs, which embed images and texts by ONNX Runtime and others.
 
     It holds `image.onnx` and `text.onnx` with their weights in float32, the tokenizer's files, and
-    `manifest.json`. Inputs and outputs are named as in exports of transformers: `pixel_values` to
-    `image_embeds`, `input_ids` (int64) to `text_embeds`. The write is atomic.
+    `manifest.json`; the weights of a tower of 2 GB and more in a file beside its graph. Inputs and
+    outputs are named as in exports of transformers: `pixel_values` to `image_embeds`, `input_ids`
+    (int64) to `text_embeds`. The write is atomic.
 
     Args:
         model: the model.
@@ -62,17 +64,19 @@ def export_onnx(
 
     Raises:
         ValueError: an argument is wrong; the model has an operation that jax2onnx can't translate,
-            which is named; or a tower has 2 GB or more.
+            which is named.
+        TypeError: `model` is no model of both towers, or `tokenizer` no tokenizer.
         FileExistsError: the folder exists, and is no exported one or not to be replaced.
         ModuleNotFoundError: jax2onnx isn't installed.
         OSError: it can't be written; nothing is left behind.
     """
     check_evaluating(model)
-    check_batch(batch)
+    check_tokenizer(tokenizer, model.config.text)
+    batch = as_batch(batch)
     if layout not in get_args(Layout):
         raise ValueError(f'layout must be "nhwc" or "nchw". Got {layout!r}.')
     check_jax2onnx()
-    _check_size(model)
+    sizes = _sizes(model)
     target = Path(os.path.realpath(folder))  # a link stays a link
     check_replaceable(target, replace)
     graphs = {
@@ -82,10 +86,12 @@ def export_onnx(
     with replacing(target, replace=True) as new:
         for name, content in folder_files(model.config.text, tokenizer).items():
             (new / name).write_bytes(content)
-        for name, graph in ((IMAGE, graphs["image"]), (TEXT, graphs["text"])):
-            _write(graph, new / name)
+        written = {
+            kind: _write(graph, new / FILES[kind], is_large=sizes[kind] > MOST)
+            for kind, graph in graphs.items()
+        }
         files = [File.of(path) for path in sorted(new.iterdir())]
-        manifest = _manifest(model, graphs, files, layout, normalize)
+        manifest = _manifest(model, written, files, layout, normalize)
         (new / NAME).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         check_replaceable(target, replace)  # again: it may have changed meanwhile
 
@@ -102,28 +108,23 @@ def check_jax2onnx() -> None:
         ) from None
 
 
-def _check_size(model: CLIP) -> None:
-    sizes = {"image": 0, "text": 0}
+def _sizes(model: CLIP) -> dict[str, int]:
+    """Returns the bytes of each tower's weights in float32."""
+    sizes = dict.fromkeys(FILES, 0)
     for path, variable in variables(model).items():
         sizes["image" if path.startswith("visual/") else "text"] += 4 * variable[...].size
-    for kind, size in sizes.items():
-        if size > MOST:
-            raise ValueError(
-                f"a file of ONNX holds less than 2 GB; the {kind} tower has {size / 1e9:.1f} GB. "
-                f"Export it to StableHLO, which keeps the weights in a file of their own."
-            )
+    return sizes
 
 
 def _image_graph(model: CLIP, layout: Layout, batch: int | None, normalized: bool) -> Any:
     model = _with_operators(model)
     shape = (_rows(batch), *image_sides(model), 3)
-    graph = _translated(
+    return _translated(
         lambda images: _finished(model.visual(images), normalized),
         jax.ShapeDtypeStruct(shape, jnp.float32),
         ("pixel_values", "image_embeds"),
         inputs_as_nchw=[0] if layout == "nchw" else None,
     )
-    return graph
 
 
 def _text_graph(model: CLIP, batch: int | None, normalized: bool) -> Any:
@@ -133,13 +134,11 @@ def _text_graph(model: CLIP, batch: int | None, normalized: bool) -> Any:
     if text.can_be_cut:  # what follows the end token has no effect and can be left out
         names = f"{BATCH if batch is None else batch}, {LENGTH}"
         rows, length = jax_export.symbolic_shape(names, constraints=[f"{LENGTH} <= {length}"])
-    graph = _translated(
+    return _translated(
         lambda tokens: _finished(text_features(model, tokens), normalized),
         jax.ShapeDtypeStruct((rows, length), jnp.int32),
         ("input_ids", "text_embeds"),
     )
-    _take_int64(graph)
-    return graph
 
 
 def _with_operators(model: CLIP) -> CLIP:
@@ -164,7 +163,7 @@ def _translated(
     names: tuple[str, str],
     **options: Any,
 ) -> Any:
-    """Returns a function as a graph of ONNX."""
+    """Returns a function as a graph of ONNX, in the form of `onnx_ir`."""
     from jax2onnx import to_onnx  # pyright: ignore[reportMissingImports]
 
     from clip_jax.export import onnx_plugin  # noqa: F401  (registers itself)
@@ -177,6 +176,7 @@ def _translated(
             opset=OPSET,
             input_names=[names[0]],
             output_names=[names[1]],
+            return_mode="ir",
             **options,
         )
     except NotImplementedError as error:
@@ -203,11 +203,19 @@ def _take_int64(graph: Any) -> None:
     graph.graph.node.insert(0, cast)
 
 
-def _write(graph: Any, path: Path) -> None:
+def _write(graph: Any, path: Path, *, is_large: bool) -> Any:
+    """Writes a graph, and returns it; of a large one without weights, which get their own file."""
     import onnx
+    import onnx_ir  # pyright: ignore[reportMissingImports]
 
-    onnx.save(graph, path)
+    beside = f"{path.name}.data" if is_large else None
+    onnx_ir.save(graph, path, external_data=beside)
+    written = onnx.load(path, load_external_data=False)
+    if written.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.INT32:
+        _take_int64(written)
+        onnx.save(written, path)
     onnx.checker.check_model(path, full_check=True)
+    return written
 
 
 def _manifest(
@@ -230,7 +238,7 @@ def _manifest(
                 "input": _array(graphs[kind].graph.input[0]),
                 "output": _array(graphs[kind].graph.output[0]),
             }
-            for kind, name in (("image", IMAGE), ("text", TEXT))
+            for kind, name in FILES.items()
         },
         "files": [vars(file) for file in files],
         "versions": {

@@ -61,7 +61,8 @@ class CLIP(TextTower):
                 shapes, to be filled by `clip_jax.nn.set_parameters`.
 
         Raises:
-            ValueError: the configuration is another family's; `clip_jax.nn.build` takes any.
+            ValueError: the configuration is another family's, of which `clip_jax.nn.build` takes
+                any; or there is no such dtype or precision.
         """
         if type(config) is not self.config_class:
             ours, theirs = self.config_class.__name__, type(config).__name__
@@ -72,7 +73,7 @@ class CLIP(TextTower):
         super().__init__(config.text, config.embed_dim, config.activation, rngs=rngs)
         self.config = config
         self.dtype = check_dtype(dtype)
-        self.precision = precision
+        self.precision = check_precision(precision)
         self.use_running_average = True  # set by train() and eval(), as in every BatchNorm
         if isinstance(config.vision, ViTConfig):
             self.visual = VisionTransformer(
@@ -234,12 +235,36 @@ class CLIP(TextTower):
         return self.visual(self.as_input(images), tap, **options)
 
 
+def check_model(model: object) -> None:
+    """Raises TypeError for what is no model of both towers, such as a name in place of one."""
+    if not isinstance(getattr(model, "config", None), CLIPConfig):
+        raise TypeError(
+            f"model must be one of both towers, as clip_jax.load returns it. "
+            f"Got {type(model).__name__}."
+        )
+
+
 def check_dtype(dtype: DTypeLike) -> np.dtype:
     """Returns a dtype in which towers compute; raises ValueError for others."""
-    dtype = np.dtype(dtype)
-    if dtype not in (jnp.float32, jnp.bfloat16, jnp.float16):
-        raise ValueError(f"dtype must be float32, bfloat16 or float16. Got {dtype}.")
-    return dtype
+    try:
+        known = np.dtype(dtype)
+    except TypeError:  # no dtype at all
+        known = dtype
+    if known not in (jnp.float32, jnp.bfloat16, jnp.float16):
+        raise ValueError(f"dtype must be float32, bfloat16 or float16. Got {known}.")
+    return np.dtype(known)
+
+
+def check_precision(precision: str) -> str:
+    """Returns a precision that JAX knows; raises ValueError for others."""
+    try:
+        with jax.default_matmul_precision(precision):
+            return precision
+    except ValueError:
+        raise ValueError(
+            f"precision must be one that jax.default_matmul_precision takes, such as 'highest' or "
+            f"'default'. Got {precision!r}."
+        ) from None
 
 
 def normalize(x: Float[Array, "b d"]) -> Float[Array, "b d"]:

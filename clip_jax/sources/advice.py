@@ -22,8 +22,17 @@ def address_columns(names: Sequence[str]) -> list[str]:
     return [name for name in names if is_address(name) or name.lower().endswith("url")]
 
 
-def advice_for_addresses(source: str, names: Sequence[str], columns: Columns) -> str:
-    """Returns what a table of addresses is told in place of being embedded."""
+def advice_for_addresses(
+    source: str, names: Sequence[str], columns: Columns, *, embeds: bool = True
+) -> str:
+    """Returns what a table of addresses is told in place of being read.
+
+    Args:
+        source: the table.
+        names: its columns.
+        columns: those that are asked for.
+        embeds: whether it was to be embedded, which can be done without files of pictures.
+    """
     ending = source.rpartition(".")[2].lower()
     kind = f"--url_list {source!r} --input_format {ending}"
     where_to = "--output_format webdataset --output_folder pictures"
@@ -48,9 +57,11 @@ def advice_for_addresses(source: str, names: Sequence[str], columns: Columns) ->
     captions = [n for n in (columns.caption, *CAPTION_NAMES, "TEXT", "caption") if n in names]
     options = f"--url_col {found[0]}" + (f" --caption_col {captions[0]}" if captions else "")
     texts = "; its captions alone by what='texts'" if columns.caption in names else ""
-    return (
+    advice = (
         f"{source} has web addresses in {', '.join(map(repr, found))}, and no pictures: have "
         f"img2dataset download them (img2dataset {kind} {options} {where_to}), and give the folder "
-        f"that it writes. A few are fetched as they are embedded, by image_column={found[0]!r}"
-        f"{texts}"
+        f"that it writes"
     )
+    if not embeds:
+        return advice
+    return f"{advice}. A few are fetched as they are embedded, by image_column={found[0]!r}{texts}"

@@ -79,6 +79,22 @@ class Columns:
         return dataclasses.replace(self, image=image, caption=caption)
 
 
+def as_columns(columns: Columns | None) -> Columns:
+    """Returns names of columns, the usual ones for None.
+
+    Raises:
+        TypeError: they are given as something else.
+    """
+    if columns is None:
+        return Columns()
+    if not isinstance(columns, Columns):
+        raise TypeError(
+            f"columns must be clip_jax.embed.Columns, such as Columns(image=...). Got "
+            f"{type(columns).__name__}."
+        )
+    return columns
+
+
 def lacking(
     source: str, missing: Sequence[str], names: Sequence[str], others: Sequence[str] = ()
 ) -> ValueError:

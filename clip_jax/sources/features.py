@@ -118,6 +118,7 @@ def fitted(where: Where, schema: Any) -> Where:
             values = tuple(
                 dataclasses.replace(value, number=_rounded(kind, value.number))
                 for value in condition.values
+                if value.number is not None
             )
             condition = dataclasses.replace(condition, values=values)
         conditions.append(condition)

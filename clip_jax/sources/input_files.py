@@ -39,6 +39,7 @@ class Input:
         where: the conditions that the rows fit.
         tally: counts the rows that fit.
         classes: the columns passed through that have names of classes in place of their numbers.
+        unused: the columns of a table that are neither taken nor passed through.
     """
 
     shards: Sequence[Shard]
@@ -52,6 +53,7 @@ class Input:
     where: Where = Where()
     tally: Tally = dataclasses.field(default_factory=Tally)
     classes: Sequence[str] = ()
+    unused: Sequence[str] = ()
 
 
 def suffix_of(source: str) -> str:
@@ -116,6 +118,7 @@ def open_files(
         where=where,
         tally=tally,
         classes=classes,
+        unused=[name for name in names if name not in _taken(columns)],
     )
 
 
@@ -148,6 +151,10 @@ def _open_shards(source: str, paths: Sequence[str], columns: Columns, where: Whe
     rows = [_chosen(shard, columns, where, tally) for shard in shards]
     listing, types = fingerprint_of_shards(rows), dict.fromkeys(columns.others)
     return Input(rows, True, True, listing, types, columns, where=where, tally=tally)
+
+
+def _taken(columns: Columns) -> set[str]:
+    return {columns.image, columns.caption, columns.key, *columns.others}
 
 
 def _needed(columns: Columns, where: Where) -> Columns:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 
 from clip_jax.sources.addresses import read_address
-from clip_jax.sources.columns import Columns
+from clip_jax.sources.columns import Columns, as_columns
 from clip_jax.sources.datasets import Found, hint_of_hub, img2dataset_of, is_hub, parquet_of
 from clip_jax.sources.folder import FolderShard, NoPictures, others_of
 from clip_jax.sources.input_files import TABLES, Input, fingerprint_of_shards, open_files, suffix_of
@@ -48,7 +48,7 @@ def open_input(
             message lists those it has.
         OSError: the input doesn't exist or can't be read.
     """
-    source, columns, where = plain(source), columns or Columns(), Where.of(where)
+    source, columns, where = plain(source), as_columns(columns), Where.of(where)
     suffix = suffix_of(source)
     # A folder may be named like a file: Spark writes tables as folders.
     if not (suffix and _is_pattern(source)) and storage(source).is_folder(source):

@@ -17,12 +17,11 @@ from clip_jax.sources.columns import Columns
 from clip_jax.sources.faults import guarded, problem_of
 from clip_jax.sources.files import ListedFile
 from clip_jax.sources.records import ListRows, Record, as_captions, as_key, as_text, parsed
+from clip_jax.sources.utf8 import BOM, check_utf_8
 from clip_jax.storage import Unreachable, absolute, is_remote, storage
 
 # Bytes at the start of a file from which its columns and its fingerprint are taken.
 BEGINNING = 1 << 20
-# The byte order mark that some programs write in front of UTF-8.
-BOM = b"\xef\xbb\xbf"
 # Bytes of a cell. Python's own limit, 131,072, is global to the process; a reader that exceeds it
 # goes on in the middle of the cell as if rows followed.
 MOST_OF_A_CELL = 1 << 26
@@ -67,9 +66,11 @@ class LinesShard(ListedFile):
 
         Raises:
             OSError: the file can't be read.
-            ValueError: no row in its beginning can be parsed.
+            ValueError: no row in its beginning can be parsed, or it is not UTF-8.
         """
         text, ending = self._beginning(), self._path.rpartition(".")[2].lower()
+        with guarded(self._path):
+            check_utf_8(text)
         if ending == "txt":
             return [self._columns.caption]
         if ending in ("csv", "tsv"):
@@ -78,7 +79,7 @@ class LinesShard(ListedFile):
                 rows: list[Any] = [next(csv_rows(lines, _delimiter(ending, lines)), [])]
             if not isinstance(rows[0], str):
                 with guarded(self._path):
-                    _distinct(rows[0], self._columns)
+                    rows = [_distinct(rows[0], self._columns)]
         else:
             whole = text if len(text) < BEGINNING else text.rpartition(b"\n")[0]
             rows = list(self._parsed(whole))
@@ -110,7 +111,11 @@ def parsed_rows(path: str, text: bytes, columns: Columns) -> Iterator["_Row"]:
         path: the path of the table; its suffix gives the format.
         text: the content of the file.
         columns: the column names, for formats without any.
+
+    Raises:
+        ValueError: the file is UTF-16 or UTF-32.
     """
+    check_utf_8(text)
     lines = text.removeprefix(BOM).splitlines(True)
     return _PARSERS[path.rpartition(".")[2].lower()](lines, columns)
 
@@ -174,7 +179,7 @@ def _beside(table: str, path: str) -> str:
 
 
 # What may stand between the cells of a .csv file, the usual first, and its name.
-_DELIMITERS = {",": "a comma", "\t": "a tab", ";": "a semicolon"}
+_DELIMITERS = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a bar"}
 # A row's values by column, or a description of its problem.
 _Row = dict[str, Any] | str
 
@@ -219,11 +224,14 @@ def _parse_csv(lines: Sequence[bytes], columns: Columns, ending: str = "csv") ->
 
 
 def _distinct(names: list[str], columns: Columns) -> list[str]:
-    """Returns the names of a CSV file's columns; of those that nobody asks for, two may be equal.
+    """Returns the names of a CSV file's columns, without spaces around them.
+
+    Of those that nobody asks for, two may be equal.
 
     Raises:
         ValueError: two columns have a name that is asked for.
     """
+    names = [name.strip() for name in names]
     for name in (columns.image, columns.caption, columns.key, *columns.others):
         if names.count(name) > 1:
             raise ValueError(
@@ -265,7 +273,8 @@ def csv_rows(lines: Sequence[str], delimiter: str = ",") -> Iterator[list[str] |
         if reader.line_num > len(lines):
             yield f"the row is no CSV: a quote in line {begin + 1} is never closed"
         elif row:
-            yield row
+            # With bars there are spaces, as Flickr30k has them.
+            yield [cell.strip() for cell in row] if delimiter == "|" else row
 
 
 @contextlib.contextmanager

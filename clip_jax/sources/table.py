@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from clip_jax.sources.addresses import read_address
 from clip_jax.sources.advice import address_columns, advice_for_addresses
 from clip_jax.sources.batches import compared_rows
-from clip_jax.sources.columns import CAPTIONS, Columns, lacking
+from clip_jax.sources.columns import CAPTIONS, Columns, as_columns, lacking
 from clip_jax.sources.datasets import DOWNLOADED, OF_IMG2DATASET
 from clip_jax.sources.faults import guarded
 from clip_jax.sources.features import fitted, not_pictures, picture_columns
@@ -104,7 +104,7 @@ class TablePairs:
         self._numbers: dict[str, int] = {}  # of pairs, by key
         self._inside: dict[bytes, Member] = {}  # pictures inside tables, by digest
         self._spool: Spool | None = None
-        self._where = where or Where()
+        self._where, columns = where or Where(), as_columns(columns)
         self.left_out = LeftOut(os.fspath(path), self._where)
         tables = _tables(Path(path)) if paths is None else list(map(Path, paths))
         for table in tables:
@@ -116,7 +116,7 @@ class TablePairs:
         for table in tables:
             check_regular(table)
             with guarded(str(table)):
-                self._add(table, columns or Columns())
+                self._add(table, columns)
         self._inside.clear()
         self.left_out.check(len(self), len(tables), max_skipped)
         if not self._keys:
@@ -259,7 +259,7 @@ def _training_columns(table: Path, columns: Columns, names: Sequence[str]) -> Co
         caption = columns.caption_in(names)
     if missing := [name for name in (image, caption) if name not in names]:
         if image in missing and address_columns(names):
-            raise ValueError(advice_for_addresses(str(table), names, columns))
+            raise ValueError(advice_for_addresses(str(table), names, columns, embeds=False))
         raise lacking(str(table), missing, names)
     return dataclasses.replace(columns, image=image, caption=caption)
 

@@ -11,6 +11,7 @@ from typing import Any
 from clip_jax.sources.faults import problem_of
 from clip_jax.sources.members import File, Member, Read
 from clip_jax.sources.records import IMAGES, as_captions, as_text, parsed
+from clip_jax.sources.utf8 import BOM, check_utf_8
 from clip_jax.storage import MOST_OF_A_PICTURE
 
 # Magic numbers of bzip2, xz and zstd.
@@ -243,8 +244,9 @@ def _unreadable(member: tarfile.TarInfo, packed: str, most: int) -> str:
 def decoded(text: bytes, what: str) -> str:
     """Decodes and strips a text; raises ValueError if it is not UTF-8."""
     try:
-        return text.decode().strip()
-    except UnicodeDecodeError:
+        check_utf_8(text)
+        return text.removeprefix(BOM).decode().strip()
+    except ValueError:
         raise ValueError(f"the {what} is not UTF-8") from None
 
 

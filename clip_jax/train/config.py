@@ -186,8 +186,10 @@ def read_config(path: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
         FileNotFoundError: there is no such file.
     """
     try:
-        document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        document = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not UTF-8, as TOML must be: save it as that") from None
+    except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not TOML: {error}") from None
     for override in overrides:
         _override(document, override)

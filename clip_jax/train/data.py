@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from clip_jax.channels import CLIPPED, Losses, is_clipped
+from clip_jax.channels import CLIPPED, FRAMES, Losses, has_frames, is_clipped
 from clip_jax.errors import Unreachable, is_exhausted
 from clip_jax.naming import reading
 from clip_jax.preprocess import Fit, decode_image
@@ -37,7 +38,7 @@ class Skipped:
         count: how many were skipped so far.
         seen: how many were tried so far.
         last: the key of the last skipped one, and its problem.
-        losses: the pictures that have lost something on their way to pixels, once an epoch.
+        losses: the pictures of the first epoch that have lost something on their way to pixels.
     """
 
     def __init__(self, max_share: float = 1.0, num_pairs: int = 1 << 62):
@@ -47,6 +48,11 @@ class Skipped:
         self.losses = Losses()
         self._named: dict[str, bool] = {}  # reasons, and whether they have been told
         self._lock = threading.Lock()
+
+    def lost(self, kinds: Sequence[str], key: str) -> None:
+        """Counts what a picture loses, unless it has been seen in an epoch before."""
+        if self.seen < self._num_pairs:
+            self.losses.add(kinds, key)
 
     def new(self) -> list[str]:
         """Returns the reasons that it hasn't returned before: at most `NAMED` of all of them."""
@@ -152,8 +158,7 @@ def batches(
             with reading(pair.key):
                 image = decode_image(pair.image)
             _check_shape(image.size, image_size * config.scale[1], config.fit)
-            if is_clipped(image) and (not config.scale_16_bit or image.mode == "F"):
-                skipped.losses.add((CLIPPED,), pair.key)
+            skipped.lost(_losses_of(image, config), pair.key)
             pixels = augment(image, image_size, config, rng)
         except Exception as error:  # decoders raise errors of any kind
             _raise_if_exhausted(error, pair.key)
@@ -219,6 +224,15 @@ def group_by_length(batch: Mapping[str, np.ndarray], *, multiple: int = 1) -> di
 
 def _placed(position: int, row: Any) -> dict[str, Any]:
     return {**row, "positions": np.int64(position)}
+
+
+def _losses_of(image: Image.Image, config: AugmentConfig) -> list[str]:
+    """Returns what of a picture doesn't reach its pixels; transparent parts are on a colour."""
+    is_lost = {
+        CLIPPED: is_clipped(image) and (not config.scale_16_bit or image.mode == "F"),
+        FRAMES: has_frames(image),
+    }
+    return [kind for kind, lost in is_lost.items() if lost]
 
 
 def _check_shape(size: tuple[int, int], side: float, fit: Fit | None = None) -> None:

@@ -196,8 +196,8 @@ def make_step(
     platform = platform or _platform(mesh)
     if isinstance(model, SigLIPConfig) and how.loss != "sigmoid":
         raise ValueError(
-            f'SigLIP is trained with loss="sigmoid", as its pairs have probabilities of their own. '
-            f"Got {how.loss!r}: give that, or a CLIP model."
+            f'SigLIP is trained with loss="sigmoid", under [step] in a TOML file, as its pairs '
+            f"have probabilities of their own. Got {how.loss!r}: give that, or a CLIP model."
         )
     if how.patch_dropout and not isinstance(model.vision, ViTConfig):
         raise ValueError("patch_dropout is for Vision Transformers; this model has a ResNet.")

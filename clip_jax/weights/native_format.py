@@ -22,9 +22,10 @@ from clip_jax.convert.safetensors import NAMES, read_safetensors, write_safetens
 from clip_jax.errors import CheckpointError, is_exhausted
 from clip_jax.model_tokenizer import SETTINGS
 from clip_jax.nn import CLIP, flatten, misfits, parameters, unflatten
+from clip_jax.nn.clip import check_model
 from clip_jax.nn.tree import listed
 from clip_jax.replace import replacing
-from clip_jax.sentence_piece import RULES, VOCABULARIES, AnyTokenizer
+from clip_jax.sentence_piece import RULES, VOCABULARIES, AnyTokenizer, check_belongs
 from clip_jax.shapes import check_blocks, parameter_shapes
 from clip_jax.weights.places import VERSION
 
@@ -56,8 +57,14 @@ def save(
     Raises:
         FileExistsError: `folder` exists and is no native model.
         OSError: it can't be written; nothing is left behind.
+        TypeError: `model` is no model of both towers, or `tokenizer` no tokenizer.
+        ValueError: `tokenizer` is another model's.
     """
-    files = {} if tokenizer is None else tokenizer.files()
+    check_model(model)
+    files = {}
+    if tokenizer is not None:
+        check_belongs(tokenizer, model.config.text.vocab_size)
+        files = tokenizer.files()
     save_parameters(model.config, parameters(model), folder, tokenizer_files=files)
 
 
@@ -90,20 +97,12 @@ def save_parameters(
         raise ValueError(f"the parameters do not fit the configuration:\n{listed(problems)}")
     target = Path(os.path.realpath(folder))  # a link stays a link
     _check_replaceable(target)
-    try:
-        with replacing(target, replace=replace) as new:
-            _write(new / CONFIG, config.to_json().encode())
-            for name, content in (tokenizer_files or {}).items():
-                _write(new / name, content)
-            write_safetensors(
-                new / WEIGHTS, arrays, dtype, {"format": "clip_jax", "version": VERSION}
-            )
-            _check_replaceable(target)  # again: it may have changed meanwhile
-    except FileExistsError:
-        raise
-    except OSError as error:
-        # A full disk's own error names no path.
-        raise OSError(error.errno, error.strerror, str(error.filename or target)) from None
+    with replacing(target, replace=replace) as new:
+        _write(new / CONFIG, config.to_json().encode())
+        for name, content in (tokenizer_files or {}).items():
+            _write(new / name, content)
+        write_safetensors(new / WEIGHTS, arrays, dtype, {"format": "clip_jax", "version": VERSION})
+        _check_replaceable(target)  # again: it may have changed meanwhile
 
 
 def _write(path: Path, content: bytes) -> None:

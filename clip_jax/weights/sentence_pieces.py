@@ -178,11 +178,9 @@ def _check_fits(path: Path, tokenizer: SentencePieceTokenizer, vocab_size: int |
     Raises:
         CheckpointError: it has another number of ids.
     """
-    size = tokenizer.vocab_size
-    # The i18n models lack the last rows of mT5's vocabulary, which no text has.
-    if vocab_size is None or vocab_size <= size <= vocab_size + 100:
+    if vocab_size is None or tokenizer.fits(vocab_size):
         return
     raise CheckpointError(
-        f"{path}: has {size:,} ids, expected the {vocab_size:,} of the model: it belongs to "
-        f"another; put there the file that comes with this one"
+        f"{path}: has {tokenizer.vocab_size:,} ids, expected the {vocab_size:,} of the model: "
+        f"it belongs to another; put there the file that comes with this one"
     )

@@ -34,7 +34,7 @@ function choice(column) {
   [made.dataset.column, made.dataset.operator] = [column.name, "="];
   column.values.forEach((value, i) => {
     const words = `${value} (${column.counts[i].toLocaleString("en")})`;
-    made.append(element("option", { value: written(value), textContent: words }));
+    made.append(element("option", { value: chosen(value), textContent: words }));
   });
   return made;
 }
@@ -52,12 +52,16 @@ const text = (column) => input(column, "~", { type: "text", placeholder: "contai
 
 const NUMBER = /^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$/;
 
-/** Returns a value as a condition has it: text in quotes, where it would be taken for more. */
-function written(value) {
-  const text = String(value);
+/** Returns text as a condition has it: in quotes, where it would be taken for more. */
+function written(text) {
   const isPlain = /^[^'"<>=!~\s]/.test(text) && text === text.trim();
-  if (isPlain && !(typeof value === "string" && NUMBER.test(text))) return text;
-  return `'${text.replaceAll("'", "''")}'`;
+  return isPlain ? text : `'${text.replaceAll("'", "''")}'`;
+}
+
+/** Returns a value of a list likewise; text that looks like a number stays text. */
+function chosen(value) {
+  const isNumber = typeof value === "string" && NUMBER.test(value);
+  return isNumber ? `'${value}'` : written(String(value));
 }
 
 /** Returns the text of a value that is written in a condition. */

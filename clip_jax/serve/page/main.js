@@ -223,10 +223,12 @@ const clear = () => {
   q.value = "";
   go({ q: "", picture: "", row: null, plus: [], minus: [], where: [] });
 };
+const HOVERS = matchMedia("(hover: hover)").matches;
 at("clear").addEventListener("click", () => (clear(), q.focus()));
 at("home").addEventListener("click", (event) => {
   event.preventDefault();
   clear();
+  if (HOVERS) q.focus();
 });
 at("choose").addEventListener("click", () => at("file").click());
 at("file").addEventListener("change", (event) => {
@@ -301,7 +303,7 @@ addEventListener("keydown", (event) => {
     else if (event.key === "m") moreLike(state.show);
     return;
   }
-  if (event.key === "/" && !inField) {
+  if (event.key === "/" && (!inField || (inField === q && !q.value))) {
     event.preventDefault();
     q.focus();
     q.select();
@@ -374,6 +376,8 @@ async function begin() {
     q.placeholder = "This model's tokenizer isn't at hand: drop a picture";
   }
   if (facts.left_out) say(`${facts.left_out.toLocaleString("en")} rows are left out, whose parts are missing or damaged.`);
+  // People type at once; on a touch screen that would open the keyboard over the pictures.
+  if (!isSearch(state) && HOVERS) q.focus({ preventScroll: true });
   await render();
 }
 begin();
