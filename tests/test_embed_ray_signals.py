@@ -1,7 +1,8 @@
-"""Signals to a command that has a Ray cluster of its own, at its start and at work."""
+"""Signals to a command that has a Ray cluster of its own, and clusters that let nobody in."""
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -90,6 +91,23 @@ def test_a_signal_to_the_whole_group_ends_a_job_as_one_to_the_command_does(folde
     assert line.startswith("clip-jax: terminated; ")
     assert "written before are kept; the same command goes on from there" in line
     assert not list(Path("/tmp/ray").glob(f"session_*_{process.pid}"))
+
+
+def test_a_cluster_that_lets_nobody_in_without_a_token_is_not_said_to_be_none(monkeypatch):
+    import ray
+
+    from clip_jax.embed.engines import ray_cluster
+
+    def refuse(**_):
+        raise ConnectionError("ray client connection timeout")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        with pytest.raises(ConnectionError, match="set RAY_AUTH_MODE=token") as caught:
+            with ray_cluster.connected(address, 0):
+                pass
+    assert address in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A class that embeds batches of pictures inside other people's pipelines."""
 
 import concurrent.futures
+import contextlib
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from PIL import Image
 from clip_jax.config import Activation, NumHeads
 from clip_jax.embed.engines.embedding import encoder_of
 from clip_jax.embed.engines.local import num_cores
-from clip_jax.embed.options import require_pyarrow
+from clip_jax.embed.options import check_counts, require_pyarrow
 from clip_jax.embed.setup import PRESETS, Preset
 from clip_jax.image_size import ImageSize
 from clip_jax.loading import Loader
@@ -92,12 +93,21 @@ class ImageEmbedder:
             drop_remainder: as for `clip_jax.load`.
 
         Raises:
-            ValueError: as `clip_jax.load`.
+            ValueError: as `clip_jax.load`; or an option is out of range.
             CheckpointError: as `clip_jax.load`.
             DownloadError: as `clip_jax.load`.
             ModuleNotFoundError: the extra `embed` isn't installed.
         """
         require_pyarrow()
+        check_counts(batch_size=batch_size, num_threads=num_threads)
+        if preset not in PRESETS:
+            known = ", ".join(map(repr, PRESETS))
+            raise ValueError(f"preset must be one of {known}. Got {preset!r}.")
+        if len({column, embedding, reason}) < 3:
+            raise ValueError(
+                "column, embedding and reason must be three different names. Got "
+                f"{column!r}, {embedding!r} and {reason!r}."
+            )
         options = LoadOptions(
             activation, num_heads, preprocessing, image_size, position_resize, drop_remainder
         )
@@ -118,7 +128,8 @@ class ImageEmbedder:
         """Embeds a batch.
 
         Args:
-            batch: columns of one length by their names.
+            batch: columns of one length by their names: a mapping of sequences or arrays, as Ray
+                has it for "numpy" and "pyarrow", or a data frame of pandas.
 
         Returns:
             These columns and two more, as Arrow arrays: fixed-size lists of float32, null for the
@@ -130,6 +141,12 @@ class ImageEmbedder:
         """
         import pyarrow as pa
 
+        if names := getattr(batch, "column_names", None):  # Arrow's
+            batch = {name: batch[name] for name in names}
+        if not hasattr(batch, "keys"):
+            raise ValueError(
+                f"expected a batch of columns by their names, such as a dict. Got {type(batch)}"
+            )
         if self._column not in batch:
             raise ValueError(
                 f"the batch has no column {self._column!r}. It has {', '.join(map(repr, batch))}"
@@ -137,8 +154,15 @@ class ImageEmbedder:
         for name in (self._embedding, self._reason):
             if name in batch:
                 raise ValueError(f"the batch has a column {name!r} already: name another to add")
+        column: Any = batch[self._column]
+        if isinstance(column, str | bytes) or not hasattr(column, "__iter__"):
+            raise ValueError(
+                f"expected a column {self._column!r} of several pictures. Got {type(column)}"
+            )
+        if hasattr(column, "to_pylist"):
+            column = column.to_pylist()
         with concurrent.futures.ThreadPoolExecutor(self._num_threads) as pool:
-            loaded = list(pool.map(self._pixels, batch[self._column]))
+            loaded = list(pool.map(self._pixels, column))
         pixels = [each for each in loaded if not isinstance(each, str)]
         dim = self._encoder.embed_dim
         rows = self._encoder.images(np.stack(pixels)) if pixels else np.empty((0, dim), np.float32)
@@ -155,7 +179,7 @@ class ImageEmbedder:
         """Returns a row's pixels, or why there are none."""
         try:
             if isinstance(value, np.ndarray) and value.ndim:
-                value = Image.fromarray(value)
+                value = _picture(value)
             if isinstance(value, Image.Image):
                 return self._preprocess.pixels(value)
         except Exception as error:  # of one row, as below
@@ -164,6 +188,15 @@ class ImageEmbedder:
         if loaded.pixels is None:
             return loaded.problem or ""
         return loaded.pixels
+
+
+def _picture(pixels: np.ndarray) -> Image.Image:
+    with contextlib.suppress(TypeError):  # Pillow's of shapes and types that it hasn't
+        if pixels.ndim > 1:
+            return Image.fromarray(pixels)
+    raise ValueError(
+        f"expected an array of pixels, (h, w, 3) or (h, w) uint8. Got {pixels.shape} {pixels.dtype}"
+    )
 
 
 def _reader(value: Any) -> Callable[[], bytes] | None:

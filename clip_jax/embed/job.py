@@ -17,6 +17,7 @@ from clip_jax.embed.engines.work import Engine, Work
 from clip_jax.embed.options import (
     EngineName,
     as_int,
+    check_counts,
     check_engine,
     check_errors,
     check_options,
@@ -156,6 +157,7 @@ def embed(
     rows_per_part = as_int(rows_per_part)
     check_options(what, preset, dtype, format, rows_per_part, max_errors, shard)
     check_engine(engine, address, encoders, decoders)
+    check_counts(batch_size=batch_size, num_threads=num_threads)
     require_pyarrow()
     options = LoadOptions(
         activation, num_heads, preprocessing, image_size, position_resize, drop_remainder

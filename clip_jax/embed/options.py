@@ -61,14 +61,24 @@ def check_engine(
     given = {"address": address, "encoders": encoders, "decoders": decoders}
     if engine != "ray" and (names := [name for name, value in given.items() if value is not None]):
         raise ValueError(f"{', '.join(names)}: for engine='ray'. Got engine={engine!r}.")
-    for name in ("encoders", "decoders"):
-        if (count := given[name]) is not None and (type(count) is not int or count < 1):
-            raise ValueError(f"{name} must be an int of at least 1. Got {count!r}.")
+    check_counts(encoders=encoders, decoders=decoders)
     if engine == "ray" and jax.distributed.is_initialized():
         raise ValueError(
             "engine='ray' is started by one process, and jax.distributed has joined several: "
             "leave it out, or start one process"
         )
+
+
+def check_counts(**counts: object) -> None:
+    """Checks options that are None or a number of things.
+
+    Raises:
+        ValueError: one is neither.
+    """
+    for name, given in counts.items():
+        count = as_int(given)
+        if count is not None and (type(count) is not int or count < 1):
+            raise ValueError(f"{name} must be an int of at least 1. Got {given!r}.")
 
 
 def as_int(number: Any) -> Any:

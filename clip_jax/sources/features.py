@@ -134,7 +134,7 @@ def _check_truth(condition: Condition) -> None:
         )
 
 
-def _rounded(kind: Any, number: int | float) -> float:
+def _rounded(kind: Any, number: Any) -> float:
     """Returns a number as a type of floats has it; infinite where it is too large for that."""
     import numpy as np
 

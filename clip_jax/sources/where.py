@@ -232,13 +232,9 @@ def _order(found: Any, value: Value) -> int | None:
         if value.number is None:
             return (found > value.text) - (found < value.text)
         found = number_of(found)
-    if (
-        found is None
-        or value.number is None
-        or not isinstance(found, int | float | decimal.Decimal)
-    ):
-        return None
     number = value.number
+    if found is None or number is None or not isinstance(found, int | float | decimal.Decimal):
+        return None
     if isinstance(found, decimal.Decimal):
         number = _decimal(value.text, number)
     return (found > number) - (found < number)

@@ -135,7 +135,13 @@ def _join(address: str | None, memory: int) -> None:
         else:
             ray.init(address=address, **quiet)
     except ConnectionError:
-        raise _none_at(address, "none is running") from None
+        if address in (None, "auto"):
+            raise _none_at(address, "none is running") from None
+        raise ConnectionError(
+            f"what listens at {address} is no Ray cluster that lets this process in: if it asks "
+            "for a token, as Ray says when it starts, set RAY_AUTH_MODE=token, and have "
+            "the same ~/.ray/auth_token here"
+        ) from None
     except RuntimeError as error:
         raise _refusal(address, error) from None
 
