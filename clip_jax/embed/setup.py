@@ -300,10 +300,10 @@ def _check_has(source: str, rows: Input, what: str) -> None:
 
 def _texts_alone(source: str, rows: Input) -> str:
     """Returns what is told where a table's pictures may be in a column of another name."""
-    others = f"its other columns are {some(map(repr, rows.unused))}"
+    others = some(map(repr, rows.unused))
     remark = (
-        f"{source} has no column {rows.columns.image!r}, and {others}: the texts in "
-        f"{rows.columns.caption!r} are embedded. If one holds pictures, say so by "
+        f"{source} has no column {rows.columns.image!r}, and its other columns are {others}: the "
+        f"texts in {rows.columns.caption!r} are embedded. If one holds pictures, say so by "
         f"--image-column (image_column)"
     )
     return "; ".join(filter(None, (rows.remark, remark)))
