@@ -55,7 +55,7 @@ def test_a_folder_is_classified_and_a_line_says_what_the_model_knows(command, tm
     assert status == 0 and "left out of in: 1 file not named as pictures are: 1 .txt" in err
     assert any(x.startswith("clip-jax: the model emoji knows ") for x in err.splitlines())
     assert "confidently wrong" in err and "--model ViT-B/32" in err
-    status, out, err = command("classify", "empty", "in", "--labels", "a", "--model", "emoji")
+    status, out, err = command("classify", "empty", "in", "--labels", "a", "b", "--model", "emoji")
     assert status == 1 and "in/pear.png" in out and "empty: no pictures" in err
 
 

@@ -134,12 +134,12 @@ def test_a_table_of_addresses_is_told_how_to_get_the_pictures(kind, model, tmp_p
     url, *_ = TABLES[kind][0]
     message = (
         f"has web addresses in '{url}', and no pictures: have img2dataset download them .*"
-        f"--input_format {kind} --url_col {url} .*give the folder.*image_column='{url}'"
+        f"--input_format {kind} --url_col {url} .*give the folder"
     )
     for what in (None, "images"):
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises(ValueError, match=f"{message}.*image_column='{url}'"):
             embed(source, model, tmp_path / "out", what=what, **QUIET)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=f"{message} that it writes$"):  # and no option of embed's
         open_pairs(source)
     assert not (tmp_path / "out").exists()
 

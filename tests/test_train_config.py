@@ -106,10 +106,12 @@ def test_values_of_a_fitting_type_are_taken(toml):
     assert (config.optimizer.freeze_image, config.optimizer.learning_rates) == (2, {"x": 0})
 
 
-@pytest.mark.parametrize("content", [b"= 3", b'out = "caf\xe9"'], ids=["syntax", "latin-1"])
-def test_a_file_that_is_no_toml_is_refused(tmp_path, content):
+@pytest.mark.parametrize(
+    ("content", "what"), [(b"= 3", "TOML"), (b'out = "caf\xe9"', "UTF-8, as TOML must be")]
+)
+def test_a_file_that_is_no_toml_is_refused(tmp_path, content, what):
     (tmp_path / "x.toml").write_bytes(content)
-    with pytest.raises(ValueError, match="x.toml is not TOML"):
+    with pytest.raises(ValueError, match=f"x.toml is not {what}"):
         read_config(tmp_path / "x.toml")
 
 

@@ -56,7 +56,8 @@ else:
 out = Path(options.out)
 if out.is_dir() or not out.parent.is_dir():
     parser.error(f"--out must be a file in a folder that exists. Got {out}")
-platform = jax.default_backend()
+(device,) = jnp.zeros(()).devices()  # where arrays are put here
+platform = device.platform
 if not {platform, *(("cuda", "rocm") if platform == "gpu" else ())} & set(manifest["platforms"]):
     names = ", ".join(manifest["platforms"])
     parser.error(f"these programs are for {names}; JAX computes on {platform} here")
