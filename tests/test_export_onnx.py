@@ -149,7 +149,7 @@ def test_a_fixed_batch_and_normalized_embeddings(model, tmp_path):
     ("options", "message"),
     [
         ({"layout": "chw"}, 'layout must be "nhwc" or "nchw". Got \'chw\''),
-        ({"batch": 0}, "batch must be at least 1, or None for any number. Got 0"),
+        ({"batch": 0}, "batch must be a whole number from 1 to .*, or None for any number. Got 0"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_written(model, tmp_path, options, message):
