@@ -16,6 +16,8 @@ from clip_jax.embed import ImageEmbedder, embed
 from tests.embedding_jobs import rows
 from tests.pictures import noise
 
+pytestmark = pytest.mark.long
+
 pa = pytest.importorskip("pyarrow")
 
 

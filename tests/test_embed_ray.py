@@ -15,7 +15,7 @@ from tests.ray_clusters import cluster_of, faulty, joined, once
 from tests.ray_site.sitecustomize import CRASHING
 
 pytest.importorskip("ray")
-pytestmark = pytest.mark.usefixtures("cluster", "compiled_once")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("cluster", "compiled_once")]
 OPTIONS = {"rows_per_part": 7, **QUIET}
 RAY = {"engine": "ray", **OPTIONS}
 

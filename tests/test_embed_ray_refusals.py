@@ -17,6 +17,8 @@ from tests import processes, ray_clusters
 from tests.embedding_jobs import QUIET, contents, write_pictures
 from tests.models import SMALL_VIT, small
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("ray")
 # Marks the clusters that commands start.
 OWN = f"{os.getpid()} alone"

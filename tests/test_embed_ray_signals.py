@@ -15,6 +15,8 @@ from tests import processes, ray_clusters
 from tests.embedding_jobs import write_pictures
 from tests.models import SMALL_VIT, small
 
+pytestmark = pytest.mark.long
+
 pytest.importorskip("ray")
 MARK = f"{os.getpid()} signals"
 ROOT = str(Path(__file__).parents[1])

@@ -12,7 +12,7 @@ from tests.training_runs import checkpoints_of, read_metrics
 
 pytest.importorskip("grain")
 pytest.importorskip("orbax.checkpoint")
-pytestmark = pytest.mark.usefixtures("compiles_quickly")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("compiles_quickly")]
 
 
 class Stopped(Exception):
