@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
-import torch
 
 import clip_jax
 from clip_jax import CheckpointError
 from clip_jax.convert import read_checkpoint, to_pytorch
 from tests.models import SMALL_VIT, random_parameters, unsaid
 
+torch = pytest.importorskip("torch")
 SEEDED = (np.random.default_rng(0), np.random.RandomState(0), np.random.PCG64(0))
 
 
