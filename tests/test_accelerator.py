@@ -427,6 +427,7 @@ def test_full_plan_has_what_the_issue_lists():
     assert {case.size for case in planned["7 search and probe"]} >= {10_000_000, 50_000}
 
 
+@pytest.mark.long
 def test_tiny_run_measures_every_section(tmp_path):
     """The whole program, as somebody starts it; what it takes is most of this file's time."""
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "XLA_FLAGS": ""}
