@@ -41,9 +41,8 @@ from clip_jax.nn import CLIP, normalize
 from clip_jax.nn.clip import check_dtype, check_model, computing
 from clip_jax.nn.text import pooled_positions
 from clip_jax.placement import Device, Parallel, place
-from clip_jax.preprocess import Preprocess
+from clip_jax.preprocess import Preprocess, is_picture_file
 from clip_jax.progress import announce_compilation
-from clip_jax.sources.records import IMAGES
 from clip_jax.tokenizer import tokenize
 
 # Lengths of the programs for texts; the context length is added as the last.
@@ -392,7 +391,7 @@ def _round_up(number: int, multiple: int) -> int:
 def _check_no_paths(texts: Sequence[str]) -> None:
     """Raises ValueError if a text is the path of a picture, whose name would be embedded."""
     for text in texts:
-        if text.rpartition(".")[2].lower() in IMAGES and os.path.isfile(text):
+        if is_picture_file(text):
             raise ValueError(
                 f"{text} is a picture's file, expected a text or a picture: give "
                 f"clip_jax.open_image({text!r})"

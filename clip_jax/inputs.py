@@ -19,7 +19,8 @@ from clip_jax.messages import some
 
 # No model's normalised pixels come near: white is at 2.8 with CLIP's constants, at 1 with SigLIP's.
 NORMALISED = 20
-_STRIDE = 101  # no multiple of 3, so that all channels are looked at
+# So many values of a batch are looked at, however large it is.
+_SAMPLE = 4096
 # What to do about a model with ids behind CLIP's end token of which nothing says what they are.
 SAY_THE_END = (
     f'say in the configuration, config.text, pooling="eos" and eos_id={CLIP_VOCAB_SIZE - 1} if '
@@ -70,7 +71,8 @@ def as_images(
 
 def _warn_of_pixels(images: np.ndarray) -> None:
     """Warns of floats that are pixels, by some of them; only on the host, as for ids."""
-    largest = float(np.max(images.reshape(-1)[::_STRIDE], initial=0))
+    stride = images.size // _SAMPLE // 3 * 3 + 1  # no multiple of 3: all channels have their turn
+    largest = float(np.max(images.flat[::stride], initial=0))
     if NORMALISED < largest < float("inf"):
         warnings.warn(
             f"images are floats up to {largest:.4g}, but normalised ones are below {NORMALISED}: "

@@ -342,6 +342,12 @@ def known_formats(formats: Sequence[str] | None = None) -> tuple[str, ...]:
     return _known(None if formats is None else tuple(name.upper() for name in formats))
 
 
+def is_picture_file(text: str) -> bool:
+    """Whether a text is the path of a picture that is there."""
+    ending = os.path.splitext(text)[1].lower()
+    return bool(ending) and os.path.isfile(text) and ending in Image.registered_extensions()
+
+
 def suffixes_of(formats: Sequence[str] | None) -> tuple[str, ...]:
     """Returns the usual suffixes, without dots, of files in these formats; none for None."""
     known = set(known_formats(formats) if formats else ())

@@ -187,13 +187,15 @@ class SentencePieceTokenizer:
 AnyTokenizer = Tokenizer | SentencePieceTokenizer
 
 
-def check_belongs(tokenizer: AnyTokenizer, vocab_size: int) -> None:
-    """Checks that a tokenizer may be written beside a model of that many ids.
+def check_belongs(tokenizer: AnyTokenizer | None, vocab_size: int) -> None:
+    """Checks that a tokenizer, if there is one, may be written beside a model of that many ids.
 
     Raises:
         TypeError: it is no tokenizer.
         ValueError: it is another model's.
     """
+    if tokenizer is None:
+        return
     if not isinstance(tokenizer, Tokenizer | SentencePieceTokenizer):
         raise TypeError(
             f"tokenizer must be one that clip_jax.load_tokenizer returns. "

@@ -190,7 +190,7 @@ def deferred(
                     raise stop
 
     Args:
-        grace: seconds after the signal in which the process must end; None for what it has anyway.
+        grace: seconds after the signal in which the process must end; None for those of `limit`.
         numbers: the signals to defer; others are raised at once.
         may_go_on: called when the signal comes, anywhere in the block; whether to defer it, as what
             is under way is likely to end in time (`LIKELY`). It is raised then if it hasn't. By

@@ -188,10 +188,9 @@ def to_huggingface(
     dtypes = {array.dtype.name for array in arrays.values()}
     # Without it transformers 5 would take that of the first array for all of them.
     document["dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"
+    check_belongs(tokenizer, config.text.vocab_size)
     is_own = isinstance(tokenizer, SentencePieceTokenizer)
     own = siglip_tokenizer_files(tokenizer) if is_own else tokenizer_files(config.text, tokenizer)
-    if tokenizer is not None:
-        check_belongs(tokenizer, config.text.vocab_size)
     files = {CONFIG: _json(document), PREPROCESSOR: _json(pixels), **own}
     write_folder(folder, files, WEIGHTS, arrays, replace=replace)
 

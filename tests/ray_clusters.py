@@ -11,12 +11,22 @@ from typing import Any
 
 import pytest
 
+import clip_jax
+from tests.embedding_jobs import write_pictures
+from tests.models import SMALL_VIT, small
 from tests.processes import wait_until
 from tests.ray_site import sitecustomize
 
 # Marks the processes of a cluster, which inherit it.
 MARK = "CLIP_JAX_TEST_CLUSTER"
 NODE = {"num_cpus": 2, "object_store_memory": 200 << 20}
+
+
+def command_folder(folder: Path) -> Path:
+    """A folder with a small `model`, and pictures enough for a job in `in` to be interrupted."""
+    clip_jax.save(small(SMALL_VIT), folder / "model")
+    write_pictures(folder / "in", 400)
+    return folder
 
 
 @contextlib.contextmanager

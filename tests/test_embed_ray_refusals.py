@@ -10,12 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import clip_jax
 from clip_jax.embed import embed
 from clip_jax.embed.engines import places, ray_cluster
 from tests import processes, ray_clusters
-from tests.embedding_jobs import QUIET, contents, write_pictures
-from tests.models import SMALL_VIT, small
+from tests.embedding_jobs import QUIET, contents
 
 pytestmark = pytest.mark.long
 
@@ -147,10 +145,7 @@ def test_errors_arrive_from_other_processes_as_they_were_raised():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("command")
-    clip_jax.save(small(SMALL_VIT), folder / "model")
-    write_pictures(folder / "in", 400)
-    return folder
+    return ray_clusters.command_folder(tmp_path_factory.mktemp("command"))
 
 
 def start(folder: Path, out: Path, *options: str) -> subprocess.Popen:

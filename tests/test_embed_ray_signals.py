@@ -10,10 +10,7 @@ from pathlib import Path
 
 import pytest
 
-import clip_jax
 from tests import processes, ray_clusters
-from tests.embedding_jobs import write_pictures
-from tests.models import SMALL_VIT, small
 
 pytestmark = pytest.mark.long
 
@@ -44,10 +41,7 @@ except signals.Terminated as stop:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("command")
-    clip_jax.save(small(SMALL_VIT), folder / "model")
-    write_pictures(folder / "in", 400)
-    return folder
+    return ray_clusters.command_folder(tmp_path_factory.mktemp("command"))
 
 
 def start(folder: Path, out: Path) -> subprocess.Popen:
@@ -93,6 +87,18 @@ def test_a_signal_to_the_whole_group_ends_a_job_as_one_to_the_command_does(folde
     assert line.startswith("clip-jax: terminated; ")
     assert "written before are kept; the same command goes on from there" in line
     assert not list(Path("/tmp/ray").glob(f"session_*_{process.pid}"))
+
+
+def test_a_version_of_ray_without_its_private_names_starts_all_the_same(monkeypatch):
+    from ray._private import services, utils, worker
+
+    from clip_jax.embed.engines import ray_cluster
+
+    monkeypatch.delattr(services, "ConsolePopen")
+    monkeypatch.delattr(utils, "set_sigterm_handler")
+    monkeypatch.delattr(worker, "print_to_stdstream")
+    with ray_cluster._starting_apart(), ray_cluster._silent():
+        assert not hasattr(services, "ConsolePopen")
 
 
 def test_a_cluster_that_lets_nobody_in_without_a_token_is_not_said_to_be_none(monkeypatch):

@@ -30,6 +30,14 @@ main();
 """
 
 
+def run_node(folder, name, script):
+    """What a script prints, from JSON."""
+    (folder / name).write_text(script)
+    done = subprocess.run(["node", name], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
 def install(folder, package):
     if shutil.which("npm") is None:
         pytest.skip("Node isn't installed")
@@ -59,10 +67,7 @@ def test_transformers_js_makes_the_ids_and_embeddings_of_a_folder(tmp_path):
     to_huggingface(model.config, clip_jax.parameters(model), tmp_path / "web")
     (tmp_path / "web" / "onnx").mkdir()
     shutil.move(tmp_path / "graphs" / "text.onnx", tmp_path / "web" / "onnx" / "text_model.onnx")
-    (tmp_path / "run.mjs").write_text(TRANSFORMERS)
-    done = subprocess.run(["node", "run.mjs"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    ids, embeddings = json.loads(done.stdout)
+    ids, embeddings = run_node(tmp_path, "run.mjs", TRANSFORMERS)
     tokens = clip_jax.load_tokenizer(tmp_path / "web")(["a pear", "Two cats on a MAT!"])
     length = len(ids) // 2
     assert ids == tokens[:, :length].ravel().tolist()
@@ -80,10 +85,7 @@ def test_onnxruntime_node_embeds_as_the_model_does(tmp_path):
     planes = images.transpose(0, 3, 1, 2).ravel().tolist()
     given = {"images": planes, "tokens": tokens.ravel().tolist(), "rows": 3}
     (tmp_path / "given.json").write_text(json.dumps(given))
-    (tmp_path / "run.js").write_text(SCRIPT)
-    done = subprocess.run(["node", "run.js"], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    image_embeds, text_embeds = json.loads(done.stdout)
+    image_embeds, text_embeds = run_node(tmp_path, "run.js", SCRIPT)
     expected = np.ravel(model.encode_image(images))
     assert relative_error(image_embeds, expected) < EXACT
     assert relative_error(text_embeds, np.ravel(model.encode_text(tokens))) < EXACT

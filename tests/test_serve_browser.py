@@ -212,6 +212,19 @@ def test_concepts_and_filters_are_chips_that_can_be_taken_away(visit, served):
     until_first(visit, captions(served, q="a dog", k=1)[0])
 
 
+@pytest.mark.parametrize("text", ["rock and roll in town", "salt & pepper = two", "'s", "2"])
+def test_a_filter_takes_any_text(visit, text):
+    visit.open()
+    visit.page.click("#filter")
+    visit.page.fill("#filters [data-column=caption]", text)
+    visit.page.keyboard.press("Enter")
+    expect(visit.page.locator(".chip")).to_have_count(1)
+    expect(visit.page.locator("#notice")).to_be_hidden()
+    visit.page.reload()
+    expect(visit.page.locator(".chip")).to_have_count(1)
+    assert visit.page.input_value("#filters [data-column=caption]") == text
+
+
 def test_html_in_captions_and_queries_stays_text(visit, served):
     visit.open()
     assert ODD in visit.keys()

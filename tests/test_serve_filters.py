@@ -103,6 +103,16 @@ def test_numbers_meet_the_conditions_that_they_meet_in_jobs(numbers, operator, n
     assert matching(condition, column).tolist() == [condition.holds(each) for each in numbers]
 
 
+@pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400, "1e300"])
+@pytest.mark.parametrize("type_", ["float16", "float32", "float64", "int64", "uint64", "string"])
+def test_numbers_beyond_a_columns_type_are_compared(type_, number):
+    values = pa.array([1, 2, None]).cast(type_)
+    column = pa.chunked_array([values])
+    for operator, holds in (("<", number[0] != "-"), (">", number[0] == "-"), ("=", False)):
+        condition = parse(f"x{operator}{number}", {"x": values.type})
+        assert matching(condition, column).tolist() == [holds, holds, False]
+
+
 @pytest.mark.parametrize("name", ["a=b", "in in in", "~", "'x'", 'say "a"', "café"])
 def test_names_of_columns_need_no_quotes_here(name):
     for rest, operator, value in (("= 3", "=", "3"), (" in 3,4", "in", "3"), ("~x", "~", "x")):

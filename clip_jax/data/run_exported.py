@@ -56,7 +56,7 @@ else:
 out = Path(options.out)
 if out.is_dir() or not out.parent.is_dir():
     parser.error(f"--out must be a file in a folder that exists. Got {out}")
-(device,) = jnp.zeros(()).devices()  # where arrays are put here
+(device,) = jax.device_put(0).devices()  # where arrays are put here
 platform = device.platform
 if not {platform, *(("cuda", "rocm") if platform == "gpu" else ())} & set(manifest["platforms"]):
     names = ", ".join(manifest["platforms"])

@@ -37,12 +37,12 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
         OSError: the file can't be read.
     """
     try:
-        text = Path(path).read_bytes()
-        check_utf_8(text)
-        whole = io.StringIO(text.decode("utf-8-sig"), None)
+        content = Path(path).read_bytes()
+        check_utf_8(content)
+        text = io.StringIO(content.decode("utf-8-sig"), newline=None)  # with any line ends
     except ValueError:
         raise ValueError(f"{os.fspath(path)} is not UTF-8: save it as that") from None
-    if not (lines := [line.strip() for line in whole if line.strip()]):
+    if not (lines := [line.strip() for line in text if line.strip()]):
         raise ValueError(f"{os.fspath(path)} is empty: expected one entry a line")
     if quoted := [line for line in lines if _QUOTED.fullmatch(line)]:
         raise ValueError(

@@ -11,16 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from clip_jax.config import TextConfig
 from clip_jax.export.manifest import FORMAT, NAME
 from clip_jax.export.programs import ImageInput
 from clip_jax.nn import CLIP
 from clip_jax.nn.clip import check_dtype, check_model
-from clip_jax.sentence_piece import AnyTokenizer, check_belongs
+from clip_jax.sentence_piece import AnyTokenizer
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 MOST_ROWS = (1 << 31) - 1  # JAX counts rows in 32 bits
-MOST_PIXELS_A_SIDE = 99_999  # of a frame
+MOST_PIXELS_A_SIDE = 99_999  # of a frame, which no model has to take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,12 +73,6 @@ def check_evaluating(model: CLIP) -> None:
     check_model(model)
     if not model.use_running_average:
         raise ValueError("the model is in training mode: call model.eval() first.")
-
-
-def check_tokenizer(tokenizer: AnyTokenizer | None, text: TextConfig) -> None:
-    """Raises TypeError if it is no tokenizer, ValueError if it is another model's."""
-    if tokenizer is not None:
-        check_belongs(tokenizer, text.vocab_size)
 
 
 def check_cleaning(tokenizer: AnyTokenizer | None) -> None:

@@ -21,6 +21,7 @@ from clip_jax.export.manifest import WEIGHTS, Manifest, check_content, check_pro
 from clip_jax.inputs import as_array, as_tokens, is_float
 from clip_jax.nn.pixels import normalize_pixels
 from clip_jax.nn.text import pooled_positions
+from clip_jax.placement import default_device
 from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.weights.tokenizers import tokenizer_beside
 
@@ -152,8 +153,7 @@ def load(folder: str | os.PathLike[str]) -> ExportedModel:
     check_flatbuffers()
     folder = Path(folder)
     manifest = read_manifest(folder)
-    (device,) = jnp.zeros(()).devices()  # where arrays are put here
-    platform = device.platform
+    platform = default_device().platform
     names = ("cuda", "rocm") if platform == "gpu" else (platform,)
     if not set(names) & set(manifest.platforms):
         raise CheckpointError(

@@ -25,7 +25,7 @@ from clip_jax.image_size import ImageSize
 from clip_jax.memory import aligned_empty
 from clip_jax.nn import CLIP, normalize
 from clip_jax.placement import default_device
-from clip_jax.preprocess import Fit, PictureOptions, open_image
+from clip_jax.preprocess import Fit, PictureOptions, is_picture_file, open_image
 from clip_jax.search.approximate import open_index
 from clip_jax.search.index import MOST, Damaged, Index
 from clip_jax.storage import folder
@@ -157,12 +157,11 @@ def _check_is_no_path(query: str) -> None:
         raise ValueError("the text to search for is blank: give some words.")
     if os.sep in query and os.path.isdir(query):
         raise ValueError(f"{query} is a folder, expected a text or one picture's file.")
-    if os.path.splitext(query)[1].lower() not in Image.registered_extensions():
-        return
     way = "for the picture, give --image on the command line, a pathlib.Path in Python"
-    if os.path.isfile(query):
+    if is_picture_file(query):
         raise ValueError(f"{query} is a picture's file, expected a text: {way}.")
-    warnings.warn(f"{query!r} is searched for as a text; {way}", stacklevel=3)
+    if os.path.splitext(query)[1].lower() in Image.registered_extensions():
+        warnings.warn(f"{query!r} is searched for as a text; {way}", stacklevel=3)
 
 
 def embed_query(

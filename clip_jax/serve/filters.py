@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from clip_jax.serve.refusals import bad
-from clip_jax.sources.features import is_text
+from clip_jax.sources.features import is_text, rounded
 from clip_jax.sources.moments import moment_of
-from clip_jax.sources.where import TRUTH, Condition, Value, parse_condition
+from clip_jax.sources.where import NUMBER, TRUTH, Condition, Value, parse_condition
 
 _COMPARISONS = {
     "=": "equal",
@@ -20,8 +20,7 @@ _COMPARISONS = {
     ">": "greater",
     ">=": "greater_equal",
 }
-# What `sources.where` takes for a number.
-_NUMBER = r"\A[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?\z"
+_NUMBER = rf"\A{NUMBER.pattern}\z"  # as Arrow's regular expressions have it
 
 Comparison = Callable[[Any], Any]
 
@@ -87,7 +86,7 @@ def _with(condition: Condition, value: Value, type_: Any) -> Comparison:
         if value.number is None:
             return lambda column: compare(column, pa.scalar(value.text, column.type))
         # In tables of text, such as CSV files, numbers are text too; != holds of any other text.
-        number, is_not = float(value.number), sign == "!="
+        number, is_not = float(value.text), sign == "!="  # an int may be beyond all floats
 
         def compared(column: Any) -> Any:
             met = pc.fill_null(compare(_numbers(column), number), is_not)
@@ -103,8 +102,9 @@ def _with(condition: Condition, value: Value, type_: Any) -> Comparison:
         wanted = _number(value)
         if wanted is None:
             raise bad(f"{name} has numbers: {example}10. Got {value.text!r}")
-        if pa.types.is_float32(type_):
-            wanted = float(np.float32(wanted))
+        if pa.types.is_float32(type_) or pa.types.is_float16(type_):
+            kind = np.float32 if pa.types.is_float32(type_) else np.float16
+            wanted = rounded(kind, wanted)
         return lambda column: compare(_comparable(column, wanted), wanted)
     if pa.types.is_timestamp(type_) or pa.types.is_date(type_):
         moment = moment_of(value.text)

@@ -116,9 +116,8 @@ def fitted(where: Where, schema: Any) -> Where:
         if types.is_float32(type_) or types.is_float16(type_):
             kind = np.float32 if types.is_float32(type_) else np.float16
             values = tuple(
-                dataclasses.replace(value, number=_rounded(kind, value.number))
+                dataclasses.replace(value, number=rounded(kind, value.number))
                 for value in condition.values
-                if value.number is not None
             )
             condition = dataclasses.replace(condition, values=values)
         conditions.append(condition)
@@ -134,7 +133,7 @@ def _check_truth(condition: Condition) -> None:
         )
 
 
-def _rounded(kind: Any, number: Any) -> float:
+def rounded(kind: Any, number: Any) -> float:
     """Returns a number as a type of floats has it; infinite where it is too large for that."""
     import numpy as np
 

@@ -20,7 +20,7 @@ _CONDITION = re.compile(
 _OPERATOR = re.compile(r"""\s*[<>=!~]|\s+in(?=[\s(\["'])""")
 # What looks like a further condition behind a value.
 _FURTHER = re.compile(r"\s(?:and|or|&&?|\|\|?)\s.*(?:[<>=!~]|\sin[\s(])", re.DOTALL | re.IGNORECASE)
-_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 # A value in quotes of either kind, doubled inside, or the text up to the next comma.
 _VALUE = re.compile(
     r"""\s*(?:'((?:[^']|'')*)'|"((?:[^"]|"")*)"|([^,'"][^,]*))\s*(,|\Z)""", re.DOTALL
@@ -199,14 +199,14 @@ def _values(rest: str, text: str) -> Iterator[Value]:
 
 
 def _value(text: str) -> Value:
-    if not _NUMBER.fullmatch(text):
+    if not NUMBER.fullmatch(text):
         return Value(text)
     return Value(text, number_of(text))
 
 
 def number_of(text: str) -> int | float | None:
     """Returns the number that a text is; None if it is none."""
-    if not _NUMBER.fullmatch(text.strip()):
+    if not NUMBER.fullmatch(text.strip()):
         return None
     try:
         return int(text) if re.fullmatch(r"\s*[+-]?\d+\s*", text) else float(text)

@@ -61,10 +61,8 @@ def save(
         ValueError: `tokenizer` is another model's.
     """
     check_model(model)
-    files = {}
-    if tokenizer is not None:
-        check_belongs(tokenizer, model.config.text.vocab_size)
-        files = tokenizer.files()
+    check_belongs(tokenizer, model.config.text.vocab_size)
+    files = {} if tokenizer is None else tokenizer.files()
     save_parameters(model.config, parameters(model), folder, tokenizer_files=files)
 
 

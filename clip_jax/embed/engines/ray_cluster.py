@@ -260,8 +260,8 @@ def _starting_apart() -> Iterator[None]:
 
     A signal to the group of this process is for this process, which ends the cluster in order.
     """
-    popen: Any = sys.modules["ray._private.services"].ConsolePopen
-    apart = functools.partial(popen, process_group=0) if os.name == "posix" else popen
+    popen: Any = getattr(sys.modules.get("ray._private.services"), "ConsolePopen", None)
+    apart = functools.partial(popen, process_group=0) if popen and os.name == "posix" else popen
     with (
         _replaced("ray._private.services", "ConsolePopen", apart),
         _replaced("ray._private.utils", "set_sigterm_handler", lambda *_: None),
@@ -271,8 +271,14 @@ def _starting_apart() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _replaced(module: str, name: str, value: Any) -> Iterator[None]:
-    """Has a name in a module of Ray's mean something else in the block."""
-    found = sys.modules[module]
+    """Has a name in a module of Ray's mean something else in the block, where Ray has it.
+
+    These names are private. A version of Ray without them says more, and ends less orderly.
+    """
+    found = sys.modules.get(module)
+    if not hasattr(found, name):
+        yield
+        return
     before = getattr(found, name)
     setattr(found, name, value)
     try:

@@ -55,7 +55,8 @@ const NUMBER = /^[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?$/;
 /** Returns text as a condition has it: in quotes, where it would be taken for more. */
 function written(text) {
   const isPlain = /^[^'"<>=!~\s]/.test(text) && text === text.trim();
-  return isPlain ? text : `'${text.replaceAll("'", "''")}'`;
+  const isOne = !/\s(and|or|&&?|\|\|?)\s/i.test(text); // not as further conditions are written
+  return isPlain && isOne ? text : `'${text.replaceAll("'", "''")}'`;
 }
 
 /** Returns a value of a list likewise; text that looks like a number stays text. */
