@@ -99,8 +99,10 @@ def test_the_command_writes_the_models_own_tokenizer_for_transformers(tmp_path):
 
 def test_a_cleaning_that_transformers_doesnt_do_is_refused(tmp_path):
     tokenizer = siglip(cleaning="open_clip")
+    text = dataclasses.replace(SIGLIP.text, vocab_size=tokenizer.vocab_size)
+    config = dataclasses.replace(SIGLIP, text=text)
     with pytest.raises(CheckpointError, match="as OpenCLIP does"):
-        to_huggingface(SIGLIP, random_parameters(SIGLIP), tmp_path / "model", tokenizer=tokenizer)
+        to_huggingface(config, random_parameters(config), tmp_path / "model", tokenizer=tokenizer)
     assert not list(tmp_path.iterdir())
 
 
