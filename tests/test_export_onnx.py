@@ -163,7 +163,7 @@ def test_an_operation_that_jax2onnx_lacks_is_named(monkeypatch, tmp_path, operat
     import jax.numpy as jnp
     from jax2onnx.plugins.plugin_system import PLUGIN_REGISTRY, import_all_plugins
 
-    import clip_jax.export.onnx as module
+    import clip_jax.export.onnx_export as module
 
     import_all_plugins()
     monkeypatch.delitem(PLUGIN_REGISTRY, operation)
@@ -177,7 +177,7 @@ def test_an_operation_that_jax2onnx_lacks_is_named(monkeypatch, tmp_path, operat
 
 
 def test_weights_too_large_for_a_graphs_file_get_one_of_their_own(model, tmp_path, monkeypatch):
-    monkeypatch.setattr("clip_jax.export.onnx.MOST", 1000)
+    monkeypatch.setattr("clip_jax.export.onnx_export.MOST", 1000)
     out = tmp_path / "out"
     export.export_onnx(model, out)
     tokens, pixels = ids(model.config, 3), floats(model.config, 2)

@@ -31,6 +31,14 @@ def test_no_file_of_tests_is_longer_than_500_lines():
     assert not {name: length for name, length in lengths.items() if length > 500}
 
 
+def test_no_module_has_the_name_of_a_package_that_it_imports():
+    """A type checker takes the file itself for the package where that isn't installed."""
+    package = Path(__file__).parent.parent / "clip_jax"
+    paths = [*package.rglob("*.py")]
+    assert len(paths) > 200
+    assert not [p for p in paths if p.stem in {name.split(".")[0] for name in imports_of(p)}]
+
+
 @pytest.mark.parametrize("package", ["clip_jax.nn", "clip_jax.backends"])
 def test_the_shapes_of_every_module_are_executed(package):
     names = [package]

@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     """Exports, and prints what was written."""
     from clip_jax import export, load
     from clip_jax.export.arguments import Options, as_batch, check_flatbuffers, check_replaceable
-    from clip_jax.export.onnx import check_jax2onnx
+    from clip_jax.export.onnx_export import check_jax2onnx
     from clip_jax.weights.opened import LoadOptions, open_model
 
     to_onnx = args.to == "onnx"

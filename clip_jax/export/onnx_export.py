@@ -100,7 +100,7 @@ def check_jax2onnx() -> None:
     """Raises ModuleNotFoundError if what writes ONNX isn't installed."""
     try:
         import jax2onnx  # noqa: F401  # pyright: ignore[reportMissingImports]
-        import onnx  # noqa: F401
+        import onnx  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"export to ONNX needs {error.name}: pip install 'clip-jax-flax[onnx]'",
@@ -190,7 +190,7 @@ def _translated(
 
 def _take_int64(graph: Any) -> None:
     """Lets a graph take int64 ids, as tokenizers make them, where JAX has int32."""
-    from onnx import TensorProto, helper
+    from onnx import TensorProto, helper  # pyright: ignore[reportMissingImports]
 
     (ids,) = graph.graph.input
     narrow = f"{ids.name}_int32"
@@ -205,7 +205,7 @@ def _take_int64(graph: Any) -> None:
 
 def _write(graph: Any, path: Path, *, is_large: bool) -> Any:
     """Writes a graph, and returns it; of a large one without weights, which get their own file."""
-    import onnx
+    import onnx  # pyright: ignore[reportMissingImports]
     import onnx_ir  # pyright: ignore[reportMissingImports]
 
     beside = f"{path.name}.data" if is_large else None
@@ -250,7 +250,7 @@ def _manifest(
 
 def _array(value: Any) -> dict[str, Any]:
     """Returns an input or output of a graph: its name, dtype and shape."""
-    from onnx import helper
+    from onnx import helper  # pyright: ignore[reportMissingImports]
 
     tensor = value.type.tensor_type
     dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
