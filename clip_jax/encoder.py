@@ -305,6 +305,8 @@ class Encoder:
         if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
             return self._placement.uncompiled(function)
         key = (features, rows.shape, rows.dtype)
+        if key in self._programs:  # doesn't wait for another thread's compilation
+            return self._programs[key]
         with self._compiling:
             if key not in self._programs:
                 tower = "image" if features is _image_features else "text"

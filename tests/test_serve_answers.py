@@ -175,15 +175,59 @@ def test_several_searches_share_a_call_of_the_encoder(served, monkeypatch):
 
 
 def test_until_the_programs_are_compiled_it_says_so_and_rows_can_be_looked_at(served, monkeypatch):
-    monkeypatch.setattr(served.application._searcher, "step", "compiling for 8 texts")
+    searcher = served.application._searcher
+    monkeypatch.setattr(searcher, "_ready", set())
+    monkeypatch.setattr(searcher, "step", "compiling for 8 texts")
     found = served.get("/api/search", q="x")
     assert (found.status, found.headers["retry-after"]) == (503, "1")
     assert found.error == "not ready yet: compiling for 8 texts"
     found = served.get("/healthz")
     assert found.status == 503 and found.json["step"] == "compiling for 8 texts"
     assert served.get("/api/rows", k=3).status == 200
-    monkeypatch.setattr(served.application._searcher, "step", None)
+    monkeypatch.setattr(searcher, "step", None)
     assert served.get("/healthz").json == {"status": "ok", "rows": COUNT}
+
+
+def test_what_is_ready_is_answered_while_the_rest_is_compiled(served, monkeypatch):
+    searcher = served.application._searcher
+    done, run = [], {"texts": searcher._encoder.texts, "images": searcher._encoder.images}
+    long, picture = "words " * 20, noise(9)
+
+    def answered(what, rows):
+        """What is answered just before a program is compiled."""
+        found = [
+            served.get("/api/similar", row=3),
+            served.get("/api/search", q=f"unseen {len(done)}"),
+            served.ask("POST", "/api/search", picture),
+            served.get("/api/search", q=f"{long} {len(done)}"),
+        ]
+        done.append((what, [answer.status for answer in found]))
+        assert all("not ready yet" in answer.error for answer in found if answer.status != 200)
+        return run[what](rows)
+
+    monkeypatch.setattr(searcher, "_ready", set())
+    monkeypatch.setattr(searcher, "step", "starting")
+    for what in run:
+        monkeypatch.setattr(
+            searcher._encoder,
+            what,
+            lambda rows, what=what: (
+                run[what](rows)
+                if threading.current_thread() is not threading.main_thread()
+                else answered(what, rows)
+            ),
+        )
+    searcher.prepare()
+    assert [what for what, _ in done] == ["texts", "texts", "images", "texts", "texts"]
+    no = 503
+    assert [statuses for _, statuses in done] == [
+        [200, no, no, no],
+        [200, no, no, no],
+        [200, 200, no, no],
+        [200, 200, 200, no],
+        [200, 200, 200, no],
+    ]
+    assert served.get("/api/search", q=long).status == 200
 
 
 def test_both_formats_and_object_stores_are_served(model, collection, tmp_path):

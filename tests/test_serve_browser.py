@@ -267,6 +267,7 @@ def test_dark_mode_is_dark(visit):
 
 
 def test_it_says_that_it_is_getting_ready_and_then_answers(visit, served, monkeypatch):
+    monkeypatch.setattr(served.application._searcher, "_ready", set())
     monkeypatch.setattr(served.application._searcher, "step", "compiling for 8 texts")
     visit.page.goto(served.base + "/?q=sea")
     expect(visit.page.locator("#notice")).to_have_text("Getting ready: compiling for 8 texts …")

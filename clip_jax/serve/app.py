@@ -25,7 +25,15 @@ from clip_jax.serve.pictures import Pictures
 from clip_jax.serve.queries import SEARCH, parsed, whole
 from clip_jax.serve.queries import Request as Wanted
 from clip_jax.serve.refusals import Refusal, bad
-from clip_jax.serve.searcher import REQUESTS, Embed, Ranking, Searcher, timed
+from clip_jax.serve.searcher import (
+    PICTURES,
+    REQUESTS,
+    ROWS,
+    Embed,
+    Ranking,
+    Searcher,
+    timed,
+)
 from clip_jax.storage import is_remote
 
 # Requests that may wait for a search.
@@ -56,7 +64,7 @@ class Application:
         is_local: bool = True,
         token: str | None = None,
     ):
-        """Starts the threads; answers 503 until the searcher is ready.
+        """Starts the threads; answers 503 to what the searcher isn't ready for.
 
         Args:
             searcher: answers searches.
@@ -113,7 +121,7 @@ class Application:
 
     async def _search(self, request: Request) -> Response:
         wanted, key = self._parsed(request, SEARCH)
-        self._check_ready()
+        self._searcher.check_ready(PICTURES if request.method == "POST" else ROWS)
         if request.method == "POST":
             if wanted.query.picture or wanted.query.like is not None or key is not None:
                 raise bad("give a picture as the body, or picture, row or key; not several")
@@ -126,7 +134,7 @@ class Application:
         wanted, key = self._parsed(request, _SIMILAR)
         if key is None and wanted.query.like is None:
             raise bad("give the row that results are to be like: key=... or row=...")
-        self._check_ready()
+        self._searcher.check_ready(ROWS)
         return await self._answer(wanted, key)
 
     async def _answer(self, wanted: Wanted, key: str | None) -> Response:
@@ -217,10 +225,6 @@ class Application:
     ) -> tuple[Wanted, str | None]:
         items = request.query_params.multi_items()
         return parsed(items, self._searcher.columns.types, known, **limits)
-
-    def _check_ready(self) -> None:
-        if (step := self._searcher.step) is not None:
-            raise Refusal(503, f"not ready yet: {step}")
 
     async def _in_thread(self, function: Callable, *arguments: Any) -> Any:
         loop = asyncio.get_running_loop()

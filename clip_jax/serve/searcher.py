@@ -10,6 +10,7 @@ import numpy as np
 from clip_jax.encoder import Encoder
 from clip_jax.image_size import sides_of
 from clip_jax.messages import counted
+from clip_jax.nn.text import pooled_positions
 from clip_jax.progress import remark
 from clip_jax.search.index import Damaged, Index
 from clip_jax.search.several import ExactIndex
@@ -23,13 +24,15 @@ from clip_jax.weights.opened import Opened
 # compile: there are two of these sizes times two lengths, and one for a picture.
 BATCH = 8
 TEXT_LENGTHS = (16,)
+# What is got ready, in this order, so that the first answers don't wait for the last program.
+ROWS, SHORT_TEXTS, PICTURES, LONG_TEXTS = "rows", "short texts", "pictures", "long texts"
 # Requests of one pass over the rows.
 REQUESTS = 16
 # A ranking that is asked for is made this much longer, so that the next pages cost nothing.
 AHEAD = 4
 # What is remembered: the embeddings of texts and of pictures that were sent, and rankings by their
 # bytes.
-TEXTS, PICTURES, RANKINGS = 4_096, 4_096, 64 << 20
+MOST_TEXTS, MOST_PICTURES, RANKINGS = 4_096, 4_096, 64 << 20
 # A concept beside a picture counts this much: pictures differ more from each other than a text
 # differs between them, so that its part would hardly be seen.
 BESIDE_A_PICTURE = 2.0
@@ -74,7 +77,7 @@ class Searcher:
     Attributes:
         index: the embeddings.
         columns: the columns of the rows.
-        step: what is still to be done before it can answer; None when it is ready.
+        step: what is being done before it can answer all requests; None when it can.
     """
 
     def __init__(self, opened: Opened, index: Index, columns: Columns, approximate: Any = None):
@@ -94,28 +97,43 @@ class Searcher:
         self._encoder = Encoder(
             opened.model, batch_size=BATCH, normalize=True, text_lengths=TEXT_LENGTHS
         )
-        self._texts: Cache[np.ndarray] = Cache(TEXTS)
-        self._pictures: Cache[np.ndarray] = Cache(PICTURES)
+        self._texts: Cache[np.ndarray] = Cache(MOST_TEXTS)
+        self._pictures: Cache[np.ndarray] = Cache(MOST_PICTURES)
         self._rankings: Cache[Ranking] = Cache(RANKINGS, lambda r: 12 * len(r.numbers) + 256)
         self.step: str | None = "starting"
+        self._ready: set[str] = set()
 
     def prepare(self) -> None:
-        """Compiles all programs, so that no request has to wait for one; sets `step` meanwhile."""
-        self.step = "compiling the program for pictures"
-        size = sides_of(self._opened.preprocess.image_size)
-        self._encoder.images(np.zeros((1, *size, 3), np.uint8))
-        if self.can_read_texts:
-            # One token, and as many as fit.
-            for kind, words in (("short", "a"), ("long", "a " * 100)):
-                tokens = self._opened.tokens(words)
-                for count in (1, BATCH):
-                    self.step = f"compiling the program for {counted(count, f'{kind} text')}"
-                    self._encoder.texts(np.repeat(tokens, count, axis=0))
+        """Compiles all programs, so that no request has to; sets `step` meanwhile."""
         self.step = "reading the embeddings"
         for count in (1, 2, REQUESTS):
             queries = np.zeros((count, self.index.dim), np.float32)
             self.index.search(queries, [1] * count)
+        self._ready.add(ROWS)
+        self._prepare_texts(SHORT_TEXTS, "a")
+        self.step = "compiling the program for pictures"
+        size = sides_of(self._opened.preprocess.image_size)
+        self._encoder.images(np.zeros((1, *size, 3), np.uint8))
+        self._ready.add(PICTURES)
+        self._prepare_texts(LONG_TEXTS, "a " * 100)
         self.step = None
+
+    def _prepare_texts(self, kind: str, text: str) -> None:
+        if self.can_read_texts:
+            tokens = self._opened.tokens(text)
+            for count in (1, BATCH):
+                self.step = f"compiling the program for {counted(count, kind.removesuffix('s'))}"
+                self._encoder.texts(np.repeat(tokens, count, axis=0))
+        self._ready.add(kind)
+
+    def check_ready(self, what: str) -> None:
+        """Checks that what a request needs is there: `ROWS` or `PICTURES`, say.
+
+        Raises:
+            Refusal: it would have to wait for a program to be compiled.
+        """
+        if self.step is not None and what not in self._ready:
+            raise Refusal(503, f"not ready yet: {self.step}")
 
     @property
     def can_read_texts(self) -> bool:
@@ -144,10 +162,12 @@ class Searcher:
         answers: dict[int, Any] = {}
         try:
             self._embed_texts([text for r in requests for text in r.query.texts])
-        except ValueError:  # such as no tokenizer: whose texts are at fault?
+        except (ValueError, Refusal):  # such as no tokenizer: whose texts are at fault?
             for request in requests:
                 try:
                     self._embed_texts(request.query.texts)
+                except Refusal as refusal:
+                    answers[id(request)] = refusal
                 except ValueError as error:
                     answers[id(request)] = bad(str(error))
         sound = [request for request in requests if id(request) not in answers]
@@ -182,9 +202,19 @@ class Searcher:
         new = [text for text in dict.fromkeys(texts) if self._texts.get(text) is None]
         if new:
             self._opened.check_strings()
-            embedded = self._encoder.texts(self._opened.tokens(new))
+            tokens = self._opened.tokens(new)
+            self.check_ready(self._length(tokens))
+            embedded = self._encoder.texts(tokens)
             for text, embedding in zip(new, embedded, strict=True):
                 self._texts.put(text, embedding)
+
+    def _length(self, tokens: np.ndarray) -> str:
+        """Returns `SHORT_TEXTS` or `LONG_TEXTS`: which programs embed these rows of ids."""
+        config = self._opened.model.config.text
+        if not config.can_be_cut:  # one length is all there is
+            return SHORT_TEXTS
+        longest = np.max(pooled_positions(tokens, config)) + 1
+        return SHORT_TEXTS if longest <= max(TEXT_LENGTHS) else LONG_TEXTS
 
     def _ranked(self, requests: Sequence[Request]) -> list[Ranking | Refusal]:
         """Returns the pages of rankings, those that are not remembered by one pass over the rows.
