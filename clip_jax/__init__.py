@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from clip_jax import train as train
     from clip_jax import weights as weights
     from clip_jax.catalog import available_models as available_models
-    from clip_jax.catalog import config_of as config_of
     from clip_jax.compilation import compile_cache as compile_cache
     from clip_jax.config import CLIPConfig as CLIPConfig
     from clip_jax.config import SigLIPConfig as SigLIPConfig
@@ -50,6 +49,7 @@ if TYPE_CHECKING:
     from clip_jax.sentence_piece import SentencePieceTokenizer as SentencePieceTokenizer
     from clip_jax.tokenizer import tokenize as tokenize
     from clip_jax.version import __version__ as __version__
+    from clip_jax.weights import config_of as config_of
     from clip_jax.weights import load as load
     from clip_jax.weights import load_text_model as load_text_model
     from clip_jax.weights import load_tokenizer as load_tokenizer
@@ -63,7 +63,7 @@ _MODULES = (
 )
 _NAMES = {
     "available_models": "catalog",
-    "config_of": "catalog",
+    "config_of": "weights",
     "compile_cache": "compilation",
     "CLIPConfig": "config",
     "SigLIPConfig": "config",

@@ -58,22 +58,6 @@ def lookup(name: str) -> CatalogEntry:
     raise ValueError(f"unknown model {name!r}: {suggestion(name)}")
 
 
-def config_of(name: str) -> CLIPConfig:
-    """Returns the configuration of a model with a name; nothing is downloaded.
-
-    Args:
-        name: one of `available_models()`.
-
-    Raises:
-        ValueError: there is none of that name; the message suggests the nearest one.
-
-    Example:
-        >>> config_of("ViT-L/14").vision.image_size
-        224
-    """
-    return lookup(name).config
-
-
 def suggestion(name: str) -> str:
     """Returns the end of an error message about a wrong name: the nearest name, and all names."""
     folded = {known.casefold(): known for known in CATALOG}

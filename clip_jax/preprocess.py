@@ -246,6 +246,22 @@ class PictureOptions:
     def __post_init__(self) -> None:
         Preprocess(1, **dataclasses.asdict(self))  # raises what is wrong
 
+    @classmethod
+    def of(cls, pictures: "PictureOptions | None") -> "PictureOptions":
+        """Returns the options that an argument `pictures=` says; None says none.
+
+        Raises:
+            TypeError: it is something else.
+        """
+        if pictures is None:
+            return cls()
+        if not isinstance(pictures, cls):
+            raise TypeError(
+                "pictures= must be a clip_jax.embed.PictureOptions, such as "
+                f"PictureOptions(fit='pad'). Got {type(pictures).__name__}"
+            )
+        return pictures
+
     def applied_to(self, preprocess: Preprocess) -> Preprocess:
         """Returns a model's preprocessing with these options."""
         return dataclasses.replace(preprocess, **self.chosen())

@@ -60,17 +60,30 @@ def from_huggingface(folder: str | os.PathLike[str]) -> tuple[CLIPConfig, dict[s
             all problems.
     """
     folder = Path(folder)
+    config = folder_config(folder)
+    arrays = read_folder(folder, "huggingface")
+    try:
+        return config, from_arrays(config, arrays)
+    except CheckpointError as error:
+        raise named(folder, error) from None
+
+
+def folder_config(folder: Path) -> CLIPConfig:
+    """Reads the configuration of a folder of a `CLIPModel` or `SiglipModel`.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        CheckpointError: it is missing, of another kind of model, or not supported; lists all
+            problems.
+    """
     document = read_config(folder)
     if (kind := document["model_type"]) not in (CLIP, SIGLIP):
         raise CheckpointError(f"{folder} {FOREIGN_TOWER.format(kind=kind)}")
-    arrays = read_folder(folder, "huggingface")
     try:
         if kind == SIGLIP:
             pixels = read_pixels(folder, huggingface_siglip.default_pixels(document))
-            config = huggingface_siglip.from_document(document, pixels)
-        else:
-            config = from_document(document, read_pixels(folder))
-        return config, from_arrays(config, arrays)
+            return huggingface_siglip.from_document(document, pixels)
+        return from_document(document, read_pixels(folder))
     except CheckpointError as error:
         raise named(folder, error) from None
 

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import pickle
 import re
 import sys
 import warnings
@@ -12,7 +13,7 @@ import pytest
 from PIL import Image
 
 import clip_jax
-from clip_jax.embed import ImageEmbedder, embed
+from clip_jax.embed import ImageEmbedder, PictureOptions, embed
 from tests.embedding_jobs import rows
 from tests.pictures import noise
 
@@ -49,6 +50,18 @@ def test_embeddings_are_those_of_a_job_to_the_bit(embedder, model, tmp_path):
         assert found["reason"].null_count == 11
     assert found["embedding"].type == pa.list_(pa.float32(), 16)
     assert found["id"] == list(range(11))
+
+
+def test_sent_by_pickle_it_is_made_again_with_the_same_arguments(model, tmp_path):
+    clip_jax.save(model, tmp_path / "model")
+    options = PictureOptions(fit="squash")
+    for given in (model, tmp_path / "model"):
+        embedder = ImageEmbedder(given, column="x", embedding="e", batch_size=2, pictures=options)
+        sent = pickle.dumps(embedder)
+        assert len(sent) < 2_000 or given is model
+        batch = {"x": [noise(0), noise(1, (20, 60)), None]}
+        expected, found = embedder(batch), pickle.loads(sent)(batch)
+        assert list(found) == ["x", "e", "reason"] and found["e"].equals(expected["e"])
 
 
 def test_bytes_paths_arrays_and_images_of_one_picture_are_embedded_alike(embedder, tmp_path):

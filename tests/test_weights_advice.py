@@ -133,6 +133,12 @@ def test_a_place_that_is_taken_is_freed_or_replaced(model_folder, tmp_path, caps
     (target / "notes.txt").write_text("more")
     assert main([*command, "--force"]) == 1
     assert "choose another name, or remove it first" in capsys.readouterr().err
+    (target / "config.json").unlink()
+    for option in ([], ["--force"]):  # not advised to do what is refused then
+        assert main([*command, *option]) == 1
+        error = capsys.readouterr().err
+        assert "something else than a model: choose another name" in error
+        assert "--force" not in error
     shutil.rmtree(target)
     assert main(command) == 0
 

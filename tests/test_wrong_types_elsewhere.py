@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import clip_jax
-from clip_jax.embed import embed
+from clip_jax.embed import ImageEmbedder, embed
 from clip_jax.evaluate import ZeroShotClassifier, retrieval
 from clip_jax.export import export
 from clip_jax.sources.pairs import open_pairs
@@ -39,6 +39,20 @@ def test_the_path_of_a_picture_is_not_encoded_as_a_text(model, picture, monkeypa
     for inputs in wrong:
         with pytest.raises(TypeError, match=r"strings and PIL images. Got .*open_image\(path\)"):
             encoder.encode(inputs)
+
+
+def test_options_of_pictures_are_no_dictionary(model, picture, tmp_path):
+    wrong: Any = {"fit": "pad"}
+    captions = tmp_path / "captions.csv"
+    captions.write_text("image,caption\na.png,a pear\n")
+    for use in (
+        lambda: embed(picture.parent, model, tmp_path / "out", pictures=wrong),
+        lambda: ImageEmbedder(model, pictures=wrong),
+        lambda: retrieval(captions, model, pictures=wrong),
+    ):
+        with pytest.raises(TypeError, match=r"PictureOptions\(fit='pad'\). Got dict"):
+            use()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_dictionary_is_no_list_of_texts():

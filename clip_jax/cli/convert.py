@@ -69,10 +69,7 @@ def run(args: argparse.Namespace) -> int:
         raise argparse.ArgumentError(
             None, f"{source} is a file, so DST must be a folder, or --to given. Got {target}"
         )
-    if not args.force and target.exists() and not _is_empty_folder(target):
-        raise FileExistsError(errno.EEXIST, "exists already; --force replaces it", str(target))
-    if to == "openai":
-        _check_file(target)
+    _check_target(target, to, args.force)
 
     from clip_jax.weights import read_model
     from clip_jax.weights.finding import find
@@ -122,6 +119,19 @@ def _is_address(name: str) -> bool:
     from clip_jax.storage import is_remote
 
     return is_remote(name) and is_npz(name)
+
+
+def _check_target(target: Path, to: str, may_replace: bool) -> None:
+    """Raises FileExistsError if something is at the target that is not to be replaced."""
+    if target.exists() and not _is_empty_folder(target):
+        configs = [target / name for name in ("config.json", "open_clip_config.json")]
+        if to != "openai" and target.is_dir() and not any(map(os.path.lexists, configs)):
+            reason = "is a folder of something else than a model: choose another name"
+            raise FileExistsError(errno.EEXIST, reason, str(target))
+        if not may_replace:
+            raise FileExistsError(errno.EEXIST, "exists already; --force replaces it", str(target))
+    if to == "openai":
+        _check_file(target)
 
 
 def _check_kinds(

@@ -32,8 +32,9 @@ class ImageEmbedder:
     """Embeds batches of pictures, for `map_batches` of Ray Data and the like.
 
     It is made once in each process, where it takes all devices, and then called with batches of
-    any size, which run through one program. Embeddings have L2 norm 1, and are those of
-    `clip_jax.embed.embed` for the same options, to the bit.
+    any size, which run through one program. Sent to another process by pickle, it is made there
+    again from the same arguments: a model's name or path costs less than a model. Embeddings have
+    L2 norm 1, and are those of `clip_jax.embed.embed` for the same options, to the bit.
 
     Example:
         import ray
@@ -98,8 +99,10 @@ class ImageEmbedder:
             DownloadError: as `clip_jax.load`.
             ModuleNotFoundError: the extra `embed` isn't installed.
         """
+        self._arguments = {name: value for name, value in locals().items() if name != "self"}
         require_pyarrow()
         check_counts(batch_size=batch_size, num_threads=num_threads)
+        picture_options = PictureOptions.of(pictures)
         if preset not in PRESETS:
             known = ", ".join(map(repr, PRESETS))
             raise ValueError(f"preset must be one of {known}. Got {preset!r}.")
@@ -114,7 +117,7 @@ class ImageEmbedder:
         how = {} if isinstance(model, CLIP) else PRESETS[preset]
         opened = open_model(model, options, load, **how)
         self._column, self._embedding, self._reason = column, embedding, reason
-        self._preprocess = (pictures or PictureOptions()).applied_to(opened.preprocess)
+        self._preprocess = picture_options.applied_to(opened.preprocess)
         self._loader = Loader(
             preprocess=self._preprocess,
             context_length=None,
@@ -123,6 +126,13 @@ class ImageEmbedder:
         )
         self._num_threads = num_threads or num_cores()
         self._encoder = encoder_of(opened.model, batch_size)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Returns the arguments: where it is sent by pickle, it is made again."""
+        return self._arguments
+
+    def __setstate__(self, arguments: dict[str, Any]) -> None:
+        self.__init__(**arguments)
 
     def __call__(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Embeds a batch.

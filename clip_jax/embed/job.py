@@ -158,6 +158,7 @@ def embed(
     check_options(what, preset, dtype, format, rows_per_part, max_errors, shard)
     check_engine(engine, address, encoders, decoders)
     check_counts(batch_size=batch_size, num_threads=num_threads)
+    picture_options = PictureOptions.of(pictures)
     require_pyarrow()
     options = LoadOptions(
         activation, num_heads, preprocessing, image_size, position_resize, drop_remainder
@@ -183,7 +184,7 @@ def embed(
             rows_per_part=rows_per_part,
             columns=as_columns(columns),
             exif_transpose=exif_transpose,
-            pictures=pictures or PictureOptions(),
+            pictures=picture_options,
             formats=formats,
             where=where,
             extend=extend,

@@ -9,6 +9,7 @@ import numpy as np
 from clip_jax.embed.counts import Counts
 from clip_jax.embed.plan import Plan
 from clip_jax.embed.setup import PRESETS, TOWERS
+from clip_jax.messages import counted
 from clip_jax.sources import Where
 
 EngineName = Literal["local", "ray"]
@@ -121,6 +122,7 @@ def check_errors(counts: Counts, max_errors: int | None) -> None:
     if max_errors is not None and count > max_errors:
         last = f"the last one: {counts.last_error}" if counts.last_error else "all in earlier runs"
         raise ValueError(
-            f"{count} rows could not be embedded, more than max_errors={max_errors}; {last}. Parts "
+            f"{counted(count, 'row')} could not be embedded, more than max_errors={max_errors}; "
+            f"{last}. Parts "
             "that are finished count."
         )

@@ -112,7 +112,7 @@ def embed_captioned(
     opened.check_strings()
     pairs = open_pairs(source, columns, max_skipped=1.0, where=where)
     remark(pairs.left_out.choice(), progress)
-    preprocess, losses = (pictures or PictureOptions()).applied_to(opened.preprocess), Losses()
+    preprocess, losses = PictureOptions.of(pictures).applied_to(opened.preprocess), Losses()
     encoder = Encoder(opened.model, batch_size=batch_size)
     captions: list[str] = []
     image_of: list[int] = []

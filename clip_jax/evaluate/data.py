@@ -190,7 +190,7 @@ def embed_images(
 
     preprocess = preprocess or Preprocess(model.config.vision.image_size, model.config.pixels)
     encoder = Encoder(model, batch_size=batch_size)
-    preprocess = (pictures or PictureOptions()).applied_to(preprocess)
+    preprocess = PictureOptions.of(pictures).applied_to(preprocess)
     with Progress(progress) as bar:
         kept, embeddings, problems, losses = _embed(labelled(), encoder, preprocess, bar)
     for sentence in (*found.tally.sentences(), *losses.sentences()):

@@ -6,6 +6,7 @@ TYPE_CHECKING = False  # True for type checkers; at run time these names are imp
 if TYPE_CHECKING:
     from clip_jax.weights.cache import native_folder as native_folder
     from clip_jax.weights.cache import official_file as official_file
+    from clip_jax.weights.configuration import config_of as config_of
     from clip_jax.weights.loader import load as load
     from clip_jax.weights.native_format import read_native as read_native
     from clip_jax.weights.native_format import save as save
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _NAMES = {
     "native_folder": "cache",
     "official_file": "cache",
+    "config_of": "configuration",
     "load": "loader",
     "read_native": "native_format",
     "save": "native_format",
