@@ -39,10 +39,12 @@ def differences(there: Mapping[str, object], here: Mapping[str, object]) -> list
     Example:
         >>> differences({"seed": 0, "epochs": 3}, {"seed": 1, "epochs": 3})
         ['- seed: there 0, here 1']
+        >>> differences({}, {"decode": "fast"})
+        ["- decode: there not given, here 'fast'"]
     """
     lines = []
     for name in sorted(there.keys() | here.keys()):
-        one, other = (repr(side[name]) if name in side else "nothing" for side in (there, here))
+        one, other = (repr(side[name]) if name in side else "not given" for side in (there, here))
         if one != other:
             lines.append(f"- {name}: there {one}, here {other}")
     return lines

@@ -193,12 +193,12 @@ def test_a_job_that_decodes_fast_is_another_job_and_its_search_does_alike(photog
     embed(photographs, model, tmp_path / "exact", progress=False)
     exact = json.loads((tmp_path / "exact" / "job.json").read_text())["identity"]
     assert "decode" not in exact  # jobs begun before there was a choice go on
-    with pytest.raises(ValueError, match="- decode: there nothing, here 'fast'"):
+    with pytest.raises(ValueError, match="- decode: there not given, here 'fast'"):
         embed(photographs, model, tmp_path / "exact", pictures=FAST, progress=False)
     embed(photographs, model, tmp_path / "fast", pictures=FAST, progress=False)
     fast = json.loads((tmp_path / "fast" / "job.json").read_text())["identity"]
     assert fast == exact | {"decode": "fast"}
-    with pytest.raises(ValueError, match="- decode: there 'fast', here nothing"):
+    with pytest.raises(ValueError, match="- decode: there 'fast', here not given"):
         embed(photographs, model, tmp_path / "fast", progress=False)
     ours, theirs = vectors(tmp_path / "fast"), vectors(tmp_path / "exact")
     assert not np.array_equal(ours, theirs) and (ours * theirs).sum(-1).min() > 0.99

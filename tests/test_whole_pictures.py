@@ -140,7 +140,7 @@ def test_options_are_part_of_what_a_job_is_only_where_they_are_chosen(pictures, 
     before = job_of(tmp_path / "a")["identity"]
     assert not before.keys() & {"fit", "background", "scale_16_bit"}
     padded = PictureOptions("pad")
-    with pytest.raises(ValueError, match="- fit: there nothing, here 'pad'"):
+    with pytest.raises(ValueError, match="- fit: there not given, here 'pad'"):
         embed(pictures, model, tmp_path / "a", pictures=padded, progress=False)
     embed(pictures, model, tmp_path / "b", pictures=padded, progress=False)
     assert job_of(tmp_path / "b")["identity"] == before | {"fit": "pad"}
