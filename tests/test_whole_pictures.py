@@ -144,7 +144,7 @@ def test_options_are_part_of_what_a_job_is_only_where_they_are_chosen(pictures, 
         embed(pictures, model, tmp_path / "a", pictures=padded, progress=False)
     embed(pictures, model, tmp_path / "b", pictures=padded, progress=False)
     assert job_of(tmp_path / "b")["identity"] == before | {"fit": "pad"}
-    with pytest.raises(ValueError, match="- fit: there 'pad', here nothing"):
+    with pytest.raises(ValueError, match="- fit: there 'pad', here not given"):
         embed(pictures, model, tmp_path / "b", progress=False)
 
 
