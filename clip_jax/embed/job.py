@@ -31,7 +31,8 @@ from clip_jax.embed.setup import VERSION as VERSION
 from clip_jax.embed.setup import Job, Preset, What, prepare
 from clip_jax.image_size import ImageSize
 from clip_jax.nn import CLIP
-from clip_jax.preprocess import PictureOptions, known_formats
+from clip_jax.picture_options import PictureOptions
+from clip_jax.preprocess import known_formats
 from clip_jax.progress import Progress, announcing
 from clip_jax.sources import Columns
 from clip_jax.sources.columns import as_columns

@@ -18,7 +18,8 @@ from clip_jax.embed.tables import check_unclaimed
 from clip_jax.loading import CpuGate, Loader
 from clip_jax.messages import some
 from clip_jax.nn import CLIP, model_digest
-from clip_jax.preprocess import PictureOptions, suffixes_of
+from clip_jax.picture_options import PictureOptions
+from clip_jax.preprocess import suffixes_of
 from clip_jax.sources import Columns, Input, open_input
 from clip_jax.storage import absolute, folder, plain
 from clip_jax.weights import load
