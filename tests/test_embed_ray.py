@@ -2,6 +2,7 @@
 
 import contextlib
 import http.server
+import importlib
 import threading
 
 import pytest
@@ -104,8 +105,11 @@ def test_rows_that_failed_are_tried_again_and_join_their_parts(model, tmp_path):
 
 
 def test_a_picture_that_crashes_its_decoder_becomes_an_error_and_the_others_are_embedded(
-    model, tmp_path
+    model, tmp_path, monkeypatch
 ):
+    said = []  # by Ray, on standard error
+    worker = importlib.import_module("ray._private.worker")
+    monkeypatch.setattr(worker, "_unhandled_error_handler", said.append)
     pictures = tmp_path / "in"
     pictures.mkdir()
     for i in range(10):
@@ -113,6 +117,7 @@ def test_a_picture_that_crashes_its_decoder_becomes_an_error_and_the_others_are_
     summary = embed(pictures, model, tmp_path / "out", **RAY)
     assert (summary.rows, summary.errors) == (9, 1)
     assert errors(tmp_path / "out") == {"3.png": "decoding it crashed its process, 3 times"}
+    assert said == []
     (pictures / "3.png").write_bytes(b"")  # what one process can do
     embed(pictures, model, tmp_path / "local", **OPTIONS)
     assert rows(tmp_path / "out") == rows(tmp_path / "local")

@@ -177,6 +177,7 @@ class Application:
                 "hits": hits,
                 "offset": wanted.offset,
                 "total": ranking.total,
+                "version": self._facts["version"],
                 "picture": query.picture or None,
                 "like": None if query.like is None else self._named(query.like),
                 "milliseconds": timed(begin),

@@ -29,6 +29,8 @@ _QUIET = {
     "RAY_raylet_start_wait_time_s": "15",
     # A handler of SIGTERM in place of Python's, which prints a stack and may crash.
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",
+    # A message for each task that is lost with its process, and done again.
+    "RAY_IGNORE_UNHANDLED_ERRORS": "1",
 }
 # The same of a cluster of our own. Its history of tasks, which nobody would read, is what the end
 # of a driver waits for where a signal has ended the cluster, too.

@@ -20,13 +20,14 @@ export function frame(hit, version) {
     made.append(element("p", { className: "words", textContent: words }));
     return made;
   }
-  const image = element("img", { alt: words, loading: "lazy", decoding: "async", draggable: false });
+  // The words stand below it: a screen reader need not say them twice.
+  const image = element("img", { alt: "", loading: "lazy", decoding: "async", draggable: false });
   image.addEventListener("load", () => {
     const ratio = image.naturalWidth / image.naturalHeight;
     image.classList.toggle("cover", ratio < WIDEST && ratio > 1 / WIDEST);
     image.classList.add("there");
   });
-  image.addEventListener("error", () => image.replaceWith(element("p", { textContent: "No picture" })));
+  image.addEventListener("error", () => image.replaceWith(element("p", { className: "failed", textContent: "No picture" })));
   image.src = thumbnail(hit.row, version);
   made.append(image);
   return made;
@@ -41,6 +42,7 @@ export function card(hit, place, version) {
   if (hit.score !== null) line.append(element("b", { textContent: hit.score.toFixed(3) }));
   open.append(frame(hit, version), line);
   const like = element("button", { type: "button", className: "like", textContent: "More like this", tabIndex: -1 });
+  like.ariaLabel = `More like this: ${words}`;
   like.dataset.like = hit.row;
   return element("li", {}, open, like);
 }

@@ -4,6 +4,7 @@ import { element } from "/cards.js";
 
 const form = document.getElementById("filters");
 const button = document.getElementById("filter");
+let others = [];  // conditions of the address that no field has
 
 /** Fills the form with one field for each column; calls back with the conditions. */
 export function build(columns, onChange) {
@@ -20,11 +21,14 @@ export function build(columns, onChange) {
 
 function field(column) {
   const inner = { choice, number, text }[column.kind](column);
-  return element("label", {}, element("bdi", { textContent: column.name }), inner);
+  const name = element("span", {}, element("bdi", { textContent: column.name }));
+  if (column.kind === "number" && column.least !== null) name.append(`, ${column.least} to ${column.most}`);
+  return element("label", {}, name, inner);
 }
 
 function input(column, operator, properties) {
-  const made = element("input", { ariaLabel: `${column.name} ${operator}`, ...properties });
+  const ariaLabel = `${column.name} ${properties.placeholder}`;
+  const made = element("input", { ariaLabel, ...properties });
   [made.dataset.column, made.dataset.operator] = [column.name, operator];
   return made;
 }
@@ -42,9 +46,9 @@ function choice(column) {
 function number(column) {
   const bounds = { type: "number", step: "any" };
   return element(
-    "span", {},
-    input(column, ">=", { ...bounds, placeholder: `from ${column.least ?? ""}` }),
-    input(column, "<=", { ...bounds, placeholder: `to ${column.most ?? ""}` }),
+    "span", { className: "bounds" },
+    input(column, ">=", { ...bounds, placeholder: "from" }),
+    input(column, "<=", { ...bounds, placeholder: "to" }),
   );
 }
 
@@ -76,21 +80,26 @@ const isTyped = (each) => each.dataset.operator === "~";
 const fields = () => [...form.querySelectorAll("[data-column]")];
 
 function conditions() {
-  return fields()
+  const held = fields()
     .filter((each) => each.value.trim())
     .map((each) => {
       const value = each.value.trim();
       return `${each.dataset.column}${each.dataset.operator}${isTyped(each) ? written(value) : value}`;
     });
+  return [...held, ...others];
 }
 
 /** Puts conditions into the form, such as those of an address. */
 export function fill(where) {
+  const held = new Set();
   for (const each of fields()) {
     const begin = `${each.dataset.column}${each.dataset.operator}`;
-    const found = where.find((condition) => condition.startsWith(begin))?.slice(begin.length) ?? "";
+    const condition = where.find((one) => one.startsWith(begin)) ?? begin;
+    const found = condition.slice(begin.length);
     const value = isTyped(each) ? read(found) : found;
     if (each.value !== value) each.value = value;
+    if (each.value === value) held.add(condition);
   }
+  others = where.filter((condition) => !held.has(condition));
   button.textContent = where.length ? `Filters · ${where.length}` : "Filters";
 }

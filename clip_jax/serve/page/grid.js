@@ -1,7 +1,7 @@
 // The results: loaded as one scrolls, walked through by the arrow keys.
 
-import { LAST, rows } from "/api.js";
-import { card } from "/cards.js";
+import { LAST } from "/api.js";
+import { card, frame } from "/cards.js";
 import { isSearch } from "/state.js";
 
 const list = document.getElementById("grid");
@@ -9,8 +9,8 @@ const end = document.getElementById("end");
 const bar = document.getElementById("bar");
 
 export class Grid {
-  constructor({ version, onError }) {
-    Object.assign(this, { version, onError });
+  constructor({ rows, onError }) {
+    Object.assign(this, { rows, onError, version: "" });
     this.clear();
     for (const name of ["scroll", "resize"]) {
       addEventListener(name, () => this.#isNearEnd() && this.more(), { passive: true });
@@ -49,7 +49,7 @@ export class Grid {
     if (this.isWhole || this.loading || !this.state) return;
     const loading = (this.loading = new AbortController());
     try {
-      const found = await rows(this.state, this.hits.length, loading.signal);
+      const found = await this.rows(this.state, this.hits.length, loading.signal);
       if (this.loading !== loading) return;
       this.loading = null;
       this.append(found.hits);
@@ -58,6 +58,14 @@ export class Grid {
       this.loading = null;
       this.isWhole = true;
       this.onError(error);
+    }
+  }
+
+  /** Asks again for pictures that did not come. */
+  retry() {
+    for (const failed of list.querySelectorAll(".failed")) {
+      const { place } = failed.closest(".open").dataset;
+      failed.parentElement.replaceWith(frame(this.hits[place], this.version));
     }
   }
 

@@ -17,10 +17,13 @@ const MOST_BYTES = 20 * 2 ** 20;
 
 let state = read(location.search);
 let facts = { rows: 0, version: "", columns: [], name: "" };
-let grid;
 let asking = null;
 let typing = 0;
 let isTyping = false;  // whether the address is already that of what is being typed
+const grid = new Grid({
+  rows: (of, offset, signal) => retried(() => api.rows(of, offset, signal), signal),
+  onError: (error) => say(error.message, true),
+});
 const kept = new Map();
 const previews = new Map();  // of pictures that were sent
 const known = new Map();  // rows that results were like: whether they have a picture
@@ -28,7 +31,7 @@ const known = new Map();  // rows that results were like: whether they have a pi
 const search = (of) => address({ ...of, show: null });
 
 function keep() {
-  if (!grid?.state) return;
+  if (!grid.state) return;
   const key = search(grid.state);
   kept.delete(key);
   kept.set(key, { hits: grid.hits, total: grid.total, seen: grid.seen(), words: status.textContent });
@@ -46,6 +49,7 @@ function go(changes, { replace = false } = {}) {
 }
 
 async function render() {
+  await loaded;
   paint();
   const isShown = grid.state && search(grid.state) === search(state);
   const before = kept.get(search(state));
@@ -63,13 +67,15 @@ async function render() {
 }
 
 /** Has the server answer, and shows the answer. */
-async function ask(request) {
+async function ask(request, onError = fail) {
   asking?.abort();
   const mine = (asking = new AbortController());
   list.classList.add("waiting");
   try {
+    await loaded;
     const found = await retried(() => request(mine.signal), mine.signal);
     say("");
+    state = { ...state, picture: found.picture ?? "" };
     if (found.like) {
       known.set(found.like.row, found.like);
       paint();
@@ -84,7 +90,7 @@ async function ask(request) {
     scrollTo(0, 0);
     return found;
   } catch (error) {
-    if (error.name !== "AbortError") fail(error);
+    if (error.name !== "AbortError") onError(error);
     return null;
   } finally {
     if (asking === mine) list.classList.remove("waiting");
@@ -94,17 +100,22 @@ async function ask(request) {
 const time = (milliseconds) =>
   milliseconds < 1000 ? `${Math.max(1, Math.round(milliseconds))} ms` : `${(milliseconds / 1000).toFixed(1)} s`;
 
-/** Asks again until the server is ready. */
+/** Asks again until the server answers and is ready. */
 async function retried(request, signal) {
-  for (;;) {
+  for (let isFirst = true; ; isFirst = false) {
     try {
-      return await request();
+      const found = await request();
+      if (isFirst) return found;
+      say("");
+      grid.retry();
+      return found;
     } catch (error) {
-      if (error.status !== 503 || signal.aborted) throw error;
-      const step = await api.step();
-      say(step ? `Getting ready: ${step} …` : "Many are searching at once …");
-      await new Promise((done) => setTimeout(done, 500));
-      if (signal.aborted) throw new DOMException("", "AbortError");
+      if (!error.passes || signal?.aborted) throw error;
+      const step = error.status ? await api.step() : null;
+      if (step) say(`Getting ready: ${step} …`);
+      else say(error.status ? "Many are searching at once …" : error.message, !error.status);
+      await new Promise((done) => setTimeout(done, error.status ? 500 : 1500));
+      if (signal?.aborted) throw new DOMException("", "AbortError");
     }
   }
 }
@@ -116,6 +127,9 @@ function fail(error) {
 }
 
 function say(words, isWrong = false) {
+  const many = facts.left_out?.toLocaleString("en");
+  words ||= facts.left_out ? `${many} rows are left out, whose parts are missing or damaged.` : "";
+  if (!notice.hidden && notice.textContent === words) return;  // screen readers read it again
   notice.hidden = !words;
   notice.textContent = words.charAt(0).toUpperCase() + words.slice(1);
   notice.classList.toggle("wrong", isWrong);
@@ -182,28 +196,32 @@ async function sendPicture(file) {
   if (file.size > MOST_BYTES) return say("A picture may have 20 MB: take a smaller one.", true);
   keep();
   const before = state;
-  state = { ...state, q: "", row: null, picture: "", show: null };
+  const mine = (state = { ...state, q: "", row: null, picture: "", show: null });
   q.value = "";
   detail.close();
-  const found = await ask((signal) => api.send(file, state, signal));
+  const found = await ask((signal) => api.send(file, mine, signal), (error) => say(error.message, true));
   if (!found) {
-    state = before;
+    if (state === mine) {  // nothing else was asked for meanwhile
+      state = before;
+      paint();
+    }
     return;
   }
   previews.set(found.picture, URL.createObjectURL(file));
-  state = { ...state, picture: found.picture };
-  grid.state = state;
   history.pushState(null, "", address(state));
   paint();
 }
 
 // --- the box
 
+/** Whether what stands in the box is what was asked for, and was answered or will be. */
+const isAsked = () => q.value.trim() === state.q.trim() && (grid.state || list.classList.contains("waiting"));
+
 q.addEventListener("input", () => {
   at("clear").hidden = !q.value;
   clearTimeout(typing);
   typing = setTimeout(() => {
-    if (q.value.trim() === state.q.trim()) return;
+    if (isAsked()) return;
     const replace = isTyping;
     isTyping = true;
     go({ q: q.value }, { replace });
@@ -213,7 +231,7 @@ q.addEventListener("blur", () => (isTyping = false));
 at("search").addEventListener("submit", (event) => {
   event.preventDefault();
   clearTimeout(typing);
-  if (q.value.trim() !== state.q.trim()) go({ q: q.value }, { replace: isTyping });
+  if (!isAsked()) go({ q: q.value }, { replace: isTyping || q.value.trim() === state.q.trim() });
   isTyping = false;
   if (matchMedia("(hover: none)").matches) q.blur();  // away with the keyboard of a phone
 });
@@ -363,21 +381,17 @@ addEventListener("popstate", () => {
 // --- the beginning
 
 history.scrollRestoration = "manual";
-async function begin() {
-  try {
-    facts = await api.about();
-  } catch (error) {
-    return say(error.message, true);
-  }
-  grid = new Grid({ version: facts.version, onError: (error) => say(error.message, true) });
+async function load() {
+  facts = await retried(api.about);
+  grid.version = facts.version;
   filters.build(facts.columns, (where) => go({ where }));
   if (!facts.reads_texts) {
     q.disabled = at("plus").disabled = at("minus").disabled = true;
     q.placeholder = "This model's tokenizer isn't at hand: drop a picture";
   }
-  if (facts.left_out) say(`${facts.left_out.toLocaleString("en")} rows are left out, whose parts are missing or damaged.`);
-  // People type at once; on a touch screen that would open the keyboard over the pictures.
-  if (!isSearch(state) && HOVERS) q.focus({ preventScroll: true });
-  await render();
+  say("");
 }
-begin();
+// People type at once; on a touch screen that would open the keyboard over the pictures.
+if (!isSearch(state) && HOVERS) q.focus({ preventScroll: true });
+const loaded = load().catch(fail);
+render();
