@@ -131,6 +131,6 @@ def _facts(facts: Mapping[str, str | Sequence[str] | None]) -> str:
     return "<dl class=facts>" + "\n".join(lines) + "</dl>"
 
 
-def shortened(words: str) -> str:
-    """Returns text as long as a page shows it."""
-    return words if len(words) <= MOST_CHARACTERS else words[: MOST_CHARACTERS - 1] + "\u2026"
+def shortened(words: str, most: int = MOST_CHARACTERS) -> str:
+    """Returns text of so many characters at most, by default as long as a page shows it."""
+    return words if len(words) <= most else words[: most - 1] + "\u2026"

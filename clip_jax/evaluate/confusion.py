@@ -12,6 +12,8 @@ from clip_jax.pages import shortened
 
 # Up to so many classes, the picture shows their names.
 NAMED = 50
+# So many characters of each.
+NAMED_BY = 32
 # Up to so many, each class has a row of its own in the picture, which has no more pixels.
 DRAWN = 1_500
 # Cells on the page, of classes and what they are taken for.
@@ -23,6 +25,10 @@ def draw_confusion(confusion: Any, class_names: Sequence[str]) -> bytes:
     count = len(class_names)
     shares = confusion_shares(confusion)
     side = float(np.clip(3 + 0.3 * count, 5, 16))
+    names: list[str] = []
+    if count <= NAMED:
+        names = [shortened(" ".join(name.split()), NAMED_BY) for name in class_names]
+        side += 0.14 * max(map(len, names))  # beside the matrix; a letter is an em wide at most
     drawing = figure()(figsize=(side + 1, side), layout="constrained")
     panel = drawing.subplots()
     extent = (-0.5, count - 0.5, count - 0.5, -0.5)
@@ -30,9 +36,9 @@ def draw_confusion(confusion: Any, class_names: Sequence[str]) -> bytes:
     what = "class's" if len(shares) == count else f"{-(-count // len(shares))} classes'"
     drawing.colorbar(image, ax=panel, label=f"share of the {what} rows", shrink=0.8)
     panel.set(xlabel="predicted class", ylabel="true class")
-    if count <= NAMED:
+    if names:
         # matplotlib would read text between dollar signs as a formula.
-        names = [shortened(name).replace("$", r"\$") for name in class_names]
+        names = [name.replace("$", r"\$") for name in names]
         panel.set_xticks(range(len(names)), names, rotation=90)
         panel.set_yticks(range(len(names)), names)
     return png(drawing)
