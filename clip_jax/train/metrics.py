@@ -9,6 +9,8 @@ import jax
 from clip_jax.storage import storage
 
 FILE, PLOT = "metrics.jsonl", "training.png"
+# Up to so many lines, the plot has a point for each: of one alone there is nothing else to see.
+FEW = 40
 
 
 class Metrics:
@@ -58,7 +60,8 @@ class Metrics:
             ("loss, nats", "own text nearest\nin the batch", "learning rate"),
             strict=True,
         ):
-            panel.plot(steps, [record[name] for record in self.records], color="#d1495b")
+            values = [record[name] for record in self.records]
+            panel.plot(steps, values, color="#d1495b", marker="o" if len(steps) <= FEW else "")
             panel.set_ylabel(label)
             panel.grid(alpha=0.3)
         panels[0].set_ylim(bottom=0)
