@@ -1,6 +1,7 @@
 """`PictureOptions`: what of the preprocessing a job may choose."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from clip_jax.preprocess import Decode, Fit, Preprocess
@@ -43,6 +44,12 @@ class PictureOptions:
                 f"PictureOptions(fit='pad'). Got {type(pictures).__name__}"
             )
         return pictures
+
+    @classmethod
+    def noted_in(cls, identity: Mapping[str, Any]) -> "PictureOptions":
+        """Returns the options with which an embedding job has made pixels, by its identity."""
+        names = [field.name for field in dataclasses.fields(cls)]
+        return cls(**{name: identity[name] for name in names if name in identity})
 
     def applied_to(self, preprocess: Preprocess) -> Preprocess:
         """Returns a model's preprocessing with these options."""

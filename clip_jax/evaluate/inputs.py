@@ -13,6 +13,7 @@ from clip_jax.embed import check_model, read_job
 from clip_jax.embed.identity import job_options
 from clip_jax.evaluate.captions import Captioned, embed_captioned, read_captioned
 from clip_jax.evaluate.data import Features, Images, embed_images, read_images
+from clip_jax.evaluate.pictures import same_pictures
 from clip_jax.nn import CLIP
 from clip_jax.picture_options import PictureOptions
 from clip_jax.progress import announce
@@ -76,13 +77,14 @@ def find_images(
         label_column: as for `embed_images`; "label" for embeddings if None.
         image_column: as for `embed_images`.
         where: as for `embed_images`; embeddings have been chosen as they were made.
-        pictures: as for `embed_images`; embeddings are read as they are.
+        pictures: as for `embed_images`; embeddings must have been made so.
         features: as for `embed_images`; embeddings are always after the projection.
         batch_size: as for `embed_images`.
         progress: whether to show progress on standard error.
     """
     if embedding_job(source):
         _check_no_choice(source, where)
+        same_pictures([source], [embedding_job(source)], pictures)
         return read_images(source, label_column or "label")
     assert opened is not None, "pictures need a model"
     announce("embedding the pictures", progress)
@@ -117,12 +119,13 @@ def find_captioned(
         opened: may be None for embeddings, which are read as they are.
         columns: as for `embed_captioned`.
         where: as for `embed_captioned`; embeddings have been chosen as they were made.
-        pictures: as for `embed_captioned`.
+        pictures: as for `embed_captioned`; embeddings must have been made so.
         batch_size: as for `embed_captioned`.
         progress: whether to show progress on standard error.
     """
     if embedding_job(source):
         _check_no_choice(source, where)
+        same_pictures([source], [embedding_job(source)], pictures)
         return read_captioned(source)
     assert opened is not None, "pairs need a model"
     announce("embedding the pictures", progress)

@@ -86,7 +86,7 @@ def zeroshot(
         where: the conditions that a row of a table or of a tar file must fit to be taken, as for
             `clip_jax.embed.embed`.
         pictures: whether pictures are cropped, padded or squashed, and the like; by default as for
-            the model.
+            the model. Embeddings must have been made so.
         batch_size: of pictures and of prompts, as for `clip_jax.Encoder`.
         progress: whether to show progress on standard error.
         activation: of a model that is a bare file, as for `clip_jax.load`.

@@ -23,6 +23,7 @@ from clip_jax.evaluate.inputs import (
 )
 from clip_jax.evaluate.labels import only_labels
 from clip_jax.evaluate.linear_probe import LinearProbe, check_parameters, class_logits
+from clip_jax.evaluate.pictures import same_pictures
 from clip_jax.evaluate.provenance import provenance_of
 from clip_jax.evaluate.results import LeftOut, ProbeResult
 from clip_jax.evaluate.scores import blocks, score_blocks
@@ -106,7 +107,7 @@ def probe(
     Raises:
         ValueError: as `zeroshot` and `LinearProbe.fit`; a class has fewer than five rows where rows
             have to be held out; a class of the test rows has no rows to fit to; or the two sources
-            are embeddings of different models.
+            are embeddings of different models, or of pictures that became pixels differently.
         OSError: a source can't be read.
 
     Warns:
@@ -121,8 +122,9 @@ def probe(
     options = LoadOptions(
         activation, num_heads, preprocessing, image_size, position_resize, drop_remainder
     )
+    pictures = same_pictures(sources, [embedding_job(each) for each in sources], pictures)
     found = _model_of_all(sources, model, features, progress, options)
-    name = name_of(embedding_job(sources[0]), model)
+    name = name_of(embedding_job(_leading(sources)), model)
     provenance = provenance_of(sources[-1], embedding_job(sources[-1]), name, found and found.model)
     train, *other = (
         find_images(
@@ -185,11 +187,16 @@ def _model_of_all(
         if len({job["identity"]["model"] for job in jobs if job}) > 1:
             raise ValueError(f"{' and '.join(sources)} were embedded with different models")
         return None
-    found = find_model(sources[0], model, progress, options)
-    for each, job in zip(sources[1:], jobs[1:], strict=True):
+    found = find_model(_leading(sources), model, progress, options)
+    for each, job in zip(sources, jobs, strict=True):
         if job:
             check_model(each, job, found.model)
     return found
+
+
+def _leading(sources: Sequence[str]) -> str:
+    """Returns the source that says which model it is, and whose pixels: an embedded one."""
+    return next((each for each in sources if embedding_job(each)), sources[0])
 
 
 def _fit(

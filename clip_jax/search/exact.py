@@ -258,9 +258,7 @@ def _best(
 
 def picture_options(job: Mapping[str, Any], fit: Fit | None = None) -> PictureOptions:
     """Returns the options with which a job has made pixels of its pictures."""
-    names = [field.name for field in dataclasses.fields(PictureOptions)]
-    noted = {name: job["identity"][name] for name in names if name in job["identity"]}
-    pictures = PictureOptions(**noted)
+    pictures = PictureOptions.noted_in(job["identity"])
     return dataclasses.replace(pictures, fit=fit) if fit else pictures
 
 
