@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from clip_jax.cli.arguments import (
+    BEGINS_AGAIN,
     Distinct,
     add_bare_file,
     add_image_size,
@@ -81,7 +82,7 @@ def add(commands: Any) -> None:
         "--force", action="store_true", help="replace DIR if it was exported before"
     )
     # Whose pixels and ids is no part of the programs, and whoever runs them decides.
-    parser.set_defaults(run=run, preprocessing="openai")
+    parser.set_defaults(run=run, kept=BEGINS_AGAIN, preprocessing="openai")
 
 
 def run(args: argparse.Namespace) -> int:
