@@ -73,3 +73,12 @@ def test_a_probe_of_embeddings_is_tested_on_pixels_that_were_made_as_theirs(data
 def test_a_probe_is_refused_where_its_sources_differ_in_their_pixels(data, source, test, message):
     with pytest.raises(ValueError, match=message):
         probe(data / source, data / "model", test=Path(data, test), C=1.0, progress=False)
+
+
+def test_the_embeddings_of_class_folders_are_not_sent_after_columns_that_folders_lack(data):
+    for name in "ab":
+        (data / "folders" / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40), "red").save(data / "folders" / name / "0.png")
+    embed(data / "folders", data / "model", data / "of-folders", batch_size=8, progress=False)
+    with pytest.raises(ValueError, match="has no columns to take along: give .*folders itself"):
+        zeroshot(data / "of-folders", data / "model", progress=False)

@@ -17,6 +17,7 @@ from clip_jax.embed.gaps import Gaps, gaps
 from clip_jax.embed.identity import read_job
 from clip_jax.embed.parts import Expected, Finished, NpyParts, Parts
 from clip_jax.errors import is_exhausted
+from clip_jax.sources.datasets import data_set_of
 from clip_jax.sources.records import as_text
 from clip_jax.storage import folder, storage
 
@@ -145,10 +146,13 @@ def _read(source: str, columns: Sequence[str]) -> Results:
     dataset = pyarrow.dataset.dataset(paths, format="parquet", filesystem=where.filesystem)
     if absent := [name for name in columns if name not in dataset.schema.names]:
         names = ", ".join(map(repr, dataset.schema.names))
-        raise ValueError(
-            f"{source} has no column {absent[0]!r}; its columns are {names}. Embed into another "
-            f"folder, with --columns {absent[0]} to take it along"
-        )
+        take = f"Embed into another folder, with --columns {absent[0]} to take it along"
+        if _is_plain_folder(job.get("source")):
+            take = (
+                f"A folder of pictures has no columns to take along: give {job['source']} itself, "
+                f"or embed a table of its pictures with a column {absent[0]!r}"
+            )
+        raise ValueError(f"{source} has no column {absent[0]!r}; its columns are {names}. {take}")
     problems = []
     for name, finished in whole.items():
         if finished.errors:  # else the table of errors is from an earlier run
@@ -221,3 +225,10 @@ def _arrows_errors(source: str) -> Iterator[None]:
             f"{source} has parts that can't be read ({reason}): run the same clip-jax embed "
             "command again, with --verify if it is on an object store"
         ) from None
+
+
+def _is_plain_folder(source: str | None) -> bool:
+    """Whether a job's input is a folder of pictures that is still there, not one of tables."""
+    if source is None or not storage(source).is_folder(source):
+        return False
+    return data_set_of(source) is None
