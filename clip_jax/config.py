@@ -6,7 +6,6 @@ import math
 from typing import Any, ClassVar, Literal, Self, get_args
 
 from clip_jax.config_fields import (
-    Color,
     ShortRepr,
     build,
     check_fields,
@@ -15,20 +14,13 @@ from clip_jax.config_fields import (
     fields_of,
 )
 from clip_jax.image_size import ImageSize, as_image_size, sides_of
+from clip_jax.pixel_config import HALF, PixelConfig
 
 Activation = Literal["quick_gelu", "gelu", "gelu_tanh"]
 # Attention heads: the vision tower's, or those of the vision and the text tower.
 NumHeads = int | tuple[int, int]
 TextPooling = Literal["argmax", "eos", "first", "last"]
 VisionPooling = Literal["class", "mean", "attention"]
-Interpolation = Literal["bicubic", "bilinear"]
-Resize = Literal["shortest", "squash", "longest"]
-
-# Statistics of OpenAI's training images: red, green, blue, on the scale 0 to 1.
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-# Mean and standard deviation that bring SigLIP's pixels to the scale -1 to 1.
-HALF = (0.5, 0.5, 0.5)
 
 # CLIP's own byte pairs: the size of the vocabulary, of which the end token is the last.
 CLIP_VOCAB_SIZE = 49408
@@ -248,28 +240,6 @@ class ResNetConfig(ShortRepr):
     def num_positions(self) -> int:
         """Positions at the input of the attention pool, without the mean token."""
         return (self.image_size // 32) ** 2
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PixelConfig:
-    """How the pixels of the training images were made.
-
-    Attributes:
-        mean: subtracted from red, green and blue on the scale 0 to 1.
-        std: what the differences are divided by.
-        interpolation: the filter for resizing.
-        resize: whether the shorter side is resized to the image size, and the middle cropped
-            ("shortest"); both sides, whatever their ratio ("squash"); or the longer side, with a
-            margin beside it ("longest").
-    """
-
-    mean: Color = MEAN
-    std: Color = STD
-    interpolation: Interpolation = "bicubic"
-    resize: Resize = "shortest"
-
-    def __post_init__(self):
-        check_fields(self)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from clip_jax.config import Resize
 from clip_jax.image_size import ImageSize, sides_of
+from clip_jax.pixel_config import Resize
 from clip_jax.resample import shortest_to
 
 

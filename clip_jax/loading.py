@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
 from clip_jax.channels import Losses
 from clip_jax.image_size import sides_of
@@ -44,7 +44,8 @@ class Loaded:
         chunk: its chunk, as given.
         row: its row number in the shard, as given.
         record: the record, without `read`.
-        pixels: (n, n, 3) uint8, if pictures are embedded.
+        pixels: (n, m, 3) uint8, if pictures are embedded; of any other size, if it is still to be
+            resized.
         tokens: (l,) int32, if texts are embedded.
         problem: why there are neither pixels nor tokens.
         digest: the digest of the picture's file.
@@ -123,6 +124,8 @@ class Loader:
         gate: CpuGate | None = None,
         formats: Sequence[str] | None = None,
         tokens_of: Callable[[str], np.ndarray] | None = None,
+        for_device: Callable[[Image.Image], bool] | None = None,
+        most_area: int = 0,
     ):
         """Stores the arguments.
 
@@ -134,6 +137,9 @@ class Loader:
             gate: the gate that decoding waits for; None for none.
             formats: the accepted formats of pictures, as in `decode_image`.
             tokens_of: turns a text into (1, l) ids; by default CLIP's own tokenizer, cutting.
+            for_device: says of a decoded picture whether the device resizes it, so that it is
+                loaded as it is; by default none.
+            most_area: the pixels of the largest such picture.
         """
         self._preprocess, self._context_length = preprocess, context_length
         self._exif_transpose, self._timing = exif_transpose, timing
@@ -141,10 +147,12 @@ class Loader:
         self._formats = formats
         self.losses = Losses()
         self._tokens_of = tokens_of
+        self._for_device, self._most_area = for_device, most_area
 
     def size(self, record: Record) -> int:
         """Returns the most bytes that a record takes in flight."""
-        pixels = 3 * math.prod(sides_of(self._preprocess.image_size)) if self._preprocess else 0
+        area = math.prod(sides_of(self._preprocess.image_size)) if self._preprocess else 0
+        pixels = 3 * max(area, self._most_area)
         return record.size + pixels + 4 * (self._context_length or 0) + 1000
 
     def __call__(self, chunk: Any, row: int, record: Record) -> Loaded:
@@ -185,6 +193,8 @@ class Loader:
             if self._exif_transpose:
                 image = ImageOps.exif_transpose(image)
             self.losses.add(preprocess.losses(image), record.key)
+            if self._for_device is not None and self._for_device(image):
+                return np.asarray(image), picture_digest(data)
             return preprocess.pixels(image), picture_digest(data)
 
 

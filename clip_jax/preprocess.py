@@ -6,7 +6,7 @@ import functools
 import io
 import os
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -14,12 +14,12 @@ from PIL import Image, ImageOps
 
 from clip_jax.bombs import MOST_PIXELS, TooThin, check_area, check_bomb
 from clip_jax.channels import color_of, covered, losses_of, mark_frames, scaled
-from clip_jax.config import PixelConfig, Resize
 from clip_jax.errors import Unreachable, exhausted
 from clip_jax.geometry import Geometry, geometry
 from clip_jax.image_size import ImageSize, as_image_size, sides_of
 from clip_jax.naming import reading
 from clip_jax.picture_faults import check_image, fault, reason, told_faults
+from clip_jax.pixel_config import PixelConfig, Resize
 from clip_jax.reduced import extent, full_size, reduce
 from clip_jax.resample import (
     EIGHT_BITS,
@@ -222,54 +222,6 @@ class Preprocess:
 
     def _margin_color(self) -> tuple[int, ...]:
         return color_of(self.background or "black")
-
-
-@dataclasses.dataclass(frozen=True)
-class PictureOptions:
-    """What of the preprocessing a job may choose; the rest is the model's.
-
-    Attributes:
-        fit: as for `Preprocess`.
-        background: as for `Preprocess`.
-        scale_16_bit: as for `Preprocess`.
-        decode: as for `Preprocess`.
-
-    Raises:
-        ValueError: there is no such fit, colour or way of decoding.
-    """
-
-    fit: Fit | None = None
-    background: str | None = None
-    scale_16_bit: bool = False
-    decode: Decode = "exact"
-
-    def __post_init__(self) -> None:
-        Preprocess(1, **dataclasses.asdict(self))  # raises what is wrong
-
-    @classmethod
-    def of(cls, pictures: "PictureOptions | None") -> "PictureOptions":
-        """Returns the options that an argument `pictures=` says; None says none.
-
-        Raises:
-            TypeError: it is something else.
-        """
-        if pictures is None:
-            return cls()
-        if not isinstance(pictures, cls):
-            raise TypeError(
-                "pictures= must be a clip_jax.embed.PictureOptions, such as "
-                f"PictureOptions(fit='pad'). Got {type(pictures).__name__}"
-            )
-        return pictures
-
-    def applied_to(self, preprocess: Preprocess) -> Preprocess:
-        """Returns a model's preprocessing with these options."""
-        return dataclasses.replace(preprocess, **self.chosen())
-
-    def chosen(self) -> dict[str, Any]:
-        """Returns the options that differ from their defaults, by name."""
-        values = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]
-        return {field.name: value for field, value in values if value != field.default}
 
 
 def _padded(image: Image.Image, size: tuple[int, int], color: int | tuple[int, ...]) -> Image.Image:

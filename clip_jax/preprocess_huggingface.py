@@ -19,13 +19,13 @@ from PIL import Image
 from clip_jax.bands import in_bands
 from clip_jax.bombs import check_area
 from clip_jax.channels import UNCOVERED
-from clip_jax.config import PixelConfig
 from clip_jax.convert.fields import Fields, raise_problems
 from clip_jax.convert.huggingface_pixels import PREPROCESSOR, PROCESSOR, from_document
 from clip_jax.convert.json_file import read_json
 from clip_jax.geometry import Geometry, covering
 from clip_jax.image_size import ImageSize, as_image_size, shown_size, sides_of
 from clip_jax.picture_faults import check_image, told_faults
+from clip_jax.pixel_config import PixelConfig
 from clip_jax.preprocess import Preprocess
 from clip_jax.reduced import extent, full_size
 from clip_jax.resample import shortest_to

@@ -6,7 +6,7 @@ from flax import nnx
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float
 
-from clip_jax.config import Activation, PixelConfig, TextConfig, ViTConfig
+from clip_jax.config import Activation, TextConfig, ViTConfig
 from clip_jax.inputs import as_images, as_mask, as_tokens
 from clip_jax.nn.clip import (
     check_dtype,
@@ -20,6 +20,7 @@ from clip_jax.nn.outputs import ImageOutput, TextOutput
 from clip_jax.nn.pixels import normalize_pixels
 from clip_jax.nn.text import TextTower
 from clip_jax.nn.vit import VisionTransformer
+from clip_jax.pixel_config import PixelConfig
 
 
 class TextModel(TextTower):

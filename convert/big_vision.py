@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.config import HALF, PixelConfig, SigLIPConfig, TextConfig, ViTConfig
+from clip_jax.config import SigLIPConfig, TextConfig, ViTConfig
 from clip_jax.convert.families import NAFLEX
 from clip_jax.convert.npz import read_npz
 from clip_jax.convert.rules import BIG_VISION
 from clip_jax.convert.table import count_blocks, to_tree
 from clip_jax.errors import CheckpointError
+from clip_jax.pixel_config import HALF, PixelConfig
 from clip_jax.shapes import check_blocks, parameter_shapes
 
 IMAGE, TEXT = "img/Transformer/", "txt/Encoder_0/"

@@ -1,7 +1,8 @@
 """How a model differs from OpenAI's architecture, for formats that can't say everything."""
 
-from clip_jax.config import CLIPConfig, PixelConfig, ResNetConfig, TextConfig, ViTConfig
+from clip_jax.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from clip_jax.image_size import shown_size
+from clip_jax.pixel_config import PixelConfig
 
 EPSILON = 1e-5
 

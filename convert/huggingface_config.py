@@ -7,16 +7,10 @@ transformers have keys for generation and training.
 from collections.abc import Mapping
 from typing import Any
 
-from clip_jax.config import (
-    CLIP_VOCAB_SIZE,
-    Activation,
-    CLIPConfig,
-    PixelConfig,
-    TextConfig,
-    ViTConfig,
-)
+from clip_jax.config import CLIP_VOCAB_SIZE, Activation, CLIPConfig, TextConfig, ViTConfig
 from clip_jax.convert.deviations import deviations
 from clip_jax.convert.fields import Fields, raise_problems
+from clip_jax.pixel_config import PixelConfig
 
 # Keys with their defaults.
 BLOCKS = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clip_jax.config import CLIPConfig, PixelConfig
+from clip_jax.config import CLIPConfig
 from clip_jax.convert.fields import Fields, raise_problems
 from clip_jax.convert.json_file import read_json
 from clip_jax.errors import CheckpointError
+from clip_jax.pixel_config import PixelConfig
 
 PREPROCESSOR = "preprocessor_config.json"
 # What transformers 5 writes instead, with the same keys below `image_processor`.

@@ -7,10 +7,11 @@ unknown keys mean nothing: among them the ids of start and end, which no model w
 from collections.abc import Mapping
 from typing import Any
 
-from clip_jax.config import HALF, PixelConfig, SigLIPConfig, TextConfig, ViTConfig
+from clip_jax.config import SigLIPConfig, TextConfig, ViTConfig
 from clip_jax.convert.deviations import deviations
 from clip_jax.convert.fields import Fields, raise_problems
 from clip_jax.convert.huggingface_config import activation, blocks_document, blocks_options, sizes
+from clip_jax.pixel_config import HALF, PixelConfig
 
 # Keys with their defaults.
 BLOCKS = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}

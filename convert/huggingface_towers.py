@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.config import PixelConfig, TextConfig, ViTConfig
+from clip_jax.config import TextConfig, ViTConfig
 from clip_jax.convert import huggingface_siglip
 from clip_jax.convert.checks import named
 from clip_jax.convert.families import (
@@ -26,6 +26,7 @@ from clip_jax.convert.huggingface import read_config, tree_of
 from clip_jax.convert.huggingface_config import activation, text_config, vision_config
 from clip_jax.convert.huggingface_pixels import read_pixels
 from clip_jax.errors import CheckpointError
+from clip_jax.pixel_config import PixelConfig
 from clip_jax.shapes import TEXT_BLOCKS, VISION_BLOCKS, text_shapes, vision_shapes
 
 # Each tower's kind in SigLIP, and the kind of the whole models.

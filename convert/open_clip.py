@@ -21,7 +21,8 @@ from clip_jax.convert.reader import read_checkpoint
 from clip_jax.convert.rules import OPEN_CLIP, OPEN_CLIP_PREFIXED, OPEN_CLIP_SIGLIP
 from clip_jax.convert.table import check_arrays, count_blocks, from_tree, to_tree
 from clip_jax.errors import CheckpointError
-from clip_jax.open_clip_catalog import architectures, lookup_tag, pretrained_tags
+from clip_jax.open_clip_architectures import architectures
+from clip_jax.open_clip_catalog import lookup_tag, pretrained_tags
 from clip_jax.shapes import blocks, check_blocks, parameter_shapes
 
 WEIGHTS = "open_clip_model.safetensors"

@@ -10,11 +10,8 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from clip_jax.config import (
-    MEAN,
-    STD,
     Activation,
     CLIPConfig,
-    PixelConfig,
     ResNetConfig,
     SigLIPConfig,
     TextConfig,
@@ -27,6 +24,7 @@ from clip_jax.convert.fields import Fields, raise_problems
 from clip_jax.convert.open_clip_kept import TEXT_IGNORED, VISION_IGNORED, kept, with_kept
 from clip_jax.errors import CheckpointError
 from clip_jax.image_size import ImageSize, shown_size, sides_of
+from clip_jax.pixel_config import MEAN, STD, PixelConfig
 
 # Keys with their defaults.
 ROOT = {

@@ -8,8 +8,9 @@ import dataclasses
 import re
 from typing import Literal
 
-from clip_jax.config import Activation, PixelConfig, SigLIPConfig, TextConfig, ViTConfig
+from clip_jax.config import Activation, SigLIPConfig, TextConfig, ViTConfig
 from clip_jax.convert.fields import Fields, raise_problems
+from clip_jax.pixel_config import PixelConfig
 
 NAME = re.compile(r"vit_(base|large|so400m|giantopt)_patch(14|16|32)_siglip_(gap_)?([0-9]{2,4})")
 # Width, layers, heads and the MLPs' width of the towers by timm's word for the size.

@@ -5,7 +5,8 @@ import pytest
 import clip_jax
 from clip_jax.config import CLIPConfig
 from clip_jax.convert import to_huggingface, to_open_clip
-from clip_jax.open_clip_catalog import architectures, pretrained_tags
+from clip_jax.open_clip_architectures import architectures
+from clip_jax.open_clip_catalog import pretrained_tags
 from clip_jax.weights import save_parameters
 from tests.model_files import VIT
 from tests.models import SMALL_RESNET, random_parameters

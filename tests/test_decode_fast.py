@@ -13,7 +13,8 @@ from clip_jax.embed import embed, embeddings_of, read_embeddings
 from clip_jax.evaluate.captions import embed_captioned
 from clip_jax.jpeg_scans import MOST_SCANS
 from clip_jax.loading import Loader
-from clip_jax.preprocess import PictureOptions, Preprocess, decode_image
+from clip_jax.picture_options import PictureOptions
+from clip_jax.preprocess import Preprocess, decode_image
 from clip_jax.preprocess_huggingface import HuggingFacePreprocess
 from clip_jax.search import search
 from clip_jax.sources import Record

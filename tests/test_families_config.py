@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 
 import clip_jax
 from clip_jax.cli import main
-from clip_jax.config import CLIPConfig, PixelConfig, TextConfig, ViTConfig
+from clip_jax.config import CLIPConfig, TextConfig, ViTConfig
 from clip_jax.convert import (
     from_huggingface,
     from_open_clip,
@@ -24,7 +24,9 @@ from clip_jax.convert.families import family_of
 from clip_jax.convert.huggingface import from_arrays
 from clip_jax.convert.huggingface_pixels import read_pixels
 from clip_jax.errors import CheckpointError
-from clip_jax.open_clip_catalog import architectures, pretrained_tags
+from clip_jax.open_clip_architectures import architectures
+from clip_jax.open_clip_catalog import pretrained_tags
+from clip_jax.pixel_config import PixelConfig
 from clip_jax.siglip_catalog import siglip_architectures
 from tests.models import SMALL_RESNET, SMALL_VIT, random_parameters, small
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from clip_jax.backends import optimize_for_training
-from clip_jax.config import CLIPConfig, PixelConfig, TextConfig, ViTConfig
+from clip_jax.config import CLIPConfig, TextConfig, ViTConfig
 from clip_jax.encoder import Encoder
 from clip_jax.evaluate import ZeroShotClassifier
 from clip_jax.nn import parameters
 from clip_jax.nn.clip import computing
 from clip_jax.nn.text import pooled_positions
+from clip_jax.pixel_config import PixelConfig
 from clip_jax.shapes import parameter_shapes
 from clip_jax.tokenizer import tokenize
 from clip_jax.train.rematerialize import rematerialize

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax.config import PixelConfig
+from clip_jax.pixel_config import PixelConfig
 from clip_jax.preprocess import Preprocess
 
 # Height, width, size of the model: enlarged, reduced, both, and the order of Pillow's passes.

@@ -52,12 +52,12 @@ def test_the_shapes_of_every_module_are_executed(package):
 # From the ground up: a room imports only those before it.
 FLOORS = """
     errors messages memory globs file_stat resample bands jpeg2000 jpeg_scans bombs channels
-    naming lazy version signals image_size config_fields config geometry picture_faults
+    naming lazy version signals image_size config_fields pixel_config config geometry picture_faults
     reduced frames locks unfinished arrays
-    attempts progress catalog siglip_catalog open_clip_catalog
+    attempts progress catalog siglip_catalog open_clip_architectures open_clip_catalog
     inputs nn towers shapes backends placement compilation
     storage replace byte_pairs tokenizer model_tokenizer sentence_piece
-    preprocess convert preprocess_huggingface
+    preprocess picture_options convert preprocess_huggingface
     sources pages thumbnails weights loading encoder
     parity train embed search serve evaluate export compat
     cli

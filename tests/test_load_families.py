@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 import clip_jax
-from clip_jax.config import PixelConfig
 from clip_jax.convert import to_huggingface, to_open_clip
 from clip_jax.errors import CheckpointError, DownloadError
 from clip_jax.nn import flatten, parameters
 from clip_jax.open_clip_catalog import PretrainedTag
+from clip_jax.pixel_config import PixelConfig
 from clip_jax.weights import finding
 from tests.models import SMALL_VIT, random_images, random_parameters
 

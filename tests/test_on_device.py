@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clip_jax.config import PixelConfig
+from clip_jax.pixel_config import PixelConfig
 from clip_jax.preprocess import Preprocess
 from clip_jax.preprocess_huggingface import HuggingFacePreprocess
 

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from clip_jax.cli import main
-from clip_jax.open_clip_catalog import PretrainedTag, architectures, lookup_tag, pretrained_tags
+from clip_jax.open_clip_architectures import architectures
+from clip_jax.open_clip_catalog import PretrainedTag, lookup_tag, pretrained_tags
 from tests.reference import clip, quiet, requires_reference
 
 # Towers that are not read: timm's but SigLIP's, and text towers of Hugging Face's.

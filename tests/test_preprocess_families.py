@@ -11,8 +11,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from clip_jax.config import PixelConfig
 from clip_jax.errors import CheckpointError
+from clip_jax.pixel_config import PixelConfig
 from clip_jax.preprocess import Preprocess
 from clip_jax.preprocess_huggingface import HuggingFacePreprocess
 from tests.peers import peer

@@ -5,14 +5,8 @@ import dataclasses
 import pytest
 
 import clip_jax
-from clip_jax.config import (
-    CLIPConfig,
-    PixelConfig,
-    ResNetConfig,
-    SigLIPConfig,
-    TextConfig,
-    ViTConfig,
-)
+from clip_jax.config import CLIPConfig, ResNetConfig, SigLIPConfig, TextConfig, ViTConfig
+from clip_jax.pixel_config import PixelConfig
 from tests.models import TINY_RESNET, TINY_VIT
 from tests.siglip import SIGLIP
 

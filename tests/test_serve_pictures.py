@@ -184,7 +184,7 @@ def test_a_damaged_part_is_left_out_and_the_rows_keep_their_numbers(collection, 
 def test_pictures_are_read_with_the_options_of_the_job(model, collection, tmp_path):
     wide = Image.new("RGBA", (90, 30), (0, 0, 0, 0))
     wide.paste((200, 30, 90, 255), (0, 0, 30, 30))
-    from clip_jax.preprocess import PictureOptions
+    from clip_jax.picture_options import PictureOptions
 
     options = {"pictures": PictureOptions("pad", "white"), **QUIET}
     embed(collection / "in.parquet", collection / "model", tmp_path / "out", **options)

@@ -12,7 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 import clip_jax
 from clip_jax.cli import main
-from clip_jax.config import HALF, SigLIPConfig
+from clip_jax.config import SigLIPConfig
 from clip_jax.convert import (
     from_big_vision,
     from_huggingface,
@@ -25,6 +25,7 @@ from clip_jax.convert.open_clip import described, from_arrays
 from clip_jax.errors import CheckpointError
 from clip_jax.nn import SigLIP, flatten
 from clip_jax.open_clip_catalog import lookup_tag
+from clip_jax.pixel_config import HALF
 from tests.models import random_images, random_parameters, relative_error
 from tests.siglip import (
     SIGLIP,

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from clip_jax import bands, channels
-from clip_jax.config import PixelConfig
 from clip_jax.jpeg2000 import _codings
 from clip_jax.jpeg_scans import MOST_SCANS
+from clip_jax.pixel_config import PixelConfig
 from clip_jax.preprocess import Preprocess, decode_image, open_image
 from clip_jax.preprocess_huggingface import HuggingFacePreprocess
 from clip_jax.train.augment import AugmentConfig, augment

@@ -11,9 +11,9 @@ from safetensors.numpy import save_file
 import clip_jax
 from clip_jax.catalog import CATALOG
 from clip_jax.cli import main
-from clip_jax.config import PixelConfig
 from clip_jax.convert import to_huggingface, to_open_clip, to_pytorch
 from clip_jax.errors import CheckpointError
+from clip_jax.pixel_config import PixelConfig
 from clip_jax.weights import load, load_text_model, load_vision_model, read_model
 from tests.evaluation import write_pictures
 from tests.model_files import VIT

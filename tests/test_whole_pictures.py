@@ -7,9 +7,10 @@ import pytest
 from PIL import Image
 
 import clip_jax
-from clip_jax.config import PixelConfig
 from clip_jax.embed import embed
-from clip_jax.preprocess import PictureOptions, Preprocess
+from clip_jax.picture_options import PictureOptions
+from clip_jax.pixel_config import PixelConfig
+from clip_jax.preprocess import Preprocess
 from clip_jax.preprocess_huggingface import HuggingFacePreprocess
 from clip_jax.search import search
 from clip_jax.train.augment import AugmentConfig, augment

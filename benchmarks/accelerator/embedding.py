@@ -17,13 +17,17 @@ from benchmarks.accelerator.cases import Case
 from benchmarks.accelerator.timing import TINY, Contender, alone, take_turns
 
 ALONE, JOB = "clip_jax.Encoder, host to host", "clip_jax.embed"
+ON_DEVICE = 'clip_jax.embed, resize="device"'
 UNIT = "rows/s"
 
 
 def cases(tiny: bool) -> list[Case]:
     planned = []
     for name in (models.B32,) if tiny else (models.L14, models.B32):
-        for contender, run, seconds in ((ALONE, _alone, 20), (JOB, _job, 25)):
+        contenders = [(ALONE, _alone, 20), (JOB, _job, 25)]
+        if name == models.B32:  # for which the host has the most to do
+            contenders.append((ON_DEVICE, functools.partial(_job, resize="device"), 20))
+        for contender, run, seconds in contenders:
             planned.append(
                 Case(
                     f"{models.label(name, tiny)} embedding job, bfloat16",
@@ -81,7 +85,7 @@ def _alone(name: str, tiny: bool, count: int | None) -> dict[str, Any]:
     return alone(encoder, UNIT, **(TINY if tiny else {}))
 
 
-def _job(name: str, tiny: bool, count: int | None) -> dict[str, Any]:
+def _job(name: str, tiny: bool, count: int | None, resize: Any = "host") -> dict[str, Any]:
     from clip_jax.embed import embed
 
     assert count is not None
@@ -98,6 +102,7 @@ def _job(name: str, tiny: bool, count: int | None) -> dict[str, Any]:
             f"{out}/job",
             batch_size=_batch(tiny),
             dtype="float16",
+            resize=resize,
             progress=False,
         )
         whole = time.perf_counter() - begin

@@ -52,7 +52,7 @@ SECTIONS = (
     _section("3 float32", "float32", 35, **_BESIDE_PEERS),
     _section("4 texts", "texts", 70, **_BESIDE_PEERS),
     _section("5 training", "training", 100, uses_device=False),
-    _section("6 embedding job", "embedding", 60, **_JOBS),
+    _section("6 embedding job", "embedding", 70, **_JOBS),
     _section("7 search and probe", "searching", 25, **_JOBS),
     _section("8 first embedding", "first", 25, uses_device=False),
 )

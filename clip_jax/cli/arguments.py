@@ -309,8 +309,8 @@ def add_pictures(parser: argparse.ArgumentParser) -> None:
 
 
 def pictures_of(args: argparse.Namespace) -> Any:
-    """Returns those options as `clip_jax.preprocess.PictureOptions`."""
-    from clip_jax.preprocess import PictureOptions
+    """Returns those options as `clip_jax.embed.PictureOptions`."""
+    from clip_jax.picture_options import PictureOptions
 
     return PictureOptions(args.fit, args.background, args.scale_16_bit, args.decode)
 

@@ -111,6 +111,14 @@ def add(commands: Any) -> None:
         "--threads", type=positive_int, metavar="N", help="threads that read and decode"
     )
     parser.add_argument(
+        "--resize",
+        choices=("host", "device"),
+        default="host",
+        help="who resizes pictures of a size that many have, such as frames of videos and "
+        "thumbnails: device, where they are embedded, to the same bits, for an accelerator whose "
+        "host can't keep up (default: %(default)s)",
+    )
+    parser.add_argument(
         "--engine",
         choices=("local", "ray"),
         default="local",
@@ -214,6 +222,7 @@ def run(args: argparse.Namespace) -> int:
         extend=args.extend,
         max_errors=args.max_errors,
         num_threads=args.threads,
+        resize=args.resize,
         grace=args.grace,
         engine=args.engine,
         address=args.address,

@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run_all(args: argparse.Namespace) -> int:
-    from clip_jax.open_clip_catalog import architectures, pretrained_tags
+    from clip_jax.open_clip_architectures import architectures
+    from clip_jax.open_clip_catalog import pretrained_tags
 
     found = [
         {

@@ -12,7 +12,7 @@ from clip_jax.embed.results import Results as Results
 from clip_jax.embed.results import embeddings_of as embeddings_of
 from clip_jax.embed.results import read_embeddings as read_embeddings
 from clip_jax.embed.results import read_results as read_results
-from clip_jax.preprocess import PictureOptions as PictureOptions
+from clip_jax.picture_options import PictureOptions as PictureOptions
 from clip_jax.sources import Columns as Columns
 
 _MOVED = ("search", "contact_sheet")  # to clip_jax.search, in 0.2

@@ -18,7 +18,8 @@ from clip_jax.embed.setup import PRESETS, Preset
 from clip_jax.image_size import ImageSize
 from clip_jax.loading import Loader
 from clip_jax.nn import CLIP
-from clip_jax.preprocess import PictureOptions, known_formats
+from clip_jax.picture_options import PictureOptions
+from clip_jax.preprocess import known_formats
 from clip_jax.sources import Record
 from clip_jax.sources.addresses import read_address
 from clip_jax.sources.faults import problem_of

@@ -12,6 +12,7 @@ from clip_jax.config import Activation, NumHeads
 from clip_jax.embed.chunks import Worker
 from clip_jax.embed.compare import Comparison
 from clip_jax.embed.counts import Counts, Summary
+from clip_jax.embed.device_resize import Resizing
 from clip_jax.embed.engines.local import LocalEngine
 from clip_jax.embed.engines.work import Engine, Work
 from clip_jax.embed.options import (
@@ -31,7 +32,8 @@ from clip_jax.embed.setup import VERSION as VERSION
 from clip_jax.embed.setup import Job, Preset, What, prepare
 from clip_jax.image_size import ImageSize
 from clip_jax.nn import CLIP
-from clip_jax.preprocess import PictureOptions, known_formats
+from clip_jax.picture_options import PictureOptions
+from clip_jax.preprocess import known_formats
 from clip_jax.progress import Progress, announcing
 from clip_jax.sources import Columns
 from clip_jax.sources.columns import as_columns
@@ -65,6 +67,7 @@ def embed(
     max_errors: int | None = None,
     num_threads: int | None = None,
     read_ahead: int = 256 << 20,
+    resize: Resizing = "host",
     progress: bool = True,
     grace: float = 30.0,
     activation: Activation | None = None,
@@ -122,6 +125,9 @@ def embed(
         max_errors: how many rows of this worker may fail; by default any number.
         num_threads: threads that read and decode; by default one per core.
         read_ahead: the most bytes of rows to read ahead of the device.
+        resize: who resizes pictures of a size that many have, such as frames of videos and
+            thumbnails: the "host", or the "device" that embeds, to the same bits, for an
+            accelerator whose host can't keep up. Not with Ray, whose decoders resize.
         progress: whether to show a progress bar on standard error, or lines of JSON if that is not
             a terminal.
         grace: on the command line, the seconds after SIGTERM in which the process ends. The part
@@ -156,14 +162,14 @@ def embed(
     """
     rows_per_part = as_int(rows_per_part)
     check_options(what, preset, dtype, format, rows_per_part, max_errors, shard)
-    check_engine(engine, address, encoders, decoders)
+    check_engine(engine, address, encoders, decoders, resize)
     check_counts(batch_size=batch_size, num_threads=num_threads)
     picture_options = PictureOptions.of(pictures)
     require_pyarrow()
     options = LoadOptions(
         activation, num_heads, preprocessing, image_size, position_resize, drop_remainder
     )
-    runs: Engine = LocalEngine(batch_size, num_threads, read_ahead)
+    runs: Engine = LocalEngine(batch_size, num_threads, read_ahead, resize)
     if engine == "ray" and not dry_run:
         from clip_jax.embed.engines.ray_engine import RayEngine
 

@@ -1,12 +1,13 @@
 """Checks of a job's options, before anything is read, and of its rows, once they are known."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
 
 from clip_jax.embed.counts import Counts
+from clip_jax.embed.device_resize import Resizing
 from clip_jax.embed.plan import Plan
 from clip_jax.embed.setup import PRESETS, TOWERS
 from clip_jax.messages import counted
@@ -50,15 +51,22 @@ def check_options(
 
 
 def check_engine(
-    engine: str, address: str | None, encoders: int | None, decoders: int | None
+    engine: str, address: str | None, encoders: int | None, decoders: int | None, resize: str
 ) -> None:
-    """Checks the options of `embed` that say who runs the chunks.
+    """Checks the options of `embed` that say who runs the chunks, and who resizes.
 
     Raises:
         ValueError: one is out of range, or for another engine.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine must be one of {', '.join(map(repr, ENGINES))}. Got {engine!r}.")
+    if resize not in get_args(Resizing):
+        raise ValueError(f"resize must be 'host' or 'device'. Got {resize!r}.")
+    if engine == "ray" and resize == "device":
+        raise ValueError(
+            "resize='device' is for engine='local': with Ray, pictures are resized where they are "
+            "decoded, on any number of machines"
+        )
     given = {"address": address, "encoders": encoders, "decoders": decoders}
     if engine != "ray" and (names := [name for name, value in given.items() if value is not None]):
         raise ValueError(f"{', '.join(names)}: for engine='ray'. Got engine={engine!r}.")

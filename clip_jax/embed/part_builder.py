@@ -12,6 +12,7 @@ import numpy as np
 
 from clip_jax.embed.ahead import Ahead
 from clip_jax.embed.counts import Counts
+from clip_jax.embed.device_resize import DeviceResizer, Resized
 from clip_jax.embed.parts import Error, Part, Parts, Written
 from clip_jax.embed.plan import Pending
 from clip_jax.encoder import Encoder
@@ -122,18 +123,19 @@ class PartBuilder:
         counts: Counts,
         gate: CpuGate,
         ahead: Ahead,
+        resizer: DeviceResizer | None = None,
     ):
         """Starts with no rows; the shard, at least these rows of it, gives their stamp."""
         self._pending, self._layout, self._encoder, self._counts = pending, layout, encoder, counts
         self._shard = shard
-        self._gate, self._ahead = gate, ahead
+        self._gate, self._ahead, self._resizer = gate, ahead, resizer
         self._seen = 0
         self._rows: list[int] = []
         self._schema = layout.schema()
         self._columns: list[dict[str, Any]] = []
         self._tables: list[Any] = []
         self._errors: list[Error] = []
-        self._pixels: list[np.ndarray] = []
+        self._pixels: list[np.ndarray | Resized] = []
         self._digests: list[int | None] = []
         self._tokens: list[np.ndarray] = []
         # Results of the encoder, or futures of them.
@@ -173,7 +175,10 @@ class PartBuilder:
         if loaded.tokens is not None:
             self._tokens.append(loaded.tokens)
         if loaded.pixels is not None:
-            self._pixels.append(loaded.pixels)
+            pixels = loaded.pixels
+            if self._resizer is not None and self._resizer.is_taken(pixels):
+                pixels = self._resizer.add(pixels)
+            self._pixels.append(pixels)
             self._digests.append(loaded.digest)
             if len(self._pixels) == BATCHES * self._encoder.batch_size:
                 self._embed_pixels()
@@ -247,13 +252,15 @@ class PartBuilder:
 
     def _embed_pixels(self) -> None:
         if self._pixels:
+            if self._resizer is not None:
+                self._resizer.flush()
             call = functools.partial(self._embedded_images, self._pixels)
             self._images.append(self._ahead.submit(call))
             self._pixels = []
 
-    def _embedded_images(self, pixels: list[np.ndarray]) -> np.ndarray:
-        stacked = np.stack(pixels)
+    def _embedded_images(self, pixels: list[np.ndarray | Resized]) -> np.ndarray:
         with self._gate.computing(), self._counts.timing("device"):
+            stacked = np.stack([x.pixels() if isinstance(x, Resized) else x for x in pixels])
             found = self._encoder.images(stacked)
         self._counts.rows += len(pixels)
         return found.astype(self._layout.dtype, copy=False)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from clip_jax.embed.counts import Counts
+from clip_jax.embed.device_resize import MOST_AREA, DeviceResizer
 from clip_jax.embed.growth import Changed, Grown, grown
 from clip_jax.embed.identity import JOB, SHOWN, another_job, claim, fingerprint, read_job
 from clip_jax.embed.part_builder import Layout
@@ -18,7 +19,8 @@ from clip_jax.embed.tables import check_unclaimed
 from clip_jax.loading import CpuGate, Loader
 from clip_jax.messages import some
 from clip_jax.nn import CLIP, model_digest
-from clip_jax.preprocess import PictureOptions, suffixes_of
+from clip_jax.picture_options import PictureOptions
+from clip_jax.preprocess import Preprocess, suffixes_of
 from clip_jax.sources import Columns, Input, open_input
 from clip_jax.storage import absolute, folder, plain
 from clip_jax.weights import load
@@ -127,18 +129,30 @@ class Job:
             grown=dataclasses.replace(self.grown, rows=rows, first=None, new=()),
         )
 
-    def loader(self, counts: Counts, gate: CpuGate, formats: Sequence[str]) -> Loader:
+    @property
+    def preprocess(self) -> Preprocess:
+        """What makes pixels of pictures."""
+        return self.pictures.applied_to(self.opened.preprocess)
+
+    def loader(
+        self,
+        counts: Counts,
+        gate: CpuGate,
+        formats: Sequence[str],
+        resizer: DeviceResizer | None = None,
+    ) -> Loader:
         """Returns what turns the input's records into inputs of the encoder."""
         config, what = self.model.config, self.layout.what
-        preprocess = self.pictures.applied_to(self.opened.preprocess)
         return Loader(
-            preprocess=None if what == "texts" else preprocess,
+            preprocess=None if what == "texts" else self.preprocess,
             context_length=None if what == "images" else config.text.context_length,
             exif_transpose=self.exif_transpose,
             timing=counts.timing,
             gate=gate,
             formats=formats,
             tokens_of=self.opened.tokens,
+            for_device=resizer and resizer.takes,
+            most_area=MOST_AREA if resizer else 0,
         )
 
 

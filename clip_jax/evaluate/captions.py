@@ -14,7 +14,8 @@ from clip_jax.errors import is_exhausted
 from clip_jax.evaluate.data import encode_in_batches, rows_at_a_time
 from clip_jax.evaluate.results import LeftOut
 from clip_jax.naming import reading
-from clip_jax.preprocess import PictureOptions, decode_image
+from clip_jax.picture_options import PictureOptions
+from clip_jax.preprocess import decode_image
 from clip_jax.progress import Progress, announce, remark
 from clip_jax.sources import Columns, open_pairs
 from clip_jax.storage import Unreachable

@@ -18,7 +18,8 @@ from clip_jax.evaluate.results import LeftOut
 from clip_jax.loading import CpuGate, Loader, loading
 from clip_jax.messages import some
 from clip_jax.nn import CLIP, flatten, from_parameters, parameters, unflatten
-from clip_jax.preprocess import PictureOptions, Preprocess
+from clip_jax.picture_options import PictureOptions
+from clip_jax.preprocess import Preprocess
 from clip_jax.progress import Progress, remark
 from clip_jax.sources import Columns, Input, Record, faults, open_input
 from clip_jax.sources.datasets import data_set_of

@@ -14,7 +14,7 @@ from clip_jax.embed.identity import job_options
 from clip_jax.evaluate.captions import Captioned, embed_captioned, read_captioned
 from clip_jax.evaluate.data import Features, Images, embed_images, read_images
 from clip_jax.nn import CLIP
-from clip_jax.preprocess import PictureOptions
+from clip_jax.picture_options import PictureOptions
 from clip_jax.progress import announce
 from clip_jax.sources import Columns
 from clip_jax.sources.patterns import expand

@@ -27,7 +27,7 @@ from clip_jax.evaluate.provenance import provenance_of
 from clip_jax.evaluate.results import LeftOut, ProbeResult
 from clip_jax.evaluate.scores import blocks, score_blocks
 from clip_jax.image_size import ImageSize
-from clip_jax.preprocess import PictureOptions
+from clip_jax.picture_options import PictureOptions
 from clip_jax.progress import announce
 from clip_jax.sources import Columns
 from clip_jax.weights.opened import LoadOptions, Opened

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from jax.export import Exported
 
-from clip_jax.config import CLIPConfig, Color
+from clip_jax.config import CLIPConfig
+from clip_jax.config_fields import Color
 from clip_jax.convert.archive import shown
 from clip_jax.convert.json_file import read_json
 from clip_jax.errors import CheckpointError

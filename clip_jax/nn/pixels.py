@@ -3,8 +3,8 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from clip_jax.config import MEAN, STD
 from clip_jax.config_fields import Color
+from clip_jax.pixel_config import MEAN, STD
 
 
 def normalize_pixels(

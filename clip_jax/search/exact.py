@@ -24,8 +24,9 @@ from clip_jax.embed.results import finished_job, parts_of
 from clip_jax.image_size import ImageSize
 from clip_jax.memory import aligned_empty
 from clip_jax.nn import CLIP, normalize
+from clip_jax.picture_options import PictureOptions
 from clip_jax.placement import default_device
-from clip_jax.preprocess import Fit, PictureOptions, is_picture_file, open_image
+from clip_jax.preprocess import Fit, is_picture_file, open_image
 from clip_jax.search.approximate import open_index
 from clip_jax.search.index import MOST, Damaged, Index
 from clip_jax.storage import folder

@@ -11,6 +11,7 @@ except ModuleNotFoundError as error:
 from clip_jax.train.config import TrainConfig as TrainConfig
 from clip_jax.train.config import read_config as read_config
 from clip_jax.train.data import group_by_length as group_by_length
+from clip_jax.train.gradients import contrastive_gradients as contrastive_gradients
 from clip_jax.train.losses import contrastive_loss as contrastive_loss
 from clip_jax.train.losses import contrastive_metrics as contrastive_metrics
 from clip_jax.train.losses import sigmoid_loss as sigmoid_loss
@@ -22,7 +23,6 @@ from clip_jax.train.run import train as train
 from clip_jax.train.step import StepConfig as StepConfig
 from clip_jax.train.step import TrainState as TrainState
 from clip_jax.train.step import compiler_options as compiler_options
-from clip_jax.train.step import contrastive_gradients as contrastive_gradients
 from clip_jax.train.step import init_state as init_state
 from clip_jax.train.step import make_step as make_step
 from clip_jax.train.step import model_of as model_of

@@ -11,7 +11,8 @@ from clip_jax.convert.huggingface import folder_config
 from clip_jax.convert.json_file import read_json
 from clip_jax.convert.open_clip_config import from_document as of_open_clip
 from clip_jax.errors import CheckpointError
-from clip_jax.open_clip_catalog import architectures, lookup_tag
+from clip_jax.open_clip_architectures import architectures
+from clip_jax.open_clip_catalog import lookup_tag
 from clip_jax.weights.finding import without_scheme
 from clip_jax.weights.hub import is_cached, is_repository_name, repository_folder
 from clip_jax.weights.tokenizers import with_tokenizer_of

@@ -9,10 +9,11 @@ from typing import Any, Literal, get_args
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from clip_jax.config import Activation, NumHeads, PixelConfig, ResNetConfig, ViTConfig
+from clip_jax.config import Activation, NumHeads, ResNetConfig, ViTConfig
 from clip_jax.errors import CheckpointError
 from clip_jax.image_size import ImageSize, as_image_size, shown_size, sides_of
 from clip_jax.nn import CLIP, from_parameters
+from clip_jax.pixel_config import PixelConfig
 from clip_jax.preprocess import Preprocess
 from clip_jax.preprocess_huggingface import HuggingFacePreprocess
 from clip_jax.weights.finding import Found, find

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 from clip_jax.embed.ahead import calling
 from clip_jax.embed.counts import Counts
+from clip_jax.embed.device_resize import DeviceResizer, Resizing
 from clip_jax.embed.engines.embedding import commit, encoder_of
 from clip_jax.embed.engines.stopping import Stopping
 from clip_jax.embed.engines.work import Work
@@ -26,11 +27,13 @@ class LocalEngine:
         batch_size: rows of a batch over the devices of this process; None for the default.
         num_threads: threads that read and decode; None for one per core.
         read_ahead: the most bytes of rows to read ahead of the device.
+        resize: who resizes pictures of sizes that repeat.
     """
 
     batch_size: int | None
     num_threads: int | None
     read_ahead: int
+    resize: Resizing = "host"
 
     def ready(self) -> contextlib.AbstractContextManager[None]:
         """As `Engine.ready`: there is nothing to do."""
@@ -41,7 +44,10 @@ class LocalEngine:
         job, counts = work.job, work.counts
         is_cpu = device_of(job.model).platform == "cpu"
         gate = CpuGate(is_shared=is_cpu)
-        loader = job.loader(counts, gate, work.formats)
+        resizer = None
+        if self.resize == "device" and job.layout.what != "texts":
+            resizer = DeviceResizer(job.preprocess)
+        loader = job.loader(counts, gate, work.formats, resizer)
         counts.losses = loader.losses
         threads = self.num_threads or num_cores()
         encoder: Encoder | None = None
@@ -65,7 +71,7 @@ class LocalEngine:
                 if builder is None:
                     shard = job.rows.shards[loaded.chunk.chunk.shard]
                     builder = PartBuilder(
-                        loaded.chunk, shard, job.layout, encoder, counts, gate, ahead
+                        loaded.chunk, shard, job.layout, encoder, counts, gate, ahead, resizer
                     )
                 builder.add(loaded)
                 work.after_row()
