@@ -41,13 +41,14 @@ def tried(address: str, act: Callable[[], Any]) -> Any:
     for wait in (*WAITS, None):
         try:
             return act()
-        except FileNotFoundError:
-            raise FileNotFoundError(errno.ENOENT, "no such file or folder", address) from None
         except PermissionError as error:
             raise PermissionError(errno.EACCES, f"no permission ({error})", address) from None
         except Unreachable:
             raise
-        except Exception as error:
+        except Exception as raised:
+            error = _underlying(raised)
+            if isinstance(error, FileNotFoundError):
+                raise FileNotFoundError(errno.ENOENT, "no such file or folder", address) from None
             if out := exhausted(error):
                 raise out from error
             said = f"{type(error).__name__}: {' '.join(str(error).split())}"  # in one line
@@ -61,6 +62,22 @@ def tried(address: str, act: Callable[[], Any]) -> Any:
                 unreachable.is_silent = _is_silent(error)
                 raise unreachable from error
             time.sleep(wait)
+
+
+def _underlying(error: Exception) -> Exception:
+    """Returns the error of the network that a driver has reported as a missing file.
+
+    Fsspec's driver of HTTP does so with all errors.
+    """
+    cause = error.__cause__
+    if not isinstance(error, FileNotFoundError) or not isinstance(cause, Exception):
+        return error
+    status = _status(cause)
+    if status is not None:
+        return error if status in (404, 410) else cause
+    is_aiohttp = any(kind.__name__ == "ClientError" for kind in type(cause).__mro__)
+    is_network = isinstance(cause, ConnectionError | TimeoutError) or is_aiohttp
+    return cause if is_network else error
 
 
 def _lasts(error: BaseException) -> bool:

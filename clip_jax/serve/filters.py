@@ -121,13 +121,21 @@ def _with(condition: Condition, value: Value, type_: Any) -> Comparison:
 
 
 def as_numbers(column: Any) -> Any:
-    """Returns an Arrow column of texts as float64; None if not all of them are numbers."""
-    import pyarrow as pa
+    """Returns an Arrow column of texts as float64; None if not all of them are numbers.
 
+    Blank texts, such as the empty cells of a CSV file, are null.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    texts = pc.call_function("utf8_trim_whitespace", [column])
+    is_blank = pc.call_function("equal", [texts, pa.scalar("", texts.type)])
+    texts = pc.call_function("if_else", [is_blank, pa.scalar(None, texts.type), texts])
     try:
-        return column.cast(pa.float64())
+        found = texts.cast(pa.float64())
     except pa.ArrowException:
         return None
+    return None if found.null_count == len(found) > column.null_count else found
 
 
 def _numbers(column: Any) -> Any:

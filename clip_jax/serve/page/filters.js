@@ -37,7 +37,7 @@ function choice(column) {
   const made = element("select", {}, element("option", { value: "", textContent: "any" }));
   [made.dataset.column, made.dataset.operator] = [column.name, "="];
   column.values.forEach((value, i) => {
-    const words = `${value} (${column.counts[i].toLocaleString("en")})`;
+    const words = `${value === "" ? "empty" : value} (${column.counts[i].toLocaleString("en")})`;
     made.append(element("option", { value: chosen(value), textContent: words }));
   });
   return made;
