@@ -1,6 +1,7 @@
 """An evaluation of embeddings is of pictures that became pixels in one way."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -82,3 +83,14 @@ def test_the_embeddings_of_class_folders_are_not_sent_after_columns_that_folders
     embed(data / "folders", data / "model", data / "of-folders", batch_size=8, progress=False)
     with pytest.raises(ValueError, match="has no columns to take along: give .*folders itself"):
         zeroshot(data / "of-folders", data / "model", progress=False)
+
+
+def test_a_report_says_how_its_pictures_became_pixels(data, tmp_path, capsys):
+    run = runner(capsys, "eval")
+    said = ["--model", data / "model", "--json", "--report"]
+    for name, more in (("table.csv", ["--fit", "pad"]), ("padded", []), ("cropped", [])):
+        pixels = {} if name == "cropped" else {"fit": "pad"}
+        _, printed, _ = run("zeroshot", data / name, *said, tmp_path / name, *more)
+        assert json.loads(printed)["pixels"] == pixels
+        page = (tmp_path / name / "report.html").read_text()
+        assert ("<dt>Pixels</dt><dd><bdi>fit pad</bdi></dd>" in page) == bool(pixels)

@@ -67,6 +67,7 @@ def _origin(provenance: Provenance | None) -> dict[str, Any]:
         "data": provenance.source,
         "model": provenance.model,
         "model_fingerprint": provenance.fingerprint,
+        "pixels": dict(provenance.pixels),
         "date": provenance.date,
         "version": provenance.version,
     }

@@ -118,7 +118,7 @@ def zeroshot(
     )
     found = find_model(source, model, progress, options)
     job = embedding_job(source)
-    provenance = provenance_of(source, job, name_of(job, model), found.model)
+    provenance = provenance_of(source, job, name_of(job, model), found.model, pictures)
     images = find_images(
         source,
         found,
@@ -225,7 +225,7 @@ def retrieval(
     job = embedding_job(source)
     # Embeddings alone need no model; where one is given, it is compared with theirs.
     found = None if job and model is None else find_model(source, model, progress, options)
-    provenance = provenance_of(source, job, name_of(job, model), found and found.model)
+    provenance = provenance_of(source, job, name_of(job, model), found and found.model, pictures)
     captioned = find_captioned(
         source,
         found,

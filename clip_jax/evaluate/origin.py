@@ -16,6 +16,7 @@ def facts_of(provenance: Provenance | None) -> dict[str, str | Sequence[str] | N
         "Data": provenance.source,
         "Model": provenance.model or "given as an object",
         "Fingerprint": provenance.fingerprint,
+        "Pixels": ", ".join(f"{name} {value}" for name, value in provenance.pixels.items()) or None,
         "Made": f"{provenance.date.replace('T', ' ')}, by clip_jax {provenance.version}",
     }
 

@@ -125,7 +125,9 @@ def probe(
     pictures = same_pictures(sources, [embedding_job(each) for each in sources], pictures)
     found = _model_of_all(sources, model, features, progress, options)
     name = name_of(embedding_job(_leading(sources)), model)
-    provenance = provenance_of(sources[-1], embedding_job(sources[-1]), name, found and found.model)
+    provenance = provenance_of(
+        sources[-1], embedding_job(sources[-1]), name, found and found.model, pictures
+    )
     train, *other = (
         find_images(
             each,
