@@ -60,10 +60,16 @@ def lookup(name: str) -> CatalogEntry:
 
 def suggestion(name: str) -> str:
     """Returns the end of an error message about a wrong name: the nearest name, and all names."""
+    near = nearest(name)
+    hint = f"did you mean {near!r}? " if near else ""
+    return f"{hint}known: {', '.join(CATALOG)}"
+
+
+def nearest(name: str) -> str | None:
+    """Returns the model's name that somebody may have meant by another."""
     folded = {known.casefold(): known for known in CATALOG}
     near = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.7)
-    hint = f"did you mean {folded[near[0]]!r}? " if near else ""
-    return f"{hint}known: {', '.join(CATALOG)}"
+    return folded[near[0]] if near else None
 
 
 def _vit(

@@ -150,3 +150,11 @@ def test_names_may_have_openclips_prefixes(folder, snapshot):
 def test_an_unknown_architecture_before_a_tag_is_said(take, snapshot):
     with pytest.raises(ValueError, match="no architecture 'ViT-B-99'.*did you mean ViT-B-"):
         take("ViT-B-99/openai")
+
+
+def test_a_misspelt_name_that_looks_like_a_repositorys_is_told_what_was_meant(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(DownloadError, match="^ViT-B/33: did you mean 'ViT-B/32'[?] As a repository"):
+        load("ViT-B/33")
+    with pytest.raises(DownloadError, match="^someone/a-model isn't in the cache"):
+        load("someone/a-model")

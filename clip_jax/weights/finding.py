@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from clip_jax.catalog import CATALOG, suggestion
+from clip_jax.catalog import CATALOG, nearest, suggestion
 from clip_jax.convert.families import OPEN_CLIP_CONFIG
 from clip_jax.convert.npz import is_npz
 from clip_jax.errors import DownloadError
@@ -93,7 +93,14 @@ def find(
     if isinstance(name_or_path, str) and (own := _spelled(name)) is not None:
         raise ValueError(f"{name!r} is no model's name: did you mean {own!r}?")
     if isinstance(name_or_path, str) and is_repository_name(name):
-        path = repository_folder(name, revision=revision, subfolder=subfolder)
+        try:
+            path = repository_folder(name, revision=revision, subfolder=subfolder)
+        except DownloadError as error:
+            if near := nearest(name):
+                raise DownloadError(
+                    f"{name}: did you mean {near!r}? As a repository, {error}"
+                ) from None
+            raise
         return Found(path, advice=remedy(name), is_named=True)
     raise ValueError(
         f"{name!r} is neither the name of a model nor a file or folder that exists: "
