@@ -143,4 +143,14 @@ def test_ranks_are_counted_between_powers_of_ten():
 def test_a_report_of_retrieval_needs_no_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "figure", lambda: 1 / 0)
     report.prepare(tmp_path / "r", draws=False)
-    assert (tmp_path / "r").is_dir()
+
+
+def test_a_report_that_is_never_written_leaves_no_folder(tmp_path):
+    report.prepare(tmp_path / "a" / "b", draws=False)
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "there").mkdir()
+    report.prepare(tmp_path / "there", draws=False)
+    assert (tmp_path / "there").is_dir()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError):
+        report.prepare(tmp_path / "file" / "r", draws=False)

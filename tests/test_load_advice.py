@@ -154,7 +154,7 @@ def test_an_unknown_architecture_before_a_tag_is_said(take, snapshot):
 
 def test_a_misspelt_name_that_looks_like_a_repositorys_is_told_what_was_meant(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(DownloadError, match="^ViT-B/33: did you mean 'ViT-B/32'[?] As a repository"):
+    with pytest.raises(DownloadError, match="^ViT-B/33: did you mean 'ViT-B/32'[?] As a "):
         load("ViT-B/33")
     with pytest.raises(DownloadError, match="^someone/a-model isn't in the cache"):
         load("someone/a-model")

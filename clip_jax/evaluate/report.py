@@ -24,7 +24,9 @@ _FORMULAS = (*"=+-@", *"\uff1d\uff0b\uff0d\uff20", "\t", "\r", "\n")
 
 
 def prepare(folder: str | os.PathLike[str], *, draws: bool = True) -> None:
-    """Makes the folder of a report, before hours of work that would have nowhere to go.
+    """Checks that a report can be written, before hours of work that would have nowhere to go.
+
+    A folder that isn't there is made, and removed again: work that is stopped leaves none behind.
 
     Args:
         folder: where the files will go.
@@ -36,7 +38,11 @@ def prepare(folder: str | os.PathLike[str], *, draws: bool = True) -> None:
     """
     if draws:
         figure()
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    path = Path(folder)
+    new = [each for each in (path, *path.parents) if not each.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for each in new:
+        each.rmdir()
 
 
 def write_report(
@@ -75,6 +81,7 @@ def write_report(
     prepare(folder, draws=not is_retrieval)
     files = _of_retrieval(title, result) if is_retrieval else _of_classification(title, result)
     # Written only now that all is made: a failure leaves an earlier report as it was.
+    Path(folder).mkdir(parents=True, exist_ok=True)
     for name, data in files.items():
         Disk().write(os.path.join(folder, name), data)
 
