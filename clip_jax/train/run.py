@@ -160,7 +160,7 @@ def train(
                 out / "model",
                 tokenizer_files=tokenizer_files,
             )
-            for sentence in skipped.losses.sentences():
+            for sentence in skipped.losses.sentences("scale_16_bit = true in [augment]"):
                 remark(sentence, show=progress)
             metrics.plot()
     return out / "model"
