@@ -1,4 +1,4 @@
-"""Pictures that lose something to become pixels: what becomes of them, and how many there were.
+"""Pictures that lose something to become pixels, and rows of whose captions some are left out.
 
 The reference clips values above 255, so that most of a 16-bit picture is white; and it drops the
 alpha channel, so that the colours beneath show, whatever they are. It doesn't rotate pictures. Of
@@ -19,7 +19,7 @@ DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 MOST_OF_16_BITS = 65535
 
 CLIPPED, FRAMES, REAL = "clipped", "frames", "real"
-ROTATED, UNCOVERED = "rotated", "uncovered"
+ROTATED, SEVERAL, UNCOVERED = "rotated", "several captions", "uncovered"
 _SENTENCES = {
     CLIPPED: "more than 8 bits a channel, of which values above 255 are white, as in the "
     "reference: {scaling} keeps their range",
@@ -29,9 +29,12 @@ _SENTENCES = {
     "reference: scale them to 8 bits in files of your own",
     ROTATED: "EXIF data of another orientation, which isn't followed, as in the reference: "
     "clip-jax embed --exif-transpose (exif_transpose) does",
+    SEVERAL: "several captions, of which only the first is embedded: to have the others, give each "
+    "a row of its own",
     UNCOVERED: "transparent parts, where the colour beneath them shows, as in the reference: "
     "--background white (background) covers it",
 }
+_NOUNS = {SEVERAL: "row"}
 # The order of bytes of EXIF data, by how they begin; and how many entries are looked at.
 _ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
 _MOST_ENTRIES = 500
@@ -214,7 +217,7 @@ class Losses:
         """
         with self._lock:
             return [
-                f"{count:,} {'picture has' if count == 1 else 'pictures have'} "
+                f"{count:,} {_NOUNS.get(kind, 'picture')}{' has' if count == 1 else 's have'} "
                 f"{_SENTENCES[kind].format(scaling=scaling)} "
                 f"({', '.join(self._names[kind])}{', ...' if count > NAMED else ''})"
                 for kind, count in sorted(self._counts.items())
