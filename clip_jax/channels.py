@@ -1,4 +1,4 @@
-"""Pictures that lose something to become pixels: what becomes of them, and how many there were.
+"""Pictures that lose something to become pixels, and rows of whose captions some are left out.
 
 The reference clips values above 255, so that most of a 16-bit picture is white; and it drops the
 alpha channel, so that the colours beneath show, whatever they are. It doesn't rotate pictures. Of
@@ -14,21 +14,27 @@ from PIL import ExifTags, Image, ImageColor
 
 from clip_jax.bands import bands, in_bands
 
-# Pillow's modes of grey with more than 8 bits; "I" holds the values of 16 bits, "F" any.
-DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+# Pillow's modes of grey with more than 8 bits; "I" holds the values of 16 bits.
+DEEP = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 MOST_OF_16_BITS = 65535
 
-CLIPPED, FRAMES, ROTATED, UNCOVERED = "clipped", "frames", "rotated", "uncovered"
+CLIPPED, FRAMES, REAL = "clipped", "frames", "real"
+ROTATED, SEVERAL, UNCOVERED = "rotated", "several captions", "uncovered"
 _SENTENCES = {
     CLIPPED: "more than 8 bits a channel, of which values above 255 are white, as in the "
-    "reference: --scale-16-bit (scale_16_bit) keeps their range",
+    "reference: {scaling} keeps their range",
     FRAMES: "several frames or pages, of which only the first is taken: to have the others, write "
     "each into a file of its own",
+    REAL: "real numbers as values, which have no known range and are taken for 0 to 255, as in the "
+    "reference: scale them to 8 bits in files of your own",
     ROTATED: "EXIF data of another orientation, which isn't followed, as in the reference: "
     "clip-jax embed --exif-transpose (exif_transpose) does",
+    SEVERAL: "several captions, of which only the first is embedded: to have the others, give each "
+    "a row of its own",
     UNCOVERED: "transparent parts, where the colour beneath them shows, as in the reference: "
     "--background white (background) covers it",
 }
+_NOUNS = {SEVERAL: "row"}
 # The order of bytes of EXIF data, by how they begin; and how many entries are looked at.
 _ORDERS: dict[bytes, Literal["little", "big"]] = {b"II*\0": "little", b"MM\0*": "big"}
 _MOST_ENTRIES = 500
@@ -91,7 +97,7 @@ def scaled(image: Image.Image) -> Image.Image:
 
     Values from 0 to 65535 become 0 to 255. Pictures of real numbers have no known range.
     """
-    if image.mode not in DEEP or image.mode == "F":
+    if not is_clipped(image):
         return image
     return in_bands(image, "L", _scaled)
 
@@ -115,8 +121,13 @@ def covered(image: Image.Image, background: str) -> Image.Image:
 
 
 def is_clipped(image: Image.Image) -> bool:
-    """Whether a picture has more than 8 bits a channel."""
+    """Whether a picture has more than 8 bits a channel, of whole numbers, which can be scaled."""
     return image.mode in DEEP
+
+
+def is_real(image: Image.Image) -> bool:
+    """Whether a picture's values are real numbers."""
+    return image.mode == "F"
 
 
 def has_frames(image: Image.Image) -> bool:
@@ -154,8 +165,9 @@ def losses_of(image: Image.Image, *, scales: bool, covers: bool) -> tuple[str, .
         covers: whether transparent parts are put on a colour.
     """
     is_lost = {
-        CLIPPED: is_clipped(image) and (not scales or image.mode == "F"),
+        CLIPPED: not scales and is_clipped(image),
         FRAMES: has_frames(image),
+        REAL: is_real(image),
         ROTATED: is_rotated(image),
         UNCOVERED: not covers and is_uncovered(image),
     }
@@ -197,11 +209,16 @@ class Losses:
                 there = self._names.setdefault(kind, [])
                 there += names[: NAMED - len(there)]
 
-    def sentences(self) -> list[str]:
-        """Returns a sentence for each kind of loss, with the number of pictures and some names."""
+    def sentences(self, scaling: str = "--scale-16-bit (scale_16_bit)") -> list[str]:
+        """Returns a sentence for each kind of loss, with the number of pictures and some names.
+
+        Args:
+            scaling: what scales 16 bits to 8 where these pictures are read.
+        """
         with self._lock:
             return [
-                f"{count:,} {'picture has' if count == 1 else 'pictures have'} {_SENTENCES[kind]} "
+                f"{count:,} {_NOUNS.get(kind, 'picture')}{' has' if count == 1 else 's have'} "
+                f"{_SENTENCES[kind].format(scaling=scaling)} "
                 f"({', '.join(self._names[kind])}{', ...' if count > NAMED else ''})"
                 for kind, count in sorted(self._counts.items())
             ]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
-from clip_jax.channels import Losses
+from clip_jax.channels import SEVERAL, Losses
 from clip_jax.image_size import sides_of
 from clip_jax.naming import reading
 from clip_jax.preprocess import Preprocess, decode_image
@@ -173,6 +173,8 @@ class Loader:
                 if record.caption is None:
                     raise ValueError("no caption")
                 tokens = self._tokens(record.caption, self._context_length)
+                if record.has_more_captions:
+                    self.losses.add((SEVERAL,), record.key)
         except Exception as error:  # one bad record, whatever it holds, must not stop the others
             return Loaded(chunk, row, kept, problem=problem_of(error))
         return Loaded(chunk, row, kept, pixels, tokens, digest=digest)

@@ -109,9 +109,14 @@ def from_arrays(
 
 
 def with_config(
-    config: CLIPConfig, arrays: Mapping[str, np.ndarray]
+    config: CLIPConfig, arrays: Mapping[str, np.ndarray], description: str = "model_cfg"
 ) -> tuple[CLIPConfig, dict[str, Any]]:
     """Converts arrays by OpenAI's or OpenCLIP's names, given the model's configuration.
+
+    Args:
+        config: the configuration.
+        arrays: the arrays by name.
+        description: where the configuration stands, for messages.
 
     Raises:
         CheckpointError: it doesn't fit the arrays; lists all problems.
@@ -133,7 +138,7 @@ def with_config(
         check_blocks(config, len(arrays))
     except ValueError as error:
         raise CheckpointError(
-            f"model_cfg does not fit the arrays: {error}. Take both from the same source"
+            f"{description} does not fit the arrays: {error}. Take both from the same source"
         ) from None
     prefix = PREFIX if any(name.startswith(PREFIX) for name in arrays) else ""
     table = OPEN_CLIP_PREFIXED if prefix else OPEN_CLIP
@@ -141,8 +146,8 @@ def with_config(
         prefix, table = PREFIX, OPEN_CLIP_SIGLIP
         if POSITIONS in arrays and arrays[POSITIONS].ndim == 3:
             arrays[POSITIONS] = arrays[POSITIONS][0]
-    notes = _contradictions(config, arrays, prefix)
-    return config, to_tree(parameter_shapes(config), arrays, table, notes, "model_cfg")
+    notes = _contradictions(config, arrays, prefix, description)
+    return config, to_tree(parameter_shapes(config), arrays, table, notes, description)
 
 
 def to_open_clip(
@@ -233,7 +238,9 @@ def _scalar(name: str, array: np.ndarray) -> np.ndarray:
     return array.reshape(()) if name in SCALARS and array.shape == (1,) else array
 
 
-def _contradictions(config: CLIPConfig, arrays: Mapping[str, Any], prefix: str) -> list[str]:
+def _contradictions(
+    config: CLIPConfig, arrays: Mapping[str, Any], prefix: str, description: str
+) -> list[str]:
     """Returns what the configuration says otherwise than all of the arrays together."""
     places = {
         "transformer/resblocks": ("text_cfg.layers", f"{prefix}transformer.resblocks."),
@@ -248,7 +255,7 @@ def _contradictions(config: CLIPConfig, arrays: Mapping[str, Any], prefix: str) 
     for path, count in blocks(config).items():
         key, start = places.get(path, (f"vision_cfg.layers ({path})", path.replace("/", ".") + "."))
         if (there := count_blocks(arrays, start)) != count:
-            problems.append(f"! {key}: model_cfg says {count}, the arrays have {there}")
+            problems.append(f"! {key}: {description} says {count}, the arrays have {there}")
     if config.logit_bias is None and "logit_bias" in arrays:
-        problems.append("! init_logit_bias: not in model_cfg, but there is a logit_bias")
+        problems.append(f"! init_logit_bias: not in {description}, but there is a logit_bias")
     return problems

@@ -101,7 +101,9 @@ def test_training_says_how_many_pictures_are_clipped(tmp_path, capsys):
         Image.fromarray(ramp).save(folder / f"{i}.png")
         (folder / f"{i}.txt").write_text(f"number {i}")
     run(tmp_path, folder, progress=True)
-    assert "pictures have more than 8 bits a channel" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "pictures have more than 8 bits a channel" in said
+    assert "scale_16_bit = true in [augment]" in said and "--scale-16-bit" not in said
     run(tmp_path, folder, "augment.scale_16_bit=true", f"out={tmp_path / 'b'}", progress=True)
     assert "bits" not in capsys.readouterr().err
 

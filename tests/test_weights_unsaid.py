@@ -121,8 +121,11 @@ def test_a_configuration_of_another_model_beside_a_file_is_refused(bare, tmp_pat
     other = dataclasses.replace(OTHERS, embed_dim=24)
     clip_jax.weights.save_parameters(other, random_parameters(other), tmp_path / "other")
     (tmp_path / "other" / "config.json").rename(bare.parent / "config.json")
-    with pytest.raises(CheckpointError, match=r"does not fit config.json, which lies beside it"):
+    with pytest.raises(
+        CheckpointError, match=r"does not fit config.json, which lies beside it"
+    ) as e:
         load(bare)
+    assert "model that config.json describes" in str(e.value) and "model_cfg" not in str(e.value)
     load(bare, activation="gelu", num_heads=2)
     (bare.parent / "config.json").write_text('{"vision": {"type": "vit"}}')
     with pytest.raises(CheckpointError, match=r"config.json, beside weights.safetensors: "):

@@ -184,6 +184,7 @@ def run(args: argparse.Namespace) -> int:
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     from clip_jax.embed import Columns, embed
     from clip_jax.embed.parts import ERRORS
+    from clip_jax.messages import counted
     from clip_jax.progress import announce
 
     if not args.dry_run and not may_write(args.out, OWN):
@@ -239,4 +240,7 @@ def run(args: argparse.Namespace) -> int:
             "and start the same command again with --retry-errors"
         )
         return 1
+    if summary.errors and not args.dry_run:
+        lost = counted(summary.errors, "row")
+        complain(f"{lost} could not be embedded; {ERRORS}/ in {args.out} says why of each")
     return 0

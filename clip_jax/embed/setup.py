@@ -309,7 +309,11 @@ def _check_has(source: str, rows: Input, what: str) -> None:
     if what != "texts" and not rows.has_images:
         raise ValueError(f"{source} has no pictures; what={what!r} needs some")
     if what != "images" and not rows.has_captions:
-        raise ValueError(f"{source} has no texts; what={what!r} needs some")
+        others = f"; its other columns are {some(map(repr, rows.unused))}" if rows.unused else ""
+        advice = ", and if one holds texts, say so by --caption-column (caption_column)"
+        raise ValueError(
+            f"{source} has no texts; what={what!r} needs some{others}{advice if others else ''}"
+        )
 
 
 def _texts_alone(source: str, rows: Input) -> str:

@@ -18,6 +18,7 @@ from clip_jax.picture_options import PictureOptions
 from clip_jax.preprocess import decode_image
 from clip_jax.progress import Progress, announce, remark
 from clip_jax.sources import Columns, open_pairs
+from clip_jax.sources.stand_ins import warn_of_stand_ins
 from clip_jax.storage import Unreachable
 from clip_jax.weights.opened import Opened
 
@@ -113,6 +114,7 @@ def embed_captioned(
     opened.check_strings()
     pairs = open_pairs(source, columns, max_skipped=1.0, where=where)
     remark(pairs.left_out.choice(), progress)
+    warn_of_stand_ins(pairs, os.fspath(source))
     preprocess, losses = PictureOptions.of(pictures).applied_to(opened.preprocess), Losses()
     encoder = Encoder(opened.model, batch_size=batch_size)
     captions: list[str] = []

@@ -12,17 +12,11 @@ import numpy as np
 from jaxtyping import Int
 
 from clip_jax.messages import some
+from clip_jax.sources.stand_ins import stand_ins
 from clip_jax.sources.utf8 import check_utf_8
 
 # One row in so many of each class is held out.
 FIFTH = 5
-# Labels that stand for names which are somewhere else: numbers, and WordNet's as ImageNet has them.
-_STAND_INS = {
-    "numbers": re.compile(r"[+-]?\d+(\.\d*)?"),
-    "WordNet's numbers": re.compile(r"n\d{8}"),
-    "true or false": re.compile(r"true|false", re.IGNORECASE),
-    "numbers of classes": re.compile(r"(class|label|category|cluster|id)[\s_-]*\d+", re.I),
-}
 # Words joined or numbered as in names of files, golden_retriever and 001.Albatross; and cat|dog.
 _JOINED = re.compile(r"[^\W_]+_|\d+[._]\s*[^\W\d]|.*[|;]")
 # A line of a list in Python or JSON, with its quotes or brackets.
@@ -139,13 +133,12 @@ def check_classes(
         )
     if lines is not None or not are_prompts:
         return
-    for what, pattern in _STAND_INS.items():
-        if all(pattern.fullmatch(name) for name in names):
-            raise ValueError(
-                f"the labels of {source} are {what}, not names, and would be scored as 'a photo of "
-                f"a {names[0]}.': {some(names)}. Give the name of each class, one a line, in a "
-                "file (--classes) or a list (class_names=)"
-            )
+    if what := stand_ins(names):
+        raise ValueError(
+            f"the labels of {source} are {what}, not names, and would be scored as 'a photo of "
+            f"a {names[0]}.': {some(names)}. Give the name of each class, one a line, in a "
+            "file (--classes) or a list (class_names=)"
+        )
     if joined := [name for name in names if _JOINED.match(name)]:
         warnings.warn(
             f"{source}: labels are scored as they stand, such as 'a photo of a {joined[0]}.': to "

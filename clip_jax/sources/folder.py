@@ -147,14 +147,21 @@ class FolderShard:
             path = f"{self.path}/{name}"
             read = functools.partial(read_address, path, self._storage)
             problem = self._problems.get(name)
-            caption = None
+            captions: tuple[str, ...] = ()
             if problem is None and (text := self._text(name)):
                 try:
                     data = self._storage.read_range(f"{self.path}/{text}", 0, MOST_OF_A_TEXT)
-                    caption = captions_in(text, data)[0]
+                    captions = captions_in(text, data)
                 except Exception as error:  # as of a picture: it must not stop the others
                     problem = f"{text}: {problem_of(error)}"
-            yield Record(as_key(name), read, as_key(path), caption, problem=problem)
+            yield Record(
+                as_key(name),
+                read,
+                as_key(path),
+                next(iter(captions), None),
+                problem=problem,
+                has_more_captions=len(captions) > 1,
+            )
 
     def _text(self, name: str) -> str | None:
         """Returns the file with a picture's caption; None if there is none."""

@@ -132,6 +132,7 @@ def record_of(row: Mapping[str, Any], number: str, table: str, columns: Columns)
     image, caption, problem = row.get(columns.image), row.get(columns.caption), None
     if isinstance(image, Mapping):  # the form of Hugging Face data sets
         image = image.get("bytes") or image.get("path")
+    captions: tuple[str, ...] = ()
     read = path = None
     size = 0
     if isinstance(image, bytes) and image:
@@ -141,9 +142,8 @@ def record_of(row: Mapping[str, Any], number: str, table: str, columns: Columns)
         path = _beside(table, image)
         read = functools.partial(read_address, path)
     try:
-        caption = as_captions(caption)[0]
+        captions = as_captions(caption)
     except ValueError as error:
-        caption, problem = None, None
         if read is None:
             problem = f"no picture, and {error}" if columns.image in row else str(error)
     key = row.get(columns.key)
@@ -151,7 +151,8 @@ def record_of(row: Mapping[str, Any], number: str, table: str, columns: Columns)
         key = image if isinstance(image, str) and image else number
     others = {name: row.get(name) for name in columns.others}
     path = path and as_key(path)
-    return Record(key_of(key), read, path, caption, others, size, problem)
+    first, has_more = next(iter(captions), None), len(captions) > 1
+    return Record(key_of(key), read, path, first, others, size, problem, has_more_captions=has_more)
 
 
 def key_of(value: Any) -> str:

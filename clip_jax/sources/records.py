@@ -83,7 +83,8 @@ class Record:
         read: returns the bytes of the picture's file; raises OSError or ValueError, or
             `Unreachable` if the picture isn't at fault. None if there is no picture.
         path: the path of the picture, for `read_picture`.
-        caption: the text, if there is one.
+        caption: the text, if there is one; the first of several.
+        has_more_captions: whether there are others.
         columns: the columns passed through, by name.
         size: the bytes that the record keeps in memory until it is read.
         opens: whether it is the first record of a file that stays open until all are read.
@@ -98,6 +99,7 @@ class Record:
     size: int = 0
     problem: str | None = None
     opens: bool = False
+    has_more_captions: bool = False
 
 
 class ListRows:

@@ -208,10 +208,10 @@ class TarRows:
         return ListRows(list(self.records(begin, end)), begin)
 
     def _record(self, key: str, group: Group, opens: bool) -> Record:
-        caption, columns, problem = None, {}, None
+        captions, columns, problem = (), {}, None
         try:
             if group.txt is not None or group.json is not None:
-                caption = group.captions()[0]
+                captions = group.captions()
             if self._columns:
                 document = group.labelled_document()
                 columns = {name: document.get(name) for name in self._columns}
@@ -221,7 +221,16 @@ class TarRows:
         read = path = None
         if group.image is not None:
             read, path = group.image.read, as_key(f"{self._path}/{group.image.name}")
-        return Record(as_key(key), read, path, caption, columns, problem=problem, opens=opens)
+        return Record(
+            as_key(key),
+            read,
+            path,
+            next(iter(captions), None),
+            columns,
+            problem=problem,
+            opens=opens,
+            has_more_captions=len(captions) > 1,
+        )
 
 
 def fields_of(group: Group) -> Mapping[str, Any] | str:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from clip_jax.channels import CLIPPED, FRAMES, Losses, has_frames, is_clipped
+from clip_jax.channels import CLIPPED, FRAMES, REAL, Losses, has_frames, is_clipped, is_real
 from clip_jax.errors import Unreachable, is_exhausted
 from clip_jax.naming import reading
 from clip_jax.preprocess import Fit, decode_image
@@ -229,8 +229,9 @@ def _placed(position: int, row: Any) -> dict[str, Any]:
 def _losses_of(image: Image.Image, config: AugmentConfig) -> list[str]:
     """Returns what of a picture doesn't reach its pixels; transparent parts are on a colour."""
     is_lost = {
-        CLIPPED: is_clipped(image) and (not config.scale_16_bit or image.mode == "F"),
+        CLIPPED: not config.scale_16_bit and is_clipped(image),
         FRAMES: has_frames(image),
+        REAL: is_real(image),
     }
     return [kind for kind, lost in is_lost.items() if lost]
 

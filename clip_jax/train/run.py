@@ -21,6 +21,7 @@ from clip_jax.preprocess import FITS
 from clip_jax.progress import announce, remark
 from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.sources import open_pairs
+from clip_jax.sources.stand_ins import warn_of_stand_ins
 from clip_jax.train.checkpoints import Checkpoints
 from clip_jax.train.config import Pretrained, TrainConfig
 from clip_jax.train.data import Skipped, batches, group_by_length
@@ -99,6 +100,8 @@ def train(
     )
     is_first = jax.process_index() == 0
     remark(str(pairs.left_out), show=progress and is_first)
+    if is_first:
+        warn_of_stand_ins(pairs, config.data.train)
     iterator, skipped = batches(
         pairs,
         batch_size=rows,
@@ -160,7 +163,7 @@ def train(
                 out / "model",
                 tokenizer_files=tokenizer_files,
             )
-            for sentence in skipped.losses.sentences():
+            for sentence in skipped.losses.sentences("scale_16_bit = true in [augment]"):
                 remark(sentence, show=progress)
             metrics.plot()
     return out / "model"

@@ -128,7 +128,7 @@ def _with_beside(
         config = dataclasses.replace(
             config, vision=vision, text=text, activation=activation or config.activation
         )
-        return with_config(config, arrays)
+        return with_config(config, arrays, place.name)
     except (CheckpointError, ValueError) as error:
         raise CheckpointError(
             f"{path}: does not fit {place.name}, which lies beside it: {error}\nIf that is another "
