@@ -38,6 +38,7 @@ from clip_jax.errors import NotFiniteError
 from clip_jax.inputs import as_images, as_tokens
 from clip_jax.messages import counted, some
 from clip_jax.nn import CLIP, normalize
+from clip_jax.nn.adaptation import is_overridden
 from clip_jax.nn.clip import check_dtype, check_model, computing
 from clip_jax.nn.text import pooled_positions
 from clip_jax.placement import Device, Parallel, place
@@ -338,10 +339,14 @@ class Encoder:
 
 
 def _image_features(model: Any, images: Array) -> Array:
+    if is_overridden(model, "encode_image"):
+        return model.encode_image(images)
     return model.image_features(images)
 
 
 def _text_features(model: Any, tokens: Array) -> Array:
+    if is_overridden(model, "encode_text"):
+        return model.encode_text(tokens)
     return model.text_features(tokens, model.dtype)
 
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from clip_jax.backends.adapted import is_plain
 from clip_jax.export.manifest import FORMAT, NAME
 from clip_jax.export.programs import ImageInput
 from clip_jax.nn import CLIP
@@ -69,10 +70,20 @@ class Options:
 
 
 def check_evaluating(model: CLIP) -> None:
-    """Raises TypeError if it is no model of both towers, ValueError if it is in training mode."""
+    """Raises TypeError if it is no model of both towers.
+
+    Raises ValueError if it is in training mode, or has layers that its configuration doesn't say,
+    in place of which its own would be exported.
+    """
     check_model(model)
     if not model.use_running_average:
         raise ValueError("the model is in training mode: call model.eval() first.")
+    if not is_plain(model):
+        raise ValueError(
+            "the model has been adapted, by a class or layers of its own, which export doesn't "
+            "know: export clip_jax.from_parameters(model.config, parameters), with what was "
+            "learned, such as LoRA's products, added to the kernels."
+        )
 
 
 def check_cleaning(tokenizer: AnyTokenizer | None) -> None:

@@ -19,6 +19,7 @@ from jax.typing import ArrayLike, DTypeLike
 from clip_jax.config import CLIPConfig
 from clip_jax.memory import float32_copy
 from clip_jax.messages import some
+from clip_jax.nn.adaptation import adaptations
 from clip_jax.nn.clip import CLIP
 from clip_jax.nn.siglip import build
 
@@ -78,7 +79,7 @@ def _float32(array: ArrayLike) -> jax.Array:
 
 
 def model_digest(model: CLIP) -> str:
-    """Returns the SHA-256 of a model's configuration and parameters."""
+    """Returns the SHA-256 of a model's configuration and parameters, and of how it was adapted."""
     arrays = flatten(parameters(model))
 
     def digest(path: str) -> bytes:
@@ -90,7 +91,9 @@ def model_digest(model: CLIP) -> str:
         digests = pool.map(digest, sorted(arrays))
         # What doesn't change the model doesn't make another of it.
         config = dataclasses.replace(model.config, open_clip=None)
-        return hashlib.sha256(config.to_json().encode() + b"".join(digests)).hexdigest()
+        own = "\n".join(adaptations(model))
+        content = config.to_json().encode() + b"".join(digests) + own.encode()
+        return hashlib.sha256(content).hexdigest()
 
 
 def misfits(shapes: Mapping[str, tuple[int, ...]], arrays: Mapping[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from clip_jax.convert.open_clip_config import from_document as of_open_clip
 from clip_jax.errors import CheckpointError
 from clip_jax.open_clip_architectures import architectures
 from clip_jax.open_clip_catalog import lookup_tag
-from clip_jax.weights.finding import without_scheme
+from clip_jax.weights.finding import check_no_name, without_scheme
 from clip_jax.weights.hub import is_cached, is_repository_name, repository_folder
 from clip_jax.weights.tokenizers import with_tokenizer_of
 
@@ -47,6 +47,7 @@ def config_of(name_or_path: str | os.PathLike[str]) -> CLIPConfig:
             f"{name} is a file, which says its configuration together with its weights: take "
             f"clip_jax.load({name!r})[0].config"
         )
+    check_no_name(name_or_path)
     if name in architectures():
         return of_open_clip({"model_cfg": architectures()[name]})
     if "/" in name and (tag := lookup_tag(name)):

@@ -102,11 +102,21 @@ def find(
                 ) from None
             raise
         return Found(path, advice=remedy(name), is_named=True)
+    check_no_name(name_or_path)
     raise ValueError(
         f"{name!r} is neither the name of a model nor a file or folder that exists: "
         f"{suggestion(name)}; the Hugging Face Hub's repositories by owner/name, OpenCLIP's "
         f"weights by architecture/tag (`clip-jax models --all`)"
     )
+
+
+def check_no_name(path: str | os.PathLike[str]) -> None:
+    """Raises ValueError for the path of nothing, if it is spelled as the name of a model."""
+    if not isinstance(path, str) and os.fspath(path) in CATALOG:
+        raise ValueError(
+            f"there is no file or folder {os.fspath(path)!r}: the model of this name is given as "
+            "a string, not as a path."
+        )
 
 
 def without_scheme(name: str) -> str:

@@ -1,0 +1,62 @@
+"""What of a model isn't as its configuration says: layers, methods and settings of a user's own."""
+
+import itertools
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from clip_jax.nn.clip import CLIP
+from clip_jax.nn.siglip import build
+
+_PACKAGE = __name__.partition(".")[0]
+
+
+def adaptations(model: CLIP) -> list[str]:
+    """Describes classes other than ours, and settings other than the configuration's.
+
+    Arrays aren't compared. Training mode is no setting.
+    """
+    plain = build(model.config, dtype=model.dtype, precision=model.precision)
+    return list(_differences(model, plain, ""))
+
+
+def is_overridden(model: CLIP, method: str) -> bool:
+    """Whether a model's class has a method of its own in place of ours."""
+    return not _is_ours(getattr(type(model), method))
+
+
+def _differences(given: Any, plain: Any, path: str) -> Iterator[str]:
+    if isinstance(given, (nnx.List, list, tuple)):
+        matching = plain if isinstance(plain, (nnx.List, list, tuple)) else ()
+        pairs = itertools.zip_longest(given, matching)
+        for number, (inner, expected) in enumerate(pairs):
+            yield from _differences(inner, expected, f"{path}/{number}")
+    elif isinstance(given, nnx.Module):
+        names = vars(given).keys()
+        if not _is_ours(type(given)):
+            yield f"{path}: {_described(type(given))}"
+        elif plain is not None:  # a faster layer of ours may have more
+            names &= vars(plain).keys()
+        # Flax's own state, and the mode, aren't settings.
+        for name in sorted(names - {"use_running_average"}):
+            if not name.startswith("_"):
+                inner = getattr(given, name)
+                yield from _differences(inner, getattr(plain, name, None), f"{path}/{name}")
+    elif isinstance(given, nnx.Variable | jax.Array | np.ndarray):
+        return
+    elif given is not plain and given != plain:
+        yield f"{path}: {_described(given)}"
+
+
+def _described(value: Any) -> str:
+    """Returns a text that is the same in every process."""
+    name = getattr(value, "__qualname__", None)
+    return f"{value.__module__}.{name}" if name else re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _is_ours(thing: Any) -> bool:
+    return thing.__module__.partition(".")[0] == _PACKAGE
