@@ -22,6 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 from PIL import Image
 
+from clip_jax.adaptation import is_overridden
 from clip_jax.backends import (
     compiler_options,
     default_attention,
@@ -38,7 +39,6 @@ from clip_jax.errors import NotFiniteError
 from clip_jax.inputs import as_images, as_tokens
 from clip_jax.messages import counted, some
 from clip_jax.nn import CLIP, normalize
-from clip_jax.nn.adaptation import is_overridden
 from clip_jax.nn.clip import check_dtype, check_model, computing
 from clip_jax.nn.text import pooled_positions
 from clip_jax.placement import Device, Parallel, place

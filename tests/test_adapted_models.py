@@ -9,7 +9,7 @@ from flax import nnx
 import clip_jax
 from clip_jax.encoder import Encoder
 from clip_jax.nn import CLIP, model_digest, set_parameters
-from clip_jax.nn.adaptation import adaptations
+from clip_jax.nn.tree import adaptations
 from tests.models import (
     SMALL_RESNET,
     SMALL_VIT,
@@ -82,6 +82,13 @@ def test_settings_and_methods_of_a_users_own_are_encoded_with(adapted):
 def test_an_adapted_model_is_not_exported_as_its_configuration_says(adapted, tmp_path):
     with pytest.raises(ValueError, match="the model has been adapted, by a class or layers"):
         clip_jax.export.export(adapted(), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("adapted", [with_another_activation, with_another_epsilon, with_a_factor])
+def test_what_would_be_loaded_without_its_settings_is_not_saved(adapted, tmp_path):
+    with pytest.raises(ValueError, match="layers or settings that its configuration doesn't say"):
+        clip_jax.save(adapted(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -7,8 +7,7 @@ import numpy as np
 from flax import nnx
 
 from clip_jax.nn import CLIP, build
-from clip_jax.nn.adaptation import adaptations
-from clip_jax.nn.tree import variables
+from clip_jax.nn.tree import adaptations, variables
 
 
 def is_plain(model: CLIP) -> bool:

@@ -16,10 +16,10 @@ import numpy as np
 from flax import nnx, traverse_util
 from jax.typing import ArrayLike, DTypeLike
 
+from clip_jax.adaptation import differences
 from clip_jax.config import CLIPConfig
 from clip_jax.memory import float32_copy
 from clip_jax.messages import some
-from clip_jax.nn.adaptation import adaptations
 from clip_jax.nn.clip import CLIP
 from clip_jax.nn.siglip import build
 
@@ -76,6 +76,12 @@ def _float32(array: ArrayLike) -> jax.Array:
     if isinstance(array, jax.Array):
         return array if array.dtype == jnp.float32 else array.astype(jnp.float32)
     return jax.device_put(float32_copy(array))
+
+
+def adaptations(model: CLIP) -> list[str]:
+    """Describes layers and settings of a model that its configuration doesn't say."""
+    plain = build(model.config, dtype=model.dtype, precision=model.precision)
+    return differences(model, plain)
 
 
 def model_digest(model: CLIP) -> str:

@@ -9,22 +9,18 @@ import jax
 import numpy as np
 from flax import nnx
 
-from clip_jax.nn.clip import CLIP
-from clip_jax.nn.siglip import build
-
 _PACKAGE = __name__.partition(".")[0]
 
 
-def adaptations(model: CLIP) -> list[str]:
-    """Describes classes other than ours, and settings other than the configuration's.
+def differences(given: nnx.Module, plain: nnx.Module) -> list[str]:
+    """Describes classes other than ours, and settings other than those of a model of ours.
 
     Arrays aren't compared. Training mode is no setting.
     """
-    plain = build(model.config, dtype=model.dtype, precision=model.precision)
-    return list(_differences(model, plain, ""))
+    return list(_differences(given, plain, ""))
 
 
-def is_overridden(model: CLIP, method: str) -> bool:
+def is_overridden(model: nnx.Module, method: str) -> bool:
     """Whether a model's class has a method of its own in place of ours."""
     return not _is_ours(getattr(type(model), method))
 
