@@ -55,7 +55,7 @@ FLOORS = """
     naming lazy version signals image_size config_fields pixel_config config geometry picture_faults
     reduced frames locks unfinished arrays
     attempts progress catalog siglip_catalog open_clip_architectures open_clip_catalog
-    inputs nn towers shapes backends placement compilation
+    inputs adaptation nn towers shapes backends placement compilation
     storage replace byte_pairs tokenizer model_tokenizer sentence_piece
     preprocess picture_options convert preprocess_huggingface
     sources pages thumbnails weights loading encoder
