@@ -158,6 +158,23 @@ def as_embeddings(
     return embeddings, tokens
 
 
+def check_ends(num_ids: int, config: TextConfig) -> None:
+    """Checks that a program, which can't look at the ids, can tell where a text ends.
+
+    Args:
+        num_ids: how many ids the model's tokenizer has.
+        config: the text tower's.
+
+    Raises:
+        ValueError: texts may have added tokens, and nothing says that these aren't the end.
+    """
+    if config.has_ids_unsaid and num_ids > CLIP_VOCAB_SIZE:
+        raise ValueError(
+            f"the model's tokenizer has tokens that were added to CLIP's, and nothing says "
+            f"whether a text ends there: {SAY_THE_END}"
+        )
+
+
 def _check_no_added(tokens: np.ndarray | Array) -> None:
     """Raises ValueError if the position of a text's end depends on what isn't said."""
     end = CLIP_VOCAB_SIZE - 1
