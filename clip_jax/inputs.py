@@ -203,7 +203,7 @@ def as_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> dict[str, Array]:
     mask = as_array(mask, "attention_mask")
     if mask.shape != shape:
         raise ValueError(f"attention_mask must have the tokens' shape, {shape}. Got {mask.shape}.")
-    return {"visible": jnp.asarray(mask) != 0}
+    return {"visible": jnp.asarray(mask).astype(bool)}
 
 
 def as_array(values: ArrayLike | Sequence[Any], name: str) -> np.ndarray | Array:
