@@ -158,6 +158,23 @@ def as_embeddings(
     return embeddings, tokens
 
 
+def check_ends(num_ids: int, config: TextConfig) -> None:
+    """Checks that a program, which can't look at the ids, can tell where a text ends.
+
+    Args:
+        num_ids: how many ids the model's tokenizer has.
+        config: the text tower's.
+
+    Raises:
+        ValueError: texts may have added tokens, and nothing says that these aren't the end.
+    """
+    if config.has_ids_unsaid and num_ids > CLIP_VOCAB_SIZE:
+        raise ValueError(
+            f"the model's tokenizer has tokens that were added to CLIP's, and nothing says "
+            f"whether a text ends there: {SAY_THE_END}"
+        )
+
+
 def _check_no_added(tokens: np.ndarray | Array) -> None:
     """Raises ValueError if the position of a text's end depends on what isn't said."""
     end = CLIP_VOCAB_SIZE - 1
@@ -186,7 +203,7 @@ def as_mask(mask: ArrayLike | None, shape: tuple[int, ...]) -> dict[str, Array]:
     mask = as_array(mask, "attention_mask")
     if mask.shape != shape:
         raise ValueError(f"attention_mask must have the tokens' shape, {shape}. Got {mask.shape}.")
-    return {"visible": jnp.asarray(mask) != 0}
+    return {"visible": jnp.asarray(mask).astype(bool)}
 
 
 def as_array(values: ArrayLike | Sequence[Any], name: str) -> np.ndarray | Array:

@@ -305,7 +305,10 @@ def _text_inputs(tower: Tower, ids: Any, mask: Any, positions: Any) -> tuple[Any
             low, high = positions.min(), positions.max()
             if low < 0 or high > last:
                 raise ValueError(f"position_ids must lie in 0..{last}. Got {low}..{high}.")
-    return ids, positions, None if mask is None else _beside(mask, ids, "attention_mask") > 0
+    if mask is not None:
+        mask = _beside(mask, ids, "attention_mask")
+        mask = mask if mask.dtype == bool else mask > 0
+    return ids, positions, mask
 
 
 def _beside(given: Any, ids: Any, name: str) -> Any:
@@ -317,6 +320,8 @@ def _beside(given: Any, ids: Any, name: str) -> Any:
         )
     if name == "position_ids" and not jnp.issubdtype(given.dtype, jnp.integer):
         raise ValueError(f"{name} must be integers. Got {given.dtype}.")
+    if isinstance(given, Array):
+        check_axes(given, name)
     return given
 
 

@@ -53,6 +53,14 @@ else:
         parser.error(f"token ids must be whole numbers. Got {given.dtype}")
     if given.size and (given.min() < 0 or given.max() >= size):
         parser.error(f"token ids must be 0 to {size - 1}. Got {given.min()} to {given.max()}")
+    # The program pools at the largest id, which is CLIP's end token unless tokens were added.
+    end, named = 49407, {name: text.get(name) for name in ("eos_id", "tokenizer")}
+    is_unsaid = text.get("pooling", "argmax") == "argmax" and set(named.values()) == {None}
+    if is_unsaid and ((given > end).any(axis=1) & (given == end).any(axis=1)).any():
+        parser.error(
+            f"there are ids above {end}, CLIP's end token, and nothing says whether a text ends "
+            f"there: export the model again with eos_id in its configuration"
+        )
 out = Path(options.out)
 if out.is_dir() or not out.parent.is_dir():
     parser.error(f"--out must be a file in a folder that exists. Got {out}")

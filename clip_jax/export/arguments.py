@@ -12,11 +12,13 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from clip_jax.backends.adapted import is_plain
+from clip_jax.config import TextConfig
 from clip_jax.export.manifest import FORMAT, NAME
 from clip_jax.export.programs import ImageInput
+from clip_jax.inputs import check_ends
 from clip_jax.nn import CLIP
 from clip_jax.nn.clip import check_dtype, check_model
-from clip_jax.sentence_piece import AnyTokenizer
+from clip_jax.sentence_piece import AnyTokenizer, check_belongs
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 MOST_ROWS = (1 << 31) - 1  # JAX counts rows in 32 bits
@@ -84,6 +86,18 @@ def check_evaluating(model: CLIP) -> None:
             "know: export clip_jax.from_parameters(model.config, parameters), with what was "
             "learned, such as LoRA's products, added to the kernels."
         )
+
+
+def check_tokenizer(tokenizer: AnyTokenizer | None, config: TextConfig) -> None:
+    """Checks a tokenizer, if there is one, that is to be written beside a model's programs.
+
+    Raises:
+        TypeError: it is no tokenizer.
+        ValueError: it is another model's, or has tokens of which nothing says if a text ends there.
+    """
+    check_belongs(tokenizer, config.vocab_size)
+    if tokenizer is not None:
+        check_ends(tokenizer.vocab_size, config)
 
 
 def check_cleaning(tokenizer: AnyTokenizer | None) -> None:

@@ -22,6 +22,7 @@ from clip_jax.export.arguments import (
     check_evaluating,
     check_flatbuffers,
     check_replaceable,
+    check_tokenizer,
 )
 from clip_jax.export.manifest import (
     IMAGE,
@@ -37,7 +38,7 @@ from clip_jax.export.programs import Function, Functions, ImageInput, functions_
 from clip_jax.image_size import sides_of
 from clip_jax.nn import CLIP
 from clip_jax.replace import replacing
-from clip_jax.sentence_piece import AnyTokenizer, check_belongs
+from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.version import __version__
 
 MOST_INSIDE = (1 << 31) - (1 << 24)  # bytes: a serialised program must stay below 2 GiB
@@ -97,7 +98,7 @@ def export(
         (1, 128)
     """
     check_evaluating(model)
-    check_belongs(tokenizer, model.config.text.vocab_size)
+    check_tokenizer(tokenizer, model.config.text)
     check_cleaning(tokenizer)
     options = Options.of(
         platforms=platforms,

@@ -18,13 +18,18 @@ from clip_jax.backends.onnx.apply import use_onnx_operators
 from clip_jax.backends.onnx.node import OPSET, node
 from clip_jax.backends.onnx.towers import text_features
 from clip_jax.convert.huggingface_tokenizer import folder_files
-from clip_jax.export.arguments import as_batch, check_evaluating, check_replaceable
+from clip_jax.export.arguments import (
+    as_batch,
+    check_evaluating,
+    check_replaceable,
+    check_tokenizer,
+)
 from clip_jax.export.exporting import image_sides
 from clip_jax.export.manifest import NAME, ONNX_FORMAT, VERSION, File
 from clip_jax.nn import CLIP, normalize
 from clip_jax.nn.tree import variables
 from clip_jax.replace import replacing
-from clip_jax.sentence_piece import AnyTokenizer, check_belongs
+from clip_jax.sentence_piece import AnyTokenizer
 from clip_jax.version import __version__
 
 Layout = Literal["nhwc", "nchw"]
@@ -71,7 +76,7 @@ def export_onnx(
         OSError: it can't be written; nothing is left behind.
     """
     check_evaluating(model)
-    check_belongs(tokenizer, model.config.text.vocab_size)
+    check_tokenizer(tokenizer, model.config.text)
     batch = as_batch(batch)
     if layout not in get_args(Layout):
         raise ValueError(f'layout must be "nhwc" or "nchw". Got {layout!r}.')

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from clip_jax.config import CLIP_VOCAB_SIZE, Activation, CLIPConfig, NumHeads
+from clip_jax.config import Activation, CLIPConfig, NumHeads
 from clip_jax.errors import CheckpointError
 from clip_jax.image_size import ImageSize
-from clip_jax.inputs import SAY_THE_END
+from clip_jax.inputs import check_ends
 from clip_jax.model_tokenizer import Tokenizer
 from clip_jax.nn import CLIP
 from clip_jax.preprocess import Preprocess
@@ -102,14 +102,8 @@ class Opened:
         Raises:
             ValueError: texts may have added tokens, and nothing says that these aren't the end.
         """
-        text = self.model.config.text
-        if self.tokenizer is None or not text.has_ids_unsaid:
-            return
-        if self.tokenizer.vocab_size > CLIP_VOCAB_SIZE:
-            raise ValueError(
-                f"the model's tokenizer has tokens that were added to CLIP's, and nothing says "
-                f"whether a text ends there: {SAY_THE_END}"
-            )
+        if self.tokenizer is not None:
+            check_ends(self.tokenizer.vocab_size, self.model.config.text)
 
     def tokens(self, texts: str | Sequence[str]) -> np.ndarray:
         """Returns the ids of texts, (b, l) int32; those that are too long are cut.
