@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax import Array
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -20,8 +21,21 @@ def differences(given: nnx.Module, plain: nnx.Module) -> list[str]:
     return list(_differences(given, plain, ""))
 
 
-def is_overridden(model: nnx.Module, method: str) -> bool:
-    """Whether a model's class has a method of its own in place of ours."""
+def image_features(model: Any, images: Array) -> Array:
+    """Returns a model's embeddings of images, by its own `encode_image` if it has one."""
+    if _is_overridden(model, "encode_image"):
+        return model.encode_image(images)
+    return model.image_features(images)
+
+
+def text_features(model: Any, tokens: Array) -> Array:
+    """Returns a model's embeddings of texts, by its own `encode_text` if it has one."""
+    if _is_overridden(model, "encode_text"):
+        return model.encode_text(tokens)
+    return model.text_features(tokens, model.dtype)
+
+
+def _is_overridden(model: nnx.Module, method: str) -> bool:
     return not _is_ours(getattr(type(model), method))
 
 

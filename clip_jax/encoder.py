@@ -11,7 +11,7 @@ import operator
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 from PIL import Image
 
-from clip_jax.adaptation import is_overridden
+from clip_jax.adaptation import image_features, text_features
 from clip_jax.backends import (
     compiler_options,
     default_attention,
@@ -222,7 +222,7 @@ class Encoder:
         images = np.asarray(as_images(images, self._config.vision.image_size))
         if images.dtype != np.uint8:
             images = images.astype(np.float32, copy=False)
-        return self._checked(self._run(_image_features, [images])[0], images)
+        return self._checked(self._run(image_features, [images])[0], images)
 
     def texts(self, texts: str | Sequence[str] | np.ndarray | Array) -> Float[np.ndarray, "b d"]:
         """Embeds texts.
@@ -248,7 +248,7 @@ class Encoder:
         rows = [np.flatnonzero(buckets == i) for i in range(len(self._lengths))]
         parts = [tokens[row, :length] for row, length in zip(rows, self._lengths, strict=True)]
         embeddings = np.empty((len(tokens), self.embed_dim), np.float32)
-        for row, embedded in zip(rows, self._run(_text_features, parts), strict=True):
+        for row, embedded in zip(rows, self._run(text_features, parts), strict=True):
             embeddings[row] = embedded
         return self._checked(embeddings)
 
@@ -310,7 +310,7 @@ class Encoder:
             return self._programs[key]
         with self._compiling:
             if key not in self._programs:
-                tower = "image" if features is _image_features else "text"
+                tower = "image" if features is image_features else "text"
                 options = compiler_options(self.attention[tower])
                 announce_compilation(_described(tower, rows))
                 with compile_cache(self._compile_cache, self.device.platform):
@@ -336,18 +336,6 @@ class Encoder:
             reason = "the weights are damaged, or their numbers are too large for the dtype"
         message = f"the embeddings of rows {some(rows)} are not finite: {reason}."
         raise NotFiniteError(message, rows.tolist())
-
-
-def _image_features(model: Any, images: Array) -> Array:
-    if is_overridden(model, "encode_image"):
-        return model.encode_image(images)
-    return model.image_features(images)
-
-
-def _text_features(model: Any, tokens: Array) -> Array:
-    if is_overridden(model, "encode_text"):
-        return model.encode_text(tokens)
-    return model.text_features(tokens, model.dtype)
 
 
 def _described(tower: str, rows: Array) -> str:

@@ -108,11 +108,13 @@ def test_the_probe_separates_colours(run, tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.filterwarnings("default:pictures is fitted and tested")
 def test_the_probe_takes_features_before_the_projection_and_other_test_rows(run):
     options = ("--model", "model", "-C", 1, "--batch-size", 8)
-    status, out, _ = run(
+    status, out, err = run(
         "probe", "pictures", "--test", "pictures", "--features", "before", *options
     )
+    assert any("knows these pictures by heart" in line for line in err)
     assert status == 0 and "fitted 30 rows with C = 1\n30 images of 3 classes" in out
     assert run("probe", "embedded", "-C", 1)[0] == 0
 

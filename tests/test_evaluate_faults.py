@@ -148,6 +148,7 @@ def run(data, monkeypatch, capsys) -> Run:
     return run
 
 
+@pytest.mark.filterwarnings("ignore:out is fitted and tested")
 def test_figures_are_printed_before_the_report_is_written(run, tmp_path, monkeypatch):
     for error in (MemoryError(), OSError(errno.ENOSPC, "No space left on device", "report")):
 

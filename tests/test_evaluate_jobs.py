@@ -88,7 +88,8 @@ def test_probe_is_the_linear_probe_on_the_embeddings(data, embeddings):
     assert result.scores.top1 == expected.score(images[is_test], labels[is_test])
     assert (result.num_fitted, result.scores.count, result.sweep) == (24, 6, None)
     assert result.class_names == sorted(COLOURS)
-    other = evaluate.probe(data / "embedded", test=data / "embedded", C=0.5)
+    with pytest.warns(UserWarning, match="by heart"):
+        other = evaluate.probe(data / "embedded", test=data / "embedded", C=0.5)
     assert (other.num_fitted, other.scores.count) == (30, 30)
     searched = evaluate.probe(data / "embedded")
     assert searched.sweep.best.C == searched.probe.C

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from clip_jax import Encoder, encoder
+from clip_jax import Encoder, adaptation, encoder
 from clip_jax.backends import optimize
 from clip_jax.catalog import CATALOG
 from clip_jax.evaluate import logistic
@@ -92,7 +92,7 @@ def test_the_encoders_programs_lower(config, parallel, monkeypatch):
     split = NamedSharding(over_devices(), PartitionSpec(DATA)) if parallel == "mesh" else None
     for features, rows in (
         (CLIP.image_features, abstract(8, n, n, 3, dtype=jnp.uint8, sharding=split)),
-        (encoder._text_features, abstract(8, 77, dtype=jnp.int32, sharding=split)),
+        (adaptation.text_features, abstract(8, 77, dtype=jnp.int32, sharding=split)),
     ):
         program = functools.partial(embedder._embed, features)
         compiled = jax.jit(program, out_shardings=split)

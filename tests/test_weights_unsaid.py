@@ -179,6 +179,7 @@ def rooms(bare, tmp_path):
 
 
 @pytest.mark.filterwarnings("default:.*doesn't say the activation")
+@pytest.mark.filterwarnings("ignore:.* is fitted and tested")
 def test_every_command_asks_for_it_and_takes_it(rooms, capsys):
     for name, command in rooms.items():
         words = list(map(str, command))

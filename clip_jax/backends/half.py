@@ -3,7 +3,7 @@
 from jax.typing import DTypeLike
 
 from clip_jax.nn import CLIP, build
-from clip_jax.nn.tree import variables
+from clip_jax.nn.tree import check_unadapted, variables
 
 
 def cast(model: CLIP, dtype: DTypeLike) -> CLIP:
@@ -12,7 +12,11 @@ def cast(model: CLIP, dtype: DTypeLike) -> CLIP:
     Its results are those of the same model with float32 parameters, in half the memory. Norms,
     temperature and logits' bias stay float32. It is for inference only: rounded matrices can't be
     trained.
+
+    Raises:
+        ValueError: the model has layers or settings that its configuration doesn't say.
     """
+    check_unadapted(model, "and would compute without them")
     arrays = {path: variable[...] for path, variable in variables(model).items()}
     norms = {path.rpartition("/")[0] for path in arrays if path.endswith("/scale")}
     result = build(model.config, dtype=dtype, precision=model.precision)

@@ -18,6 +18,7 @@ from clip_jax.evaluate.results import LeftOut
 from clip_jax.loading import CpuGate, Loader, loading
 from clip_jax.messages import some
 from clip_jax.nn import CLIP, flatten, from_parameters, parameters, unflatten
+from clip_jax.nn.tree import check_unadapted
 from clip_jax.picture_options import PictureOptions
 from clip_jax.preprocess import Preprocess
 from clip_jax.progress import Progress, remark
@@ -220,8 +221,10 @@ def without_projection(model: CLIP) -> CLIP:
     """Returns a ViT whose image embeddings are the features before the projection.
 
     Raises:
-        ValueError: the model is a ResNet.
+        ValueError: the model is a ResNet, or has layers or settings that its configuration doesn't
+            say.
     """
+    check_unadapted(model, "and would be evaluated without them")
     vision = model.config.vision
     if not isinstance(vision, ViTConfig):
         raise ValueError(

@@ -1,6 +1,7 @@
 """The job of `clip-jax eval probe`: a linear probe on the features of pictures."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -111,12 +112,18 @@ def probe(
         OSError: a source can't be read.
 
     Warns:
-        UserWarning: an embedding job is not finished.
+        UserWarning: an embedding job is not finished; or both sources are the same.
         ConvergenceWarning: as `LinearProbe.fit`.
     """
     check_parameters(1.0 if C is None else C, max_iter, tol, dtype)
     sources = [os.fspath(each) for each in (source, test) if each is not None]
     # What can be wrong is found before a model is loaded and pictures are read in vain.
+    if len({os.path.realpath(each) for each in sources}) < len(sources):
+        warnings.warn(
+            f"{sources[0]} is fitted and tested, so that the accuracy says how well the probe "
+            "knows these pictures by heart, and nothing of others",
+            stacklevel=3,
+        )
     folders = [class_folders(each)[0] for each in sources]
     check_classes(sources[0], folders[0], None, are_prompts=False)
     options = LoadOptions(

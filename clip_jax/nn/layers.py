@@ -11,7 +11,7 @@ from flax import nnx
 from jax.nn.initializers import Initializer, constant, normal, ones, zeros
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from clip_jax.config import Activation, TextConfig, ViTConfig
+from clip_jax.config import Activation, TextConfig, ViTConfig, check_activation
 from clip_jax.nn.linear import Linear, Rngs, parameter
 
 # A callback with the name and the value of each hidden state; the names are those of the official
@@ -78,6 +78,8 @@ def activate(x: Float[Array, "*b w"], activation: Activation) -> Float[Array, "*
             y = jax.nn.gelu(y, approximate=False)
         case "gelu_tanh":
             y = jax.nn.gelu(y, approximate=True)
+        case _:
+            check_activation(activation)  # raises
     return y.astype(x.dtype)
 
 

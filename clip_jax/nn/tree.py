@@ -84,6 +84,23 @@ def adaptations(model: CLIP) -> list[str]:
     return differences(model, plain)
 
 
+def check_unadapted(model: CLIP, otherwise: str) -> None:
+    """Checks that a model is what its configuration and its arrays say, but for its own class.
+
+    Args:
+        model: the model.
+        otherwise: what would become of it, such as "and would be loaded without them".
+
+    Raises:
+        ValueError: it has other layers or settings; lists them.
+    """
+    if own := [each for each in adaptations(model) if each.startswith("/")]:
+        raise ValueError(
+            f"the model has layers or settings that its configuration doesn't say, {otherwise}:\n"
+            f"{listed(own)}"
+        )
+
+
 def model_digest(model: CLIP) -> str:
     """Returns the SHA-256 of a model's configuration and parameters, and of how it was adapted."""
     arrays = flatten(parameters(model))

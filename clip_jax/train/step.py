@@ -20,7 +20,7 @@ from clip_jax.config import CLIPConfig, SigLIPConfig, ViTConfig
 from clip_jax.nn import CLIP, build
 from clip_jax.nn.clip import computing
 from clip_jax.nn.resnet import BatchNorm
-from clip_jax.nn.tree import variables
+from clip_jax.nn.tree import check_unadapted, variables
 from clip_jax.placement import default_device
 from clip_jax.train.gradients import Arrays, contrastive_gradients
 from clip_jax.train.losses import contrastive_metrics, sigmoid_metrics
@@ -126,7 +126,11 @@ def init_state(model: CLIP, config: OptimizerConfig, loss: str = "softmax") -> T
         config: the optimiser.
         loss: "softmax", or "sigmoid", which starts from its own published scale and bias, unless
             the model has a bias already.
+
+    Raises:
+        ValueError: the model has layers or settings that its configuration doesn't say.
     """
+    check_unadapted(model, "and would be trained without them")
     arrays = variables(model)
     parameters, statistics = (
         {

@@ -23,7 +23,7 @@ from clip_jax.errors import CheckpointError, is_exhausted
 from clip_jax.model_tokenizer import SETTINGS
 from clip_jax.nn import CLIP, flatten, misfits, parameters, unflatten
 from clip_jax.nn.clip import check_model
-from clip_jax.nn.tree import adaptations, listed
+from clip_jax.nn.tree import check_unadapted, listed
 from clip_jax.replace import replacing
 from clip_jax.sentence_piece import RULES, VOCABULARIES, AnyTokenizer, check_belongs
 from clip_jax.shapes import check_blocks, parameter_shapes
@@ -63,12 +63,7 @@ def save(
     """
     check_model(model)
     check_belongs(tokenizer, model.config.text.vocab_size)
-    # The class of the whole isn't kept; its arrays are all that the configuration asks for.
-    if own := [each for each in adaptations(model) if each.startswith("/")]:
-        raise ValueError(
-            f"the model has layers or settings that its configuration doesn't say, and would be "
-            f"loaded without them:\n{listed(own)}"
-        )
+    check_unadapted(model, "and would be loaded without them")
     files = {} if tokenizer is None else tokenizer.files()
     save_parameters(model.config, parameters(model), folder, tokenizer_files=files)
 
